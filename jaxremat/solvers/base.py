@@ -1,0 +1,69 @@
+"""The contract that every solver keeps: problem in, solution out; the replay, never the solver, certifies it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxremat.graph import Chain, Graph
+
+
+class Status(enum.Enum):
+    """What is known of a solution."""
+
+    OPTIMAL = "optimal"  # proven, within the schedules that the solver searches
+    FEASIBLE = "feasible"  # fits in the budget
+    OVER_BUDGET = "over budget"  # the smallest peak that was found, still above the budget
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solver found, with numbers from the replay.
+
+    Attributes:
+      schedule: [T] int32 node ids in execution order; repeats are recomputations. For a chain, stage ids as in
+        `operations`.
+      peak_bytes: replayed peak, resident bytes included.
+      cost: replayed cost, in the unit of the graph's costs.
+      status: optimal, feasible or over budget.
+      lower_bound: a cost below which no schedule in the solver's class can go; None unless proven.
+      solve_seconds: wall time spent.
+      solver: name of the solver.
+      operations: for chains, pairs (kind, stage) with kind forward_all, forward_checkpoint, forward_none or backward.
+    """
+
+    schedule: np.ndarray
+    peak_bytes: int
+    cost: float
+    status: Status
+    lower_bound: float | None = None
+    solve_seconds: float = 0.0
+    solver: str = ""
+    operations: tuple[tuple[str, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a solver hands to `solve`: a schedule (or chain operations) and what it proved, not yet certified."""
+
+    schedule: np.ndarray | None = None
+    operations: tuple[tuple[str, int], ...] = ()
+    lower_bound: float | None = None
+    optimal: bool = False
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A frozen dataclass of parameters with one method.
+
+    `propose` returns the cheapest schedule it finds within `budget_bytes`, or, where it finds none, the one with the
+    smallest peak it can reach; it never raises for want of memory. Equal seeds give equal proposals.
+    `time_limit` is in seconds; None means the solver's own default.
+    """
+
+    name: str
+
+    def propose(self, problem: Graph | Chain, budget_bytes: int, *, seed: int, time_limit: float | None) -> Proposal: ...
