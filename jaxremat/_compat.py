@@ -1,0 +1,79 @@
+"""The only room that touches what JAX does not promise to keep. Everything else imports these names.
+
+Checked against jax 0.11.1, 0.11.2 and 0.12.0.1 by tests/test_compat.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+from jax._src import core as _core
+from jax._src import source_info_util as _source
+from jax._src.interpreters import partial_eval as _partial_eval
+
+Jaxpr = _core.Jaxpr
+Eqn = _core.JaxprEqn
+Var = _core.Var
+Literal = _core.Literal
+DropVar = _core.DropVar
+Atom = Var | Literal
+
+
+def check_jaxpr(jaxpr: Jaxpr) -> None:
+    """Type-checks a jaxpr; raises JAX's own JaxprTypeError."""
+    _core.check_jaxpr(jaxpr)
+
+
+def is_jaxpr(x) -> bool:
+    return isinstance(x, Jaxpr)
+
+
+def consts_of(jaxpr: Jaxpr) -> list:
+    """The constants that a jaxpr carries, one per `constvars`."""
+    return list(jaxpr.consts)
+
+
+def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
+    """The same jaxpr without equations that neither reach an output nor have an effect; inputs stay."""
+    return _partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
+
+
+def bind(eqn: Eqn, inputs: list) -> list:
+    """Applies an equation's primitive to new inputs, under its own context, name stack and source position."""
+    stack = _source.current_name_stack() + eqn.source_info.name_stack
+    with _source.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
+        out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+@contextlib.contextmanager
+def at_position_of(eqn: Eqn) -> Iterator[None]:
+    """Work done inside is attributed to the equation's source position and name stack."""
+    stack = _source.current_name_stack() + eqn.source_info.name_stack
+    with _source.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
+        yield
+
+
+def name_stack(eqn: Eqn) -> str:
+    """The name stack of an equation, such as `GPT/block_3/query`, transformations included (`jvp(GPT)/...`)."""
+    return str(eqn.source_info.name_stack)
+
+
+def source_line(eqn: Eqn) -> str:
+    """`file.py:12 (function)` of the user's frame that made the equation, or an empty string."""
+    frame = _source.user_frame(eqn.source_info.traceback)
+    return f"{frame.file_name}:{frame.start_line} ({frame.function_name})" if frame else ""
+
+
+def scan_arity(eqn: Eqn) -> tuple[int, int]:
+    """(number of constants, number of carries) of a scan equation; the other inputs are scanned over."""
+    if "ft_in" in eqn.params:
+        consts, carry, _ = (len(group.vals) for group in eqn.params["ft_in"].unpack())
+        return consts, carry
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def jax_version() -> tuple[int, ...]:
+    return jax.__version_info__

@@ -1,0 +1,149 @@
+"""Reading and running jaxprs: the one interpreter that every pass of this library is an instance of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxremat import _compat
+from jaxremat._compat import Atom, Eqn, Jaxpr, Literal, Var
+
+Rule = Callable[[Eqn, list], list | None]
+
+_INLINE = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A traced function.
+
+    Attributes:
+      jaxpr: takes the flattened arguments, returns the flattened results; carries its own constants.
+      in_tree, out_tree: tree structure of (args,) and of the result.
+    """
+
+    jaxpr: Jaxpr
+    in_tree: Any
+    out_tree: Any
+
+
+def read(fun: Callable, *args) -> Program:
+    """Traces `fun` at the shapes of `args` (arrays or ShapeDtypeStructs, in any tree)."""
+    flat, in_tree = jax.tree.flatten(args)
+    trees = []
+
+    def flat_fun(*leaves):
+        out, out_tree = jax.tree.flatten(fun(*jax.tree.unflatten(in_tree, leaves)))
+        trees.append(out_tree)
+        return out
+
+    jaxpr = jax.make_jaxpr(flat_fun)(*flat)
+    return Program(jaxpr, in_tree, trees[-1])
+
+
+def inlined_body(eqn: Eqn) -> Jaxpr | None:
+    """The jaxpr of a call-like equation (jit, closed_call, remat) that means no more than its body; else None."""
+    key = _INLINE.get(eqn.primitive.name)
+    return eqn.params[key] if key else None
+
+
+def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None) -> list:
+    """Runs a jaxpr on `inputs`, equation by equation.
+
+    Args:
+      jaxpr: what to run; it carries its constants.
+      inputs: one value per `jaxpr.invars`, concrete or traced.
+      rule: called as rule(equation, inputs) before each equation; returns the outputs, or None to run the equation
+        as it stands.
+
+    Returns:
+      One value per `jaxpr.outvars`.
+    """
+    env: dict[Var, Any] = dict(zip(jaxpr.constvars, _compat.consts_of(jaxpr)))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+    last = last_readers(jaxpr)
+    for index, eqn in enumerate(jaxpr.eqns):
+        values = [value_of(env, atom) for atom in eqn.invars]
+        outputs = rule(eqn, values) if rule else None
+        if outputs is None:
+            outputs = _compat.bind(eqn, values)
+        env.update(zip(eqn.outvars, outputs, strict=True))
+        for atom in {*vars_of(eqn.invars), *eqn.outvars}:
+            if last.get(atom, -1) <= index:
+                env.pop(atom, None)
+    return [value_of(env, atom) for atom in jaxpr.outvars]
+
+
+def inline_rule(eqn: Eqn, inputs: list) -> list | None:
+    """A rule for `evaluate` that flattens call-like equations, at every depth outside loops and custom rules."""
+    body = inlined_body(eqn)
+    if body is None:
+        return None
+    with _compat.at_position_of(eqn):
+        return evaluate(body, inputs, inline_rule)
+
+
+def inline_calls(jaxpr: Jaxpr) -> Jaxpr:
+    """The same program with jit, closed_call and remat equations replaced by their bodies; dead code removed."""
+    flat = jax.make_jaxpr(lambda *xs: evaluate(jaxpr, xs, inline_rule))(*[shape_of(v) for v in jaxpr.invars])
+    flat = _compat.without_dead_code(flat)
+    _compat.check_jaxpr(flat)
+    return flat
+
+
+def last_readers(jaxpr: Jaxpr) -> dict[Var, int]:
+    """For each variable, the index of the last equation that reads it; outputs are read after the last one."""
+    last: dict[Var, int] = {}
+    for index, eqn in enumerate(jaxpr.eqns):
+        for var in vars_of(eqn.invars):
+            last[var] = index
+    for var in vars_of(jaxpr.outvars):
+        last[var] = len(jaxpr.eqns)
+    return last
+
+
+def value_of(env: dict[Var, Any], atom: Atom) -> Any:
+    return atom.val if isinstance(atom, Literal) else env[atom]
+
+
+def vars_of(atoms: Sequence[Atom]) -> list[Var]:
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
+
+
+def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and weak type of a variable, as an abstract argument."""
+    aval = atom.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def size_bytes(atom: Atom) -> int:
+    """Bytes of a variable's array; typed PRNG keys count their raw words; tokens count nothing."""
+    aval = atom.aval
+    if not hasattr(aval, "shape"):
+        return 0
+    dtype = aval.dtype
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        itemsize = int(np.prod(jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).shape)) * 4
+    else:
+        itemsize = np.dtype(dtype).itemsize
+    return int(np.prod(aval.shape, dtype=object)) * itemsize
+
+
+def subjaxprs(eqn: Eqn) -> list[Jaxpr]:
+    """Every jaxpr among an equation's parameters: loop bodies, branches, call bodies."""
+    return [x for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=_compat.is_jaxpr) if _compat.is_jaxpr(x)]
+
+
+def has_effects(eqn: Eqn) -> bool:
+    return bool(eqn.effects)
