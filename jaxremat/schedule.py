@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxremat.errors import GraphError
-from jaxremat.graph import Graph
+from jaxremat.graph import Chain, Graph
+
+OPERATION_KINDS = ("forward_all", "forward_checkpoint", "forward_none", "backward")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,3 +90,60 @@ def replay(graph: Graph, schedule: Sequence[int] | np.ndarray) -> Timeline:
     np.add.at(change, spans[:, 2] + 1, -graph.value_bytes[spans[:, 0]])
     live = np.cumsum(change[:-1]) + graph.workspace_bytes[steps] + graph.resident_bytes
     return Timeline(steps.astype(np.int32), live, float(graph.costs[steps].sum()), spans)
+
+
+def replay_operations(chain: Chain, operations: Sequence[tuple[str, int]]) -> tuple[int, float]:
+    """Runs Rotor operations on a chain on paper, exactly.
+
+    The input of stage 1 is held throughout and the gradient of the last output from the start. An output is dropped
+    by the `forward_none` that reads it or with the backward of the stage that read it; what `forward_all` keeps of
+    stage l, its output included, with the backward of stage l.
+
+    Args:
+      chain: the chain.
+      operations: pairs (kind, stage), stages 1..L, kind one of forward_all, forward_checkpoint, forward_none, backward.
+
+    Returns:
+      (peak_bytes, seconds).
+
+    Raises:
+      GraphError: if an operation is unknown, lacks what it reads, or the gradient of the input is never reached.
+    """
+    length = chain.num_stages
+    output = [chain.input_bytes, *chain.output_bytes.tolist()]
+    gradient = [chain.input_bytes, *chain.gradient_bytes.tolist()]
+    saved, forward_overhead = chain.saved_bytes.tolist(), chain.forward_overhead_bytes.tolist()
+    backward_overhead = chain.backward_overhead_bytes.tolist()
+    live = {("output", 0): output[0], ("gradient", length): gradient[length]}
+    peak, seconds = sum(live.values()), 0.0
+    for kind, stage in operations:
+        _require_operation(kind, stage, live, length)
+        held = sum(live.values())
+        if kind == "backward":
+            peak = max(peak, held + gradient[stage - 1] + backward_overhead[stage - 1])
+            live[("gradient", stage - 1)] = gradient[stage - 1]
+            del live[("saved", stage)], live[("gradient", stage)]
+            seconds += float(chain.backward_seconds[stage - 1])
+        else:
+            made = ("saved", stage) if kind == "forward_all" else ("output", stage)
+            made_bytes = saved[stage - 1] if kind == "forward_all" else output[stage]
+            peak = max(peak, held + (0 if made in live else made_bytes) + forward_overhead[stage - 1])
+            live[made] = made_bytes
+            seconds += float(chain.forward_seconds[stage - 1])
+        if kind in ("backward", "forward_none") and stage > 1:
+            live.pop(("output", stage - 1), None)
+    if ("gradient", 0) not in live:
+        raise GraphError("the operations never reach the gradient of the input: stage 1 has no backward")
+    return int(peak), seconds
+
+
+def _require_operation(kind: str, stage: int, live: dict[tuple[str, int], int], length: int) -> None:
+    """Raises GraphError where an operation is unknown or what it reads is not live."""
+    if kind not in OPERATION_KINDS or not 1 <= stage <= length:
+        raise GraphError(f"operation ({kind!r}, {stage}): kinds are {', '.join(OPERATION_KINDS)}, stages 1..{length}")
+    if ("output", stage - 1) not in live and ("saved", stage - 1) not in live:
+        raise GraphError(f"operation ({kind!r}, {stage}) runs without the output of stage {stage - 1}")
+    if kind == "backward":
+        for needed in (("saved", stage), ("gradient", stage)):
+            if needed not in live:
+                raise GraphError(f"backward of stage {stage} runs without its {needed[0]} set")
