@@ -58,7 +58,7 @@ def inlined_body(eqn: Eqn) -> Jaxpr | None:
     return eqn.params[key] if key else None
 
 
-def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None) -> list:
+def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: Sequence | None = None) -> list:
     """Runs a jaxpr on `inputs`, equation by equation.
 
     Args:
@@ -66,11 +66,12 @@ def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None) -> list:
       inputs: one value per `jaxpr.invars`, concrete or traced.
       rule: called as rule(equation, inputs) before each equation; returns the outputs, or None to run the equation
         as it stands.
+      consts: stand-ins for the constants that the jaxpr carries; its own by default.
 
     Returns:
       One value per `jaxpr.outvars`.
     """
-    env: dict[Var, Any] = dict(zip(jaxpr.constvars, _compat.consts_of(jaxpr)))
+    env: dict[Var, Any] = dict(zip(jaxpr.constvars, _compat.consts_of(jaxpr) if consts is None else consts))
     env.update(zip(jaxpr.invars, inputs, strict=True))
     last = last_readers(jaxpr)
     for index, eqn in enumerate(jaxpr.eqns):

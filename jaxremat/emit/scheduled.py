@@ -1,0 +1,209 @@
+"""A schedule as a JAX function: a custom_vjp whose forward and backward run the schedule's steps.
+
+The forward runs the steps before the first one that depends on a cotangent, and keeps what later steps still read.
+The backward runs the rest, in segments. A segment that recomputes receives what it recomputes from through one
+optimization barrier together with the cotangents that enter it: XLA can then neither merge the recomputation with
+the first computation nor start it early.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxremat import _compat
+from jaxremat._compat import Eqn, Var
+from jaxremat.errors import EmissionError
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of the backward.
+
+    Attributes:
+      eqns: recomputed and backward equations, in order.
+      recomputed: how many of them are recomputations.
+      fenced: what enters through the barrier; empty where nothing is recomputed.
+    """
+
+    eqns: tuple[Eqn, ...]
+    recomputed: int
+    fenced: tuple[Var, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """A schedule in terms of equations.
+
+    Attributes:
+      forward: equations of the forward pass.
+      residuals: variables that the backward reads from the forward, inputs of the program included.
+      backward: segments of the backward pass.
+    """
+
+    forward: tuple[Eqn, ...]
+    residuals: tuple[Var, ...]
+    backward: tuple[Segment, ...]
+
+
+def write_script(joint: Joint, schedule: Sequence[int], fences: Sequence[int] | None = None) -> Script:
+    """Splits a schedule at its first backward step, and the backward into fenced segments.
+
+    Args:
+      joint: the program; node i of the schedule is equation i.
+      schedule: [T] node ids.
+      fences: steps of the schedule at which a new segment opens; by default, wherever a recomputation follows a
+        backward step.
+    """
+    steps = np.asarray(schedule, np.int64)
+    backward = joint.is_backward[steps]
+    start = int(backward.argmax()) if backward.any() else steps.size
+    start -= int(_recomputed_before(steps, start))
+    if fences is None:
+        fences = [t for t in range(start + 1, steps.size) if backward[t - 1] and not backward[t]]
+    bounds = sorted({start, *(t for t in fences if t > start), steps.size})
+    forward = tuple(joint.eqns[node] for node in steps[:start])
+    residuals = _read_before_made(joint, [joint.eqns[node] for node in steps[start:]])
+    script, made = [], set(joint.cotangents)
+    for first, end in zip(bounds, bounds[1:]):
+        eqns = tuple(joint.eqns[node] for node in steps[first:end])
+        again = [joint.eqns[node] for node in steps[first:end] if not joint.is_backward[node]]
+        script.append(Segment(eqns, len(again), _fenced(joint, eqns, again, made)))
+        made.update(v for eqn in eqns for v in eqn.outvars)
+    return Script(forward, residuals, tuple(script))
+
+
+def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, list]:
+    """(outputs, residual values) of the forward pass."""
+    env = _constants(joint) | dict(zip(joint.inputs, inputs, strict=True))
+    _run(script.forward, env)
+    return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
+
+
+def run_backward(joint: Joint, script: Script, residuals: Sequence, cotangents: Sequence) -> list:
+    """One gradient per differentiated input."""
+    env = _constants(joint) | dict(zip(script.residuals, residuals, strict=True))
+    env.update(zip(joint.cotangents, cotangents, strict=True))
+    for segment in script.backward:
+        inside = dict(env)
+        if segment.fenced:
+            inside.update(zip(segment.fenced, lax.optimization_barrier([env[v] for v in segment.fenced])))
+        _run(segment.eqns, inside)
+        env.update((v, inside[v]) for eqn in segment.eqns for v in eqn.outvars)
+    return [jaxprs.value_of(env, v) for v in joint.gradients]
+
+
+def emit_scheduled(joint: Joint, script: Script) -> Callable[..., list]:
+    """The flat primal function whose gradient runs the script.
+
+    It takes the primal's flat inputs and returns its flat outputs. Differentiating it with respect to an input that
+    was not planned, or through an output that was declared auxiliary, raises EmissionError.
+    """
+    primal = joint.primal
+
+    @jax.custom_vjp
+    def scheduled(*inputs):
+        return jaxprs.evaluate(primal.jaxpr, inputs)
+
+    def forward(*inputs):
+        _refuse_unplanned(primal, [i.perturbed for i in inputs])
+        return run_forward(joint, script, [i.value for i in inputs])
+
+    def backward(residuals, cotangents):
+        planned = [_instantiated(cotangents[i], primal.jaxpr.outvars[i]) for i in primal.cotangents_of]
+        _refuse_auxiliary(primal, cotangents)
+        gradients: list[Any] = [None] * len(primal.jaxpr.invars)
+        for i, gradient in zip(primal.wrt, run_backward(joint, script, residuals, planned)):
+            gradients[i] = gradient
+        return tuple(gradients)
+
+    scheduled.defvjp(forward, backward, symbolic_zeros=True)
+    return scheduled
+
+
+def _recomputed_before(steps: np.ndarray, start: int) -> int:
+    """How many steps right before the first backward step repeat earlier ones: they belong to the backward."""
+    seen: set[int] = set()
+    repeats = []
+    for node in steps[:start].tolist():
+        repeats.append(node in seen)
+        seen.add(node)
+    trailing = 0
+    while trailing < start and repeats[start - 1 - trailing]:
+        trailing += 1
+    return trailing
+
+
+def _read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
+    made: set[Var] = {*joint.cotangents, *joint.jaxpr.constvars}
+    read: dict[Var, None] = {}
+    for eqn in tail:
+        read.update((v, None) for v in jaxprs.vars_of(eqn.invars) if v not in made)
+        made.update(eqn.outvars)
+    read.update((v, None) for v in jaxprs.vars_of(joint.gradients) if v not in made)
+    return tuple(read)
+
+
+def _fenced(joint: Joint, eqns: Sequence[Eqn], again: Sequence[Eqn], made: set[Var]) -> tuple[Var, ...]:
+    """What the recomputed equations read from outside, and the cotangents that the segment reads from before it."""
+    if not again:
+        return ()
+    inside = {v for eqn in eqns for v in eqn.outvars}
+    forward_values = {v for eqn, late in zip(joint.eqns, joint.is_backward) if not late for v in eqn.outvars}
+    sources = [v for eqn in again for v in jaxprs.vars_of(eqn.invars) if v not in inside]
+    cotangents = [
+        v for eqn in eqns for v in jaxprs.vars_of(eqn.invars) if v in made and v not in inside and v not in forward_values
+    ]
+    constants = set(joint.jaxpr.constvars)
+    return tuple(v for v in dict.fromkeys((*sources, *cotangents)) if v not in constants and _can_be_fenced(v))
+
+
+def _can_be_fenced(var: Var) -> bool:
+    return not jax.dtypes.issubdtype(var.aval.dtype, jax.dtypes.extended)
+
+
+def _constants(joint: Joint) -> dict[Var, Any]:
+    return dict(zip(joint.jaxpr.constvars, _compat.consts_of(joint.jaxpr)))
+
+
+def _run(eqns: Sequence[Eqn], env: dict[Var, Any]) -> None:
+    for eqn in eqns:
+        env.update(zip(eqn.outvars, _compat.bind(eqn, [jaxprs.value_of(env, v) for v in eqn.invars]), strict=True))
+
+
+def _instantiated(cotangent, var: Var):
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return jnp.zeros(var.aval.shape, var.aval.dtype)
+    return cotangent
+
+
+def _refuse_unplanned(primal, perturbed: Sequence[bool]) -> None:
+    unplanned = [i for i, p in enumerate(perturbed) if p and i not in set(primal.wrt)]
+    if unplanned:
+        raise EmissionError(
+            f"this plan was made for the gradient with respect to {len(primal.wrt)} inputs, but {len(unplanned)} others are"
+            " differentiated too. Plan again with argnums=... naming every argument that you differentiate."
+        )
+
+
+def _refuse_auxiliary(primal, cotangents: Sequence) -> None:
+    zero = jax.custom_derivatives.SymbolicZero
+    auxiliary = set(range(len(cotangents))) - set(primal.cotangents_of)
+    used = [
+        i
+        for i in auxiliary
+        if not isinstance(cotangents[i], zero) and jnp.issubdtype(primal.jaxpr.outvars[i].aval.dtype, jnp.inexact)
+    ]
+    if used:
+        raise EmissionError(
+            f"{len(used)} auxiliary outputs are differentiated; the plan was made with has_aux=True, where only the first"
+            " result is. Plan again with has_aux=False."
+        )

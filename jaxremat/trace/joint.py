@@ -1,0 +1,246 @@
+"""The joint program: forward and backward of a function in one flat jaxpr.
+
+`jax.vjp` under `make_jaxpr` shows everything that a gradient computes. Equations that depend on a cotangent are the
+backward; the rest is the forward, values that only the backward reads included. A plan is free to reorder and repeat
+any of them, which a jaxpr of the primal function alone would not allow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxremat import _compat
+from jaxremat._compat import Eqn, Jaxpr, Var
+from jaxremat.errors import ArgumentError
+from jaxremat.trace import jaxpr as jaxprs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Primal:
+    """A traced function before differentiation, flat.
+
+    Attributes:
+      jaxpr: inputs are the captured values, then the argument leaves; call-like equations are inlined.
+      captured: outer tracers that the function closes over, now explicit inputs.
+      wrt: indices into the jaxpr's inputs that are differentiated.
+      cotangents_of: indices of the outputs that receive a cotangent.
+      in_tree, out_tree: tree structure of (args,) and of the result.
+    """
+
+    jaxpr: Jaxpr
+    captured: tuple
+    wrt: tuple[int, ...]
+    cotangents_of: tuple[int, ...]
+    in_tree: Any
+    out_tree: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Joint:
+    """Forward and backward in one flat jaxpr.
+
+    Attributes:
+      primal: what was differentiated.
+      jaxpr: inputs are the primal's inputs, then one cotangent per `primal.cotangents_of`; outputs are the primal's
+        outputs, then one gradient per `primal.wrt`.
+    """
+
+    primal: Primal
+    jaxpr: Jaxpr
+
+    @property
+    def inputs(self) -> list[Var]:
+        return self.jaxpr.invars[: len(self.primal.jaxpr.invars)]
+
+    @property
+    def cotangents(self) -> list[Var]:
+        return self.jaxpr.invars[len(self.primal.jaxpr.invars) :]
+
+    @property
+    def outputs(self) -> list:
+        return self.jaxpr.outvars[: len(self.primal.jaxpr.outvars)]
+
+    @property
+    def gradients(self) -> list:
+        return self.jaxpr.outvars[len(self.primal.jaxpr.outvars) :]
+
+    @property
+    def eqns(self) -> list[Eqn]:
+        return self.jaxpr.eqns
+
+    @functools.cached_property
+    def is_backward(self) -> np.ndarray:
+        """[N] bool: equations that depend on a cotangent."""
+        dependent = set(self.cotangents)
+        backward = np.zeros(len(self.eqns), bool)
+        for index, eqn in enumerate(self.eqns):
+            if any(var in dependent for var in jaxprs.vars_of(eqn.invars)):
+                dependent.update(eqn.outvars)
+                backward[index] = True
+        return backward
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.jaxpr)
+
+
+def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int], has_aux: bool) -> Primal:
+    """Traces `fun` at the shapes of `args` and says what is differentiated.
+
+    Args:
+      fun: any JAX function.
+      args: arrays or ShapeDtypeStructs, in trees.
+      argnums: as in `jax.grad`.
+      has_aux: whether `fun` returns (result, auxiliary data); auxiliary data receive no cotangent.
+
+    Raises:
+      ArgumentError: if `argnums` is out of range, or there is nothing to differentiate.
+    """
+    program = jaxprs.read(fun, *args)
+    captured = tuple(c for c in _compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
+    jaxpr = _explicit_captures(program.jaxpr, captured)
+    wrt = _differentiated_leaves(args, argnums, len(captured), jaxpr)
+    outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
+    return Primal(jaxpr, captured, wrt, outputs, program.in_tree, program.out_tree)
+
+
+def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None) -> Joint:
+    """The joint jaxpr of a primal program.
+
+    Args:
+      primal: the program.
+      run: runs the primal on flat inputs in another way (with rewritten loops, say); as it stands by default.
+    """
+    run = run or (lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs))
+    with_cotangent, others = primal.cotangents_of, _complement(primal.cotangents_of, len(primal.jaxpr.outvars))
+
+    def joint(inputs, cotangents):
+        def differentiable(*free):
+            outputs = run(_placed(inputs, primal.wrt, free))
+            return [outputs[i] for i in with_cotangent], [outputs[i] for i in others]
+
+        results, pull_back, rest = jax.vjp(differentiable, *[inputs[i] for i in primal.wrt], has_aux=True)
+        outputs = _placed([None] * len(primal.jaxpr.outvars), (*with_cotangent, *others), (*results, *rest))
+        return outputs, list(pull_back(cotangents))
+
+    inputs = [jaxprs.shape_of(v) for v in primal.jaxpr.invars]
+    cotangents = [cotangent_shape(primal.jaxpr.outvars[i]) for i in with_cotangent]
+    return Joint(primal, jaxprs.inline_calls(jax.make_jaxpr(joint)(inputs, cotangents)))
+
+
+def trace_joint(fun: Callable, *args, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Joint:
+    """`read_primal`, then `differentiate`."""
+    return differentiate(read_primal(fun, args, argnums, has_aux))
+
+
+def cotangent_shape(atom) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+
+
+def fingerprint(jaxpr: Jaxpr) -> str:
+    """A digest of what a jaxpr computes: primitives, parameters, shapes and wiring, not the values of constants."""
+    digest = hashlib.sha256()
+    for line in describe(jaxpr):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def describe(jaxpr: Jaxpr) -> list[str]:
+    """One line per input and equation, the same for equal programs in any process."""
+    number: dict[Var, int] = {}
+
+    def refer(atom) -> str:
+        return f"%{number[atom]}" if isinstance(atom, Var) else f"{atom.val}:{atom.aval.str_short()}"
+
+    lines = []
+    for var in (*jaxpr.constvars, *jaxpr.invars):
+        number[var] = len(number)
+        lines.append(f"input {var.aval.str_short()}")
+    for eqn in jaxpr.eqns:
+        reads = ",".join(map(refer, eqn.invars))
+        for var in eqn.outvars:
+            number[var] = len(number)
+        makes = ",".join(v.aval.str_short() for v in eqn.outvars)
+        lines.append(f"{eqn.primitive.name}({reads})->{makes} {_stable_params(eqn)}")
+    lines.append("return " + ",".join(map(refer, jaxpr.outvars)))
+    return lines
+
+
+def _stable_params(eqn: Eqn) -> str:
+    parts = []
+    for key, value in sorted(eqn.params.items()):
+        if _compat.is_jaxpr(value):
+            parts.append(f"{key}={'|'.join(describe(value))}")
+        elif isinstance(value, tuple) and value and all(map(_compat.is_jaxpr, value)):
+            parts.append(f"{key}={';'.join('|'.join(describe(v)) for v in value)}")
+        elif not callable(value):
+            parts.append(f"{key}={re.sub(r'0x[0-9a-f]+', '', str(value))}")
+    return " ".join(parts)
+
+
+def _explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
+    position = {id(c): i for i, c in enumerate(captured)}
+    own = _compat.consts_of(jaxpr)
+
+    def run(*inputs):
+        consts = [inputs[position[id(c)]] if id(c) in position else c for c in own]
+        return jaxprs.evaluate(jaxpr, inputs[len(captured) :], jaxprs.inline_rule, consts)
+
+    shapes = [jax.ShapeDtypeStruct(c.shape, c.dtype) for c in captured] + [jaxprs.shape_of(v) for v in jaxpr.invars]
+    flat = _compat.without_dead_code(jax.make_jaxpr(run)(*shapes))
+    _compat.check_jaxpr(flat)
+    return flat
+
+
+def _differentiated_leaves(args: Sequence, argnums, num_captured: int, jaxpr: Jaxpr) -> tuple[int, ...]:
+    wanted = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not wanted or any(not -len(args) <= i < len(args) for i in wanted):
+        raise ArgumentError(f"argnums={argnums} must name arguments 0..{len(args) - 1} of the function")
+    wanted = tuple(i % len(args) for i in wanted)
+    leaf_argument = [i for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
+    leaves = jaxpr.invars[num_captured:]
+    chosen = [i for i, argument in enumerate(leaf_argument) if argument in wanted]
+    for i in chosen:
+        if not jnp.issubdtype(leaves[i].aval.dtype, jnp.inexact):
+            raise ArgumentError(
+                f"argument {leaf_argument[i]} holds a leaf of dtype {leaves[i].aval.dtype}; gradients need floating"
+                f" or complex leaves. Choose other arguments with argnums=..."
+            )
+    if not chosen:
+        raise ArgumentError(f"argnums={argnums} names arguments without any array: there is nothing to differentiate")
+    captured = [i for i in range(num_captured) if jnp.issubdtype(jaxpr.invars[i].aval.dtype, jnp.inexact)]
+    return (*captured, *(num_captured + i for i in chosen))
+
+
+def _differentiated_outputs(out_tree, has_aux: bool, jaxpr: Jaxpr) -> tuple[int, ...]:
+    number = len(jaxpr.outvars)
+    if has_aux:
+        parts = jax.tree.unflatten(out_tree, range(number))
+        if not (isinstance(parts, tuple) and len(parts) == 2):
+            raise ArgumentError("has_aux=True, but the function does not return a pair (result, auxiliary data)")
+        number = len(jax.tree.leaves(parts[0]))
+    chosen = tuple(i for i in range(number) if jnp.issubdtype(jaxpr.outvars[i].aval.dtype, jnp.inexact))
+    if not chosen:
+        dtypes = sorted({str(v.aval.dtype) for v in jaxpr.outvars})
+        raise ArgumentError(f"the function returns only {', '.join(dtypes) or 'nothing'}: there is nothing to differentiate")
+    return chosen
+
+
+def _complement(indices: Sequence[int], number: int) -> tuple[int, ...]:
+    return tuple(i for i in range(number) if i not in set(indices))
+
+
+def _placed(values: Sequence, indices: Sequence[int], replacements: Sequence) -> list:
+    out = list(values)
+    for i, value in zip(indices, replacements, strict=True):
+        out[i] = value
+    return out
