@@ -1,0 +1,26 @@
+"""Solvers by name. A solver is selected by its name or given as an instance of its class, parameters included."""
+
+from __future__ import annotations
+
+from jaxremat.errors import ArgumentError
+from jaxremat.solvers.base import Solver
+
+SOLVERS: dict[str, type[Solver]] = {}
+
+
+def solver_named(solver: str | Solver | type[Solver]) -> Solver:
+    """The solver that a name, a class or an instance stands for.
+
+    Raises:
+      ArgumentError: for a name that no solver has, or an object that is not a solver.
+    """
+    if isinstance(solver, str):
+        if solver not in SOLVERS:
+            raise ArgumentError(f"no solver is called {solver!r}; the solvers are {', '.join(SOLVERS)}")
+        return SOLVERS[solver]()
+    made = solver() if isinstance(solver, type) else solver
+    if not isinstance(made, Solver):
+        raise ArgumentError(
+            f"{solver!r} is not a solver: give a name ({', '.join(SOLVERS)}) or an instance of a class in jaxremat.solvers"
+        )
+    return made

@@ -1,0 +1,163 @@
+"""The one entrance to every solver: checks the question, asks the solver, replays the answer."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from jaxremat.errors import ArgumentError, BudgetError, GraphError
+from jaxremat.graph import Chain, Graph
+from jaxremat.schedule import Timeline, replay, replay_operations
+from jaxremat.solvers.base import Proposal, Solution, Solver, Status
+from jaxremat.solvers.registry import solver_named
+
+_FLOOR_ATTEMPTS = 4
+_NAMED_AT_PEAK = 5
+
+
+def solve(
+    problem: Graph | Chain,
+    budget: int,
+    solver: str | Solver | type[Solver] = "auto",
+    seed: int = 0,
+    time_limit: float | None = None,
+) -> Solution:
+    """Finds the cheapest schedule whose replayed peak stays within a budget.
+
+    Args:
+      problem: a graph, or a chain (for "auto" and "rotor").
+      budget: bytes; bounds the replayed peak, resident bytes included.
+      solver: "auto", another solver's name, or an instance of a class in `jaxremat.solvers`.
+      seed: equal seeds give equal solutions, unless a time limit cuts the search short.
+      time_limit: seconds the solver may take; None means the solver's own default.
+
+    Returns:
+      The solution, with peak and cost taken from the replay and never from the solver.
+
+    Raises:
+      BudgetError: where no schedule fits; its `min_peak_bytes` is a budget that the same call would meet.
+      ArgumentError: for an unknown solver, a solver that does not take this problem, or a malformed argument.
+    """
+    budget_bytes = _checked_budget(budget)
+    chosen = solver_named(solver)
+    if not isinstance(problem, Graph | Chain):
+        raise ArgumentError(
+            f"solve takes a Graph or a Chain, not {type(problem).__name__}; jaxremat.trace makes a Graph of a function"
+        )
+    if time_limit is not None and not time_limit > 0:
+        raise ArgumentError(f"time_limit is {time_limit}; give a positive number of seconds, or None")
+    deadline = _Deadline(time_limit)
+    solution = _certified(problem, budget_bytes, chosen, seed, deadline)
+    if solution.status is Status.OVER_BUDGET:
+        _refuse(problem, budget_bytes, _reachable(problem, solution, chosen, seed, deadline))
+    return solution
+
+
+class _Deadline:
+    """What is left of a time limit; every further question gets at least a tenth of the whole."""
+
+    def __init__(self, time_limit: float | None):
+        self.limit = time_limit
+        self.start = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.start
+
+    @property
+    def remaining(self) -> float | None:
+        return None if self.limit is None else max(self.limit - self.elapsed, 0.1 * self.limit)
+
+
+def _checked_budget(budget) -> int:
+    whole = isinstance(budget, int | np.integer) or (
+        isinstance(budget, float) and budget.is_integer() and budget != 1.0
+    )
+    if not whole or isinstance(budget, bool):
+        raise ArgumentError(
+            f"budget is {budget!r}; give bytes as an integer (jaxremat.plan also takes '12GiB' and fractions)"
+        )
+    if budget <= 0:
+        raise ArgumentError(f"budget is {budget} bytes; give a positive number of bytes")
+    return int(budget)
+
+
+def _certified(problem: Graph | Chain, budget_bytes: int, solver: Solver, seed: int, deadline: _Deadline) -> Solution:
+    """Asks the solver and replays what it proposes."""
+    start = time.perf_counter()
+    proposal = solver.propose(problem, budget_bytes, seed=seed, time_limit=deadline.remaining)
+    schedule, peak_bytes, cost = _replayed(problem, proposal, solver)
+    fits = peak_bytes <= budget_bytes
+    status = Status.OVER_BUDGET if not fits else Status.OPTIMAL if proposal.optimal else Status.FEASIBLE
+    return Solution(
+        schedule=schedule,
+        peak_bytes=peak_bytes,
+        cost=cost,
+        status=status,
+        lower_bound=proposal.lower_bound,
+        solve_seconds=time.perf_counter() - start,
+        solver=solver.name,
+        operations=tuple(proposal.operations),
+    )
+
+
+def _replayed(problem: Graph | Chain, proposal: Proposal, solver: Solver) -> tuple[np.ndarray, int, float]:
+    """(schedule, peak bytes, cost) of a proposal."""
+    if isinstance(problem, Chain):
+        peak_bytes, cost = replay_operations(problem, proposal.operations)
+        return np.asarray([stage for _, stage in proposal.operations], np.int32), peak_bytes, cost
+    if proposal.schedule is None:
+        raise GraphError(f"solver {solver.name!r} proposed no schedule for a graph")
+    timeline = replay(problem, proposal.schedule)
+    _require_pinned_once(problem, timeline.schedule, solver)
+    return timeline.schedule, timeline.peak_bytes, timeline.cost
+
+
+def _require_pinned_once(graph: Graph, schedule: np.ndarray, solver: Solver) -> None:
+    ran = schedule[graph.pinned[schedule]]
+    if not np.array_equal(ran, np.flatnonzero(graph.pinned)):
+        raise GraphError(f"solver {solver.name!r} repeats or reorders pinned nodes: they ran as {ran.tolist()[:20]}")
+
+
+def _reachable(problem: Graph | Chain, found: Solution, solver: Solver, seed: int, deadline: _Deadline) -> Solution:
+    """A solution whose peak, asked for as a budget, is really met by the same solver and seed."""
+    for _ in range(_FLOOR_ATTEMPTS):
+        again = _certified(problem, found.peak_bytes, solver, seed, deadline)
+        if again.status is not Status.OVER_BUDGET:
+            return again
+        found = again
+    return found
+
+
+def _refuse(problem: Graph | Chain, budget_bytes: int, smallest: Solution) -> None:
+    message = (
+        f"no schedule within {budget_bytes} bytes was found by {smallest.solver!r}; the smallest peak reached is "
+        f"{smallest.peak_bytes} bytes ({smallest.peak_bytes / budget_bytes:.2f} times the budget). "
+    )
+    if isinstance(problem, Graph):
+        message += _dominating(problem, replay(problem, smallest.schedule)) + ". "
+    remedy = f"Raise the budget to at least {smallest.peak_bytes} bytes, or make the largest values smaller"
+    raise BudgetError(message + remedy, min_peak_bytes=smallest.peak_bytes, budget_bytes=budget_bytes)
+
+
+def _dominating(graph: Graph, timeline: Timeline) -> str:
+    """What is live at the peak, largest first, by node name."""
+    step = timeline.peak_step
+    live = sorted(timeline.live_values(step).tolist(), key=lambda value: (-int(graph.value_bytes[value]), value))
+    named = [
+        f"{node_name(graph, int(graph.producer[v]))} ({int(graph.value_bytes[v])} bytes)" for v in live[:_NAMED_AT_PEAK]
+    ]
+    if len(live) > _NAMED_AT_PEAK:
+        named.append(f"{len(live) - _NAMED_AT_PEAK} smaller values")
+    node = int(timeline.schedule[step])
+    if graph.workspace_bytes[node]:
+        named.append(f"workspace ({int(graph.workspace_bytes[node])} bytes)")
+    if graph.resident_bytes:
+        named.append(f"arguments and parameters ({graph.resident_bytes} bytes)")
+    return f"At the peak, while {node_name(graph, node)} runs, these are live: {', '.join(named) or 'nothing'}"
+
+
+def node_name(graph: Graph, node: int) -> str:
+    """The node's name for people, or `node 12`."""
+    return graph.names[node] if graph.names else f"node {node}"
