@@ -1,0 +1,1 @@
+from jaxremat import compact as compact
