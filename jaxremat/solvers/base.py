@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxremat.errors import ArgumentError
 from jaxremat.graph import Chain, Graph
 
 
@@ -66,4 +67,28 @@ class Solver(Protocol):
 
     name: str
 
-    def propose(self, problem: Graph | Chain, budget_bytes: int, *, seed: int, time_limit: float | None) -> Proposal: ...
+    def propose(
+        self, problem: Graph | Chain, budget_bytes: int, *, seed: int, time_limit: float | None
+    ) -> Proposal: ...
+
+
+def require_graph(problem: Graph | Chain, solver: str) -> Graph:
+    """The problem itself, where it is a graph.
+
+    Raises:
+      ArgumentError: for a chain.
+    """
+    if not isinstance(problem, Graph):
+        raise ArgumentError(f"solver {solver!r} takes a Graph, not a {type(problem).__name__}; chains go to 'rotor'")
+    return problem
+
+
+def require_chain(problem: Graph | Chain, solver: str) -> Chain:
+    """The problem itself, where it is a chain.
+
+    Raises:
+      ArgumentError: for a graph.
+    """
+    if not isinstance(problem, Chain):
+        raise ArgumentError(f"solver {solver!r} takes a Chain, not a {type(problem).__name__}; graphs go to 'auto'")
+    return problem
