@@ -71,7 +71,7 @@ def write_script(joint: Joint, schedule: Sequence[int], fences: Sequence[int] | 
         fences = [t for t in range(start + 1, steps.size) if backward[t - 1] and not backward[t]]
     bounds = sorted({start, *(t for t in fences if t > start), steps.size})
     forward = tuple(joint.eqns[node] for node in steps[:start])
-    residuals = _read_before_made(joint, [joint.eqns[node] for node in steps[start:]])
+    residuals = read_before_made(joint, [joint.eqns[node] for node in steps[start:]])
     script, made = [], set(joint.cotangents)
     for first, end in zip(bounds, bounds[1:]):
         eqns = tuple(joint.eqns[node] for node in steps[first:end])
@@ -142,7 +142,8 @@ def _recomputed_before(steps: np.ndarray, start: int) -> int:
     return trailing
 
 
-def _read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
+def read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
+    """What a stretch of the program that runs to its end, gradients included, reads from before it."""
     made: set[Var] = {*joint.cotangents, *joint.jaxpr.constvars}
     read: dict[Var, None] = {}
     for eqn in tail:
