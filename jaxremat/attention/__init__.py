@@ -1,0 +1,1 @@
+from jaxremat.attention.dot_product import dot_product_attention as dot_product_attention

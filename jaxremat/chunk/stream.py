@@ -1,0 +1,212 @@
+"""The streaming softmax: log-sum-exp over one axis, and the weighted mean of values, without the scores.
+
+Rabe & Staats, "Self-attention does not need O(n^2) memory" (2021): scores are computed tile by tile, and a running
+maximum, sum and weighted sum per row are rescaled as the maximum grows. Memory is one tile beside inputs and outputs.
+
+Deviation: the paper differentiates the loop itself under `jax.checkpoint`, key chunk by key chunk. Here the derivative
+is written down: with P = exp(S - lse) and dS the tangent of the scores,
+
+    d lse = sum_k P dS          d out = sum_k P dS v + P dv - (d lse) out
+
+which is again a sum over tiles, linear in the tangents. JAX transposes it into the backward pass, tile by tile, so
+reverse mode, forward mode and higher orders all need one tile only, and scores are computed once more, not twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxremat.chunk.blocks import add_block, read_block
+from jaxremat.chunk.tiling import Span, Tiling, Window
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How the tiles of a score array [*batch, *rows, keys] are computed; static and hashable.
+
+    Attributes:
+      tile: `tile(blocks, reads) -> scores [*sizes]`, a pure function of the operands' blocks and of where the tile
+        starts; minus infinity takes an entry out.
+      tiling: the cut of the score array; its last axis is the one that the softmax runs over.
+      windows: one per operand.
+      batch_rank: how many leading axes the values share.
+      precision: of the product of weights and values.
+      out_dtype: of that product.
+    """
+
+    tile: Callable[[Sequence[jax.Array], list[jax.Array]], jax.Array]
+    tiling: Tiling
+    windows: tuple[Window, ...]
+    batch_rank: int = 0
+    precision: object = None
+    out_dtype: jnp.dtype | None = None
+
+    @property
+    def row_window(self) -> Window:
+        return tuple(Span(i) for i in range(len(self.tiling.lengths) - 1))
+
+    @property
+    def value_window(self) -> Window:
+        return (*(Span(i) for i in range(self.batch_rank)), Span(len(self.tiling.lengths) - 1), None)
+
+    def of_tile(self, blocks: Sequence[jax.Array], place: jax.Array) -> jax.Array:
+        """The scores of a tile, in float32 or better; keys that an earlier tile has read are taken out."""
+        tiling, last = self.tiling, len(self.tiling.lengths) - 1
+        reads = tiling.reads(place)
+        scores = self.tile(blocks, reads)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        if tiling.overlaps(last):
+            scores = jnp.where(tiling.positions(reads, last) >= place[last], scores, -jnp.inf)
+        return scores
+
+    def mix(self, weights: jax.Array, value: jax.Array) -> jax.Array:
+        """[*batch, *rows, keys] times [*batch, keys, depth], summed over keys in float32 or better."""
+        batch = tuple(range(self.batch_rank))
+        dims = (((weights.ndim - 1,), (self.batch_rank,)), (batch, batch))
+        wide = jnp.promote_types(value.dtype, jnp.float32)
+        weights = weights.astype(value.dtype)
+        return lax.dot_general(weights, value, dims, precision=self.precision, preferred_element_type=wide)
+
+
+def log_sum_exp(scores: Scores, operands: Sequence[jax.Array]) -> jax.Array:
+    """log of the sum of exp(scores) over the last axis: [*batch, *rows]; minus infinity for a row without keys."""
+    return _stream(scores, tuple(operands), None)[0]
+
+
+def softmax_mean(scores: Scores, operands: Sequence[jax.Array], value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """softmax(scores) times value, and the log-sum-exp of the scores.
+
+    Args:
+      scores: [*batch, *rows, keys], as tiles.
+      operands: the arrays that the tiles are computed from.
+      value: [*batch, keys, depth].
+
+    Returns:
+      out [*batch, *rows, depth], zero where a row has no keys; lse [*batch, *rows].
+    """
+    lse, out = _stream(scores, tuple(operands), value)
+    return out, lse
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _stream(scores: Scores, operands: tuple[jax.Array, ...], value: jax.Array | None):
+    tiling, rows = scores.tiling, scores.row_window
+    shape = tiling.padded[:-1]
+    wide = _wide_dtype(scores, operands)
+
+    def step(state, place):
+        reads = tiling.reads(place)
+        tile = scores.of_tile([tiling.block(x, w, reads) for x, w in zip(operands, scores.windows)], place)
+        at = tiling.starts(rows, place)
+        peak, total = (lax.dynamic_slice(x, at, tiling.sizes[:-1], allow_negative_indices=False) for x in state[:2])
+        new_peak = jnp.maximum(peak, tile.max(-1))
+        anchor = _finite(new_peak)
+        weights, kept = jnp.exp(tile - anchor[..., None]), jnp.exp(peak - anchor)
+        new = [new_peak, total * kept + weights.sum(-1)]
+        if value is not None:
+            depth = value.shape[-1]
+            mixed = lax.dynamic_slice(state[2], [*at, 0], (*tiling.sizes[:-1], depth), allow_negative_indices=False)
+            value_block = tiling.block(value, scores.value_window, reads)
+            new.append(mixed * kept[..., None] + scores.mix(weights, value_block).astype(wide))
+        starts = (at, at, [*at, 0])
+        state = [lax.dynamic_update_slice(*x, allow_negative_indices=False) for x in zip(state, new, starts)]
+        return state, None
+
+    state = [jnp.full(shape, -jnp.inf, wide), jnp.zeros(shape, wide)]
+    if value is not None:
+        state.append(jnp.zeros((*shape, value.shape[-1]), wide))
+    (peak, total, *mixed), _ = lax.scan(step, state, tiling.places())
+    lse = tiling.trim(_finite(peak) + jnp.log(total), rows)
+    if value is None:
+        return lse, None
+    out = mixed[0] / jnp.where(total == 0, 1, total)[..., None]
+    return lse, tiling.trim(out, (*rows, None)).astype(scores.out_dtype or value.dtype)
+
+
+@functools.partial(_stream.defjvp, symbolic_zeros=True)
+def _stream_jvp(scores: Scores, primals, tangents):
+    operands, value = primals
+    d_operands, d_value = tangents
+    lse, out = _stream(scores, operands, value)
+    moving = tuple(i for i, t in enumerate(d_operands) if not isinstance(t, SymbolicZero))
+    if value is None or isinstance(d_value, SymbolicZero):
+        d_value = None
+    travelling = [_widen(d_operands[i]) for i in moving] + ([] if d_value is None else [_widen(d_value)])
+    windows = [scores.windows[i] for i in moving] + ([] if d_value is None else [scores.value_window])
+    tangent_tile = jax.checkpoint(functools.partial(_tangent_tile, scores, moving), prevent_cse=False)
+    tiling, rows = scores.tiling, scores.row_window
+
+    def step(state, place):
+        travelling, sums = state
+        reads = tiling.reads(place)
+        pairs = [
+            read_block(x, tiling.starts(w, reads), tiling.block_sizes(w, x.shape)) for x, w in zip(travelling, windows)
+        ]
+        parts = tangent_tile(operands, value, lse, place, [block for _, block in pairs])
+        at = tiling.starts(rows, place)
+        starts = (at, [*at, at[0] * 0])
+        sums = [add_block(total, part, start) for total, part, start in zip(sums, parts, starts)]
+        return ([carried for carried, _ in pairs], sums), None
+
+    shape = tiling.padded[:-1]
+    sums = [jnp.zeros(shape, lse.dtype)]
+    if value is not None:
+        sums.append(jnp.zeros((*shape, value.shape[-1]), lse.dtype))
+    (_, (d_lse, *d_mixed)), _ = lax.scan(step, (travelling, sums), tiling.places())
+    d_lse = tiling.trim(d_lse, rows)
+    if value is None:
+        return (lse, None), (d_lse, None)
+    d_out = tiling.trim(d_mixed[0], (*rows, None)) - d_lse[..., None] * out.astype(lse.dtype)
+    return (lse, out), (d_lse, d_out.astype(out.dtype))
+
+
+def _tangent_tile(scores: Scores, moving, operands, value, lse, place, d_blocks):
+    """One tile's share of sum P dS and of sum P dS v + P dv; linear in `d_blocks`."""
+    tiling = scores.tiling
+    reads = tiling.reads(place)
+    blocks = [tiling.block(x, w, reads) for x, w in zip(operands, scores.windows)]
+    still = dict(enumerate(blocks))
+
+    def of(moved):
+        return scores.of_tile([*(still | dict(zip(moving, moved))).values()], place)
+
+    primals = [blocks[i] for i in moving]
+    d_primals = [d.astype(p.dtype) for d, p in zip(d_blocks, primals)]
+    tile, d_tile = jax.jvp(of, (primals,), (d_primals,))
+    anchor = _finite(tiling.block(lse, scores.row_window, reads))
+    weights = jnp.exp(tile - anchor[..., None])
+    pushed = weights * d_tile
+    parts = [pushed.sum(-1)]
+    if value is not None:
+        mixed = scores.mix(pushed, tiling.block(value, scores.value_window, reads))
+        if len(d_blocks) > len(moving):
+            mixed += scores.mix(weights, d_blocks[-1].astype(value.dtype))
+        parts.append(mixed.astype(lse.dtype))
+    return parts
+
+
+def _finite(peak: jax.Array) -> jax.Array:
+    """The peak to subtract; a row without keys, whose peak is minus infinity, subtracts nothing."""
+    return jnp.where(jnp.isneginf(peak), 0, peak)
+
+
+def _widen(tangent: jax.Array) -> jax.Array:
+    return tangent.astype(jnp.promote_types(tangent.dtype, jnp.float32))
+
+
+def _wide_dtype(scores: Scores, operands) -> jnp.dtype:
+    tiling = scores.tiling
+
+    def tile(*operands):
+        place = jnp.zeros(len(tiling.lengths), jnp.int32)
+        reads = tiling.reads(place)
+        return scores.of_tile([tiling.block(x, w, reads) for x, w in zip(operands, scores.windows)], place)
+
+    return jax.eval_shape(tile, *operands).dtype
