@@ -18,7 +18,7 @@ def assemble(graph: Graph, kept: np.ndarray) -> np.ndarray:
       [T] int32: forward nodes that an output or a kept value needs, in order; then the backward nodes in order, each
       preceded by the forward nodes that it still needs.
     """
-    forward = _forward_part(graph, kept)
+    forward = forward_part(graph, kept)
     available = kept.copy()
     steps = list(forward)
     for node in np.flatnonzero(graph.backward).tolist():
@@ -30,7 +30,8 @@ def assemble(graph: Graph, kept: np.ndarray) -> np.ndarray:
     return np.asarray(steps, np.int32)
 
 
-def _forward_part(graph: Graph, kept: np.ndarray) -> list[int]:
+def forward_part(graph: Graph, kept: np.ndarray) -> list[int]:
+    """The forward nodes that an output or a kept value needs, in order."""
     wanted = (graph.is_output | kept) & ~graph.backward[graph.producer]
     run = graph.pinned & ~graph.backward
     run[graph.producer[wanted]] = True
