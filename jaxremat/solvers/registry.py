@@ -21,6 +21,6 @@ def solver_named(solver: str | Solver | type[Solver]) -> Solver:
     made = solver() if isinstance(solver, type) else solver
     if not isinstance(made, Solver):
         raise ArgumentError(
-            f"{solver!r} is not a solver: give a name ({', '.join(SOLVERS)}) or an instance of a class in jaxremat.solvers"
+            f"{solver!r} is not a solver: give one of {', '.join(SOLVERS)}, or an instance of a solver class"
         )
     return made
