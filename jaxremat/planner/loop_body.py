@@ -1,0 +1,169 @@
+"""One iteration of a loop as a graph, and the hull of what it can stack against what it then runs again.
+
+The carry that enters an iteration is the output of the one before: in the graph it is a value that only stacking
+makes available. Constants and slices of what is scanned over are free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from jaxremat._compat import Var
+from jaxremat.cost.pricing import price
+from jaxremat.emit.loops import LoopDecision, body_joint
+from jaxremat.graph import Graph
+from jaxremat.planner.assemble import assemble, forward_part
+from jaxremat.planner.mincut import cheapest_cut
+from jaxremat.planner.sharding import is_collective
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint
+from jaxremat.trace.loops import Body
+
+_COLLECTIVE_SURCHARGE = 64.0
+_SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
+_MOST_OPTIONS = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationOption:
+    """What one iteration may do.
+
+    Attributes:
+      stacked_bytes: what it leaves for the backward.
+      transient_bytes: what its backward needs at most beyond that.
+      seconds: what it runs again.
+      forward, backward: its schedule, as node ids of the body's joint program.
+    """
+
+    stacked_bytes: int
+    transient_bytes: int
+    seconds: float
+    forward: tuple[int, ...]
+    backward: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationHull:
+    """The lower convex hull of an iteration's options, from the most stacked bytes to the fewest.
+
+    Attributes:
+      options: its corners.
+      carry_bytes: what enters an iteration from the one before.
+      forward_seconds: one run of the forward.
+    """
+
+    options: tuple[IterationOption, ...]
+    carry_bytes: int
+    forward_seconds: float
+
+
+@functools.lru_cache(maxsize=256)
+def iteration_hull(body: Body, inner: tuple[LoopDecision, ...] = (), device=None) -> IterationHull:
+    """Solves a body once, for every price of a byte."""
+    joint = body_joint(body, inner)
+    graph = _with_ends(body, joint, price(joint, device))
+    run_seconds = graph.costs.copy()
+    run_seconds[: body.num_carry] = np.inf
+    for node, eqn in enumerate(joint.eqns, body.num_carry):
+        if is_collective(eqn):
+            run_seconds[node] *= _COLLECTIVE_SURCHARGE
+    options = tuple(_option(body, graph, kept) for kept in _hull(body, graph, run_seconds))
+    carry = joint.inputs[body.num_consts : body.num_consts + body.num_carry]
+    forward_seconds = sum(graph.costs[node + body.num_carry] for node in options[-1].forward)
+    return IterationHull(options, sum(map(jaxprs.size_bytes, carry)), float(forward_seconds))
+
+
+def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
+    """The graph between two kinds of extra nodes: one before it per carry, and a last one that reads every gradient
+    that does not depend on a cotangent, so that it is not taken for an output of the forward."""
+    number = body.num_carry
+    carry = {v: i for i, v in enumerate(joint.inputs[body.num_consts : body.num_consts + number])}
+    value_of: dict[Var, int] = dict(carry)
+    value_of.update((v, number + i) for i, v in enumerate(v for eqn in joint.eqns for v in eqn.outvars))
+    last = number + graph.num_nodes
+    forward = {v for eqn, late in zip(joint.eqns, joint.is_backward) if not late for v in eqn.outvars}
+    reads = [(value + number, node + number) for value, node in graph.reads.tolist()]
+    for node, eqn in enumerate(joint.eqns, number):
+        reads += [(carry[v], node) for v in set(jaxprs.vars_of(eqn.invars)) & carry.keys()]
+    early = {v for v in jaxprs.vars_of(joint.gradients) if v in carry or v in forward}
+    reads += [(value_of[v], last) for v in early]
+    is_output = np.zeros(number + graph.num_values, bool)
+    is_output[[value_of[v] for v in jaxprs.vars_of(joint.outputs) if v in forward]] = True
+    return Graph(
+        costs=np.concatenate([np.zeros(number), graph.costs, [0.0]]),
+        workspace_bytes=np.concatenate([np.zeros(number, np.int64), graph.workspace_bytes, [0]]),
+        value_bytes=np.concatenate([np.asarray([jaxprs.size_bytes(v) for v in carry], np.int64), graph.value_bytes]),
+        producer=np.concatenate([np.arange(number), graph.producer + number]).astype(np.int32),
+        reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
+        is_output=is_output,
+        backward=np.concatenate([np.zeros(number, bool), graph.backward, [True]]),
+        pinned=np.concatenate([np.zeros(number, bool), graph.pinned, [False]]),
+    )
+
+
+def _hull(body: Body, graph: Graph, run_seconds: np.ndarray) -> list[np.ndarray]:
+    """The sets of kept values at the corners of the hull, by falling bytes."""
+    needed = np.zeros(graph.num_values, bool)
+    values, nodes = graph.reads.T
+    needed[values[graph.backward[nodes]]] = True
+    needed &= ~graph.backward[graph.producer]
+    only_kept = np.zeros(graph.num_values, bool)
+    only_kept[: body.num_carry] = True
+    size = graph.value_bytes.astype(float)
+
+    def cut(seconds_per_byte: float) -> tuple[float, float, np.ndarray]:
+        kept, again = cheapest_cut(graph, seconds_per_byte * size, run_seconds, needed, only_kept)
+        return float(size[kept].sum()), float(run_seconds[again & np.isfinite(run_seconds)].sum()), kept
+
+    corners = _corners(cut, cut(_SMALLEST_PRICE), cut(_LARGEST_PRICE), _MOST_OPTIONS)
+    return [kept for _, _, kept in corners]
+
+
+def _corners(cut, most: tuple, least: tuple, limit: int) -> list[tuple]:
+    """The corners from `most` to `least` stacked bytes, both included."""
+    saved_bytes, added_seconds = most[0] - least[0], least[1] - most[1]
+    if saved_bytes <= 0:
+        return [min(most, least, key=lambda point: point[:2])]
+    if added_seconds <= 0:
+        return [least]
+    if limit <= 2:
+        return [most, least]
+    price = added_seconds / saved_bytes
+    between = cut(price)
+    gain = (most[1] + price * most[0]) - (between[1] + price * between[0])
+    if gain <= 1e-6 * (most[1] + price * most[0]) or not least[0] < between[0] < most[0]:
+        return [most, least]
+    left = _corners(cut, most, between, limit // 2 + 1)
+    return left + _corners(cut, between, least, limit // 2 + 1)[1:]
+
+
+def _option(body: Body, graph: Graph, kept: np.ndarray) -> IterationOption:
+    start = len(forward_part(graph, kept))
+    steps = assemble(graph, kept)
+    again = steps[start:][~graph.backward[steps[start:]]]
+    inside = (steps >= body.num_carry) & (steps < graph.num_nodes - 1)
+    position = np.arange(steps.size)
+    forward, backward = (steps[inside & part] - body.num_carry for part in (position < start, position >= start))
+    return IterationOption(
+        int(graph.value_bytes[kept].sum()),
+        _transient_bytes(graph, kept, steps[start:]),
+        float(graph.costs[again].sum()),
+        tuple(forward.tolist()),
+        tuple(backward.tolist()),
+    )
+
+
+def _transient_bytes(graph: Graph, kept: np.ndarray, steps: np.ndarray) -> int:
+    """The most that the steps of a backward hold together, beyond what is kept; gradients stay to the end."""
+    last = {value: t for t, node in enumerate(steps.tolist()) for value in graph.values_read[node] if not kept[value]}
+    change = np.zeros(steps.size + 1, np.int64)
+    for t, node in enumerate(steps.tolist()):
+        change[t] += graph.workspace_bytes[node]
+        change[t + 1] -= graph.workspace_bytes[node]
+        for value in graph.values_of[node]:
+            change[t] += graph.value_bytes[value]
+            change[last.get(value, t if not graph.backward[node] else steps.size - 1) + 1] -= graph.value_bytes[value]
+    return int(np.cumsum(change).max(initial=0))
