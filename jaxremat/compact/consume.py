@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,7 @@ class Consumer:
         self.key = key
         self.needed = needed
         self.repeated: dict = {}
+        self.first: dict = {}
         self.readers: dict = {}
         self.projected: dict = {}
 
@@ -95,13 +96,12 @@ class Consumer:
     def rule(self, eqn: Eqn, inputs: list) -> list | None:
         weights = [x for x in inputs if isinstance(x, Weight)]
         if not weights:
-            return self._reuse(eqn, inputs)
+            return self._recognise(eqn, inputs)
         plain = [x.value if isinstance(x, Weight) else x for x in inputs]
         if self.needed.isdisjoint(eqn.outvars) or not any(_has_gradient(v) for v in eqn.outvars):
             return _compat.bind(eqn, plain)
         try:
-            with _compat.at_position_of(eqn):
-                return self._consume(eqn, inputs, weights)
+            return self._consume(eqn, inputs, weights)
         except UnfollowedError as error:
             for weight in weights:
                 self.uses.refuse(weight, str(error), eqn)
@@ -111,14 +111,10 @@ class Consumer:
         name = eqn.primitive.name
         if name == "dot_general":
             return [self._product(eqn, inputs)]
-        if name in _CALLS:
-            return self._call(eqn, inputs)
-        if name in ("remat2", "checkpoint"):
-            return self._remat(eqn, inputs)
-        if name == "scan":
-            return self._scan(eqn, inputs)
-        if name == "cond":
-            return self._cond(eqn, inputs)
+        inside = self._inside(name)
+        if inside is not None:
+            with _compat.at_position_of(eqn):
+                return inside(eqn, inputs)
         if name in _OWN_RULES:
             return self._own_rule(eqn, inputs)
         if name == "stop_gradient":
@@ -127,14 +123,25 @@ class Consumer:
             return FOLLOW[name](eqn, inputs, weights[0])
         raise UnfollowedError("it is consumed by something other than a matrix product")
 
-    def _reuse(self, eqn: Eqn, inputs: list) -> list | None:
-        """Merges repeated casts and reshapes, so that layers which each cast one input still share it."""
+    def _inside(self, name: str) -> Callable[[Eqn, list], list] | None:
+        """How to follow a weight into the bodies of an equation, by the name of its primitive."""
+        structured = {"scan": self._scan, "cond": self._cond, "remat2": self._remat, "checkpoint": self._remat}
+        return self._call if name in _CALLS else structured.get(name)
+
+    def _recognise(self, eqn: Eqn, inputs: list) -> list | None:
+        """Runs casts and reshapes, remembering which repeat an earlier one: layers may each cast one input."""
         if eqn.primitive.name not in _SAME_WHEN_REPEATED:
             return None
-        key = (eqn.primitive, str(eqn.params), *map(id, inputs))
-        if key not in self.repeated:
-            self.repeated[key] = inputs, _compat.bind(eqn, inputs)
-        return self.repeated[key][1]
+        inputs_seen = [self._first(x) for x in inputs]
+        key = (eqn.primitive, str(eqn.params), *map(id, inputs_seen))
+        outputs = _compat.bind(eqn, inputs)
+        _, first = self.repeated.setdefault(key, (inputs_seen, outputs[0]))
+        self.first[id(outputs[0])] = outputs[0], first
+        return outputs
+
+    def _first(self, x):
+        """The first array of this body that was computed as `x` was."""
+        return self.first.get(id(x), (x, x))[1]
 
     def _product(self, eqn: Eqn, inputs: list) -> jax.Array:
         side = next(i for i, x in enumerate(inputs) if isinstance(x, Weight))
@@ -145,11 +152,13 @@ class Consumer:
             )
         numbers = eqn.params["dimension_numbers"]
         pairs = sorted(zip(numbers[0][side], numbers[0][1 - side]), key=lambda pair: _place(weight.dims[pair[0]]))
-        self._record(weight, other, pairs)
+        shared = self._first(other)
+        self._record(weight, shared, pairs)
         value = _compat.bind(eqn, [weight.value, other] if side == 0 else [other, weight.value])[0]
         if self.key is None:
             return value
-        left = self._project(weight, other, [x for _, x in pairs])
+        with _compat.at_position_of(eqn):
+            left = self._project(weight, shared, [x for _, x in pairs])
         compressed = _compressed_numbers(numbers, tuple(v.aval.ndim for v in eqn.invars))
         product = _Product(side, compressed, eqn.params["precision"], value.dtype)
         return with_derivative(product, value, left, weight.variable)
@@ -165,7 +174,7 @@ class Consumer:
         reader = (id(other), tuple(x for _, x in pairs), tuple(loop for _, loop in weight.layers))
         if parameter.leaf not in uses.group:
             first_reader = self.readers.setdefault(reader, (other, parameter.leaf))[1]
-            uses.group[parameter.leaf] = uses.group[first_reader] if first_reader in uses.group else parameter.leaf
+            uses.group[parameter.leaf] = uses.group.get(first_reader, parameter.leaf)
             uses.layers[parameter.leaf] = uses.layers.get(first_reader, layers) and layers
         elif uses.layers[parameter.leaf] not in (layers, ()):
             uses.share_between_layers(parameter.leaf)

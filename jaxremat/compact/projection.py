@@ -1,8 +1,8 @@
 """Random projections and the derivative that reads them (CompAct, Shamshoum et al., NAACL 2025).
 
-For y = xW with W of n x m, a random P of n x r with entries N(0, 1/r) has E[P Pᵀ] = I. The variable Z (r x m) that stands
-for W during training enters as y = xW + (xP)Z at Z = 0: the value is exact, the gradient for x is exact, and the gradient
-for Z is (xP)ᵀ ∂y = Pᵀ ∂W, so the backward pass reads xP where it would have read x.
+For y = xW with W of n x m, a random P of n x r with entries N(0, 1/r) has E[P Pᵀ] = I. The variable Z (r x m) that
+stands for W during training enters as y = xW + (xP)Z at Z = 0: the value is exact, the gradient for x is exact, and the
+gradient for Z is (xP)ᵀ ∂y = Pᵀ ∂W, so the backward pass reads xP where it would have read x.
 """
 
 from __future__ import annotations

@@ -76,8 +76,9 @@ def rank_of(rank: int | float, shape: tuple[int, ...], in_axes: tuple[int, ...])
     return rank if isinstance(rank, int) else max(1, round(rank * width))
 
 
-def make_compression(leaf: int, path: str, shape: tuple[int, ...], in_axes: tuple[int, ...], rank) -> Compression:
+def make_compression(leaf: int, path: str, weight, in_axes: tuple[int, ...], rank: int | float) -> Compression:
     """Resolves a rank for one weight; raises ArgumentError when it is wider than the weight's input."""
+    shape = tuple(weight.shape)
     own, width = rank_of(rank, shape, in_axes), math.prod(shape[a] for a in in_axes)
     if own > width:
         raise ArgumentError(

@@ -1,8 +1,8 @@
 """CompAct: training with low-rank saved activations, gradients and optimizer state (Shamshoum et al., NAACL 2025).
 
-Of a selected layer y = xW the backward pass keeps xP instead of x; the optimizer sees the r x m gradient Pᵀ ∂W; its update
-U enters the full weight as W + scale * P U. Deviations from the paper: layers that read the same input share one P (the
-paper draws one per layer, which keeps up to three projections of one input), and weight decay acts on the full weight.
+Of a selected layer y = xW the backward pass keeps xP instead of x; the optimizer sees the r x m gradient Pᵀ ∂W; its
+update U enters the full weight as W + scale * P U. Deviations from the paper: layers that read the same input share one
+P (the paper draws one per layer and keeps up to three projections of one input), and decay acts on the full weight.
 """
 
 from __future__ import annotations
@@ -127,15 +127,12 @@ class CompAct:
                 "" if batch else "; pass a batch, init(params, *batch), so that stacked and many-axis weights are found"
             )
             raise ArgumentError(f"no parameter is selected among {', '.join(path for path, _ in leaves[:8])}...{hint}")
-        compressions = tuple(
-            make_compression(i, leaves[i][0], tuple(leaves[i][1].shape), axes, self._rank)
-            for i, axes in in_axes.items()
-        )
+        compressions = tuple(make_compression(i, *leaves[i], axes, self._rank) for i, axes in in_axes.items())
         trainable = _trainable(params, compressions)
         return CompActState(params, self._optimizer.init(trainable), jnp.zeros((), jnp.int32), compressions)
 
     def trainable(self, state: CompActState):
-        """The parameters, each selected one replaced by its compressed variable: zeros, its input axis of width rank."""
+        """The parameters, each selected one replaced by its compressed variable: zeros, rank wide on the input axis."""
         return _trainable(state.params, state.compressions)
 
     def loss(self, trainable, state: CompActState, *batch):
@@ -287,6 +284,6 @@ def _check_layouts(uses: Uses, compressions: Sequence[Compression]) -> None:
         axes = uses.in_axes.get(c.leaf, c.in_axes)
         if axes != c.in_axes:
             raise ArgumentError(
-                f"{c.path} {c.shape} was initialised with input axes {c.in_axes}, but the loss contracts its axes {axes}: "
-                "pass a batch to init, init(params, *batch), which reads the axes from the loss"
+                f"{c.path} {c.shape} was initialised with input axes {c.in_axes}, but the loss contracts its axes "
+                f"{axes}: pass a batch to init, init(params, *batch), which reads the axes from the loss"
             )

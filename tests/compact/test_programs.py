@@ -1,0 +1,113 @@
+"""Exactness in every program form: value and other gradients, and the compressed gradient against Pᵀ ∂W."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from programs import CASES, arguments
+
+from jaxremat.compact import CompAct, projection
+from jaxremat.compact.consume import group_key
+from jaxremat.compact.update import moved_weight, shrunk_weight
+
+only_w = lambda path, leaf: path == "w"
+
+
+def setup(case, **options):
+    params, x = arguments(case)
+    compact = CompAct(case.loss, optax.sgd(1.0), select=only_w, **({"rank": 0.5} | options))
+    return compact, compact.init(params, x), params, x
+
+
+def tolerance(name):
+    return 3e-2 if name == "cast" else 2e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_other_gradients_are_exact(name):
+    case = CASES[name]
+    compact, state, params, x = setup(case)
+    value, grads = jax.value_and_grad(lambda t: compact.loss(t, state, x))(compact.trainable(state))
+    expected, full = jax.value_and_grad(case.loss)(params, x)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(grads["b"], full["b"], rtol=1e-4, atol=1e-5)
+    by_input = jax.grad(lambda x: compact.loss(compact.trainable(state), state, x))(x)
+    np.testing.assert_allclose(by_input, jax.grad(case.loss, 1)(params, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compressed_gradient_is_the_projected_full_gradient(name):
+    case = CASES[name]
+    compact, state, params, x = setup(case)
+    (compression,) = state.compressions
+    assert compression.in_axes == case.in_axes
+    loss, uses = compact._compressed(state, (x,))
+    assert uses.layers[compression.leaf] == case.layers
+    grads = jax.grad(loss)(compact.trainable(state))["w"]
+    full = jax.grad(case.loss)(params, x)["w"]
+    expected = shrunk_weight(full, compression, uses, compact._key(state.step))
+    np.testing.assert_allclose(grads, expected, atol=tolerance(name) * np.abs(expected).max())
+    assert np.abs(expected).max() > 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_update_is_the_adjoint_of_the_projection(name):
+    case = CASES[name]
+    compact, state, params, x = setup(case)
+    (compression,) = state.compressions
+    uses, key = compact._compressed(state, (x,))[1], compact._key(state.step)
+    small = jax.random.normal(jax.random.key(1), compact.trainable(state)["w"].shape)
+    moved = moved_weight(jnp.zeros_like(params["w"]), small, compression, uses, key, 0.5, 0.0)
+    left = jnp.vdot(moved, params["w"])
+    right = 0.5 * jnp.vdot(small, shrunk_weight(params["w"], compression, uses, key))
+    np.testing.assert_allclose(left, right, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["plain", "scan", "cond", "remat", "heads in"])
+def test_same_under_jit_and_vmap(name):
+    case = CASES[name]
+    compact, state, _, x = setup(case)
+    gradient = jax.grad(lambda t, x: compact.loss(t, state, x))
+    eager, jitted = (f(compact.trainable(state), x) for f in (gradient, jax.jit(gradient)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), eager, jitted)
+    batched = jax.vmap(gradient, (None, 0))(compact.trainable(state), jnp.stack([x, x]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], rtol=1e-4, atol=1e-5), eager, batched)
+
+
+def test_the_projection_is_the_public_one():
+    """An explicit dense reference for the plain layout, with nothing of the library's own products in it."""
+    case = CASES["plain"]
+    compact, state, params, x = setup(case, rank=3)
+    uses = compact._compressed(state, (x,))[1]
+    matrix = projection(group_key(uses, compact._key(state.step), state.compressions[0].leaf), 8, 3)
+    full = jax.grad(case.loss)(params, x)
+    after, metrics = compact.step(state, x)
+    np.testing.assert_allclose(after.params["w"], params["w"] - 0.25 * matrix @ (matrix.T @ full["w"]), rtol=1e-5)
+    np.testing.assert_allclose(after.params["b"], params["b"] - full["b"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], case.loss(params, x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "transposed", "scan"])
+def test_steps_are_unbiased_over_seeds(name):
+    """Averaged over projections, a compressed SGD step is `scale` times the full one."""
+    case = CASES[name]
+    params, x = arguments(case)
+    full = jax.grad(case.loss)(params, x)["w"]
+
+    def move(step):
+        compact, state, *_ = setup(case, refresh_every=1)
+        state = jax.tree_util.tree_map(lambda a: a, state)
+        return compact.step(type(state)(params, state.optimizer_state, step, state.compressions), x)[0].params["w"]
+
+    moves = jax.jit(jax.vmap(move))(jnp.arange(1500)) - params["w"]
+    error = np.abs(np.asarray(moves).mean(0) + 0.25 * full).max()
+    assert error <= 0.25 * np.abs(full).max() * 0.2
+
+
+def test_layers_of_a_scan_have_projections_of_their_own():
+    compact, state, params, x = setup(CASES["scan"])
+    alone = lambda i: jnp.zeros_like(params["w"]).at[i].set(params["w"][0])
+    uses, key = compact._compressed(state, (x,))[1], compact._key(state.step)
+    first, second = (shrunk_weight(alone(i), state.compressions[0], uses, key)[i] for i in (0, 1))
+    assert np.abs(first - second).max() > 0.1
