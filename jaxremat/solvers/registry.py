@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from jaxremat.errors import ArgumentError
 from jaxremat.solvers.base import Solver
+from jaxremat.solvers.chen import Chen, ChenRecursive
 
-SOLVERS: dict[str, type[Solver]] = {}
+SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (Chen, ChenRecursive)}
 
 
 def solver_named(solver: str | Solver | type[Solver]) -> Solver:
