@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxremat.compact.consume import Uses, compress, find_uses
 from jaxremat.compact.decay import decay_rates, is_decoupled
@@ -257,8 +258,20 @@ class CompAct:
 def _trainable(params, compressions: Sequence[Compression]):
     leaves, treedef = jax.tree.flatten(params)
     for c in compressions:
-        leaves[c.leaf] = jnp.zeros(compressed_shape(c.shape, c.in_axes, c.rank), leaves[c.leaf].dtype)
+        weight, shape = leaves[c.leaf], compressed_shape(c.shape, c.in_axes, c.rank)
+        leaves[c.leaf] = jnp.zeros(shape, weight.dtype, device=_variable_sharding(weight, c))
     return treedef.unflatten(leaves)
+
+
+def _variable_sharding(weight, compression: Compression) -> NamedSharding | None:
+    """The sharding of a concrete weight without its input axes; None where there is nothing to follow."""
+    sharding = None if isinstance(weight, jax.core.Tracer) else getattr(weight, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return None
+    spec = [*sharding.spec, *[None] * (len(compression.shape) - len(sharding.spec))]
+    first, *gone = compression.in_axes
+    spec[first] = None
+    return sharding.update(spec=PartitionSpec(*[axis for a, axis in enumerate(spec) if a not in gone]))
 
 
 def _weights(

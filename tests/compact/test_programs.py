@@ -1,5 +1,7 @@
 """Exactness in every program form: value and other gradients, and the compressed gradient against Pᵀ ∂W."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,38 +22,38 @@ def setup(case, **options):
     return compact, compact.init(params, x), params, x
 
 
-def tolerance(name):
-    return 3e-2 if name == "cast" else 2e-5
+def close(actual, expected, tolerance):
+    np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_forward_and_other_gradients_are_exact(name):
-    case = CASES[name]
-    compact, state, params, x = setup(case)
-    value, grads = jax.value_and_grad(lambda t: compact.loss(t, state, x))(compact.trainable(state))
-    expected, full = jax.value_and_grad(case.loss)(params, x)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(grads["b"], full["b"], rtol=1e-4, atol=1e-5)
-    by_input = jax.grad(lambda x: compact.loss(compact.trainable(state), state, x))(x)
-    np.testing.assert_allclose(by_input, jax.grad(case.loss, 1)(params, x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_compressed_gradient_is_the_projected_full_gradient(name):
+def test_exact(name):
+    """Value, input gradient and other gradients are those of the plain loss; the compressed gradient is Pᵀ ∂W."""
     case = CASES[name]
     compact, state, params, x = setup(case)
     (compression,) = state.compressions
     assert compression.in_axes == case.in_axes
-    loss, uses = compact._compressed(state, (x,))
+    uses = compact._compressed(state, (x,))[1]
     assert uses.layers[compression.leaf] == case.layers
-    grads = jax.grad(loss)(compact.trainable(state))["w"]
-    full = jax.grad(case.loss)(params, x)["w"]
-    expected = shrunk_weight(full, compression, uses, compact._key(state.step))
-    np.testing.assert_allclose(grads, expected, atol=tolerance(name) * np.abs(expected).max())
-    assert np.abs(expected).max() > 0
+
+    @jax.jit
+    def measure(state, params, x):
+        trainable = compact.trainable(state)
+        ours = jax.value_and_grad(lambda t, x: compact.loss(t, state, x), (0, 1))(trainable, x)
+        plain = jax.value_and_grad(case.loss, (0, 1))(params, x)
+        projected = shrunk_weight(plain[1][0]["w"], compression, uses, compact._key(state.step))
+        return ours, plain, projected
+
+    (value, (grads, by_input)), (expected, (full, full_by_input)), projected = measure(state, params, x)
+    tolerance = 2e-2 if name == "cast" else 2e-5
+    close(value, expected, 1e-6)
+    close(grads["b"], full["b"], tolerance)
+    close(by_input, full_by_input, tolerance)
+    close(grads["w"], projected, tolerance)
+    assert np.abs(projected).max() > 0
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["plain", "heads in, mixed", "experts", "scan of scans", "stacked, indexed"])
 def test_update_is_the_adjoint_of_the_projection(name):
     case = CASES[name]
     compact, state, params, x = setup(case)
@@ -64,7 +66,7 @@ def test_update_is_the_adjoint_of_the_projection(name):
     np.testing.assert_allclose(left, right, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["plain", "scan", "cond", "remat", "heads in"])
+@pytest.mark.parametrize("name", ["plain", "scan", "own vjp"])
 def test_same_under_jit_and_vmap(name):
     case = CASES[name]
     compact, state, _, x = setup(case)
@@ -97,8 +99,7 @@ def test_steps_are_unbiased_over_seeds(name):
 
     def move(step):
         compact, state, *_ = setup(case, refresh_every=1)
-        state = jax.tree_util.tree_map(lambda a: a, state)
-        return compact.step(type(state)(params, state.optimizer_state, step, state.compressions), x)[0].params["w"]
+        return compact.step(dataclasses.replace(state, step=step), x)[0].params["w"]
 
     moves = jax.jit(jax.vmap(move))(jnp.arange(1500)) - params["w"]
     error = np.abs(np.asarray(moves).mean(0) + 0.25 * full).max()
