@@ -54,19 +54,23 @@ class Script:
     backward: tuple[Segment, ...]
 
 
-def write_script(joint: Joint, schedule: Sequence[int], fences: Sequence[int] | None = None) -> Script:
-    """Splits a schedule at its first backward step, and the backward into fenced segments.
+def write_script(
+    joint: Joint, schedule: Sequence[int], fences: Sequence[int] | None = None, start: int | None = None
+) -> Script:
+    """Splits a schedule where the backward begins, and the backward into fenced segments.
 
     Args:
       joint: the program; node i of the schedule is equation i.
       schedule: [T] node ids.
       fences: steps of the schedule at which a new segment opens; by default, wherever a recomputation follows a
         backward step.
+      start: the step at which the backward begins; by default, its first step, or the repeats right before that.
     """
     steps = np.asarray(schedule, np.int64)
     backward = joint.is_backward[steps]
-    start = int(backward.argmax()) if backward.any() else steps.size
-    start -= int(_recomputed_before(steps, start))
+    if start is None:
+        start = int(backward.argmax()) if backward.any() else steps.size
+        start -= int(_recomputed_before(steps, start))
     if fences is None:
         fences = [t for t in range(start + 1, steps.size) if backward[t - 1] and not backward[t]]
     bounds = sorted({start, *(t for t in fences if t > start), steps.size})
