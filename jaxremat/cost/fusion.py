@@ -1,0 +1,294 @@
+"""Which values of a program become buffers: XLA's fusion decisions, replayed on a jaxpr.
+
+The rules are those of XLA (read in openxla/xla: `library_rewriter.cc`, `ynn_support.cc`, `cpu_instruction_fusion.cc`,
+`instruction_fusion.cc`) and hold no fitted constant:
+
+- On a CPU, contractions and reductions first gather element-wise neighbours into *library groups*. A group takes a
+  producer that only it reads, and follows its root while one reader is left. What a group reads must be a buffer, even
+  a broadcast.
+- A producer then joins every fused loop that reads it. Cheap producers with at most one operand of their own size are
+  repeated freely. Those with two are repeated only if every reader can take them. Expensive ones are never repeated.
+- Contractions, convolutions, scatters, sorts, windows, loops and barriers read and write buffers.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import heapq
+
+import numpy as np
+
+from jaxremat._compat import Jaxpr, Var
+from jaxremat.cost.lowering import FLOATS, Op, Program, lower
+from jaxremat.cost.primitives import ELEMENTWISE, EXPENSIVE, IN_LIBRARY, MOVING
+
+_LIBRARY_STARTERS = ("dot", "conv", "reduce")
+_LIBRARY_MIN_ELEMENTS = 4096
+_LIBRARY_MAX_OPS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionRules:
+    """How one platform fuses and orders.
+
+    Attributes:
+      library_groups: contractions and reductions gather neighbours before loops are fused (XLA:CPU).
+      dot_copies: contractions read transposed copies of operands that are not laid out for them.
+      breadth_first: instructions run level by level as soon as they can, not in program order.
+    """
+
+    library_groups: bool
+    dot_copies: bool
+    breadth_first: bool
+
+
+RULES = {
+    "cpu": FusionRules(library_groups=True, dot_copies=True, breadth_first=True),
+    "cuda": FusionRules(library_groups=False, dot_copies=False, breadth_first=False),
+    "tpu": FusionRules(library_groups=False, dot_copies=False, breadth_first=False),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fusion:
+    """The fused program.
+
+    Attributes:
+      program: the operations.
+      kernels: operations whose results are buffers, in program order; each is the root of one kernel.
+      buffers_read: the buffers (kernels and inputs) that each kernel reads.
+      kernel_of: for each operation, a kernel that computes it, itself if it is one; -1 if nothing needs it.
+    """
+
+    program: Program
+    kernels: tuple[int, ...]
+    buffers_read: dict[int, frozenset[int]]
+    kernel_of: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clusters:
+    """Fusion in terms of the equations and variables of a jaxpr.
+
+    Attributes:
+      cluster: [E] int32, equal for equations that run in one kernel; -1 for equations that cost nothing.
+      materialised: for each variable that an equation defines, whether it has a buffer of its own or names one.
+      hidden_bytes: [E] int64, buffers that an equation causes besides its outputs: transposed copies, broadcasts.
+    """
+
+    cluster: np.ndarray
+    materialised: dict[Var, bool]
+    hidden_bytes: np.ndarray
+
+
+def clusters(jaxpr: Jaxpr, platform: str = "cpu") -> Clusters:
+    """The fusion clusters of a flat jaxpr on a platform: `cpu`, `cuda` or `tpu`."""
+    fusion = fuse(lower(jaxpr, dot_copies=RULES[platform].dot_copies), RULES[platform])
+    program = fusion.program
+    buffers = set(fusion.kernels) | {i for i, op in enumerate(program.ops) if op.kind == "input"}
+    cluster = np.full(len(jaxpr.eqns), -1, np.int32)
+    hidden = np.zeros(len(jaxpr.eqns), np.int64)
+    named = set(program.op_of.values())
+    for index, op in enumerate(program.ops):
+        if op.equation >= 0 and fusion.kernel_of[index] >= 0:
+            cluster[op.equation] = fusion.kernel_of[index]
+            if index in buffers and index not in named:
+                hidden[op.equation] += op.size_bytes
+    materialised = {v: program.op_of[v] in buffers for eqn in jaxpr.eqns for v in eqn.outvars if v in program.op_of}
+    return Clusters(cluster, materialised, hidden)
+
+
+def fuse(program: Program, rules: FusionRules) -> Fusion:
+    """Decides which operations of a program write buffers."""
+    return _Fuser(program, rules).run()
+
+
+class _Fuser:
+    def __init__(self, program: Program, rules: FusionRules):
+        self.program, self.ops, self.rules = program, program.ops, rules
+        self.outputs = set(program.outputs)
+        self.live = _reachable(program)
+        self.users: list[list[int]] = [[] for _ in self.ops]
+        for index in self.live:
+            for read in set(self.ops[index].reads):
+                self.users[read].append(index)
+        self.group: dict[int, int] = {}
+        self.members: dict[int, list[int]] = {}
+
+    def run(self) -> Fusion:
+        if self.rules.library_groups:
+            for index in reversed(self.live):
+                if self.ops[index].kind in _LIBRARY_STARTERS and index not in self.group and self._library(index):
+                    self._grow_group(index)
+        self.shared = self._not_repeated()
+        return self._fuse_loops()
+
+    def _grow_group(self, start: int) -> None:
+        group, root, grew = [start], start, True
+        self.group[start] = start
+        while grew:
+            grew = False
+            seen = set(group)
+            queue = collections.deque(self._neighbours([r for m in group for r in self.ops[m].reads], root, group))
+            while queue and len(group) < _LIBRARY_MAX_OPS:
+                index, upwards = queue.popleft()
+                if index in seen or index in self.group or not self._library(index):
+                    continue
+                seen.add(index)
+                group.append(index)
+                self.group[index] = start
+                grew = True
+                if upwards:
+                    queue.extend(n for n in self._neighbours(self.ops[index].reads, root, group) if n[1])
+                else:
+                    root = index
+                    queue.extend(n for n in self._neighbours((), root, group) if not n[1])
+        self.members[root] = group
+        self.group.update(dict.fromkeys(group, root))
+
+    def _neighbours(self, reads, root: int, group: list[int]) -> list[tuple[int, bool]]:
+        """Producers that only this group reads, and the only reader of its root: pairs (operation, upwards)."""
+        found = [
+            (read, True)
+            for read in dict.fromkeys(reads)
+            if self.ops[read].kind != "input"
+            and read not in self.outputs
+            and all(user in group for user in self.users[read])
+        ]
+        if root not in self.outputs and len(self.users[root]) == 1:
+            found.append((self.users[root][0], False))
+        return found
+
+    def _library(self, index: int) -> bool:
+        op = self.ops[index]
+        if op.kind in ("dot", "conv"):
+            return op.in_library
+        if op.kind == "broadcast":
+            return op.dtype in FLOATS
+        sizes = [op.elements, *(self.ops[r].elements for r in op.reads)]
+        floats = all(o.dtype in FLOATS for o in (op, *(self.ops[r] for r in op.reads)))
+        if max(sizes) < _LIBRARY_MIN_ELEMENTS or not floats:
+            return False
+        return op.in_library if op.kind == "reduce" else op.kind in IN_LIBRARY
+
+    def _fusible(self, index: int) -> bool:
+        kind = self.ops[index].kind
+        return index not in self.group and (kind in ELEMENTWISE or kind in MOVING or kind == "reduce")
+
+    def _joins(self, producer: int, consumer: int) -> bool:
+        """Whether a producer can run inside a consumer's loop."""
+        if not (self._fusible(producer) and self._fusible(consumer)):
+            return False
+        first, second = self.ops[producer], self.ops[consumer]
+        if second.kind == "concatenate" or first.kind == "concatenate":
+            return not (_joins_minor(first) or _joins_minor(second))
+        reuses = second.kind in ("broadcast", "gather") and second.elements > first.elements
+        return not (reuses and _is_expensive(self.ops, first))
+
+    def _not_repeated(self) -> set[int]:
+        """Cheap producers with two operands of their own size that some reader cannot take, directly or on the way."""
+        ancestors: dict[int, int] = {}
+        for index in self.live:
+            mask = 1 << index
+            for read in self.ops[index].reads:
+                mask |= ancestors[read]
+            ancestors[index] = mask
+        shared: set[int] = set()
+
+        def all_paths_join(producer: int, consumer: int, known: dict[int, bool]) -> bool:
+            if consumer not in known:
+                known[consumer] = consumer == producer or all(
+                    read not in shared and self._joins(read, consumer) and all_paths_join(producer, read, known)
+                    for read in self.ops[consumer].reads
+                    if read >= producer and ancestors[read] >> producer & 1
+                )
+            return known[consumer]
+
+        for consumer in self.live:
+            for producer in set(self.ops[consumer].reads):
+                op = self.ops[producer]
+                several = len(self.users[producer]) + (producer in self.outputs) > 1
+                if producer in shared or op.kind == "input" or not several or _is_expensive(self.ops, op):
+                    continue
+                if not self._reads_one(producer) and not all_paths_join(producer, consumer, {}):
+                    shared.add(producer)
+        return shared
+
+    def _reads_one(self, index: int) -> bool:
+        op = self.ops[index]
+        full = [r for r in op.reads if self.ops[r].elements >= op.elements > 1]
+        return sum(self.ops[r].kind not in ("broadcast", "iota") for r in full) <= 1
+
+    def _fuse_loops(self) -> Fusion:
+        is_kernel = np.zeros(len(self.ops), bool)
+        is_kernel[list(self.outputs)] = True
+        kernel_of = np.full(len(self.ops), -1, np.int64)
+        buffers_read: dict[int, frozenset[int]] = {}
+        for index in reversed(self.live):
+            if self.ops[index].kind == "input" or self.group.get(index, index) != index:
+                continue
+            if index in self.members:
+                inside: set[int] = set(self.members[index])
+                outside = {r for m in inside for r in self.ops[m].reads if r not in inside}
+            elif is_kernel[index] or not self._fusible(index):
+                inside, outside = self._absorb(index)
+            else:
+                continue
+            is_kernel[index] = True
+            is_kernel[list(outside)] = True
+            buffers_read[index] = frozenset(outside)
+            for member in inside:
+                kernel_of[member] = index
+        kernels = tuple(i for i in self.live if i in buffers_read)
+        return Fusion(self.program, kernels, buffers_read, kernel_of)
+
+    def _absorb(self, root: int) -> tuple[set[int], set[int]]:
+        """The operations that one kernel runs, and the buffers that it reads."""
+        inside, moved, outside = {root}, {root}, set()
+        heap = [-read for read in set(self.ops[root].reads)]
+        heapq.heapify(heap)
+        seen = set(heap)
+        while heap:
+            index = -heapq.heappop(heap)
+            op, users = self.ops[index], self.users[index]
+            only_here = index not in self.outputs and all(user in moved for user in users)
+            repeatable = not _is_expensive(self.ops, op) and index not in self.shared
+            joins = all(self._joins(index, user) for user in users if user in inside)
+            if op.kind == "input" or not joins or not (only_here or repeatable):
+                outside.add(index)
+                continue
+            inside.add(index)
+            if only_here:
+                moved.add(index)
+            for read in op.reads:
+                if -read not in seen:
+                    seen.add(-read)
+                    heapq.heappush(heap, -read)
+        return inside, outside
+
+
+def _reachable(program: Program) -> list[int]:
+    """Operations that an output, or a loop or effect on the way, needs; in program order."""
+    needed, stack = set(), list(program.outputs)
+    while stack:
+        index = stack.pop()
+        if index not in needed:
+            needed.add(index)
+            stack.extend(program.ops[index].reads)
+    return sorted(needed)
+
+
+def _is_expensive(ops: tuple[Op, ...], op: Op) -> bool:
+    if op.kind == "convert_element_type":
+        return op.dtype == "bfloat16" and ops[op.reads[0]].dtype == "float32"
+    return op.kind in EXPENSIVE or op.kind in ("reduce", "gather")
+
+
+@functools.cache
+def _joins_minor(op: Op) -> bool:
+    """A concatenation that XLA runs on its own: many parts, or long rows along the last dimension."""
+    if op.kind != "concatenate" or len(op.shape) <= 1:
+        return False
+    return len(op.reads) > 8 or op.size_bytes >= 2048

@@ -1,0 +1,134 @@
+"""The memory of a compiled program, predicted from its jaxpr alone: fusion, order of execution, buffers in place."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxremat._compat import Jaxpr
+from jaxremat.cost.fusion import RULES, Fusion, FusionRules, fuse
+from jaxremat.cost.lowering import lower
+from jaxremat.cost.primitives import ELEMENTWISE
+from jaxremat.trace import jaxpr as jaxprs
+
+_IN_PLACE = ELEMENTWISE | {"dynamic_update_slice", "scatter", "scatter-add", "bitcast", "concatenate", "pad", "rev"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemoryEstimate:
+    """Predicted bytes of a compiled program.
+
+    Attributes:
+      temp_bytes: largest sum of live intermediate buffers.
+      argument_bytes, output_bytes: of the program's inputs and outputs.
+      at_peak: pairs (equation, bytes) of the buffers that are live at the peak, largest first; equation -1 is a
+        constant.
+    """
+
+    temp_bytes: int
+    argument_bytes: int
+    output_bytes: int
+    at_peak: tuple[tuple[int, int], ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.argument_bytes + self.output_bytes + self.temp_bytes
+
+
+def estimate_memory(jaxpr: Jaxpr, platform: str = "cpu") -> MemoryEstimate:
+    """Predicts the memory of a compiled jaxpr on a platform: `cpu`, `cuda` or `tpu`."""
+    temp_bytes, at_peak = _temporaries(jaxpr, RULES[platform])
+    return MemoryEstimate(
+        temp_bytes=temp_bytes,
+        argument_bytes=sum(map(jaxprs.size_bytes, jaxpr.invars)),
+        output_bytes=sum(map(jaxprs.size_bytes, jaxpr.outvars)),
+        at_peak=at_peak,
+    )
+
+
+def _temporaries(jaxpr: Jaxpr, rules: FusionRules) -> tuple[int, tuple[tuple[int, int], ...]]:
+    fusion = fuse(lower(jaxpr, dot_copies=rules.dot_copies), rules)
+    if not fusion.kernels:
+        return 0, ()
+    order = _breadth_first(fusion) if rules.breadth_first else fusion.kernels
+    spans = _buffer_spans(fusion, order)
+    change = np.zeros(len(order) + 1, np.int64)
+    for _, size, first, last in spans:
+        change[first] += size
+        change[last + 1] -= size
+    live = np.cumsum(change[:-1])
+    ops = fusion.program.ops
+    for step, kernel in enumerate(order):
+        live[step] += max((_temporaries(body, rules)[0] for body in ops[kernel].bodies), default=0)
+    peak = int(live.argmax())
+    held = [(ops[kernel].equation, size) for kernel, size, first, last in spans if first <= peak <= last and size]
+    return int(live[peak]), tuple(sorted(held, key=lambda item: -item[1]))
+
+
+def _breadth_first(fusion: Fusion) -> tuple[int, ...]:
+    """Kernels in the order of XLA:CPU's scheduler: first ready, first run."""
+    readers: dict[int, list[int]] = collections.defaultdict(list)
+    waiting = {}
+    for kernel in fusion.kernels:
+        buffers = [b for b in fusion.buffers_read[kernel] if b in fusion.buffers_read]
+        waiting[kernel] = len(buffers)
+        for buffer in buffers:
+            readers[buffer].append(kernel)
+    queue = collections.deque(kernel for kernel in fusion.kernels if not waiting[kernel])
+    order = []
+    while queue:
+        order.append(queue.popleft())
+        for reader in readers[order[-1]]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                queue.append(reader)
+    return tuple(order)
+
+
+def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Rows (kernel, bytes, first step, last step) of the intermediate buffers; outputs and inputs are not among them."""
+    ops, outputs = fusion.program.ops, set(fusion.program.outputs)
+    step_of = {kernel: step for step, kernel in enumerate(order)}
+    home = {kernel: _renamed(fusion, kernel) for kernel in order}
+    last = dict(step_of)
+    for kernel in order:
+        for buffer in fusion.buffers_read[kernel]:
+            owner = home.get(buffer, buffer)
+            last[owner] = max(last.get(owner, 0), step_of[kernel])
+    for kernel in order:
+        last[home[kernel]] = max(last.get(home[kernel], 0), last[kernel])
+    returned = {home.get(output, output) for output in outputs}
+    start = {k: step_of[ops[k].reads[0]] if ops[k].kind == "part" else step_of[k] for k in order}
+    spans, taken, end = [], set(), dict(last)
+    free: set[int] = set()
+    for kernel in order:
+        if home[kernel] != kernel or ops[kernel].kind not in _IN_PLACE:
+            continue
+        for buffer in sorted(home.get(b, b) for b in fusion.buffers_read[kernel]):
+            same = buffer in step_of and ops[buffer].size_bytes == ops[kernel].size_bytes
+            if same and buffer not in taken | returned and last[buffer] == step_of[kernel]:
+                taken.add(buffer)
+                end[buffer] = step_of[kernel] - 1
+                if kernel in returned | free:
+                    free.add(buffer)
+                break
+    for kernel in order:
+        if home[kernel] == kernel and kernel not in returned and kernel not in free:
+            spans.append((kernel, ops[kernel].size_bytes, start[kernel], max(end[kernel], start[kernel])))
+    return spans
+
+
+def _renamed(fusion: Fusion, kernel: int) -> int:
+    """The buffer that a kernel's result names: what was fenced or viewed under another shape, or its own."""
+    ops = fusion.program.ops
+    while True:
+        op = ops[kernel]
+        if op.kind == "fenced":
+            kernel = op.reads[1]
+        elif op.kind == "bitcast" and fusion.buffers_read.get(kernel) == frozenset(op.reads):
+            kernel = op.reads[0]
+        else:
+            return kernel
