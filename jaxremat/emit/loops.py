@@ -181,10 +181,7 @@ def _iteration(
     body: Body, inner: tuple[LoopDecision, ...], forward: tuple[int, ...], backward: tuple[int, ...]
 ) -> _Iteration:
     joint = body_joint(body, inner)
-    first, then = (tuple(joint.eqns[node] for node in steps) for steps in (forward, backward))
-    recomputed = sum(not joint.is_backward[node] for node in backward)
-    segment = scheduled.Segment(then, recomputed, fenced=())
-    return _Iteration(body, joint, scheduled.Script(first, scheduled.read_before_made(joint, then), (segment,)))
+    return _Iteration(body, joint, scheduled.write_script(joint, (*forward, *backward), start=len(forward)))
 
 
 def _differentiable(loop: Loop, decision: LoopDecision) -> Callable[..., list]:

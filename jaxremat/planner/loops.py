@@ -11,7 +11,6 @@ relative of Griewank's treeverse, Optimization Methods and Software 1992, and of
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Sequence
