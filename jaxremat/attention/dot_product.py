@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxremat.chunk.stream import Scores, softmax_mean
-from jaxremat.chunk.tiling import Span, Tiling, Window, dividing_size, even_size
+from jaxremat.chunk.tiling import Span, Tiling, Window, attention_tiling
 from jaxremat.errors import ArgumentError
 
 _PRECISION = {
@@ -77,7 +77,7 @@ def dot_product_attention(
     elif isinstance(scale, jax.Array):
         inputs, scale = dataclasses.replace(inputs, query=inputs.query * scale.astype(inputs.query.dtype)), 1.0
     operands, windows = inputs.operands()
-    tiling = _tiling(inputs.lengths, band, query_chunk_size, key_chunk_size)
+    tiling = attention_tiling(inputs.lengths, query_chunk_size, key_chunk_size, band)
     tile = _ScoreTile(tuple(operands), tiling, float(scale))
     scores = Scores(
         tile=tile,
@@ -126,7 +126,7 @@ class _Inputs:
         groups = query.shape[2] // key_heads
         box = (batch, query.shape[2], query.shape[1], keys)
         group = functools.partial(_grouped, key_heads=key_heads, groups=groups, box=box)
-        if mask is not None and jnp.result_type(mask) != bool:
+        if mask is not None and not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
             raise ArgumentError(f"mask must be bool, not {jnp.result_type(mask)}; an additive mask is a bias")
         return cls(
             query=jnp.moveaxis(query.reshape(batch, -1, key_heads, groups, depth), 1, 3),
@@ -176,13 +176,13 @@ class _ScoreTile:
         named = dict(zip(self.names, blocks))
         query, key = named["query"], named["key"]
         scores = lax.dot_general(
-            query,
+            query.reshape(*query.shape[:2], -1, query.shape[-1]),
             key,
-            (((4,), (3,)), ((0, 1), (0, 1))),
+            (((3,), (3,)), ((0, 1), (0, 1))),
             precision=_PRECISION.get(query.dtype),
             preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
         )
-        scores = scores * np.asarray(self.scale, scores.dtype)
+        scores = scores.reshape(*query.shape[:4], -1) * np.asarray(self.scale, scores.dtype)
         if "bias" in named:
             scores = (scores + named["bias"]).astype(scores.dtype)
         for mask in self._masks(named, reads):
@@ -210,25 +210,6 @@ def _band(is_causal: bool, window: tuple[int, int] | None) -> tuple[int | None, 
     if is_causal:
         right = 0 if right is None else min(0, right)
     return left, right
-
-
-def _tiling(lengths, band, query_chunk_size: int | None, key_chunk_size: int | None) -> Tiling:
-    batch, key_heads, groups, queries, keys = lengths
-    limit = scores_per_tile()
-    query_size = even_size(queries, query_chunk_size if query_chunk_size is not None else 1024)
-    if key_chunk_size is None:
-        key_chunk_size = max(1, min(4096, limit // query_size))
-    key_size = even_size(keys, key_chunk_size)
-    room = limit // (query_size * key_size)
-    group_size = dividing_size(groups, room)
-    head_size = dividing_size(key_heads, room // groups)
-    batch_size = dividing_size(batch, room // (groups * key_heads))
-    return Tiling(lengths, (batch_size, head_size, group_size, query_size, key_size), band)
-
-
-def scores_per_tile() -> int:
-    """Entries of a tile whose size nobody chose: what stays in a CPU's cache, or the paper's 1024 x 4096."""
-    return 2**20 if jax.default_backend() == "cpu" else 2**22
 
 
 def _fill_empty_rows(out, lse, value):

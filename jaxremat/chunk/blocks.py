@@ -93,7 +93,8 @@ def _add_batch(args, dims):
         return jax.vmap(_add, in_axes)(*args), 0
     size = next(x.shape[d] for x, d in zip(args, dims) if d is not None)
     array, block = (
-        jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0) for x, d in zip((array, block), dims)
+        jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+        for x, d in zip((array, block), dims)
     )
     return _add_p.bind(array, block, np.zeros((), starts[0].dtype), *starts), 0
 

@@ -69,15 +69,18 @@ class Scores:
     def mix(self, weights: jax.Array, value: jax.Array) -> jax.Array:
         """[*batch, *rows, keys] times [*batch, keys, depth], summed over keys in float32 or better."""
         batch = tuple(range(self.batch_rank))
-        dims = (((weights.ndim - 1,), (self.batch_rank,)), (batch, batch))
+        dims = (((self.batch_rank + 1,), (self.batch_rank,)), (batch, batch))
         wide = jnp.promote_types(value.dtype, jnp.float32)
-        weights = weights.astype(value.dtype)
-        return lax.dot_general(weights, value, dims, precision=self.precision, preferred_element_type=wide)
+        rows = weights.shape[self.batch_rank : -1]
+        weights = weights.astype(value.dtype).reshape(*value.shape[:-2], -1, weights.shape[-1])
+        mixed = lax.dot_general(weights, value, dims, precision=self.precision, preferred_element_type=wide)
+        return mixed.reshape(*value.shape[:-2], *rows, value.shape[-1])
 
 
 def log_sum_exp(scores: Scores, operands: Sequence[jax.Array]) -> jax.Array:
     """log of the sum of exp(scores) over the last axis: [*batch, *rows]; minus infinity for a row without keys."""
-    return _stream(scores, tuple(operands), None)[0]
+    anchor, log_total, _ = _stream(scores, tuple(operands), None)
+    return anchor + log_total
 
 
 def softmax_mean(scores: Scores, operands: Sequence[jax.Array], value: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -91,12 +94,14 @@ def softmax_mean(scores: Scores, operands: Sequence[jax.Array], value: jax.Array
     Returns:
       out [*batch, *rows, depth], zero where a row has no keys; lse [*batch, *rows].
     """
-    lse, out = _stream(scores, tuple(operands), value)
-    return out, lse
+    anchor, log_total, out = _stream(scores, tuple(operands), value)
+    return out, anchor + log_total
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _stream(scores: Scores, operands: tuple[jax.Array, ...], value: jax.Array | None):
+    """Returns (anchor, log_total, out): lse = anchor + log_total, kept apart because at an anchor of -1e30, which a row
+    of masked scores has, the sum would lose log_total. The anchor is a constant to derivatives."""
     tiling, rows = scores.tiling, scores.row_window
     shape = tiling.padded[:-1]
     wide = _wide_dtype(scores, operands)
@@ -123,18 +128,18 @@ def _stream(scores: Scores, operands: tuple[jax.Array, ...], value: jax.Array | 
     if value is not None:
         state.append(jnp.zeros((*shape, value.shape[-1]), wide))
     (peak, total, *mixed), _ = lax.scan(step, state, tiling.places())
-    lse = tiling.trim(_finite(peak) + jnp.log(total), rows)
+    anchor, log_total = tiling.trim(_finite(peak), rows), tiling.trim(jnp.log(total), rows)
     if value is None:
-        return lse, None
+        return anchor, log_total, None
     out = mixed[0] / jnp.where(total == 0, 1, total)[..., None]
-    return lse, tiling.trim(out, (*rows, None)).astype(scores.out_dtype or value.dtype)
+    return anchor, log_total, tiling.trim(out, (*rows, None)).astype(scores.out_dtype or value.dtype)
 
 
 @functools.partial(_stream.defjvp, symbolic_zeros=True)
 def _stream_jvp(scores: Scores, primals, tangents):
     operands, value = primals
     d_operands, d_value = tangents
-    lse, out = _stream(scores, operands, value)
+    anchor, log_total, out = _stream(scores, operands, value)
     moving = tuple(i for i, t in enumerate(d_operands) if not isinstance(t, SymbolicZero))
     if value is None or isinstance(d_value, SymbolicZero):
         d_value = None
@@ -149,52 +154,53 @@ def _stream_jvp(scores: Scores, primals, tangents):
         pairs = [
             read_block(x, tiling.starts(w, reads), tiling.block_sizes(w, x.shape)) for x, w in zip(travelling, windows)
         ]
-        parts = tangent_tile(operands, value, lse, place, [block for _, block in pairs])
+        parts = tangent_tile(operands, value, (anchor, log_total), place, [block for _, block in pairs])
         at = tiling.starts(rows, place)
         starts = (at, [*at, at[0] * 0])
         sums = [add_block(total, part, start) for total, part, start in zip(sums, parts, starts)]
         return ([carried for carried, _ in pairs], sums), None
 
     shape = tiling.padded[:-1]
-    sums = [jnp.zeros(shape, lse.dtype)]
+    sums = [jnp.zeros(shape, anchor.dtype)]
     if value is not None:
-        sums.append(jnp.zeros((*shape, value.shape[-1]), lse.dtype))
+        sums.append(jnp.zeros((*shape, value.shape[-1]), anchor.dtype))
     (_, (d_lse, *d_mixed)), _ = lax.scan(step, (travelling, sums), tiling.places())
     d_lse = tiling.trim(d_lse, rows)
+    still = jnp.zeros_like(anchor)
     if value is None:
-        return (lse, None), (d_lse, None)
-    d_out = tiling.trim(d_mixed[0], (*rows, None)) - d_lse[..., None] * out.astype(lse.dtype)
-    return (lse, out), (d_lse, d_out.astype(out.dtype))
+        return (anchor, log_total, None), (still, d_lse, None)
+    d_out = tiling.trim(d_mixed[0], (*rows, None)) - d_lse[..., None] * out.astype(anchor.dtype)
+    return (anchor, log_total, out), (still, d_lse, d_out.astype(out.dtype))
 
 
-def _tangent_tile(scores: Scores, moving, operands, value, lse, place, d_blocks):
+def _tangent_tile(scores: Scores, moving, operands, value, norm, place, d_blocks):
     """One tile's share of sum P dS and of sum P dS v + P dv; linear in `d_blocks`."""
     tiling = scores.tiling
     reads = tiling.reads(place)
     blocks = [tiling.block(x, w, reads) for x, w in zip(operands, scores.windows)]
-    still = dict(enumerate(blocks))
+    every = dict(enumerate(blocks))
 
     def of(moved):
-        return scores.of_tile([*(still | dict(zip(moving, moved))).values()], place)
+        return scores.of_tile(list((every | dict(zip(moving, moved))).values()), place)
 
     primals = [blocks[i] for i in moving]
     d_primals = [d.astype(p.dtype) for d, p in zip(d_blocks, primals)]
     tile, d_tile = jax.jvp(of, (primals,), (d_primals,))
-    anchor = _finite(tiling.block(lse, scores.row_window, reads))
-    weights = jnp.exp(tile - anchor[..., None])
+    anchor, log_total = (tiling.block(x, scores.row_window, reads) for x in norm)
+    weights = jnp.exp(tile - anchor[..., None] - _finite(log_total)[..., None])
     pushed = weights * d_tile
     parts = [pushed.sum(-1)]
     if value is not None:
         mixed = scores.mix(pushed, tiling.block(value, scores.value_window, reads))
         if len(d_blocks) > len(moving):
             mixed += scores.mix(weights, d_blocks[-1].astype(value.dtype))
-        parts.append(mixed.astype(lse.dtype))
+        parts.append(mixed.astype(anchor.dtype))
     return parts
 
 
-def _finite(peak: jax.Array) -> jax.Array:
-    """The peak to subtract; a row without keys, whose peak is minus infinity, subtracts nothing."""
-    return jnp.where(jnp.isneginf(peak), 0, peak)
+def _finite(x: jax.Array) -> jax.Array:
+    """What to subtract; a row without keys, where it is minus infinity, subtracts nothing."""
+    return jnp.where(jnp.isneginf(x), 0, x)
 
 
 def _widen(tangent: jax.Array) -> jax.Array:
