@@ -46,10 +46,15 @@ def cheapest_cut(
     source, sink = n + v, n + v + 1
     forward_node = ~graph.backward
     forward_value = forward_node[graph.producer]
-    scale = _LARGEST_FLOW / max(_flow_bound(keep_price[needed & forward_value], run_price[forward_node]), 1e-300)
+    may_run = np.isfinite(run_price)
+    finite_price = np.where(may_run, run_price, 0.0)
+    only_kept = forward_value & (must_keep | ~may_run[graph.producer])
+    keep_all = keep_price[needed & forward_value].sum()
+    run_all = finite_price[forward_node].sum() + keep_price[only_kept].sum()
+    scale = _LARGEST_FLOW / 2 / max(min(keep_all, run_all) or keep_all, 1e-300)  # both are cuts: none finite saturates
     unlimited = np.int64(_LARGEST_FLOW)
     keep = np.minimum(np.ceil(keep_price * scale), unlimited)
-    run = np.where(np.isfinite(run_price), np.minimum(np.ceil(np.where(np.isfinite(run_price), run_price, 0) * scale), unlimited), unlimited)
+    run = np.where(may_run, np.minimum(np.ceil(finite_price * scale), unlimited), unlimited)
     values, nodes = np.flatnonzero(forward_value), np.flatnonzero(forward_node)
     wanted = np.flatnonzero(needed & forward_value)
     read_value, read_node = graph.reads.T
@@ -69,10 +74,6 @@ def cheapest_cut(
     again = reached[:n] & forward_node
     available = reached[n : n + v] & forward_value
     return available & (must_keep | ~again[graph.producer]), again
-
-
-def _flow_bound(keep_price: np.ndarray, run_price: np.ndarray) -> float:
-    return min(keep_price.sum(), run_price[np.isfinite(run_price)].sum()) or keep_price.sum()
 
 
 def _source_side(network: csr_matrix, flow: csr_matrix, source: int) -> np.ndarray:
