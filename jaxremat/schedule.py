@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxremat.errors import GraphError
 from jaxremat.graph import Chain, Graph
+from jaxremat.option_chain import OptionChain
 
 OPERATION_KINDS = ("forward_all", "forward_checkpoint", "forward_none", "backward")
 
@@ -66,7 +67,9 @@ def replay(graph: Graph, schedule: Sequence[int] | np.ndarray) -> Timeline:
         raise GraphError(f"a schedule names nodes 0..{graph.num_nodes - 1}, at least once each; got {steps.size} steps")
     values_of, values_read = graph.values_of, graph.values_read
     last_made = [-1] * graph.num_values
-    value, first, last = [], [], []
+    value: list[int] = []
+    first: list[int] = []
+    last: list[int] = []
     for step, node in enumerate(steps.tolist()):
         for read in values_read[node]:
             made = last_made[read]
@@ -92,7 +95,7 @@ def replay(graph: Graph, schedule: Sequence[int] | np.ndarray) -> Timeline:
     return Timeline(steps.astype(np.int32), live, float(graph.costs[steps].sum()), spans)
 
 
-def replay_operations(chain: Chain, operations: Sequence[tuple[str, int]]) -> tuple[int, float]:
+def replay_operations(chain: Chain | OptionChain, operations: Sequence[tuple]) -> tuple[int, float]:
     """Runs Rotor operations on a chain on paper, exactly.
 
     The input of stage 1 is held throughout and the gradient of the last output from the start. An output is dropped
@@ -101,7 +104,8 @@ def replay_operations(chain: Chain, operations: Sequence[tuple[str, int]]) -> tu
 
     Args:
       chain: the chain.
-      operations: pairs (kind, stage), stages 1..L, kind one of forward_all, forward_checkpoint, forward_none, backward.
+      operations: pairs (kind, stage), or triples (kind, stage, option) where stages have several options; stages
+        1..L, kind one of forward_all, forward_checkpoint, forward_none, backward.
 
     Returns:
       (peak_bytes, seconds).
@@ -109,32 +113,38 @@ def replay_operations(chain: Chain, operations: Sequence[tuple[str, int]]) -> tu
     Raises:
       GraphError: if an operation is unknown, lacks what it reads, or the gradient of the input is never reached.
     """
-    length = chain.num_stages
-    output = [chain.input_bytes, *chain.output_bytes.tolist()]
-    gradient = [chain.input_bytes, *chain.gradient_bytes.tolist()]
-    saved, forward_overhead = chain.saved_bytes.tolist(), chain.forward_overhead_bytes.tolist()
-    backward_overhead = chain.backward_overhead_bytes.tolist()
-    live = {("output", 0): output[0], ("gradient", length): gradient[length]}
-    peak, seconds = sum(live.values()), 0.0
-    for kind, stage in operations:
+    stages = chain if isinstance(chain, OptionChain) else OptionChain.from_chain(chain)
+    length = stages.num_stages
+    gradient = [stages.input_gradient_bytes, *stages.gradient_bytes]
+    live = {("output", 0): stages.input_bytes, ("gradient", length): gradient[length]}
+    held = peak = sum(live.values())
+    seconds = 0.0
+    for kind, stage, *chosen in operations:
         _require_operation(kind, stage, live, length)
-        held = sum(live.values())
-        if kind == "backward":
-            peak = max(peak, held + gradient[stage - 1] + backward_overhead[stage - 1])
-            live[("gradient", stage - 1)] = gradient[stage - 1]
-            del live[("saved", stage)], live[("gradient", stage)]
-            seconds += float(chain.backward_seconds[stage - 1])
-        else:
-            made = ("saved", stage) if kind == "forward_all" else ("output", stage)
-            made_bytes = saved[stage - 1] if kind == "forward_all" else output[stage]
-            peak = max(peak, held + (0 if made in live else made_bytes) + forward_overhead[stage - 1])
-            live[made] = made_bytes
-            seconds += float(chain.forward_seconds[stage - 1])
+        made, made_bytes, overhead_bytes, run_seconds = _effect(stages, kind, stage, *chosen)
+        held += made_bytes - live.get(made, 0)
+        peak = max(peak, held + overhead_bytes)
+        live[made] = made_bytes
+        seconds += run_seconds
+        dropped = [("saved", stage), ("gradient", stage)] if kind == "backward" else []
         if kind in ("backward", "forward_none") and stage > 1:
-            live.pop(("output", stage - 1), None)
+            dropped.append(("output", stage - 1))
+        held -= sum(live.pop(key, 0) for key in dropped)
     if ("gradient", 0) not in live:
         raise GraphError("the operations never reach the gradient of the input: stage 1 has no backward")
     return int(peak), seconds
+
+
+def _effect(stages: OptionChain, kind: str, stage: int, chosen: int = 0) -> tuple[tuple[str, int], int, int, float]:
+    """(what an operation makes, its bytes, transient bytes, seconds)."""
+    option = stages.options[stage - 1][max(chosen, 0)]
+    if kind == "backward":
+        made_bytes = stages.gradient_bytes[stage - 2] if stage > 1 else stages.input_gradient_bytes
+        return ("gradient", stage - 1), made_bytes, option.backward_overhead_bytes, option.backward_seconds
+    if kind == "forward_all":
+        return ("saved", stage), option.saved_bytes, option.forward_overhead_bytes, option.forward_seconds
+    overhead_bytes, run_seconds = stages.fast_forward_overhead_bytes[stage - 1], stages.fast_forward_seconds[stage - 1]
+    return ("output", stage), stages.output_bytes[stage - 1], overhead_bytes, run_seconds
 
 
 def _require_operation(kind: str, stage: int, live: dict[tuple[str, int], int], length: int) -> None:
