@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from jaxremat._compat import Atom, Eqn, Jaxpr, Literal, Var
-from jaxremat.cost.primitives import CALLS, ELEMENTWISE, MOVING, REDUCTIONS, RENAMING
+from jaxremat.cost.primitives import CALLS, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS, RENAMING
 from jaxremat.trace import jaxpr as jaxprs
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
@@ -97,22 +97,28 @@ class _Lowering:
                 self._call(eqn, bodies[0], env)
             elif name == "optimization_barrier":
                 self._barrier(eqn, env)
-            elif len(eqn.outvars) == 1 and not jaxprs.subjaxprs(eqn):
+            elif len(eqn.outvars) == 1 and name not in LOOPS:
                 env[eqn.outvars[0]] = self._single(eqn, env)
             else:
                 self._many(eqn, env)
 
     def _call(self, eqn: Eqn, body: Jaxpr, env: dict[Var, int]) -> None:
         inner = {var: self.make_input(var) for var in body.constvars}
-        inner.update(zip(body.invars, [self._read(a, env, _shape(a)) for a in eqn.invars]))
+        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
+        fenced = eqn.params.get("prevent_cse", False) and eqn.params.get("differentiated", False)
+        inner.update(zip(body.invars, self._fenced(reads, body.invars) if fenced is True else reads))
         self.run(body, inner, self._equation)
         env.update(zip(eqn.outvars, [self._read(a, inner, _shape(a)) for a in body.outvars]))
 
     def _barrier(self, eqn: Eqn, env: dict[Var, int]) -> None:
         reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
+        env.update(zip(eqn.outvars, self._fenced(reads, eqn.outvars)))
+
+    def _fenced(self, reads: tuple[int, ...], like: Sequence[Var]) -> list[int]:
+        """The same values behind an optimization barrier."""
         fence = self._append(Op("barrier", reads, (), "", 0, self._equation))
-        for var, read in zip(eqn.outvars, reads):
-            env[var] = self._append(dataclasses.replace(_op("fenced", (fence, read), var), equation=self._equation))
+        fenced = [_op("fenced", (fence, read), var) for var, read in zip(like, reads)]
+        return [self._append(dataclasses.replace(op, equation=self._equation)) for op in fenced]
 
     def _many(self, eqn: Eqn, env: dict[Var, int]) -> None:
         reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
@@ -120,7 +126,7 @@ class _Lowering:
             for k, var in enumerate(eqn.outvars):
                 env[var] = self._add("slice", reads, var, ("split", k, _params_key(eqn)))
             return
-        bodies = tuple(jaxprs.subjaxprs(eqn))
+        bodies = tuple(jaxprs.subjaxprs(eqn)) if eqn.primitive.name in LOOPS else ()
         base = self._append(Op(eqn.primitive.name, reads, (), "", 0, self._equation, bodies=bodies))
         for var in eqn.outvars:
             env[var] = self._append(dataclasses.replace(_op("part", (base,), var), equation=self._equation))
@@ -204,7 +210,7 @@ class _Lowering:
         rank = len(eqn.invars[0].aval.shape)
         trailing = sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank))
         plain = trailing or operands[0] != reads[0]
-        if self._dot_copies and not plain and not batches[0]:
+        if self._dot_copies and not plain and not batches[0] and rank > 2:
             operands[0] = self._copy(reads[0], eqn.invars[0], "contracted first")
         elif not batches[0]:
             operands = [self._flattened(new, atom) for new, atom in zip(operands, eqn.invars)]
@@ -305,5 +311,3 @@ def _conv_in_library(eqn: Eqn) -> bool:
 
 def _params_key(eqn: Eqn) -> str:
     return repr([(k, v) for k, v in sorted(eqn.params.items()) if k not in ("sharding", "out_sharding")])
-
-

@@ -33,8 +33,11 @@ CALLS = frozenset(
 )
 """Equations that mean the body they carry."""
 
+LOOPS = frozenset({"scan", "while", "cond"})
+"""Control flow: an equation whose bodies run apart from what surrounds it."""
+
 IN_LIBRARY = frozenset(
     """abs add add_any ceil convert_element_type cos div erf exp expm1 floor integer_pow log log1p logistic max min mul
-    neg one_minus_square pow round rsqrt sign sin sqrt square sub tan tanh""".split()
+    neg one_minus_square pow round rsqrt sign sin sqrt square sub tan""".split()
 )
 """Element-wise primitives that XLA:CPU's library fusions (YNNPACK) accept."""
