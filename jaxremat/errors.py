@@ -33,3 +33,7 @@ class GraphError(JaxrematError, ValueError):
 
 class ArgumentError(JaxrematError, ValueError):
     """An argument cannot be understood; the message names what is accepted."""
+
+
+class TargetError(JaxrematError):
+    """A target cannot be compiled for on this machine; the message names what to install."""
