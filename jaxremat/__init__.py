@@ -1,1 +1,21 @@
+"""Give any JAX function and a number of bytes; get back the same function whose compiled gradient fits."""
+
+from jaxremat import attention as attention
+from jaxremat import chunk as chunk
 from jaxremat import compact as compact
+from jaxremat import solvers as solvers
+from jaxremat.api import trace as trace
+from jaxremat.errors import ArgumentError as ArgumentError
+from jaxremat.errors import BudgetError as BudgetError
+from jaxremat.errors import EmissionError as EmissionError
+from jaxremat.errors import GraphError as GraphError
+from jaxremat.errors import JaxrematError as JaxrematError
+from jaxremat.errors import PlanMismatchError as PlanMismatchError
+from jaxremat.graph import Chain as Chain
+from jaxremat.graph import Graph as Graph
+from jaxremat.plan import Plan as Plan
+from jaxremat.planning import plan as plan
+from jaxremat.schedule import Timeline as Timeline
+from jaxremat.schedule import replay as replay
+from jaxremat.solvers import Solution as Solution
+from jaxremat.solvers import solve as solve

@@ -13,7 +13,8 @@ from jaxremat.trace.joint import Joint
 def price(joint: Joint, device=None) -> Graph:
     """The joint graph: node i is equation i of `joint.jaxpr`, in seconds and bytes on a device.
 
-    Inputs of the program, cotangents included, are resident: they are arguments of the compiled gradient program.
+    Inputs of the program are resident, and so are its outputs: a compiled program holds their buffers throughout.
+    An output value therefore occupies nothing of its own in the graph.
     """
     eqns = joint.eqns
     value_of: dict[Var, int] = {}
@@ -26,14 +27,15 @@ def price(joint: Joint, device=None) -> Graph:
             size.append(jaxprs.size_bytes(var))
     is_output = np.zeros(len(producer), bool)
     is_output[[value_of[v] for v in jaxprs.vars_of(joint.jaxpr.outvars) if v in value_of]] = True
+    own_bytes = np.where(is_output, 0, np.asarray(size, np.int64))
     return Graph(
         costs=np.asarray([_seconds(eqn) for eqn in eqns]),
         workspace_bytes=np.zeros(len(eqns), np.int64),
-        value_bytes=np.asarray(size, np.int64),
+        value_bytes=own_bytes,
         producer=np.asarray(producer, np.int32),
         reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
         is_output=is_output,
-        resident_bytes=sum(jaxprs.size_bytes(v) for v in joint.jaxpr.invars),
+        resident_bytes=sum(map(jaxprs.size_bytes, (*joint.jaxpr.invars, *joint.jaxpr.outvars))),
         backward=joint.is_backward,
         pinned=np.asarray([jaxprs.has_effects(eqn) for eqn in eqns]),
         names=tuple(eqn.primitive.name for eqn in eqns),

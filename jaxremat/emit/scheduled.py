@@ -21,10 +21,10 @@ from jaxremat import _compat
 from jaxremat._compat import Eqn, Var
 from jaxremat.errors import EmissionError
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint
+from jaxremat.trace.joint import Joint, Primal
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
     """A stretch of the backward.
 
@@ -39,7 +39,7 @@ class Segment:
     fenced: tuple[Var, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Script:
     """A schedule in terms of equations.
 
@@ -105,32 +105,56 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence, cotangents: 
     return [jaxprs.value_of(env, v) for v in joint.gradients]
 
 
-def emit_scheduled(joint: Joint, script: Script) -> Callable[..., list]:
-    """The flat primal function whose gradient runs the script.
+def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joint, Script]]) -> Callable[..., list]:
+    """The flat primal function whose gradient runs a script.
 
-    It takes the primal's flat inputs and returns its flat outputs. Differentiating it with respect to an input that
-    was not planned, or through an output that was declared auxiliary, raises EmissionError.
+    Args:
+      primal: the program.
+      choose: called when the function is differentiated, with the indices of the inputs that are; returns the joint
+        program and its script. The joint program's `primal.wrt` must cover those indices, or `choose` must raise.
+
+    Returns:
+      A function from the primal's flat inputs to its flat outputs. Differentiating it through an output that was
+      declared auxiliary raises EmissionError.
     """
-    primal = joint.primal
 
     @jax.custom_vjp
     def scheduled(*inputs):
         return jaxprs.evaluate(primal.jaxpr, inputs)
 
     def forward(*inputs):
-        _refuse_unplanned(primal, [i.perturbed for i in inputs])
-        return run_forward(joint, script, [i.value for i in inputs])
+        joint, script = choose(tuple(i for i, given in enumerate(inputs) if given.perturbed))
+        outputs, residuals = run_forward(joint, script, [given.value for given in inputs])
+        return outputs, _Residuals(tuple(residuals), joint, script)
 
-    def backward(residuals, cotangents):
-        planned = [_instantiated(cotangents[i], primal.jaxpr.outvars[i]) for i in primal.cotangents_of]
-        _refuse_auxiliary(primal, cotangents)
-        gradients: list[Any] = [None] * len(primal.jaxpr.invars)
-        for i, gradient in zip(primal.wrt, run_backward(joint, script, residuals, planned)):
+    def backward(saved, cotangents):
+        planned = saved.joint.primal
+        _refuse_auxiliary(planned, cotangents)
+        wanted = [_instantiated(cotangents[i], planned.jaxpr.outvars[i]) for i in planned.cotangents_of]
+        gradients: list[Any] = [None] * len(planned.jaxpr.invars)
+        for i, gradient in zip(planned.wrt, run_backward(saved.joint, saved.script, saved.values, wanted)):
             gradients[i] = gradient
         return tuple(gradients)
 
     scheduled.defvjp(forward, backward, symbolic_zeros=True)
     return scheduled
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Residuals:
+    """Residual values on their way from the forward to the backward, with the script that made them."""
+
+    values: tuple
+    joint: Joint
+    script: Script
+
+    def tree_flatten(self):
+        return self.values, (self.joint, self.script)
+
+    @classmethod
+    def tree_unflatten(cls, static, values):
+        return cls(tuple(values), *static)
 
 
 def _recomputed_before(steps: np.ndarray, start: int) -> int:
@@ -190,16 +214,7 @@ def _instantiated(cotangent, var: Var):
     return cotangent
 
 
-def _refuse_unplanned(primal, perturbed: Sequence[bool]) -> None:
-    unplanned = [i for i, p in enumerate(perturbed) if p and i not in set(primal.wrt)]
-    if unplanned:
-        raise EmissionError(
-            f"this plan was made for the gradient with respect to {len(primal.wrt)} inputs, but {len(unplanned)} others are"
-            " differentiated too. Plan again with argnums=... naming every argument that you differentiate."
-        )
-
-
-def _refuse_auxiliary(primal, cotangents: Sequence) -> None:
+def _refuse_auxiliary(primal: Primal, cotangents: Sequence) -> None:
     zero = jax.custom_derivatives.SymbolicZero
     auxiliary = set(range(len(cotangents))) - set(primal.cotangents_of)
     used = [

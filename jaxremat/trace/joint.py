@@ -43,6 +43,11 @@ class Primal:
     in_tree: Any
     out_tree: Any
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the program and of what is differentiated."""
+        return fingerprint(self.jaxpr, f"{self.wrt} {self.cotangents_of}")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Joint:
@@ -87,10 +92,6 @@ class Joint:
                 dependent.update(eqn.outvars)
                 backward[index] = True
         return backward
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.jaxpr)
 
 
 def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int], has_aux: bool) -> Primal:
@@ -146,9 +147,9 @@ def cotangent_shape(atom) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
 
 
-def fingerprint(jaxpr: Jaxpr) -> str:
+def fingerprint(jaxpr: Jaxpr, seed: str = "") -> str:
     """A digest of what a jaxpr computes: primitives, parameters, shapes and wiring, not the values of constants."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(seed.encode())
     for line in describe(jaxpr):
         digest.update(line.encode())
     return digest.hexdigest()

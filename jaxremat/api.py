@@ -1,0 +1,30 @@
+"""The entrances: plan, remat, trace, load_plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jaxremat.cost.devices import resolve_target
+from jaxremat.cost.pricing import price
+from jaxremat.graph import Graph
+from jaxremat.trace.joint import trace_joint
+
+
+def trace(
+    fun: Callable, *args, argnums: int | Sequence[int] = 0, has_aux: bool = False, target: str | None = None
+) -> Graph:
+    """The joint forward and backward graph of a function.
+
+    Args:
+      fun: any differentiable JAX function.
+      args: arrays or ShapeDtypeStructs, in trees.
+      argnums, has_aux: as in `jax.grad`.
+      target: device that prices the nodes; None is the default backend's.
+
+    Returns:
+      A Graph: node i is equation i of the joint jaxpr, costs in seconds, sizes in bytes.
+
+    Raises:
+      ArgumentError: if there is nothing to differentiate, or the target is unknown.
+    """
+    return price(trace_joint(fun, *args, argnums=argnums, has_aux=has_aux), resolve_target(target))

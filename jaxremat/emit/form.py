@@ -1,0 +1,47 @@
+"""From a decision to a function: the flat program, emitted as decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jaxremat.decision import Decision
+from jaxremat.emit.loops import LoopDecision, rewritten
+from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
+from jaxremat.errors import ArgumentError, EmissionError
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint, Primal, differentiate
+
+FORMS = ("schedule", "names", "segments")
+
+
+def emit(primal: Primal, decision: Decision) -> Callable[..., list]:
+    """A function from the primal's flat inputs to its flat outputs, whose gradient does what was decided.
+
+    Raises:
+      ArgumentError: for an unknown form.
+    """
+    if decision.emit == "plain":
+        return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
+    if decision.emit == "schedule":
+        return _emit_schedule(primal, decision)
+    raise ArgumentError(f"emit={decision.emit!r} is unknown; the forms are {', '.join(FORMS)}")
+
+
+def scheduled_program(primal: Primal, decision: Decision) -> tuple[Joint, Script]:
+    """The joint program with its loops as decided, and the script of its schedule."""
+    loops = tuple(map(LoopDecision.from_json, decision.loops))
+    joint = differentiate(primal, rewritten(primal, loops) if loops else None)
+    return joint, write_script(joint, decision.schedule, decision.fences)
+
+
+def _emit_schedule(primal: Primal, decision: Decision) -> Callable[..., list]:
+    def choose(wrt: Sequence[int]) -> tuple[Joint, Script]:
+        unplanned = set(wrt) - set(primal.wrt)
+        if unplanned:
+            raise EmissionError(
+                f"the plan was made with argnums={decision.argnums}, but {len(unplanned)} arrays of other arguments are"
+                " differentiated too. Plan again with argnums=... naming every argument that you differentiate."
+            )
+        return scheduled_program(primal, decision)
+
+    return emit_scheduled(primal, choose)

@@ -1,0 +1,147 @@
+"""The object that users hold: what was decided, its numbers, and how to apply it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxremat.decision import Decision
+from jaxremat.emit.form import emit
+from jaxremat.errors import PlanMismatchError
+from jaxremat.planner.problem import Problem
+from jaxremat.schedule import Timeline, replay
+from jaxremat.trace.joint import Primal, describe, read_primal
+from jaxremat.verify.compile import MemoryReport
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A function's gradient, planned for a budget. Immutable.
+
+    Attributes:
+      decision: what to do; all that `save` needs.
+      problem: the program that was planned, as a graph.
+      budget_bytes: the budget.
+      peak_bytes: the peak that the replay predicts for the target, in bytes.
+      baseline_peak_bytes: the same for the program without rematerialization: compiled where the plan was compiled,
+        predicted otherwise.
+      overhead: extra time over the program without rematerialization, as a fraction, by the cost model.
+      compiled: the report of the last compilation, None where nothing was compiled.
+      compilations: how many compilations the plan took, the plain program's included.
+      solve_seconds: wall time of tracing and solving, compilations excluded.
+      solver: name of the solver.
+      target: name of the device that was planned for.
+      warnings: what the user should know.
+    """
+
+    decision: Decision
+    problem: Problem
+    schedule: np.ndarray
+    budget_bytes: int
+    peak_bytes: int
+    baseline_peak_bytes: int
+    overhead: float
+    compiled: MemoryReport | None
+    compilations: int
+    solve_seconds: float
+    solver: str
+    target: str
+    warnings: tuple[str, ...] = ()
+
+    def apply(self, fun: Callable) -> Callable:
+        """`fun` with the planned gradient: same signature, same values, same gradients.
+
+        Args:
+          fun: the function that was planned, or one that traces to the same program.
+
+        Returns:
+          A function for jit, grad, vmap, scan and shard as usual. It raises PlanMismatchError at trace time for
+          arguments of another shape or another program, and EmissionError when an argument is differentiated that
+          was not planned.
+        """
+
+        @functools.wraps(fun)
+        def planned(*args, **kwargs):
+            bound = functools.partial(fun, **kwargs)
+            check_signature(self.decision, args)
+            if self.decision.emit == "plain":
+                return bound(*args)
+            primal = read_primal(bound, args, self.decision.argnums, self.decision.has_aux)
+            check_program(self.decision, primal, self.problem.primal)
+            return apply_flat(primal, emit(primal, self.decision), args)
+
+        return planned
+
+    @functools.cached_property
+    def timeline(self) -> Timeline:
+        """The replay of the plan, step by step."""
+        return replay(self.problem.graph, self.schedule)
+
+    @functools.cached_property
+    def baseline_timeline(self) -> Timeline:
+        """The replay of the same program without recomputation."""
+        return replay(self.problem.graph, self.problem.in_order)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as JSON; `jaxremat.load_plan` reads it back where the function is at hand."""
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        report = None if self.compiled is None else dataclasses.asdict(self.compiled)
+        data = {"decision": self.decision.to_json(), "numbers": numbers, "compiled": report}
+        Path(path).write_text(json.dumps(data, indent=1))
+
+
+
+_NUMBERS = (
+    "budget_bytes", "peak_bytes", "baseline_peak_bytes", "overhead", "compilations", "solve_seconds", "solver", "target",
+    "warnings",
+)  # fmt: skip
+
+
+def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any:
+    """Calls a flat emitted function on tree arguments."""
+    return jax.tree.unflatten(primal.out_tree, flat(*primal.captured, *jax.tree.leaves(args)))
+
+
+def signature_of(args: Sequence) -> tuple[str, ...]:
+    """Shape and dtype of every leaf, with its path: `0/params/w float32[8,8]`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tuple(args))
+    return tuple(f"{jax.tree_util.keystr(path, simple=True, separator='/')} {_describe(leaf)}" for path, leaf in leaves)
+
+
+def check_signature(decision: Decision, args: Sequence) -> None:
+    """Raises PlanMismatchError where arguments differ from the planned ones in number, shape or dtype."""
+    given = signature_of(args)
+    if given == decision.signature:
+        return
+    differences = [f"planned {a}, given {b}" for a, b in zip(decision.signature, given) if a != b]
+    if len(given) != len(decision.signature):
+        differences.append(f"planned {len(decision.signature)} arrays, given {len(given)}")
+    raise PlanMismatchError(
+        f"the arguments differ from the planned ones in {len(differences)} places: {'; '.join(differences[:4])}."
+        " Plan again for these shapes, or use @jaxremat.remat, which plans once per signature."
+    )
+
+
+def check_program(decision: Decision, primal: Primal, planned: Primal | None = None) -> None:
+    """Raises PlanMismatchError where a function traces to another program than the planned one."""
+    if primal.fingerprint == decision.fingerprint:
+        return
+    detail = ""
+    if planned is not None:
+        ours, theirs = describe(planned.jaxpr), describe(primal.jaxpr)
+        first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+        line = theirs[first][:200] if first < len(theirs) else "the end"
+        detail = f" They part at line {first} of {len(ours)} (planned) and {len(theirs)} (given): {line}."
+    raise PlanMismatchError(f"the function traces to another program than the one that was planned.{detail} Plan again.")
+
+
+def _describe(leaf) -> str:
+    aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"

@@ -1,0 +1,92 @@
+"""The loop that turns a prediction into a promise: propose, measure, shift the model's budget, propose again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+_CLOSE_ENOUGH = 0.02
+_SAFETY = 0.002
+
+
+class Candidate(Protocol):
+    """What is proposed: predicted numbers."""
+
+    @property
+    def peak_bytes(self) -> int: ...
+
+    @property
+    def cost(self) -> float: ...
+
+
+C = TypeVar("C", bound=Candidate)
+M = TypeVar("M")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial(Generic[C, M]):
+    """A candidate with what was measured of it."""
+
+    candidate: C
+    measurement: M
+    peak_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Correction(Generic[C, M]):
+    """How a correction loop ended.
+
+    Attributes:
+      best: the cheapest trial within the budget, or None.
+      smallest: the trial with the smallest measured peak.
+      trials: how many candidates were measured.
+    """
+
+    best: Trial[C, M] | None
+    smallest: Trial[C, M]
+    trials: int
+
+
+def correct(
+    propose: Callable[[int], C], measure: Callable[[C], tuple[int, M]], budget_bytes: int, most_trials: int
+) -> Correction[C, M]:
+    """Finds the cheapest candidate whose measured peak is within the budget.
+
+    The prediction is taken to be off by a constant, learnt anew from each trial; once one candidate fits and another
+    does not, the next is sought between them.
+
+    Args:
+      propose: a budget for the prediction, in bytes, to the cheapest candidate predicted to fit in it.
+      measure: a candidate to (measured peak in bytes, measurement).
+      budget_bytes: what the measured peak must not exceed.
+      most_trials: how many candidates are measured at most.
+    """
+    trials: list[Trial[C, M]] = []
+    fits, fails = None, None
+    aim = budget_bytes
+    for _ in range(most_trials):
+        candidate = propose(aim)
+        if any(candidate is trial.candidate for trial in trials):
+            break
+        peak_bytes, measurement = measure(candidate)
+        trials.append(Trial(candidate, measurement, peak_bytes))
+        slack = budget_bytes - peak_bytes
+        if slack >= 0:
+            fits = max(fits or 0, aim)
+            if slack <= _CLOSE_ENOUGH * budget_bytes:
+                break
+        else:
+            fails = min(fails or aim, aim)
+        aim = _next_aim(candidate.peak_bytes + slack - int(_SAFETY * budget_bytes), fits, fails)
+    within = [trial for trial in trials if trial.peak_bytes <= budget_bytes]
+    best = min(within, key=lambda trial: (trial.candidate.cost, trial.peak_bytes)) if within else None
+    return Correction(best, min(trials, key=lambda trial: trial.peak_bytes), len(trials))
+
+
+def _next_aim(learnt: int, fits: int | None, fails: int | None) -> int:
+    if fits is not None and fails is not None:
+        return learnt if fits < learnt < fails else (fits + fails) // 2
+    if fails is not None:
+        return min(learnt, int(0.97 * fails))
+    return max(1, learnt)
