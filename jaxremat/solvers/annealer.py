@@ -1,11 +1,12 @@
 """A random walk over slotted schedules: FastSA's moves and objective in one compiled loop.
 
 A schedule is T slots, each with a node or nothing, T at least four times the number of nodes. For every node the
-walk keeps the slots of its (at most `COPIES`) runs; for every slot, the bytes that are live there. Adding or removing
-one run changes the lifetime of each value that it reads or makes by at most one range of slots (Imanishi et al.,
-NeurIPS 2023), which is found by one pass over the slots of the value's readers. Live bytes are kept in blocks: a range is added
-to two rows of about sqrt(T) slots and to the offsets of the blocks between them, all of it contiguous vector work.
-XLA compiles the whole loop to one native function on CPU, which reaches a million moves per second.
+walk keeps the slots of its runs; for every slot, the bytes that are live there. Adding or removing one run changes
+the lifetime of each value that it reads or makes by at most one range of slots (Imanishi et al., NeurIPS 2023), which
+is found by one pass over the slots of the value's readers. Live bytes are kept in blocks: a range is added to two rows
+of about sqrt(T) slots and to the offsets of the rows between them, all of it contiguous vector work.
+XLA compiles the whole loop to one native function on CPU, which makes about a million moves per second. Mapping the
+loop over chains would make every chain walk the longest branch (45 times slower, measured): chains are threads.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxremat.schedule_jax import GraphTables, replay_q
 
-COPIES = 8
 _NEAR_SLOTS = 32
 _PICKS = 8
 _FRACTION_BITS = 23
@@ -51,7 +50,7 @@ class Walked(NamedTuple):
 
 class _State(NamedTuple):
     node_at: jax.Array  # [T] int32; the size class where nothing runs
-    runs: jax.Array  # [P, COPIES] int32 slots of a node's runs, T where there are fewer; packed to the left
+    runs: jax.Array  # [P, C] int32 slots of a node's runs, T where there are fewer; packed to the left
     num_runs: jax.Array  # [P] int32
     live: _Blocks
     cost_q: jax.Array  # []
@@ -78,8 +77,10 @@ class _Move(NamedTuple):
     is_valid: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("moves",))
-def walk(tables: GraphTables, node_at: jax.Array, seed: jax.Array, rules: Rules, moves: int) -> Walked:
+@functools.partial(jax.jit, static_argnames=("copies",))
+def walk(
+    tables: GraphTables, node_at: jax.Array, seed: jax.Array, rules: Rules, moves: jax.Array, copies: int
+) -> Walked:
     """Walks a number of moves from a schedule, cooling geometrically.
 
     Args:
@@ -87,17 +88,18 @@ def walk(tables: GraphTables, node_at: jax.Array, seed: jax.Array, rules: Rules,
       node_at: [T] a valid slotted schedule, T a power of two.
       seed: [] uint32; equal seeds give equal walks.
       rules: energy and temperatures.
-      moves: how many moves are proposed.
+      moves: [] int32, how many moves are proposed.
+      copies: how many runs of one node a schedule may hold; no node of `node_at` runs more often.
 
     Returns:
       The last and the best schedule.
     """
-    state = _start(tables, node_at, seed, rules)
+    state = _start(tables, node_at, seed, copies)
     state = lax.fori_loop(0, moves, functools.partial(_step, tables, rules, moves), state)
     return state.best._replace(node_at=state.node_at)
 
 
-def _start(tables: GraphTables, node_at: jax.Array, seed: jax.Array, rules: Rules) -> _State:
+def _start(tables: GraphTables, node_at: jax.Array, seed: jax.Array, copies: int) -> _State:
     slots, padded = node_at.shape[0], tables.producer.shape[0]
     replayed = replay_q(tables, node_at)
 
@@ -108,7 +110,7 @@ def _start(tables: GraphTables, node_at: jax.Array, seed: jax.Array, rules: Rule
         return runs, num_runs.at[node].add(1, mode="drop")
 
     runs, num_runs = lax.fori_loop(
-        0, slots, place, (jnp.full((padded, COPIES), slots, jnp.int32), jnp.zeros(padded, jnp.int32))
+        0, slots, place, (jnp.full((padded, copies), slots, jnp.int32), jnp.zeros(padded, jnp.int32))
     )
     width = 1 << ((slots.bit_length() - 1) // 2)
     entry = replayed.live_q.reshape(slots // width, width)
@@ -119,7 +121,7 @@ def _start(tables: GraphTables, node_at: jax.Array, seed: jax.Array, rules: Rule
     return _State(node_at, runs, num_runs, live, replayed.cost_q, replayed.peak_q, rng, ranges, best)
 
 
-def _step(tables: GraphTables, rules: Rules, moves: int, index: jax.Array, state: _State) -> _State:
+def _step(tables: GraphTables, rules: Rules, moves: jax.Array, index: jax.Array, state: _State) -> _State:
     rng, (kind, luck) = _draws(state.rng, 2)
     rng, move = _proposal(tables, rules, state, rng, kind)
     temperature = rules.hot * (rules.cold / rules.hot) ** (index.astype(jnp.float32) / moves)
@@ -161,7 +163,7 @@ def _taken(state: _State, rules: Rules, move: _Move) -> _State:
     slots, nothing = state.node_at.shape[0], state.runs.shape[0]
     adds, removes = move.source == slots, move.target == slots
     row, count = state.runs[move.node], state.num_runs[move.node]
-    lanes = jnp.arange(COPIES)
+    lanes = jnp.arange(row.size)
     last_run = row[jnp.maximum(count - 1, 0)]
     moved = jnp.where(row == move.source, jnp.where(removes, last_run, move.target), row)
     moved = jnp.where(removes & (lanes == count - 1), slots, moved)
@@ -214,7 +216,7 @@ def _proposal(
     runs_first = jnp.minimum(first_left, target)
     is_valid = (removes | lands) & (runs_first < jnp.minimum(before, slots))
     is_valid &= ~(tables.is_pinned[node] & (adds | removes))
-    is_valid &= ~adds | (state.num_runs[node] < COPIES)
+    is_valid &= ~adds | (state.num_runs[node] < row.size)
     return rng, _Move(node, source, target, is_valid)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from jaxremat.errors import ArgumentError
 from jaxremat.solvers.base import Solver
+from jaxremat.solvers.checkmate import Checkmate
+from jaxremat.solvers.checkmate_lp import CheckmateLP
 from jaxremat.solvers.chen import Chen, ChenRecursive
+from jaxremat.solvers.fastsa import FastSA
 
-SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (Chen, ChenRecursive)}
+_CLASSES: tuple[type[Solver], ...] = (FastSA, Checkmate, CheckmateLP, Chen, ChenRecursive)
+SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in _CLASSES}
 
 
 def solver_named(solver: str | Solver | type[Solver]) -> Solver:

@@ -10,6 +10,7 @@ from jaxremat.errors import ArgumentError, BudgetError, GraphError
 from jaxremat.graph import Chain, Graph
 from jaxremat.schedule import Timeline, replay, replay_operations
 from jaxremat.solvers.base import Proposal, Solution, Solver, Status
+from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.registry import solver_named
 
 _FLOOR_ATTEMPTS = 4
@@ -47,27 +48,11 @@ def solve(
         )
     if time_limit is not None and not time_limit > 0:
         raise ArgumentError(f"time_limit is {time_limit}; give a positive number of seconds, or None")
-    deadline = _Deadline(time_limit)
+    deadline = Deadline(time_limit)
     solution = _certified(problem, budget_bytes, chosen, seed, deadline)
     if solution.status is Status.OVER_BUDGET:
         _refuse(problem, budget_bytes, _reachable(problem, solution, chosen, seed, deadline))
     return solution
-
-
-class _Deadline:
-    """What is left of a time limit; every further question gets at least a tenth of the whole."""
-
-    def __init__(self, time_limit: float | None):
-        self.limit = time_limit
-        self.start = time.perf_counter()
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.start
-
-    @property
-    def remaining(self) -> float | None:
-        return None if self.limit is None else max(self.limit - self.elapsed, 0.1 * self.limit)
 
 
 def _checked_budget(budget) -> int:
@@ -83,10 +68,10 @@ def _checked_budget(budget) -> int:
     return int(budget)
 
 
-def _certified(problem: Graph | Chain, budget_bytes: int, solver: Solver, seed: int, deadline: _Deadline) -> Solution:
+def _certified(problem: Graph | Chain, budget_bytes: int, solver: Solver, seed: int, deadline: Deadline) -> Solution:
     """Asks the solver and replays what it proposes."""
     start = time.perf_counter()
-    proposal = solver.propose(problem, budget_bytes, seed=seed, time_limit=deadline.remaining)
+    proposal = solver.propose(problem, budget_bytes, seed=seed, time_limit=deadline.remaining_seconds())
     schedule, peak_bytes, cost = _replayed(problem, proposal, solver)
     fits = peak_bytes <= budget_bytes
     status = Status.OVER_BUDGET if not fits else Status.OPTIMAL if proposal.optimal else Status.FEASIBLE
@@ -120,7 +105,7 @@ def _require_pinned_once(graph: Graph, schedule: np.ndarray, solver: Solver) -> 
         raise GraphError(f"solver {solver.name!r} repeats or reorders pinned nodes: they ran as {ran.tolist()[:20]}")
 
 
-def _reachable(problem: Graph | Chain, found: Solution, solver: Solver, seed: int, deadline: _Deadline) -> Solution:
+def _reachable(problem: Graph | Chain, found: Solution, solver: Solver, seed: int, deadline: Deadline) -> Solution:
     """A solution whose peak, asked for as a budget, is really met by the same solver and seed."""
     for _ in range(_FLOOR_ATTEMPTS):
         again = _certified(problem, found.peak_bytes, solver, seed, deadline)
