@@ -186,17 +186,17 @@ class _Lowering:
 
     def _widened(self, read: int, like: Var) -> int:
         op = self.ops[read]
-        if op.elements == math.prod(like.aval.shape):
+        if op.elements == math.prod(_shape(like)):
             return read
         if op.constant is not None:
             return self._literal(op.constant, like, op)
-        return self._keyed(_resized(op, "broadcast", (read,), like.aval.shape, self._equation), ("to", like.aval.shape))
+        return self._keyed(_resized(op, "broadcast", (read,), _shape(like), self._equation), ("to", _shape(like)))
 
     def _broadcast(self, read: int, out: Var, key: Hashable) -> int:
         op = self.ops[read]
         if op.constant is not None:
             return self._literal(op.constant, out)
-        return read if op.elements == math.prod(out.aval.shape) else self._add("broadcast", (read,), out, key)
+        return read if op.elements == math.prod(_shape(out)) else self._add("broadcast", (read,), out, key)
 
     def _reshaped(self, read: int, out: Var) -> int:
         return self._literal(self.ops[read].constant, out) if self.ops[read].constant is not None else read
@@ -207,7 +207,7 @@ class _Lowering:
             self._laid_out(read, atom, contract, batch)
             for read, atom, contract, batch in zip(reads, eqn.invars, contracts, batches)
         ]
-        rank = len(eqn.invars[0].aval.shape)
+        rank = len(_shape(eqn.invars[0]))
         trailing = sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank))
         plain = trailing or operands[0] != reads[0]
         if self._dot_copies and not plain and not batches[0] and rank > 2:
@@ -246,7 +246,7 @@ class _Lowering:
     def _read(self, atom: Atom, env: dict[Var, int], shape: tuple[int, ...]) -> int:
         if not isinstance(atom, Literal):
             return env[atom]
-        size = math.prod(shape) * np.dtype(atom.aval.dtype).itemsize
+        size = math.prod(shape) * np.dtype(_dtype(atom)).itemsize
         value = repr(atom.val)
         return self._keyed(Op("broadcast", (), shape, _dtype(atom), size, -1, constant=value), value)
 

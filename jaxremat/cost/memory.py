@@ -89,7 +89,7 @@ def _breadth_first(fusion: Fusion) -> tuple[int, ...]:
 
 
 def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """Rows (kernel, bytes, first step, last step) of the intermediate buffers; outputs and inputs are not among them."""
+    """Rows (kernel, bytes, first step, last step) of the intermediate buffers; not of outputs and inputs."""
     ops, outputs = fusion.program.ops, set(fusion.program.outputs)
     step_of = {kernel: step for step, kernel in enumerate(order)}
     home = {kernel: _renamed(fusion, kernel) for kernel in order}
@@ -102,8 +102,10 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[tuple[int, int, 
         last[home[kernel]] = max(last.get(home[kernel], 0), last[kernel])
     returned = {home.get(output, output) for output in outputs}
     start = {k: step_of[ops[k].reads[0]] if ops[k].kind == "part" else step_of[k] for k in order}
-    spans, taken, end = [], set(), dict(last)
+    spans: list[tuple[int, int, int, int]] = []
+    taken: set[int] = set()
     free: set[int] = set()
+    end = dict(last)
     for kernel in order:
         if home[kernel] != kernel or ops[kernel].kind not in _IN_PLACE:
             continue
