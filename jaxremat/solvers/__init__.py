@@ -1,9 +1,26 @@
 """Every solver of the literature under one contract, each by name and as a class with its parameters."""
 
 from jaxremat.solvers.base import Proposal, Solution, Solver, Status
+from jaxremat.solvers.checkmate import Checkmate
+from jaxremat.solvers.checkmate_lp import CheckmateLP
 from jaxremat.solvers.chen import Chen, ChenRecursive
 from jaxremat.solvers.fastsa import FastSA
 from jaxremat.solvers.registry import SOLVERS
+from jaxremat.solvers.rotor import Rotor, solve_options
 from jaxremat.solvers.solve import solve
 
-__all__ = ["SOLVERS", "Chen", "ChenRecursive", "FastSA", "Proposal", "Solution", "Solver", "Status", "solve"]
+__all__ = [
+    "SOLVERS",
+    "Checkmate",
+    "CheckmateLP",
+    "Chen",
+    "ChenRecursive",
+    "FastSA",
+    "Proposal",
+    "Rotor",
+    "Solution",
+    "Solver",
+    "Status",
+    "solve",
+    "solve_options",
+]

@@ -8,8 +8,9 @@ from jaxremat.solvers.checkmate import Checkmate
 from jaxremat.solvers.checkmate_lp import CheckmateLP
 from jaxremat.solvers.chen import Chen, ChenRecursive
 from jaxremat.solvers.fastsa import FastSA
+from jaxremat.solvers.rotor import Rotor
 
-_CLASSES: tuple[type[Solver], ...] = (FastSA, Checkmate, CheckmateLP, Chen, ChenRecursive)
+_CLASSES: tuple[type[Solver], ...] = (FastSA, Rotor, Checkmate, CheckmateLP, Chen, ChenRecursive)
 SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in _CLASSES}
 
 
