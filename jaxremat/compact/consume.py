@@ -12,16 +12,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Var
+from jaxremat._compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.compact.projection import expand, lift, projection, with_derivative
 from jaxremat.compact.weight import FOLLOW, LoopIndex, UnfollowedError, Weight
-from jaxremat.trace.jaxpr import evaluate, vars_of
+from jaxremat.trace.jaxpr import evaluate, shape_of, vars_of
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _OWN_RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
@@ -58,20 +59,20 @@ class Uses:
                 self.layers[other] = ()
 
 
-def find_uses(jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Var]) -> Uses:
+def find_uses(jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom]) -> Uses:
     """Follows the weights among `inputs` (their `variable` is None) through the equations that `wanted` needs."""
     uses = Uses()
     Consumer(uses, None).run(jaxpr, inputs, wanted)
     return uses
 
 
-def compress(jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Var], uses: Uses, key: jax.Array) -> list:
+def compress(jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom], uses: Uses, key: jax.Array) -> list:
     """Runs a program whose products with the weights among `inputs` keep projections of their other operand."""
     outputs = Consumer(uses, key).run(jaxpr, inputs, wanted)
     return [x.value if isinstance(x, Weight) else x for x in outputs]
 
 
-def group_key(uses: Uses, key: jax.Array, leaf: int, positions: Sequence = ()) -> jax.Array:
+def group_key(uses: Uses, key: Any, leaf: int, positions: Sequence = ()) -> jax.Array:
     """The key of a weight's projection, at the given positions along its layer axes."""
     return functools.reduce(jax.random.fold_in, positions, jax.random.fold_in(key, uses.group[leaf]))
 
@@ -88,7 +89,7 @@ class Consumer:
         self.readers: dict = {}
         self.projected: dict = {}
 
-    def run(self, jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Var] | None = None) -> list:
+    def run(self, jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom] | None = None) -> list:
         """Evaluates a body in a scope of its own."""
         needed = live_vars(jaxpr, jaxpr.outvars if wanted is None else wanted)
         return evaluate(jaxpr, inputs, Consumer(self.uses, self.key, needed).rule)
@@ -159,7 +160,7 @@ class Consumer:
             return value
         with _compat.at_position_of(eqn):
             left = self._project(weight, shared, [x for _, x in pairs])
-        compressed = _compressed_numbers(numbers, tuple(v.aval.ndim for v in eqn.invars))
+        compressed = _compressed_numbers(numbers, tuple(len(shape_of(v).shape) for v in eqn.invars))
         product = _Product(side, compressed, eqn.params["precision"], value.dtype)
         return with_derivative(product, value, left, weight.variable)
 
@@ -275,15 +276,15 @@ class _Product:
 
     side: int
     numbers: tuple
-    precision: object
-    dtype: object
+    precision: Any
+    dtype: Any
 
     def __call__(self, left: jax.Array, variable: jax.Array) -> jax.Array:
         operands = (variable, left) if self.side == 0 else (left, variable)
         return lax.dot_general(*operands, self.numbers, self.precision, self.dtype)
 
 
-def _compressed_numbers(numbers: tuple, ndims: tuple[int, int]) -> tuple:
+def _compressed_numbers(numbers: tuple, ndims: tuple[int, ...]) -> tuple:
     """Dimension numbers after the contracted dimensions of both operands became one, their last."""
     contracted, batch = numbers
     last = tuple((ndim - len(gone),) for ndim, gone in zip(ndims, contracted))

@@ -28,7 +28,7 @@ def decay_rates(update, params, leaves) -> list[jax.Array]:
     """The factor d of each of the flat `leaves` in update = f(gradient) + d * parameter, a scalar each."""
     flat, treedef = jax.tree.flatten(params)
     ones = [jnp.ones_like(p) if i in leaves else jnp.zeros_like(p) for i, p in enumerate(flat)]
-    slopes = jax.tree.leaves(jax.jvp(update, (params,), (treedef.unflatten(ones),))[1][0])
+    slopes = jax.tree.leaves(jax.jvp(update, (params,), (jax.tree.unflatten(treedef, ones),))[1][0])
     return [slopes[i][(0,) * slopes[i].ndim] for i in leaves]
 
 

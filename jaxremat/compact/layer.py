@@ -40,8 +40,8 @@ def compressed_dense(x: jax.Array, kernel: jax.Array, variable: jax.Array, salt,
 def fold_kernel(kernel, variable, salt, epoch, scale: float) -> jax.Array:
     """kernel + scale * P variable; leading axes of all four arguments are stacked layers."""
     if kernel.ndim > 2:
-        one = lambda layer: fold_kernel(*layer, scale)
-        return lax.map(one, (kernel, variable, salt, epoch))
+        stacked = {"kernel": kernel, "variable": variable, "salt": salt, "epoch": epoch}
+        return lax.map(lambda layer: fold_kernel(**layer, scale=scale), stacked)
     matrix = _projection(salt, epoch, kernel.shape[0], variable.shape[0])
     return (kernel + scale * (matrix @ variable.astype(matrix.dtype))).astype(kernel.dtype)
 

@@ -50,10 +50,10 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         place = (*self.path[:-1], self.share) if self.share else self.path
-        salt = zlib.crc32(f"{self.seed}/{'/'.join(map(str, place))}".encode()) >> 1
+        word = zlib.crc32(f"{self.seed}/{'/'.join(map(str, place))}".encode()) >> 1
         make_kernel = lambda: self.kernel_init(self.make_rng("params"), (width, self.features), self.param_dtype)
         kernel = self.variable("compact", "kernel", make_kernel).value
-        salt = self.variable("compact", "salt", lambda: jnp.asarray(salt, jnp.int32)).value
+        salt = self.variable("compact", "salt", lambda: jnp.asarray(word, jnp.int32)).value
         epoch = self.variable("compact", "epoch", lambda: jnp.zeros((), jnp.int32)).value
         self.variable("compact", "steps", lambda: jnp.zeros((), jnp.int32))
         shape = layer_rank(self.rank, width), self.features

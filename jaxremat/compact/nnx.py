@@ -15,7 +15,6 @@ from flax import nnx
 
 from jaxremat.compact.layer import compressed_dense, fold_kernel, layer_rank
 
-
 _lecun_normal = nnx.initializers.lecun_normal()
 
 
@@ -53,7 +52,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((layer_rank(rank, in_features), out_features), param_dtype))
         self.bias = nnx.Param(jnp.zeros(out_features, param_dtype)) if use_bias else None
         drawn = jax.random.randint(rngs.params(), (), 0, 2**31 - 1)
-        self.salt = Compact(share.salt[...] if share else drawn)
+        self.salt: Compact = Compact(share.salt[...] if share else drawn)
         self.epoch = Compact(jnp.zeros((), jnp.int32))
         self.steps = Compact(jnp.zeros((), jnp.int32))
 

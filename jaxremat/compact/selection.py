@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def is_matrix(leaf) -> bool:
     return len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def named_leaves(params) -> list[tuple[str, object]]:
+def named_leaves(params) -> list[tuple[str, Any]]:
     """(path, leaf) of every parameter, in the order of the flattened tree."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]

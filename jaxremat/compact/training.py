@@ -200,7 +200,7 @@ class CompAct:
     def _compressed(self, state: CompActState, batch) -> tuple[Callable, Uses]:
         """The loss as a function of the trainable tree alone, and what it does with the compressed weights."""
         program = read(self._loss, state.params, *batch)
-        in_axes = {c.leaf: c.in_axes for c in state.compressions}
+        in_axes: dict[int, tuple[int, ...] | None] = {c.leaf: c.in_axes for c in state.compressions}
         uses = self._uses(program, state.params, dict.fromkeys(in_axes))
         _refuse(uses.refusals, named_leaves(state.params))
         _check_layouts(uses, state.compressions)
@@ -221,7 +221,8 @@ class CompAct:
 
     def _update(self, state: CompActState, uses: Uses, trainable, gradients, value) -> tuple[Any, Any]:
         """The full parameters and the optimizer state after one step."""
-        leaves, treedef = jax.tree.flatten(state.params)
+        leaves: list = jax.tree.leaves(state.params)
+        treedef: Any = jax.tree.structure(state.params)
         chosen = [c.leaf for c in state.compressions]
         key = self._key(state.step)
 
@@ -232,7 +233,7 @@ class CompAct:
         if is_decoupled(update, trainable):
             rates = decay_rates(update, trainable, chosen)
         else:
-            rates = [0.0] * len(chosen)
+            rates = [jnp.zeros(())] * len(chosen)
             trainable = self._shrunk(state, uses)
         updates, optimizer_state = update(trainable)
         flat = treedef.flatten_up_to(updates)
@@ -244,7 +245,7 @@ class CompAct:
             late_key, moves = drawn_late(key, [flat[c.leaf] for c, _ in members])
             for (c, rate), move in zip(members, moves):
                 after[c.leaf] = moved_weight(leaves[c.leaf], move, c, uses, late_key, self._scale, rate)
-        return treedef.unflatten(after), optimizer_state
+        return jax.tree.unflatten(treedef, after), optimizer_state
 
     def _shrunk(self, state: CompActState, uses: Uses):
         leaves, treedef = jax.tree.flatten(self.trainable(state))
@@ -252,7 +253,7 @@ class CompAct:
         for c in state.compressions:
             if c.leaf in uses.group:
                 leaves[c.leaf] = shrunk_weight(full[c.leaf], c, uses, key)
-        return treedef.unflatten(leaves)
+        return jax.tree.unflatten(treedef, leaves)
 
 
 def _trainable(params, compressions: Sequence[Compression]):
@@ -260,7 +261,7 @@ def _trainable(params, compressions: Sequence[Compression]):
     for c in compressions:
         weight, shape = leaves[c.leaf], compressed_shape(c.shape, c.in_axes, c.rank)
         leaves[c.leaf] = jnp.zeros(shape, weight.dtype, device=_variable_sharding(weight, c))
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def _variable_sharding(weight, compression: Compression) -> NamedSharding | None:
