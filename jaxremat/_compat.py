@@ -35,6 +35,11 @@ def consts_of(jaxpr: Jaxpr) -> list:
     return list(jaxpr.consts)
 
 
+def with_constants_as_inputs(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
+    """The same jaxpr with its constants as leading inputs, and their values."""
+    return _partial_eval.convert_constvars_jaxpr(jaxpr), list(jaxpr.consts)
+
+
 def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
     """The same jaxpr without equations that neither reach an output nor have an effect; inputs stay."""
     return _partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]

@@ -46,14 +46,18 @@ def _add(array, block, *starts):
 def _read_jvp(primals, tangents, *, sizes):
     out = _read_p.bind(*primals, sizes=sizes)
     if isinstance(tangents[0], ad.Zero):
-        return out, [ad.Zero.from_primal_value(x) for x in out]
+        return out, [_no_tangent(x) for x in out]
     return out, _read_p.bind(tangents[0], *primals[1:], sizes=sizes)
+
+
+def _no_tangent(x) -> ad.Zero:
+    return ad.Zero(jax.typeof(x).to_tangent_aval())
 
 
 def _add_jvp(primals, tangents):
     out = _add_p.bind(*primals)
     if all(isinstance(t, ad.Zero) for t in tangents[:2]):
-        return out, ad.Zero.from_primal_value(out)
+        return out, _no_tangent(out)
     array, block = (ad.instantiate_zeros(t) for t in tangents[:2])
     return out, _add_p.bind(array, block, *primals[2:])
 

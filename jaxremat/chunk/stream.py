@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxremat.chunk.blocks import add_block, read_block
+from jaxremat.chunk.sweep import linear_sweep
 from jaxremat.chunk.tiling import Span, Tiling, Window
 
 
@@ -45,7 +45,7 @@ class Scores:
     tiling: Tiling
     windows: tuple[Window, ...]
     batch_rank: int = 0
-    precision: object = None
+    precision: lax.Precision | lax.DotAlgorithmPreset | None = None
     out_dtype: jnp.dtype | None = None
 
     @property
@@ -143,28 +143,14 @@ def _stream_jvp(scores: Scores, primals, tangents):
     moving = tuple(i for i, t in enumerate(d_operands) if not isinstance(t, SymbolicZero))
     if value is None or isinstance(d_value, SymbolicZero):
         d_value = None
-    travelling = [_widen(d_operands[i]) for i in moving] + ([] if d_value is None else [_widen(d_value)])
+    moved = [d_operands[i] for i in moving] + ([] if d_value is None else [d_value])
     windows = [scores.windows[i] for i in moving] + ([] if d_value is None else [scores.value_window])
-    tangent_tile = jax.checkpoint(functools.partial(_tangent_tile, scores, moving), prevent_cse=False)
     tiling, rows = scores.tiling, scores.row_window
-
-    def step(state, place):
-        travelling, sums = state
-        reads = tiling.reads(place)
-        pairs = [
-            read_block(x, tiling.starts(w, reads), tiling.block_sizes(w, x.shape)) for x, w in zip(travelling, windows)
-        ]
-        parts = tangent_tile(operands, value, (anchor, log_total), place, [block for _, block in pairs])
-        at = tiling.starts(rows, place)
-        starts = (at, [*at, at[0] * 0])
-        sums = [add_block(total, part, start) for total, part, start in zip(sums, parts, starts)]
-        return ([carried for carried, _ in pairs], sums), None
-
-    shape = tiling.padded[:-1]
-    sums = [jnp.zeros(shape, anchor.dtype)]
+    results = [jax.ShapeDtypeStruct(tiling.padded[:-1], anchor.dtype)]
     if value is not None:
-        sums.append(jnp.zeros((*shape, value.shape[-1]), anchor.dtype))
-    (_, (d_lse, *d_mixed)), _ = lax.scan(step, (travelling, sums), tiling.places())
+        results.append(jax.ShapeDtypeStruct((*tiling.padded[:-1], value.shape[-1]), anchor.dtype))
+    share = functools.partial(_tangent_tile, scores, moving, operands, value, (anchor, log_total))
+    d_lse, *d_mixed = linear_sweep(tiling, share, moved, windows, results, [rows, (*rows, None)])
     d_lse = tiling.trim(d_lse, rows)
     still = jnp.zeros_like(anchor)
     if value is None:
@@ -194,17 +180,13 @@ def _tangent_tile(scores: Scores, moving, operands, value, norm, place, d_blocks
         mixed = scores.mix(pushed, tiling.block(value, scores.value_window, reads))
         if len(d_blocks) > len(moving):
             mixed += scores.mix(weights, d_blocks[-1].astype(value.dtype))
-        parts.append(mixed.astype(anchor.dtype))
+        parts.append(mixed)
     return parts
 
 
 def _finite(x: jax.Array) -> jax.Array:
     """What to subtract; a row without keys, where it is minus infinity, subtracts nothing."""
     return jnp.where(jnp.isneginf(x), 0, x)
-
-
-def _widen(tangent: jax.Array) -> jax.Array:
-    return tangent.astype(jnp.promote_types(tangent.dtype, jnp.float32))
 
 
 def _wide_dtype(scores: Scores, operands) -> jnp.dtype:

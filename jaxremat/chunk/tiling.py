@@ -91,6 +91,10 @@ class Tiling:
     def block_sizes(self, window: Window, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n if span is None else self.sizes[span.axis] for span, n in zip(window, shape))
 
+    def padded_shape(self, block_shape: tuple[int, ...], window: Window) -> tuple[int, ...]:
+        """The shape of the array into which blocks of this shape are placed."""
+        return tuple(n if span is None else self.padded[span.axis] for span, n in zip(window, block_shape))
+
     def block(self, array: jax.Array, window: Window, reads: list[jax.Array]) -> jax.Array:
         """The part of an array that a tile reads."""
         if all(span is None for span in window):

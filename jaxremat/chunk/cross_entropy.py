@@ -1,0 +1,73 @@
+"""Softmax cross-entropy of a language model's head, without the logits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxremat.chunk.stream import Scores, log_sum_exp
+from jaxremat.chunk.tiling import Span, attention_tiling
+from jaxremat.errors import ArgumentError
+
+
+def softmax_cross_entropy(
+    hidden: jax.Array,
+    embedding: jax.Array,
+    labels: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    token_chunk_size: int | None = None,
+    vocabulary_chunk_size: int | None = None,
+) -> jax.Array:
+    """Computes -log softmax(hidden @ embedding + bias)[label] per token, one tile of logits at a time.
+
+    Neither the forward nor the backward pass holds more logits than a tile; they are computed in float32, and once
+    more in the backward pass. Exact to rounding, in every mode and order of differentiation.
+
+    Args:
+      hidden: [..., width].
+      embedding: [width, vocabulary], such as a Dense kernel; the transpose of a table of embeddings.
+      labels: integers [...] in [0, vocabulary).
+      bias: [vocabulary], added to the logits.
+      token_chunk_size, vocabulary_chunk_size: at most so many in a tile; None chooses at most 1024 and 4096.
+
+    Returns:
+      The loss of each token [...], in float32 (float64 for float64 inputs).
+
+    Raises:
+      ArgumentError: if shapes or dtypes do not fit.
+    """
+    width, vocabulary = embedding.shape
+    if hidden.shape != (*labels.shape, width) or (bias is not None and bias.shape != (vocabulary,)):
+        raise ArgumentError(
+            f"hidden {hidden.shape}, embedding {embedding.shape}, labels {labels.shape} and bias "
+            f"{None if bias is None else bias.shape} must be [..., width], [width, vocabulary], [...] and [vocabulary]"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ArgumentError(f"labels must be integers, not {labels.dtype}")
+    wide = jnp.promote_types(jnp.promote_types(hidden.dtype, embedding.dtype), jnp.float32)
+    tokens = hidden.reshape(-1, width)
+    flat_labels = labels.reshape(-1)
+    operands = [tokens, embedding] + ([] if bias is None else [bias])
+    scores = Scores(
+        tile=_LogitTile(wide),
+        tiling=attention_tiling((tokens.shape[0], vocabulary), token_chunk_size, vocabulary_chunk_size),
+        windows=((Span(0), None), (None, Span(1)), (Span(1),))[: len(operands)],
+    )
+    chosen = jnp.sum(tokens.astype(wide) * embedding[:, flat_labels].T.astype(wide), -1)
+    if bias is not None:
+        chosen += bias[flat_labels]
+    return (log_sum_exp(scores, operands) - chosen).reshape(labels.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LogitTile:
+    dtype: jnp.dtype
+
+    def __call__(self, blocks, reads) -> jax.Array:
+        tokens, embedding, *bias = blocks
+        logits = lax.dot(tokens, embedding, preferred_element_type=self.dtype)
+        return logits + bias[0].astype(self.dtype) if bias else logits

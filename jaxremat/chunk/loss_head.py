@@ -1,0 +1,162 @@
+"""Finding loss heads in a jaxpr: logits from a product with a vocabulary axis, reduced to a few numbers per token.
+
+The anchor is a matrix product with a large output; the region is everything between it and the values per token that
+leave it (log-sum-exp, the label's logit, an argmax, ...). Its equations run chunk of tokens by chunk of tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from jaxremat import _compat
+from jaxremat._compat import Eqn, Jaxpr, Var
+from jaxremat.chunk.mapping import TileMap, map_tiles
+from jaxremat.chunk.region import Region, producers, region
+from jaxremat.chunk.rewriting import Finding, readers_of
+from jaxremat.chunk.tiling import Span, Tiling, Window, dividing_size, even_size, scores_per_tile
+from jaxremat.trace.jaxpr import shape_of, size_bytes, vars_of
+
+KIND = "loss head"
+
+
+@dataclasses.dataclass(frozen=True)
+class _RegionTiles:
+    region: Region
+    tiling: Tiling
+
+    def __call__(self, blocks, reads):
+        return self.region.compute(blocks, reads, self.tiling)
+
+
+class LossHeadFinder:
+    """Finds loss heads in one jaxpr; at most `token_chunk_size` tokens at a time, None chooses from the vocabulary."""
+
+    def __init__(self, token_chunk_size: int | None = None):
+        self.token_chunk_size = token_chunk_size
+
+    def __call__(self, jaxpr: Jaxpr) -> list[Finding]:
+        made_by, readers = producers(jaxpr), readers_of(jaxpr)
+        products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+        return [f for eqn in products if (f := self._match(eqn, jaxpr, made_by, readers)) is not None]
+
+    def _match(self, product: Eqn, jaxpr: Jaxpr, made_by, readers) -> Finding | None:
+        """What the product is, if a softmax over its vocabulary axis follows it; None otherwise."""
+        logits = product.outvars[0]
+        shape = shape_of(logits).shape
+        vocabulary = _vocabulary(product)
+        if vocabulary is None:
+            return None
+        cone = _cone(logits, vocabulary, jaxpr, readers)
+        names = {eqn.primitive.name for eqn in cone.inner}
+        if not {"exp", "reduce_max"} <= names or "dot_general" in cone.leaves_by:
+            return None
+        finding = Finding(KIND, _compat.source_line(product), shape, size_bytes(logits))
+        if cone.escapes:
+            return dataclasses.replace(finding, reason=f"logits are also read {cone.escapes}")
+        lengths = {tuple(n for n in shape_of(v).shape if n != 1) for v in cone.outputs}
+        if len(lengths) != 1 or not (box := lengths.pop()):
+            return dataclasses.replace(finding, reason="what leaves it does not share the axes of the tokens")
+        tiling = _tiling(box, vocabulary, self.token_chunk_size)
+        if tiling.sizes == tiling.lengths:
+            return dataclasses.replace(finding, reason="the logits fit in one tile")
+        needs = [(v, _token_window(shape_of(v).shape)) for v in cone.outputs]
+        large = vocabulary * math.prod(box)
+
+        def inside(var: Var, window: Window) -> bool:
+            return any(window) and (var in cone.below or math.prod(shape_of(var).shape) >= large)
+
+        cut = region(made_by, needs, inside)
+        if any(var in cone.below for var, _ in cut.sources):
+            return dataclasses.replace(finding, reason="an equation in it cannot be cut along the tokens")
+        return dataclasses.replace(
+            finding,
+            reads=tuple(var for var, _ in cut.sources),
+            gives=cone.outputs,
+            emit=lambda values: _emit(product, cut, tiling, values),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Cone:
+    """What depends on the logits, up to the values per token that leave.
+
+    Attributes:
+      below: every variable that depends on the logits, up to `outputs`.
+      inner: equations with a vocabulary axis, or between two of them.
+      outputs: values per token that leave.
+      leaves_by: primitives that make the outputs.
+      escapes: where a value with a vocabulary axis leaves; empty if nowhere.
+    """
+
+    below: set[Var]
+    inner: list[Eqn]
+    outputs: tuple[Var, ...]
+    leaves_by: set[str]
+    escapes: str
+
+
+def _vocabulary(product: Eqn) -> int | None:
+    """Length of the axis that a plain matrix gives to the product, if it stands out and is longer than the width."""
+    contract, batch = product.params["dimension_numbers"]
+    if batch[0] or len(contract[0]) != 1:
+        return None
+    shape = shape_of(product.outvars[0]).shape
+    for atom, axes in zip(product.invars, contract):
+        matrix = shape_of(atom).shape
+        if len(matrix) == 2 and len(shape) > 1:
+            vocabulary, width = matrix[1 - axes[0]], matrix[axes[0]]
+            if vocabulary > width and shape.count(vocabulary) == 1:
+                return vocabulary
+    return None
+
+
+def _cone(logits: Var, vocabulary: int, jaxpr: Jaxpr, readers) -> _Cone:
+    dependent: list[Eqn] = []
+    reached = {logits}
+    for eqn in jaxpr.eqns:
+        if not reached.isdisjoint(vars_of(eqn.invars)):
+            dependent.append(eqn)
+            reached.update(eqn.outvars)
+    wide = {v for v in reached if vocabulary in getattr(v.aval, "shape", ())}
+    inner_vars = set(wide)
+    for eqn in reversed(dependent):
+        if not inner_vars.isdisjoint(eqn.outvars):
+            inner_vars.update(v for v in vars_of(eqn.invars) if v in reached)
+    inner = [eqn for eqn in dependent if not inner_vars.isdisjoint(eqn.outvars)]
+    leaving = [eqn for eqn in dependent if eqn not in inner and not wide.isdisjoint(vars_of(eqn.invars))]
+    inner_ids = {id(eqn) for eqn in inner}
+    outputs = [v for eqn in leaving for v in eqn.outvars]
+    narrow = [v for eqn in inner for v in eqn.outvars if v not in wide]
+    outputs += [v for v in narrow if any(r is None or id(r) not in inner_ids for r in readers.get(v, ()))]
+    escapes = "as a result of the function" if any(v in wide for v in vars_of(jaxpr.outvars)) else ""
+    return _Cone(
+        below=inner_vars | set(outputs),
+        inner=inner,
+        outputs=tuple(dict.fromkeys(v for v in outputs if v in readers)),
+        leaves_by={eqn.primitive.name for eqn in leaving},
+        escapes=escapes,
+    )
+
+
+def _token_window(shape) -> Window:
+    axes = iter(range(len(shape)))
+    return tuple(None if n == 1 else Span(next(axes)) for n in shape)
+
+
+def _tiling(lengths, vocabulary: int, token_chunk_size: int | None) -> Tiling:
+    """Tokens by the chunk: at least 128, so that the product keeps its speed, and 4 tiles' worth of logits."""
+    tokens = max(128, 4 * scores_per_tile() // vocabulary) if token_chunk_size is None else token_chunk_size
+    sizes = [even_size(lengths[-1], tokens)]
+    room = tokens // sizes[0]
+    for length in reversed(lengths[:-1]):
+        sizes.append(dividing_size(length, room))
+        room //= length
+    return Tiling(tuple(lengths), tuple(reversed(sizes)))
+
+
+def _emit(product: Eqn, cut: Region, tiling: Tiling, values: list) -> list:
+    windows = tuple(window for _, window in cut.sources)
+    task = TileMap(_RegionTiles(cut, tiling), tiling, windows, tuple(window for _, window in cut.outputs))
+    with _compat.at_position_of(product):
+        return map_tiles(task, values)
