@@ -1,0 +1,1 @@
+"""Compile for a target, real or absent, and read the bytes."""

@@ -1,0 +1,169 @@
+"""Compile a gradient program and read its memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, SingleDeviceSharding
+
+from jaxremat.budget import format_bytes
+from jaxremat.cost.devices import Device, resolve_target
+from jaxremat.errors import TargetError
+from jaxremat.verify.targets import compiler_lock, target_devices
+
+_COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cuda": {"xla_gpu_autotune_level": 0}}
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReport:
+    """Bytes of a compiled program on one device, as the compiler reports them.
+
+    Attributes:
+      target: name of the device.
+      argument_bytes, output_bytes, temp_bytes, alias_bytes: `alias_bytes` are outputs that reuse donated arguments.
+      peak_bytes: argument + output + temp − alias: what must be allocated to run it.
+      compile_seconds: wall time of tracing, lowering and compiling.
+    """
+
+    target: str
+    argument_bytes: int
+    output_bytes: int
+    temp_bytes: int
+    alias_bytes: int
+    peak_bytes: int
+    compile_seconds: float
+
+    def __str__(self) -> str:
+        parts = f"arguments {format_bytes(self.argument_bytes)}, outputs {format_bytes(self.output_bytes)}"
+        alias = f", aliased −{format_bytes(self.alias_bytes)}" if self.alias_bytes else ""
+        return (
+            f"{self.target}: peak {format_bytes(self.peak_bytes)} "
+            f"({parts}, temporaries {format_bytes(self.temp_bytes)}{alias}); compiled in {self.compile_seconds:.1f} s"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CompiledGradient:
+    """A compiled gradient program: its report, and the optimized program as text."""
+
+    report: MemoryReport
+    executable: Any
+
+    def hlo_text(self) -> str:
+        """The program after all the compiler's passes."""
+        return self.executable.as_text()
+
+
+def compile_gradient(
+    fun: Callable,
+    args: Sequence,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    target: str | None = None,
+) -> MemoryReport:
+    """Compiles the gradient program of a function for a target and reads its memory.
+
+    Args:
+      fun: the function; where it returns something else than one scalar, its vjp is compiled with the cotangents as
+        further arguments.
+      args: arrays or ShapeDtypeStructs, in any tree; shardings are kept.
+      argnums, has_aux: as in `jax.value_and_grad`.
+      target: a target's name, or None for the default backend.
+
+    Raises:
+      TargetError: if this machine cannot compile for the target.
+    """
+    return compile_for(fun, args, argnums, has_aux, target).report
+
+
+def compile_for(
+    fun: Callable,
+    args: Sequence,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    target: str | None = None,
+) -> CompiledGradient:
+    """As `compile_gradient`, with the executable at hand."""
+    device = resolve_target(target)
+    devices = target_devices(target)
+    start = time.perf_counter()
+    program, inputs = gradient_program(fun, args, argnums, has_aux)
+    placed = _place(inputs, devices, target is None or device.platform == "cpu")
+    with compiler_lock(device):
+        lowered = jax.jit(program).trace(*placed).lower(lowering_platforms=(device.platform,))
+        executable = lowered.compile(compiler_options=_COMPILER_OPTIONS.get(device.platform))
+    return CompiledGradient(_read(executable, device, time.perf_counter() - start), executable)
+
+
+def gradient_program(
+    fun: Callable, args: Sequence, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> tuple[Callable, tuple]:
+    """The function to compile, and its abstract arguments: `value_and_grad`, or the vjp for other than one scalar."""
+    inputs = tuple(jax.tree.map(_abstract, tuple(args)))
+    out = jax.eval_shape(fun, *inputs)
+    primary = out[0] if has_aux else out
+    leaves = jax.tree.leaves(primary)
+    if len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.floating):
+        return jax.value_and_grad(fun, argnums, has_aux), inputs
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+    def vjp_program(cotangents, *args):
+        def of_planned(*planned):
+            full = list(args)
+            for position, value in zip(positions, planned):
+                full[position] = value
+            return fun(*full)
+
+        out, back, *aux = jax.vjp(of_planned, *(args[p] for p in positions), has_aux=has_aux)
+        return out, back(cotangents), aux
+
+    cotangents = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, _cotangent_dtype(leaf.dtype)), primary)
+    return vjp_program, (cotangents, *inputs)
+
+
+def _abstract(leaf) -> jax.ShapeDtypeStruct:
+    aval = jax.typeof(leaf)
+    sharding = getattr(leaf, "sharding", None)
+    sharding = sharding if isinstance(sharding, NamedSharding) else None
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding, weak_type=getattr(aval, "weak_type", False))
+
+
+def _cotangent_dtype(dtype):
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jax.dtypes.float0
+
+
+def _place(inputs: tuple, devices: list, here: bool) -> tuple:
+    """The arguments on the target's devices: meshes are rebuilt there, everything else sits on the first one."""
+    if here:
+        return inputs
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding: Any = SingleDeviceSharding(devices[0])
+        if isinstance(leaf.sharding, NamedSharding):
+            sharding = NamedSharding(_rebuilt(leaf.sharding.mesh, devices), leaf.sharding.spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, inputs)
+
+
+def _rebuilt(mesh, devices: list):
+    if mesh.size > len(devices):
+        raise TargetError(
+            f"the arguments are sharded over {mesh.size} devices, the target describes {len(devices)}: "
+            "shard over fewer, or verify one device's share"
+        )
+    grid = np.asarray(devices[: mesh.size], dtype=object).reshape(tuple(mesh.shape.values()))
+    return jax.sharding.Mesh(grid, mesh.axis_names)
+
+
+def _read(executable, device: Device, compile_seconds: float) -> MemoryReport:
+    stats = executable.memory_analysis()
+    argument, output = int(stats.argument_size_in_bytes), int(stats.output_size_in_bytes)
+    temp, alias = int(stats.temp_size_in_bytes), int(stats.alias_size_in_bytes)
+    return MemoryReport(device.name, argument, output, temp, alias, argument + output + temp - alias, compile_seconds)

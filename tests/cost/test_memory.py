@@ -1,0 +1,120 @@
+"""Predicted memory against compiled memory, and the fusion rules one by one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxremat.cost.fusion import clusters
+from jaxremat.cost.memory import estimate_memory
+
+f32 = jnp.float32
+
+
+def shape(*dims, dtype=f32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def mlp(weights, x):
+    for w in weights:
+        x = jnp.tanh(x @ w)
+    return (x**2).mean()
+
+
+def residual(weights, x, block=lambda f: f):
+    @block
+    def layer(x, up, down):
+        return x + jax.nn.gelu(jax.nn.standardize(x) @ up) @ down
+
+    for up, down in weights:
+        x = layer(x, up, down)
+    return (x**2).mean()
+
+
+def attention(weights, x):
+    for wq, wk, wv in weights:
+        q, k, v = (jnp.reshape(x @ w, (*x.shape[:2], 4, -1)) for w in (wq, wk, wv))
+        probabilities = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        x = x + jnp.einsum("bhqk,bkhd->bqhd", probabilities, v).reshape(x.shape)
+    return (x**2).mean()
+
+
+def scanned(w, x):
+    return (jax.lax.scan(lambda c, w: (c + jnp.tanh(c @ w), None), x, w)[0] ** 2).mean()
+
+
+def convolutions(kernels, x):
+    for k in kernels:
+        x = jax.nn.relu(jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+    return (x**2).mean()
+
+
+PROGRAMS = {
+    "mlp": (mlp, [shape(256, 256)] * 6, shape(2048, 256)),
+    "residual": (residual, [(shape(256, 1024), shape(1024, 256))] * 4, shape(2048, 256)),
+    "remat": (
+        functools.partial(residual, block=jax.checkpoint),
+        [(shape(256, 1024), shape(1024, 256))] * 4,
+        shape(2048, 256),
+    ),
+    "attention": (attention, [(shape(128, 128),) * 3] * 3, shape(4, 256, 128)),
+    "scan": (scanned, shape(12, 256, 256), shape(2048, 256)),
+    "convolutions": (convolutions, [shape(3, 3, 32, 32)] * 4, shape(4, 64, 64, 32)),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_predicted_peak_is_near_the_compiled_one(name):
+    fun, *args = PROGRAMS[name]
+    gradient = jax.value_and_grad(fun)
+    estimate = estimate_memory(jax.make_jaxpr(gradient)(*args).jaxpr)
+    stats = jax.jit(gradient).lower(*args).compile().memory_analysis()
+    compiled = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    assert estimate.peak_bytes == pytest.approx(compiled, rel=0.15)
+
+
+def test_remat_is_seen_through_its_barriers():
+    plain, remat = (PROGRAMS[name] for name in ("residual", "remat"))
+    temps = [
+        estimate_memory(jax.make_jaxpr(jax.value_and_grad(f))(*args).jaxpr).temp_bytes for f, *args in (plain, remat)
+    ]
+    assert temps[1] < temps[0] / 2
+
+
+def test_a_cheap_chain_is_one_cluster():
+    jaxpr = jax.make_jaxpr(lambda x: (2 * x + 1) * 3)(shape(4096)).jaxpr
+    found = clusters(jaxpr)
+    assert len(set(found.cluster.tolist())) == 1
+    assert [found.materialised[eqn.outvars[0]] for eqn in jaxpr.eqns] == [False, False, True]
+
+
+def test_an_expensive_value_with_two_readers_is_kept_and_a_cheap_one_is_repeated():
+    def fun(x, w):
+        e, c = jnp.exp(x), x + 1.0
+        return e @ w, c @ w, e.T * 2.0, c.T * 2.0
+
+    jaxpr = jax.make_jaxpr(fun)(shape(128, 128), shape(128, 128)).jaxpr
+    found = clusters(jaxpr)
+    kept = {eqn.primitive.name: found.materialised[eqn.outvars[0]] for eqn in jaxpr.eqns[:2]}
+    assert kept == {"exp": True, "add": True}
+    only_cheap = jax.make_jaxpr(lambda x: ((x + 1.0).T * 2.0, (x + 1.0) * 3.0))(shape(128, 128)).jaxpr
+    assert not clusters(only_cheap).materialised[only_cheap.eqns[0].outvars[0]]
+
+
+def test_a_barrier_costs_nothing_but_keeps_its_operands():
+    def fun(x):
+        y = jax.lax.optimization_barrier(jnp.sin(x))
+        return jnp.cos(y) * 2.0
+
+    with_barrier = estimate_memory(jax.make_jaxpr(fun)(shape(1 << 20)).jaxpr)
+    assert with_barrier.temp_bytes in (0, 4 << 20)
+    assert estimate_memory(jax.make_jaxpr(lambda x: jnp.cos(jnp.sin(x)))(shape(1 << 20)).jaxpr).temp_bytes == 0
+
+
+def test_the_peak_names_its_equations():
+    fun, *args = PROGRAMS["mlp"]
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(fun))(*args).jaxpr
+    estimate = estimate_memory(jaxpr)
+    assert sum(size for _, size in estimate.at_peak) == estimate.temp_bytes
+    assert all(-1 <= equation < len(jaxpr.eqns) for equation, _ in estimate.at_peak)
