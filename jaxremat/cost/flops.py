@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from jaxremat._compat import Atom, Eqn, Jaxpr
 from jaxremat.cost.devices import Device
 from jaxremat.cost.primitives import CUMULATIVE, EXPENSIVE, MOVING, RENAMING
@@ -169,6 +171,7 @@ def _elements(atom: Atom) -> int:
     return math.prod(_shape(atom))
 
 
-def _widest(eqn: Eqn):
+def _widest(eqn: Eqn) -> np.dtype:
     """The operand dtype that sets a contraction's rate."""
-    return max((v.aval.dtype for v in eqn.invars[:2]), key=lambda dtype: dtype.itemsize)
+    dtypes = [np.dtype(getattr(atom.aval, "dtype", np.float32)) for atom in eqn.invars[:2]]
+    return max(dtypes, key=lambda dtype: dtype.itemsize)

@@ -120,8 +120,12 @@ def gradient_program(
                 full[position] = value
             return fun(*full)
 
-        out, back, *aux = jax.vjp(of_planned, *(args[p] for p in positions), has_aux=has_aux)
-        return out, back(cotangents), aux
+        planned = [args[position] for position in positions]
+        if has_aux:
+            out, back, aux = jax.vjp(of_planned, *planned, has_aux=True)
+            return (out, aux), back(cotangents)
+        out, back = jax.vjp(of_planned, *planned)
+        return out, back(cotangents)
 
     cotangents = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, _cotangent_dtype(leaf.dtype)), primary)
     return vjp_program, (cotangents, *inputs)
