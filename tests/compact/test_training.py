@@ -395,3 +395,20 @@ def test_bad_selections():
         CompAct(mlp, optax.sgd(0.1), rank=4, select=lambda path, leaf: True).init(params)
     with pytest.raises(ArgumentError, match=r"rank=99 .* width 16 of gate"):
         CompAct(mlp, optax.sgd(0.1), rank=99, select=lambda path, leaf: path == "gate").init(params, x)
+
+
+def test_one_projection_per_input_inside_a_scan():
+    """Per layer a scan keeps one projection for query, key and value, and one for `down`, whose input is another one."""
+
+    def block(x, w):
+        h = jnp.sin(x)
+        mixed = jax.nn.softmax((h @ w["query"]) * (h @ w["key"])) * (h @ w["value"])
+        return x + jnp.tanh(mixed) @ w["down"], None
+
+    loss = lambda params, x: jnp.sum(lax.scan(block, x, params)[0] ** 2)
+    params = {n: jnp.ones((2, 8, 8)) / 8 for n in ("query", "key", "value", "down")}
+    x = jnp.ones((5, 8))
+    compact = CompAct(loss, optax.sgd(0.1), rank=3)
+    state = compact.init(params, x)
+    kept = jax.eval_shape(lambda t: jax.vjp(lambda t: compact.loss(t, state, x), t)[1], compact.trainable(state))
+    assert sum(leaf.shape == (2, 5, 3) for leaf in jax.tree.leaves(kept)) == 2
