@@ -398,7 +398,7 @@ def test_bad_selections():
 
 
 def test_one_projection_per_input_inside_a_scan():
-    """Per layer a scan keeps one projection for query, key and value, and one for `down`, whose input is another one."""
+    """Per layer a scan keeps one projection for query, key and value, and one for `down`."""
 
     def block(x, w):
         h = jnp.sin(x)
