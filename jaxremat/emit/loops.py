@@ -91,7 +91,8 @@ def emit_loop(loop: Loop, decision: LoopDecision) -> Callable[[Sequence], list]:
 
     def run(inputs: Sequence) -> list:
         consts = jaxprs.evaluate(loop.invariants, inputs[:num_consts])
-        return list(_differentiable(loop, decision)(*consts, *inputs[num_consts:]))
+        outputs = _differentiable(loop, decision)(*consts, *inputs[num_consts:])
+        return [lax.stop_gradient(x) if i in loop.body.constant_results else x for i, x in enumerate(outputs)]
 
     return run
 

@@ -22,7 +22,8 @@ class Body:
       primal: inputs are constants, carries, then slices of what is scanned over; outputs are carries, then slices.
         What is differentiated is what a gradient really passes through, in any iteration.
       num_consts, num_carry: how many of the inputs are constants and carries.
-      perturbed: the inputs that depend on what is differentiated, whether a gradient is wanted or not.
+      perturbed, constant_results: the inputs that depend on what is differentiated, and the outputs that do not,
+        whether a gradient is wanted or not.
       loops: the differentiable loops inside.
     """
 
@@ -30,6 +31,7 @@ class Body:
     num_consts: int
     num_carry: int
     perturbed: tuple[int, ...]
+    constant_results: tuple[int, ...]
     loops: tuple[Loop, ...]
 
     @property
@@ -117,8 +119,15 @@ def _read_body(source: Jaxpr, num_consts: int, num_carry: int, inputs, outputs, 
     primal = Primal(
         flat, (), _with_matching_carries(wrt, cotangents_of, num_body_consts, num_carry), cotangents_of, None, None
     )
-    depends = tuple(i for i, flag in enumerate(perturbed) if flag)
-    return source, invariants, Body(primal, num_body_consts, num_carry, depends, _find(primal, bodies))
+    body = Body(
+        primal,
+        num_consts=num_body_consts,
+        num_carry=num_carry,
+        perturbed=tuple(i for i, flag in enumerate(perturbed) if flag),
+        constant_results=tuple(i for i, flag in enumerate(produced) if not flag),
+        loops=_find(primal, bodies),
+    )
+    return source, invariants, body
 
 
 def _with_matching_carries(wrt, cotangents_of, num_consts: int, num_carry: int) -> tuple[int, ...]:
