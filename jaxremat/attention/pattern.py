@@ -199,9 +199,9 @@ def _read_elsewhere(inside: set[int], mix: Eqn, jaxpr: Jaxpr, readers) -> str:
     """Where a value that depends on a product of the region is read by an equation outside; empty if nowhere."""
     dependent: set[Var] = set()
     for eqn in jaxpr.eqns:
-        if id(eqn) in inside and eqn is not mix:
-            if eqn.primitive.name == "dot_general" or not dependent.isdisjoint(vars_of(eqn.invars)):
-                dependent.update(eqn.outvars)
+        reads_product = eqn.primitive.name == "dot_general" or not dependent.isdisjoint(vars_of(eqn.invars))
+        if id(eqn) in inside and eqn is not mix and reads_product:
+            dependent.update(eqn.outvars)
     for var in dependent:
         for reader in readers.get(var, ()):
             if reader is None:

@@ -44,13 +44,11 @@ class LossHeadFinder:
         """What the product is, if a softmax over its vocabulary axis follows it; None otherwise."""
         logits = product.outvars[0]
         shape = shape_of(logits).shape
-        vocabulary = _vocabulary(product)
-        if vocabulary is None:
+        cones = {n: _cone(logits, n, jaxpr, readers) for n in _vocabularies(product)}
+        vocabulary = next((n for n, cone in cones.items() if cone.has_softmax_over(n)), None)
+        if vocabulary is None or "dot_general" in cones[vocabulary].leaves_by:
             return None
-        cone = _cone(logits, vocabulary, jaxpr, readers)
-        names = {eqn.primitive.name for eqn in cone.inner}
-        if not {"exp", "reduce_max"} <= names or "dot_general" in cone.leaves_by:
-            return None
+        cone = cones[vocabulary]
         finding = Finding(KIND, _compat.source_line(product), shape, size_bytes(logits))
         if cone.escapes:
             return dataclasses.replace(finding, reason=f"logits are also read {cone.escapes}")
@@ -95,20 +93,21 @@ class _Cone:
     leaves_by: set[str]
     escapes: str
 
+    def has_softmax_over(self, vocabulary: int) -> bool:
+        """Whether a maximum over the vocabulary and an exponential with that axis are inside."""
+        shapes = {(eqn.primitive.name, vocabulary in shape_of(eqn.outvars[0]).shape) for eqn in self.inner}
+        return ("exp", True) in shapes and ("reduce_max", False) in shapes
 
-def _vocabulary(product: Eqn) -> int | None:
-    """Length of the axis that a plain matrix gives to the product, if it stands out and is longer than the width."""
+
+def _vocabularies(product: Eqn) -> list[int]:
+    """Lengths of axes that a plain matrix gives to the product, if they stand out and are longer than the width."""
     contract, batch = product.params["dimension_numbers"]
-    if batch[0] or len(contract[0]) != 1:
-        return None
     shape = shape_of(product.outvars[0]).shape
-    for atom, axes in zip(product.invars, contract):
-        matrix = shape_of(atom).shape
-        if len(matrix) == 2 and len(shape) > 1:
-            vocabulary, width = matrix[1 - axes[0]], matrix[axes[0]]
-            if vocabulary > width and shape.count(vocabulary) == 1:
-                return vocabulary
-    return None
+    if batch[0] or len(contract[0]) != 1 or len(shape) < 2:
+        return []
+    matrices = [(shape_of(a).shape, axes[0]) for a, axes in zip(product.invars, contract) if shape_of(a).ndim == 2]
+    free = [(matrix[1 - axis], matrix[axis]) for matrix, axis in matrices]
+    return [length for length, width in free if length > width and shape.count(length) == 1]
 
 
 def _cone(logits: Var, vocabulary: int, jaxpr: Jaxpr, readers) -> _Cone:

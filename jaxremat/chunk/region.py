@@ -186,15 +186,18 @@ def _dot_windows(eqn: Eqn, window: Window):
 
 
 def _gather_windows(eqn: Eqn, window: Window):
-    """`take_along_axis`: one entry per index, its leading axes shared by operand and indices."""
-    dims = eqn.params["dimension_numbers"]
-    rank = len(shape_of(eqn.invars[0]).shape)
-    if dims.offset_dims or len(dims.collapsed_slice_dims) + len(dims.operand_batching_dims) != rank:
+    """`take_along_axis`: one entry per index, from operand axes that the indices share, pick from, or read whole."""
+    dims, slices = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape = shape_of(eqn.invars[0]).shape
+    picked = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
+    whole = all(slices[axis] == n for axis, n in enumerate(shape) if axis not in picked)
+    if not whole or any(window[i] is not None for i in dims.offset_dims):
         return None
-    operand: list[Span | None] = [None] * rank
+    indices = [span for i, span in enumerate(window) if i not in dims.offset_dims]
+    operand: list[Span | None] = [None] * len(shape)
     for axis, at in zip(dims.operand_batching_dims, dims.start_indices_batching_dims):
-        operand[axis] = window[at]
-    return tuple(operand), (*window, None)
+        operand[axis] = indices[at]
+    return tuple(operand), (*indices, None)
 
 
 _WINDOWS = {

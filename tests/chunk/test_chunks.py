@@ -14,6 +14,7 @@ from jaxremat.chunk.tiling import Span, Tiling, attention_tiling, dividing_size,
 from jaxremat.errors import ArgumentError
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 300), limit=st.integers(1, 300))
 def test_chunk_sizes(length, limit):
     even, dividing = even_size(length, limit), dividing_size(length, limit)
@@ -21,6 +22,7 @@ def test_chunk_sizes(length, limit):
     assert length % dividing == 0 and 1 <= dividing <= limit
 
 
+@settings(deadline=None)
 @given(
     queries=st.integers(1, 20), keys=st.integers(1, 20), query_chunk=st.integers(1, 8), key_chunk=st.integers(1, 8),
     left=st.none() | st.integers(0, 5), right=st.none() | st.integers(0, 5),
@@ -48,6 +50,7 @@ def test_causal_tiles_are_about_half():
     assert len(Tiling((1024, 1024), (64, 64), (None, 0)).places()) == 16 * 17 // 2
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 20), size=st.integers(1, 20))
 def test_trim_takes_each_entry_once(length, size):
     tiling = Tiling((length,), (even_size(length, size),))
@@ -67,7 +70,7 @@ def loop_over_blocks(x):
 
 def test_blocks_differentiate_in_every_mode():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32)
-    check_grads(loop_over_blocks, (x,), order=3, atol=2e-2, rtol=2e-2, eps=1e-2)
+    check_grads(loop_over_blocks, (x,), order=2, atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
 def test_blocks_batch():
@@ -83,11 +86,11 @@ def test_blocks_batch():
 
 def test_transposes_touch_blocks_only():
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: loop_over_blocks(x).sum()))(jnp.ones((6, 2))))
-    assert "add_any" not in jaxpr.split("scan", 1)[1].split("remat", 1)[0] or "add_block" in jaxpr
+    assert "add_block" in jaxpr and "read_block" in jaxpr
     assert "dynamic_update_slice" not in jaxpr
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(length=st.integers(1, 9), size=st.integers(1, 10), in_axis=st.integers(0, 1), out_axis=st.integers(0, 1))
 def test_map_chunks_is_the_map(length, size, in_axis, out_axis):
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32)
