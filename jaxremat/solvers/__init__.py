@@ -1,5 +1,6 @@
 """Every solver of the literature under one contract, each by name and as a class with its parameters."""
 
+from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Proposal, Solution, Solver, Status
 from jaxremat.solvers.checkmate import Checkmate
 from jaxremat.solvers.checkmate_lp import CheckmateLP
@@ -11,6 +12,7 @@ from jaxremat.solvers.solve import solve
 
 __all__ = [
     "SOLVERS",
+    "Auto",
     "Checkmate",
     "CheckmateLP",
     "Chen",

@@ -69,12 +69,13 @@ class Population:
 
     Args:
       graph: the graph.
+      copies: how often a schedule may run one node, where the start does not already do so more often.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, copies: int = _COPIES):
         self.graph = graph
+        self.copies = copies
         self.quanta = quanta_of(graph)
-        self.padded = size_class(graph)
         ordered = dataclasses.replace(graph, **_with_pinned_in_order(graph)) if graph.pinned.sum() > 1 else graph
         self.padded = size_class(ordered)
         self.tables = jax.device_put(tables_of(ordered, self.quanta), _host_device())
@@ -115,11 +116,6 @@ class Population:
                     break
                 if enough_bytes is not None and leader.peak_bytes <= enough_bytes:
                     break
-                if 2 * (index + 1) == rounds:
-                    current = [
-                        leader.schedule if f.peak_bytes > budget_bytes >= leader.peak_bytes else s
-                        for f, s in zip(best, current)
-                    ]
         return best
 
     def is_least(self, candidate: Found, budget_bytes: int) -> bool:
@@ -142,7 +138,7 @@ class Population:
         )
         moves = jnp.int32(max(1, cooling.moves // rounds))
         most_runs = int(np.bincount(start).max())
-        copies = max(_COPIES, 1 << (most_runs - 1).bit_length())
+        copies = max(self.copies, 1 << (most_runs - 1).bit_length())
         walked = walk(self.tables, self._spread(start), jnp.uint32(seed % 2**32), rules, moves, copies)
         return self._schedule(walked.node_at), found(self.graph, self._schedule(walked.best_node_at))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxremat.errors import ArgumentError
+from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.checkmate import Checkmate
 from jaxremat.solvers.checkmate_lp import CheckmateLP
@@ -10,7 +11,7 @@ from jaxremat.solvers.chen import Chen, ChenRecursive
 from jaxremat.solvers.fastsa import FastSA
 from jaxremat.solvers.rotor import Rotor
 
-_CLASSES: tuple[type[Solver], ...] = (FastSA, Rotor, Checkmate, CheckmateLP, Chen, ChenRecursive)
+_CLASSES: tuple[type[Solver], ...] = (Auto, FastSA, Rotor, Checkmate, CheckmateLP, Chen, ChenRecursive)
 SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in _CLASSES}
 
 
