@@ -72,6 +72,12 @@ def source_line(eqn: Eqn) -> str:
     return f"{frame.file_name}:{frame.start_line} ({frame.function_name})" if frame else ""
 
 
+def source_frames(eqn: Eqn) -> list[tuple[str, int, str]]:
+    """(file, line, qualified function) of the frames outside JAX that made the equation, the innermost first."""
+    frames = _source.user_frames(eqn.source_info.traceback)
+    return [(frame.file_name, frame.start_line, frame.function_name) for frame in frames]
+
+
 def scan_arity(eqn: Eqn) -> tuple[int, int]:
     """(number of constants, number of carries) of a scan equation; the other inputs are scanned over."""
     if "ft_in" in eqn.params:

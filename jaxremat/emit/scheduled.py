@@ -69,8 +69,7 @@ def write_script(
     steps = np.asarray(schedule, np.int64)
     backward = joint.is_backward[steps]
     if start is None:
-        start = int(backward.argmax()) if backward.any() else steps.size
-        start -= int(_recomputed_before(steps, start))
+        start = backward_start(joint.is_backward, steps)
     if fences is None:
         fences = [t for t in range(start + 1, steps.size) if backward[t - 1] and not backward[t]]
     bounds = sorted({start, *(t for t in fences if t > start), steps.size})
@@ -83,6 +82,22 @@ def write_script(
         script.append(Segment(eqns, len(again), _fenced(joint, eqns, again, made)))
         made.update(v for eqn in eqns for v in eqn.outvars)
     return Script(forward, residuals, tuple(script))
+
+
+def backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
+    """The first backward step of a schedule, or the first of the repeats right before it: they belong to the backward.
+
+    Args:
+      is_backward: [N] bool, nodes that depend on a cotangent.
+      steps: [T] node ids.
+    """
+    backward = is_backward[steps]
+    start = int(backward.argmax()) if backward.any() else steps.size
+    _, first = np.unique(steps, return_index=True)
+    is_first = np.zeros(steps.size, bool)
+    is_first[first] = True
+    before = np.flatnonzero(is_first[:start])
+    return int(before[-1]) + 1 if before.size else 0
 
 
 def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, list]:
@@ -155,19 +170,6 @@ class _Residuals:
     @classmethod
     def tree_unflatten(cls, static, values):
         return cls(tuple(values), *static)
-
-
-def _recomputed_before(steps: np.ndarray, start: int) -> int:
-    """How many steps right before the first backward step repeat earlier ones: they belong to the backward."""
-    seen: set[int] = set()
-    repeats = []
-    for node in steps[:start].tolist():
-        repeats.append(node in seen)
-        seen.add(node)
-    trailing = 0
-    while trailing < start and repeats[start - 1 - trailing]:
-        trailing += 1
-    return trailing
 
 
 def read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
