@@ -78,11 +78,13 @@ def iteration_hull(body: Body, inner: tuple[LoopDecision, ...] = (), device=None
 
 def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
     """The graph between two kinds of extra nodes: one before it per carry, and a last one that reads every gradient
-    that does not depend on a cotangent, so that it is not taken for an output of the forward."""
+    that does not depend on a cotangent, so that it is not taken for an output of the forward. An output of an
+    iteration is a value like any other: to stack it takes its bytes."""
     number = body.num_carry
     carry = {v: i for i, v in enumerate(joint.inputs[body.num_consts : body.num_consts + number])}
     value_of: dict[Var, int] = dict(carry)
-    value_of.update((v, number + i) for i, v in enumerate(v for eqn in joint.eqns for v in eqn.outvars))
+    made = [v for eqn in joint.eqns for v in eqn.outvars]
+    value_of.update((v, number + i) for i, v in enumerate(made))
     last = number + graph.num_nodes
     forward = {v for eqn, late in zip(joint.eqns, joint.is_backward) if not late for v in eqn.outvars}
     reads = [(value + number, node + number) for value, node in graph.reads.tolist()]
@@ -95,7 +97,7 @@ def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
     return Graph(
         costs=np.concatenate([np.zeros(number), graph.costs, [0.0]]),
         workspace_bytes=np.concatenate([np.zeros(number, np.int64), graph.workspace_bytes, [0]]),
-        value_bytes=np.concatenate([np.asarray([jaxprs.size_bytes(v) for v in carry], np.int64), graph.value_bytes]),
+        value_bytes=np.asarray([jaxprs.size_bytes(v) for v in (*carry, *made)], np.int64),
         producer=np.concatenate([np.arange(number), graph.producer + number]).astype(np.int32),
         reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
         is_output=is_output,
