@@ -91,7 +91,7 @@ def _at_price(loop: Loop, inner: tuple[LoopDecision, ...], seconds_per_byte: flo
     prices = seconds_per_byte * (1 + _EARLY_SURCHARGE * late)
     totals = np.asarray([c.seconds + prices * c.bytes for c in choices])
     runs = [(choices[i], len(list(group))) for i, group in itertools.groupby(totals.argmin(0).tolist())]
-    return _combined(hull, _at_most(_MOST_PIECES, runs), inner)
+    return _combined(hull, _without_remainders(hull, _at_most(_MOST_PIECES, runs)), inner)
 
 
 def _at_most(limit: int, runs: list[tuple[_Choice, int]]) -> list[tuple[_Choice, int]]:
@@ -104,6 +104,17 @@ def _at_most(limit: int, runs: list[tuple[_Choice, int]]) -> list[tuple[_Choice,
         runs[target] = runs[target][0], runs[target][1] + runs[shortest][1]
         del runs[shortest]
     return runs
+
+
+def _without_remainders(hull: IterationHull, runs: list[tuple[_Choice, int]]) -> list[tuple[_Choice, int]]:
+    """Iterations that do not fill a segment join the next run, which saves more."""
+    out, carried = [], 0
+    for i, (choice, length) in enumerate(runs):
+        first = _nested(hull, choice.option, length + carried, choice.depth)[0]
+        used = first.length if i + 1 < len(runs) else length + carried
+        carried = length + carried - used
+        out.append((choice, used))
+    return out
 
 
 def _combined(hull: IterationHull, runs: Sequence[tuple[_Choice, int]], inner: tuple[LoopDecision, ...]) -> LoopOption:
