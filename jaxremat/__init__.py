@@ -5,6 +5,7 @@ from jaxremat import chunk as chunk
 from jaxremat import compact as compact
 from jaxremat import solvers as solvers
 from jaxremat.api import trace as trace
+from jaxremat.decorator import remat as remat
 from jaxremat.errors import ArgumentError as ArgumentError
 from jaxremat.errors import BudgetError as BudgetError
 from jaxremat.errors import EmissionError as EmissionError

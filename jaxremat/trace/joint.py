@@ -94,13 +94,13 @@ class Joint:
         return backward
 
 
-def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int], has_aux: bool) -> Primal:
+def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | None, has_aux: bool) -> Primal:
     """Traces `fun` at the shapes of `args` and says what is differentiated.
 
     Args:
       fun: any JAX function.
       args: arrays or ShapeDtypeStructs, in trees.
-      argnums: as in `jax.grad`.
+      argnums: as in `jax.grad`; None for every leaf that can be differentiated, even if there is none.
       has_aux: whether `fun` returns (result, auxiliary data); auxiliary data receive no cotangent.
 
     Raises:
@@ -109,8 +109,11 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int], has
     program = jaxprs.read(fun, *args)
     captured = tuple(c for c in _compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
     jaxpr = _explicit_captures(program.jaxpr, captured)
-    wrt = _differentiated_leaves(args, argnums, len(captured), jaxpr)
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
+    if argnums is None:
+        return Primal(jaxpr, captured, _inexact(jaxpr.invars), outputs, program.in_tree, program.out_tree)
+    wrt = _differentiated_leaves(args, argnums, len(captured), jaxpr)
+    _refuse_nothing_to_differentiate(outputs, jaxpr)
     return Primal(jaxpr, captured, wrt, outputs, program.in_tree, program.out_tree)
 
 
@@ -218,8 +221,7 @@ def _differentiated_leaves(args: Sequence, argnums, num_captured: int, jaxpr: Ja
             )
     if not chosen:
         raise ArgumentError(f"argnums={argnums} names arguments without any array: there is nothing to differentiate")
-    captured = [i for i in range(num_captured) if jnp.issubdtype(jaxpr.invars[i].aval.dtype, jnp.inexact)]
-    return (*captured, *(num_captured + i for i in chosen))
+    return (*_inexact(jaxpr.invars[:num_captured]), *(num_captured + i for i in chosen))
 
 
 def _differentiated_outputs(out_tree, has_aux: bool, jaxpr: Jaxpr) -> tuple[int, ...]:
@@ -229,11 +231,19 @@ def _differentiated_outputs(out_tree, has_aux: bool, jaxpr: Jaxpr) -> tuple[int,
         if not (isinstance(parts, tuple) and len(parts) == 2):
             raise ArgumentError("has_aux=True, but the function does not return a pair (result, auxiliary data)")
         number = len(jax.tree.leaves(parts[0]))
-    chosen = tuple(i for i in range(number) if jnp.issubdtype(jaxpr.outvars[i].aval.dtype, jnp.inexact))
-    if not chosen:
+    return _inexact(jaxpr.outvars[:number])
+
+
+def _refuse_nothing_to_differentiate(outputs: Sequence[int], jaxpr: Jaxpr) -> None:
+    if not outputs:
         dtypes = sorted({str(v.aval.dtype) for v in jaxpr.outvars})
-        raise ArgumentError(f"the function returns only {', '.join(dtypes) or 'nothing'}: there is nothing to differentiate")
-    return chosen
+        raise ArgumentError(
+            f"the function returns only {', '.join(dtypes) or 'nothing'}: there is nothing to differentiate"
+        )
+
+
+def _inexact(atoms: Sequence) -> tuple[int, ...]:
+    return tuple(i for i, atom in enumerate(atoms) if jnp.issubdtype(atom.aval.dtype, jnp.inexact))
 
 
 def _complement(indices: Sequence[int], number: int) -> tuple[int, ...]:

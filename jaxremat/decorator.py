@@ -1,0 +1,160 @@
+"""The decorator: a function that plans its own gradient where it is differentiated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jaxremat.budget import Budget, format_bytes
+from jaxremat.decision import Decision
+from jaxremat.emit.form import emit as emit_form
+from jaxremat.emit.form import scheduled_program
+from jaxremat.emit.scheduled import emit_scheduled
+from jaxremat.plan import Plan, apply_flat
+from jaxremat.planning import check_options, plan
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Primal, differentiate, fingerprint, read_primal
+
+logger = logging.getLogger("jaxremat")
+
+
+def remat(
+    fun: Callable | None = None,
+    *,
+    budget: Budget,
+    has_aux: bool = False,
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Iterable[str] = (),
+    solver: str = "auto",
+    target: str | None = None,
+    emit: str = "schedule",
+    verify: str = "replay",
+    seed: int = 0,
+) -> Callable:
+    """The same function, whose gradient is planned for a budget where it is first differentiated.
+
+    A plan is made once per program, argument shapes and set of differentiated arguments; it is kept with the
+    decorated function, and told at INFO on the logger "jaxremat". What the function closes over is differentiated
+    too. Under `vmap` and `scan` the inner function is planned.
+
+    Args:
+      fun: any JAX function; without it, `remat(budget=...)` is a decorator.
+      budget: as in `jaxremat.plan`; a fraction is of this function's own gradient program.
+      has_aux: whether the function returns (result, auxiliary data), of which only the result is differentiated.
+      static_argnums, static_argnames: arguments that are no arrays, as in `jax.checkpoint`.
+      solver, target, verify, seed: as in `jaxremat.plan`.
+      emit: "schedule"; or "segments", which also works in forward mode and is planned for every floating argument.
+
+    Raises:
+      ArgumentError: for an option that cannot be understood.
+      BudgetError: when the function is differentiated and nothing that was found fits.
+    """
+    if fun is None:
+        return functools.partial(
+            remat, budget=budget, has_aux=has_aux, static_argnums=static_argnums, static_argnames=static_argnames,
+            solver=solver, target=target, emit=emit, verify=verify, seed=seed,
+        )  # fmt: skip
+    check_options(budget, solver, emit, verify)
+    options = {"budget": budget, "solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
+    planner = _PlanOnce(getattr(fun, "__name__", type(fun).__name__), options)
+    numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+
+    @functools.wraps(fun)
+    def planned(*args, **kwargs):
+        free, dynamic = _bound(fun, args, kwargs, numbers, names)
+        primal = read_primal(free, dynamic, None, has_aux)
+        return apply_flat(primal, _emitted(primal, planner, emit), dynamic)
+
+    return planned
+
+
+class _PlanOnce:
+    """One plan per program; threads that ask for the same one wait for it.
+
+    Args:
+      name: of the function, for the log.
+      options: of `jaxremat.plan`.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any]):
+        self.name = name
+        self.options = options
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._made: dict[str, Decision] = {}
+
+    def __call__(self, primal: Primal) -> Decision:
+        """What to do for a primal program, whose `wrt` says what is differentiated."""
+        key = fingerprint(differentiate(primal).jaxpr, f"{primal.wrt} {primal.cotangents_of}")
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._made:
+                self._made[key] = self._decide(primal)
+        return self._made[key]
+
+    def _decide(self, primal: Primal) -> Decision:
+        last = max(primal.cotangents_of) + 1
+
+        def flat(*inputs):
+            outputs = jaxprs.evaluate(primal.jaxpr, inputs)
+            return outputs[:last], outputs[last:]
+
+        shapes = map(jaxprs.shape_of, primal.jaxpr.invars)
+        made = plan(flat, *shapes, argnums=primal.wrt, has_aux=True, **self.options)
+        logger.info("%s: %s", self.name, _summary(made))
+        return made.decision
+
+
+def _emitted(primal: Primal, planner: _PlanOnce, emit: str) -> Callable[..., list]:
+    if not primal.wrt or not primal.cotangents_of:
+        return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
+    if emit != "schedule":
+        return emit_form(primal, planner(primal))
+
+    def choose(wrt: tuple[int, ...]):
+        planned = dataclasses.replace(primal, wrt=wrt)
+        decision = planner(planned)
+        if decision.emit == "plain":
+            decision = dataclasses.replace(decision, schedule=tuple(range(len(differentiate(planned).eqns))))
+        return scheduled_program(planned, decision)
+
+    return emit_scheduled(primal, choose)
+
+
+def _summary(made: Plan) -> str:
+    plain, peak = format_bytes(made.baseline_peak_bytes), format_bytes(made.peak_bytes)
+    if made.decision.emit == "plain":
+        return f"fits as it is: {plain} within {format_bytes(made.budget_bytes)}"
+    return (
+        f"planned for {format_bytes(made.budget_bytes)} on {made.target}: peak {peak} of {plain}, {made.overhead:+.1%}"
+        f" time, in {made.solve_seconds:.1f} s"
+    )
+
+
+def _bound(fun: Callable, args: Sequence, kwargs: dict, numbers: Sequence[int], names: Sequence[str]):
+    """(`fun` of its array arguments alone, those arguments): static arguments are bound, keywords become one tree."""
+    static_positions = {i % len(args) for i in numbers if -len(args) <= i < len(args)}
+    static_positions |= _positions_of(fun, names)
+    static_keywords = {name: kwargs[name] for name in kwargs if name in names}
+    dynamic = [arg for i, arg in enumerate(args) if i not in static_positions]
+    keywords = {name: value for name, value in kwargs.items() if name not in static_keywords}
+
+    def free(*given):
+        arrays = iter(given[:-1])
+        full = [arg if i in static_positions else next(arrays) for i, arg in enumerate(args)]
+        return fun(*full, **given[-1], **static_keywords)
+
+    return free, (*dynamic, keywords)
+
+
+def _positions_of(fun: Callable, names: Sequence[str]) -> set[int]:
+    if not names:
+        return set()
+    return {i for i, name in enumerate(inspect.signature(fun).parameters) if name in names}

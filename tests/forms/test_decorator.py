@@ -1,0 +1,122 @@
+"""`jaxremat.remat`: one plan per program, shapes and differentiated arguments; otherwise the plain function."""
+
+import logging
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxremat
+
+
+def layered(ws, x):
+    for w in ws:
+        x = jnp.tanh(x @ w)
+    return jnp.sum(x**2)
+
+
+WEIGHTS = [jnp.asarray(np.random.default_rng(i).normal(size=(16, 16)) / 4, jnp.float32) for i in range(16)]
+X = jnp.asarray(np.random.default_rng(9).normal(size=(256, 16)), jnp.float32)
+
+
+def assert_close(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def recomputations(fun, *args):
+    """How many more matrix products the gradient has than the plain one."""
+    count = lambda f: str(jax.make_jaxpr(jax.grad(f))(*args)).count("dot_general[")
+    return count(fun) - count(layered)
+
+
+def test_plans_within_a_fraction_and_recomputes():
+    planned = jaxremat.remat(layered, budget=0.7)
+    assert recomputations(planned, WEIGHTS, X) > 0
+    assert_close(jax.jit(jax.value_and_grad(planned))(WEIGHTS, X), jax.value_and_grad(layered)(WEIGHTS, X))
+
+
+def test_plans_for_the_arguments_that_are_differentiated():
+    planned = jaxremat.remat(layered, budget=0.8)
+    for argnums in (0, 1, (0, 1)):
+        assert_close(jax.grad(planned, argnums)(WEIGHTS, X), jax.grad(layered, argnums)(WEIGHTS, X))
+
+
+def test_says_once_per_signature_what_it_decided(caplog):
+    planned = jaxremat.remat(layered, budget=0.8)
+    with caplog.at_level(logging.INFO, logger="jaxremat"):
+        for rows in (256, 256, 128, 256):
+            jax.grad(planned)(WEIGHTS, X[:rows])
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    assert len(told) == 2 and all("layered" in line and "budget" not in line for line in told)
+
+
+def test_threads_share_one_plan(caplog):
+    planned = jaxremat.remat(layered, budget=0.8)
+    results = []
+    run = lambda: results.append(jax.grad(planned)(WEIGHTS, X))
+    with caplog.at_level(logging.INFO, logger="jaxremat"):
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+    assert len(results) == 4
+    assert sum("layered" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_not_differentiated_is_the_plain_function():
+    planned = jaxremat.remat(layered, budget=0.01)
+    assert planned.__name__ == "layered"
+    assert_close(planned(WEIGHTS, X), layered(WEIGHTS, X))
+    assert jaxremat.remat(lambda n: n + 1, budget=0.5)(3) == 4
+
+
+def test_a_budget_that_nothing_fits_in_is_told_where_it_is_differentiated():
+    with pytest.raises(jaxremat.BudgetError):
+        jax.grad(jaxremat.remat(layered, budget=10))(WEIGHTS, X)
+
+
+def test_keywords_and_static_arguments():
+    @jaxremat.remat(budget=0.8, static_argnums=(2,), static_argnames=("final",))
+    def planned(ws, x, power, *, scale, final):
+        return getattr(jnp, final)(scale * jnp.abs(layered(ws, x)) ** power)
+
+    def plain(ws, x, power, *, scale, final):
+        return getattr(jnp, final)(scale * jnp.abs(layered(ws, x)) ** power)
+
+    keywords = {"scale": jnp.float32(0.1), "final": "sqrt"}
+    assert_close(jax.grad(planned)(WEIGHTS, X, 2, **keywords), jax.grad(plain)(WEIGHTS, X, 2, **keywords))
+
+
+def test_auxiliary_results():
+    def plain(ws, x):
+        return layered(ws, x), {"mean": x.mean(), "count": jnp.int32(x.shape[0])}
+
+    planned = jaxremat.remat(plain, budget=0.8, has_aux=True)
+    take = lambda f: jax.value_and_grad(f, has_aux=True)(WEIGHTS, X)
+    assert_close(take(planned), take(plain))
+
+
+def test_closures_over_what_is_differentiated():
+    def outer(ws, x, remat):
+        return remat(lambda y: layered(ws, y * ws[0].sum()))(x)
+
+    planned = lambda f: jaxremat.remat(f, budget=0.8)
+    assert_close(jax.grad(outer)(WEIGHTS, X, planned), jax.grad(outer)(WEIGHTS, X, lambda f: f))
+
+
+def test_under_vmap_scan_and_second_order():
+    planned = jaxremat.remat(layered, budget=0.8)
+    stacked = X.reshape(4, 64, 16)
+    each = lambda f: jax.vmap(jax.grad(f), in_axes=(None, 0))(WEIGHTS, stacked)
+    assert_close(each(planned), each(layered))
+
+    def scanned(f):
+        return jax.grad(lambda ws: jax.lax.scan(lambda total, x: (total + f(ws, x), None), 0.0, stacked)[0])(WEIGHTS)
+
+    assert_close(jax.jit(lambda: scanned(planned))(), scanned(layered))
+    second = lambda f: jax.grad(lambda w: jnp.sum(jax.grad(lambda w: f([w, *WEIGHTS[1:8]], X[:64]))(w) ** 2))(
+        WEIGHTS[0]
+    )
+    assert_close(second(planned), second(layered))
