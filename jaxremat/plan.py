@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxremat.cost.devices import resolve_target
 from jaxremat.decision import Decision
 from jaxremat.emit.form import emit
 from jaxremat.errors import PlanMismatchError
+from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem
-from jaxremat.schedule import Timeline, replay
+from jaxremat.schedule import Timeline
 from jaxremat.trace.joint import Primal, describe, read_primal
 from jaxremat.verify.compile import MemoryReport
 
@@ -28,8 +30,10 @@ class Plan:
     Attributes:
       decision: what to do; all that `save` needs.
       problem: the program that was planned, as a graph.
+      schedule: [T] node ids of the problem's graph in execution order.
+      timeline: what the compiled program is predicted to hold, kernel by kernel.
       budget_bytes: the budget.
-      peak_bytes: the peak that the replay predicts for the target, in bytes.
+      peak_bytes: the predicted peak, in bytes.
       baseline_peak_bytes: the same for the program without rematerialization: compiled where the plan was compiled,
         predicted otherwise.
       overhead: extra time over the program without rematerialization, as a fraction, by the cost model.
@@ -44,6 +48,7 @@ class Plan:
     decision: Decision
     problem: Problem
     schedule: np.ndarray
+    timeline: Timeline
     budget_bytes: int
     peak_bytes: int
     baseline_peak_bytes: int
@@ -80,14 +85,9 @@ class Plan:
         return planned
 
     @functools.cached_property
-    def timeline(self) -> Timeline:
-        """The replay of the plan, step by step."""
-        return replay(self.problem.graph, self.schedule)
-
-    @functools.cached_property
     def baseline_timeline(self) -> Timeline:
-        """The replay of the same program without recomputation."""
-        return replay(self.problem.graph, self.problem.in_order)
+        """The predicted timeline of the same program without recomputation."""
+        return predict(self.problem.joint, self.problem.graph, self.problem.in_order, resolve_target(self.target).platform)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; `jaxremat.load_plan` reads it back where the function is at hand."""

@@ -13,7 +13,7 @@ from jaxremat.decision import Decision
 from jaxremat.emit.form import FORMS
 from jaxremat.errors import ArgumentError, BudgetError
 from jaxremat.plan import Plan, signature_of
-from jaxremat.planner.correction import correct
+from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.planner import Outcome, Planner
 from jaxremat.solvers.registry import solver_named
 from jaxremat.trace.joint import Primal, read_primal
@@ -22,6 +22,7 @@ from jaxremat.verify.compile import MemoryReport, compile_gradient
 logger = logging.getLogger("jaxremat")
 
 _MOST_COMPILATIONS = 8
+_MOST_PREDICTIONS = 6
 VERIFICATIONS = ("compile", "replay")
 
 
@@ -86,27 +87,42 @@ def plan(
     if plain_peak_bytes <= limit:
         decision = _decision(request, primal, plain, "plain")
         return _plan(request, decision, plain, plain, limit, plain_peak_bytes, report, int(bool(report)), solving)
-    if verify == "replay":
-        start = time.perf_counter()
-        outcome = planner.fit(limit)
-        solving += time.perf_counter() - start
-        if outcome.peak_bytes > limit:
-            raise _refusal(outcome, outcome.peak_bytes, limit)
-        decision = _decision(request, primal, outcome, emit)
-        return _plan(request, decision, outcome, plain, limit, plain_peak_bytes, None, 0, solving)
-    return _corrected(request, primal, planner, limit, plain_peak_bytes, solving)
+    start = time.perf_counter()
+    predicted = _predicted(planner, limit)
+    solving += time.perf_counter() - start
+    if verify == "compile":
+        return _compiled(request, primal, planner, limit, plain_peak_bytes, solving)
+    if predicted.best is None:
+        raise _refusal(predicted.smallest.candidate, predicted.smallest.peak_bytes, limit)
+    outcome = predicted.best.candidate
+    decision = _decision(request, primal, outcome, emit)
+    return _plan(request, decision, outcome, plain, limit, plain_peak_bytes, None, 0, solving)
 
 
-def _corrected(
+def _predicted(planner: Planner, limit: int) -> Correction[Outcome, None]:
+    """The cheapest outcome whose predicted peak is within the limit."""
+    offset = planner.plain.replayed_bytes - planner.plain.peak_bytes
+    return correct(
+        planner.fit,
+        lambda outcome: (outcome.peak_bytes, None),
+        limit,
+        most_trials=_MOST_PREDICTIONS,
+        first_aim=max(1, limit + offset),
+        expected=lambda outcome: outcome.replayed_bytes,
+    )
+
+
+def _compiled(
     request: Request, primal: Primal, planner: Planner, limit: int, plain_peak_bytes: int, solving: float
 ) -> Plan:
+    """The cheapest plan whose compiled peak is within the limit."""
     spent = [solving]
 
     def propose(aim: int) -> Outcome:
         start = time.perf_counter()
-        outcome = planner.fit(aim)
+        predicted = _predicted(planner, aim)
         spent[0] += time.perf_counter() - start
-        return outcome
+        return (predicted.best or predicted.smallest).candidate
 
     def measure(outcome: Outcome) -> tuple[int, Plan]:
         decision = _decision(request, primal, outcome, request.emit)
@@ -115,15 +131,21 @@ def _corrected(
         logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
         return report.peak_bytes, dataclasses.replace(made, compiled=report)
 
-    correction = correct(propose, measure, limit, _MOST_COMPILATIONS)
+    correction = correct(
+        propose,
+        measure,
+        limit,
+        most_trials=_MOST_COMPILATIONS,
+        first_aim=limit,
+        expected=lambda outcome: outcome.peak_bytes,
+    )
     if correction.best is None:
         raise _refusal(correction.smallest.candidate, correction.smallest.peak_bytes, limit)
-    return dataclasses.replace(
-        correction.best.measurement, compilations=correction.trials + 1, solve_seconds=spent[0]
-    )
+    return dataclasses.replace(correction.best.measurement, compilations=correction.trials + 1, solve_seconds=spent[0])
 
 
-def _checked(fun, args, budget, argnums, has_aux, solver, target, emit, verify, seed) -> Request:
+def check_options(budget: Budget, solver: str, emit: str, verify: str) -> None:
+    """Raises ArgumentError for a budget, solver, form or verification that cannot be understood."""
     parse_budget(budget)
     if solver != "auto":
         solver_named(solver)
@@ -131,6 +153,10 @@ def _checked(fun, args, budget, argnums, has_aux, solver, target, emit, verify, 
         raise ArgumentError(f"emit={emit!r} is unknown; the forms are {', '.join(FORMS)}")
     if verify not in VERIFICATIONS:
         raise ArgumentError(f"verify={verify!r} is unknown; choose one of {', '.join(VERIFICATIONS)}")
+
+
+def _checked(fun, args, budget, argnums, has_aux, solver, target, emit, verify, seed) -> Request:
+    check_options(budget, solver, emit, verify)
     device = resolve_target(target)
     argnums = argnums if isinstance(argnums, int) else tuple(argnums)
     return Request(fun, args, budget, argnums, has_aux, solver, device, emit, verify, seed)
@@ -161,6 +187,7 @@ def _plan(
         decision=decision,
         problem=outcome.problem,
         schedule=outcome.schedule,
+        timeline=outcome.timeline,
         budget_bytes=limit,
         peak_bytes=outcome.peak_bytes,
         baseline_peak_bytes=plain_peak_bytes,

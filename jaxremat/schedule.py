@@ -28,12 +28,14 @@ class Timeline:
       live_bytes: bytes live at each step, resident bytes included.
       cost: sum of the costs of all steps, in the unit of the graph's costs.
       spans: one row (value, first step, last step) per production of a value.
+      span_bytes: bytes of each span.
     """
 
     schedule: np.ndarray  # [T] int32
     live_bytes: np.ndarray  # [T] int64
     cost: float
     spans: np.ndarray  # [S, 3] int32
+    span_bytes: np.ndarray  # [S] int64
 
     @property
     def peak_bytes(self) -> int:
@@ -92,7 +94,7 @@ def replay(graph: Graph, schedule: Sequence[int] | np.ndarray) -> Timeline:
     np.add.at(change, spans[:, 1], graph.value_bytes[spans[:, 0]])
     np.add.at(change, spans[:, 2] + 1, -graph.value_bytes[spans[:, 0]])
     live = np.cumsum(change[:-1]) + graph.workspace_bytes[steps] + graph.resident_bytes
-    return Timeline(steps.astype(np.int32), live, float(graph.costs[steps].sum()), spans)
+    return Timeline(steps.astype(np.int32), live, float(graph.costs[steps].sum()), spans, graph.value_bytes[spans[:, 0]])
 
 
 def replay_operations(chain: Chain | OptionChain, operations: Sequence[tuple]) -> tuple[int, float]:

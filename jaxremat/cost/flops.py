@@ -37,6 +37,11 @@ def equation_flops(eqn: Eqn, *, matrix_only: bool = False) -> float:
     return float(elements * (_EXPENSIVE_FLOPS if name in EXPENSIVE else 1))
 
 
+def is_contraction(eqn: Eqn) -> bool:
+    """Whether matrix units do the work: dots and convolutions."""
+    return eqn.primitive.name in _MATRIX
+
+
 def equation_bytes(eqn: Eqn) -> int:
     """Bytes that one run of an equation reads and writes, inner loops and branches included."""
     name = eqn.primitive.name

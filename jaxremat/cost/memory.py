@@ -24,14 +24,17 @@ class MemoryEstimate:
     Attributes:
       temp_bytes: largest sum of live intermediate buffers.
       argument_bytes, output_bytes: of the program's inputs and outputs.
-      at_peak: pairs (equation, bytes) of the buffers that are live at the peak, largest first; equation -1 is a
-        constant.
+      steps: [T] the equation whose kernel runs at each step.
+      live_bytes: [T] intermediate bytes that are live at each step.
+      spans: [S, 4] one row (equation, bytes, first step, last step) per intermediate buffer; equation -1 is a constant.
     """
 
     temp_bytes: int
     argument_bytes: int
     output_bytes: int
-    at_peak: tuple[tuple[int, int], ...]
+    steps: np.ndarray
+    live_bytes: np.ndarray
+    spans: np.ndarray
 
     @property
     def peak_bytes(self) -> int:
@@ -40,32 +43,30 @@ class MemoryEstimate:
 
 def estimate_memory(jaxpr: Jaxpr, platform: str = "cpu") -> MemoryEstimate:
     """Predicts the memory of a compiled jaxpr on a platform: `cpu`, `cuda` or `tpu`."""
-    temp_bytes, at_peak = _temporaries(jaxpr, RULES[platform])
+    steps, live_bytes, spans = _temporaries(jaxpr, RULES[platform])
     return MemoryEstimate(
-        temp_bytes=temp_bytes,
+        temp_bytes=int(live_bytes.max(initial=0)),
         argument_bytes=sum(map(jaxprs.size_bytes, jaxpr.invars)),
         output_bytes=sum(map(jaxprs.size_bytes, jaxpr.outvars)),
-        at_peak=at_peak,
+        steps=steps,
+        live_bytes=live_bytes,
+        spans=spans,
     )
 
 
-def _temporaries(jaxpr: Jaxpr, rules: FusionRules) -> tuple[int, tuple[tuple[int, int], ...]]:
+def _temporaries(jaxpr: Jaxpr, rules: FusionRules) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     fusion = fuse(lower(jaxpr, dot_copies=rules.dot_copies), rules)
-    if not fusion.kernels:
-        return 0, ()
     order = _breadth_first(fusion) if rules.breadth_first else fusion.kernels
-    spans = _buffer_spans(fusion, order)
-    change = np.zeros(len(order) + 1, np.int64)
-    for _, size, first, last in spans:
-        change[first] += size
-        change[last + 1] -= size
-    live = np.cumsum(change[:-1])
     ops = fusion.program.ops
+    rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in _buffer_spans(fusion, order)]
+    spans = np.asarray(rows, np.int64).reshape(-1, 4)
+    change = np.zeros(len(order) + 1, np.int64)
+    np.add.at(change, spans[:, 2], spans[:, 1])
+    np.add.at(change, spans[:, 3] + 1, -spans[:, 1])
+    live = np.cumsum(change[:-1])
     for step, kernel in enumerate(order):
-        live[step] += max((_temporaries(body, rules)[0] for body in ops[kernel].bodies), default=0)
-    peak = int(live.argmax())
-    held = [(ops[kernel].equation, size) for kernel, size, first, last in spans if first <= peak <= last and size]
-    return int(live[peak]), tuple(sorted(held, key=lambda item: -item[1]))
+        live[step] += max((_temporaries(body, rules)[1].max(initial=0) for body in ops[kernel].bodies), default=0)
+    return np.asarray([ops[kernel].equation for kernel in order], np.int64), live, spans
 
 
 def _breadth_first(fusion: Fusion) -> tuple[int, ...]:

@@ -11,10 +11,7 @@ _SAFETY = 0.002
 
 
 class Candidate(Protocol):
-    """What is proposed: predicted numbers."""
-
-    @property
-    def peak_bytes(self) -> int: ...
+    """What is proposed."""
 
     @property
     def cost(self) -> float: ...
@@ -49,22 +46,30 @@ class Correction(Generic[C, M]):
 
 
 def correct(
-    propose: Callable[[int], C], measure: Callable[[C], tuple[int, M]], budget_bytes: int, most_trials: int
+    propose: Callable[[int], C],
+    measure: Callable[[C], tuple[int, M]],
+    budget_bytes: int,
+    *,
+    most_trials: int,
+    first_aim: int,
+    expected: Callable[[C], int],
 ) -> Correction[C, M]:
     """Finds the cheapest candidate whose measured peak is within the budget.
 
-    The prediction is taken to be off by a constant, learnt anew from each trial; once one candidate fits and another
+    What is expected is taken to be off by a constant, learnt anew from each trial; once one candidate fits and another
     does not, the next is sought between them.
 
     Args:
-      propose: a budget for the prediction, in bytes, to the cheapest candidate predicted to fit in it.
-      measure: a candidate to (measured peak in bytes, measurement).
+      propose: from an aim, in bytes, to the cheapest candidate that is expected to stay below it.
+      measure: from a candidate to (measured peak in bytes, measurement).
       budget_bytes: what the measured peak must not exceed.
       most_trials: how many candidates are measured at most.
+      first_aim: the first aim, in bytes.
+      expected: the peak that a candidate was expected to have, in bytes.
     """
     trials: list[Trial[C, M]] = []
     fits, fails = None, None
-    aim = budget_bytes
+    aim = first_aim
     for _ in range(most_trials):
         candidate = propose(aim)
         if any(candidate is trial.candidate for trial in trials):
@@ -78,7 +83,7 @@ def correct(
                 break
         else:
             fails = min(fails or aim, aim)
-        aim = _next_aim(candidate.peak_bytes + slack - int(_SAFETY * budget_bytes), fits, fails)
+        aim = _next_aim(expected(candidate) + slack - int(_SAFETY * budget_bytes), fits, fails)
     within = [trial for trial in trials if trial.peak_bytes <= budget_bytes]
     best = min(within, key=lambda trial: (trial.candidate.cost, trial.peak_bytes)) if within else None
     return Correction(best, min(trials, key=lambda trial: trial.peak_bytes), len(trials))

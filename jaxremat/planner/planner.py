@@ -1,4 +1,8 @@
-"""Plans for one program on one device: loops and flat schedule together, for any budget."""
+"""Plans for one program on one device: loops and flat schedule together, for any budget.
+
+One dial, the price of a byte in seconds, rules both: at a price every loop takes its cheapest decision, and what
+remains is a flat program for `Search`. The smallest price at which the program fits is the cheapest plan.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,18 @@ import functools
 
 import numpy as np
 
+from jaxremat.cost.devices import Device
+from jaxremat.emit.loops import LoopDecision
+from jaxremat.planner import loops as looping
+from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
-from jaxremat.planner.search import Search
+from jaxremat.planner.search import Candidate, Search
+from jaxremat.schedule import Timeline
 from jaxremat.trace.joint import Primal
+from jaxremat.trace.loops import Loop, find
+
+_LOOP_PRICES = np.logspace(-2, 4, 25)
+_REFINEMENTS = 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,13 +32,26 @@ class Outcome:
     Attributes:
       problem: the program with its loops decided.
       schedule: [T] node ids of the problem's graph.
-      peak_bytes, cost: from the replay.
+      replayed_bytes: peak of the replay.
+      cost: of the replay, in seconds.
+      platform: what the prediction is for.
     """
 
     problem: Problem
     schedule: np.ndarray
-    peak_bytes: int
+    replayed_bytes: int
     cost: float
+    platform: str
+
+    @functools.cached_property
+    def timeline(self) -> Timeline:
+        """The predicted timeline of the emitted program."""
+        return predict(self.problem.joint, self.problem.graph, self.schedule, self.platform)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The predicted peak."""
+        return self.timeline.peak_bytes
 
 
 class Planner:
@@ -36,35 +62,85 @@ class Planner:
       device: what its costs and bytes are for.
     """
 
-    def __init__(self, primal: Primal, device):
+    def __init__(self, primal: Primal, device: Device):
         self.primal = primal
         self.device = device
-        self._fitted: dict[int, Outcome] = {}
-
-    @functools.cached_property
-    def problem(self) -> Problem:
-        """The program with its loops left alone."""
-        return pose(self.primal, self.device)
-
-    @functools.cached_property
-    def _search(self) -> Search:
-        return Search(self.problem.graph)
+        self._searches: dict[tuple[LoopDecision, ...], tuple[Problem, Search]] = {}
+        self._outcomes: dict[int, tuple[Candidate, Outcome]] = {}
 
     @functools.cached_property
     def plain(self) -> Outcome:
-        return self._outcome(self.problem, self._search.plain)
+        """The program as it stands."""
+        problem, search = self._posed(())
+        return self._outcome(problem, search.plain)
 
-    def fit(self, budget_bytes: int) -> Outcome:
-        """The cheapest outcome whose replayed peak is within the budget, or the one with the smallest peak."""
-        candidate = self._search.fit(budget_bytes)
-        return self._outcome(self.problem, candidate)
+    def fit(self, replayed_bytes: int) -> Outcome:
+        """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
+        if not self._loops or self.plain.replayed_bytes <= replayed_bytes:
+            return self._fit_at(None, replayed_bytes)
+        prices = self._loop_prices
+        low, high = -1, len(prices) - 1
+        best = self._fit_at(prices[high], replayed_bytes)
+        if best.replayed_bytes > replayed_bytes:
+            return self.smallest
+        while high - low > 1:
+            middle = (low + high) // 2
+            outcome = self._fit_at(prices[middle], replayed_bytes)
+            low, high = (low, middle) if outcome.replayed_bytes <= replayed_bytes else (middle, high)
+        return self._refined(prices[max(low, 0)], prices[high], replayed_bytes)
 
     @functools.cached_property
     def smallest(self) -> Outcome:
-        return self._outcome(self.problem, self._search.smallest)
+        """The outcome with the smallest replayed peak."""
+        prices = [None, *(self._loop_prices if self._loops else ())]
+        posed = [self._posed(self._decisions(price)) for price in prices]
+        outcomes = [self._outcome(problem, search.smallest) for problem, search in posed]
+        return min(outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
 
-    def _outcome(self, problem: Problem, candidate) -> Outcome:
+    def _refined(self, too_low: float, enough: float, replayed_bytes: int) -> Outcome:
+        outcomes = []
+        for _ in range(_REFINEMENTS):
+            middle = float(np.sqrt(too_low * enough))
+            outcomes.append(self._fit_at(middle, replayed_bytes))
+            if outcomes[-1].replayed_bytes <= replayed_bytes:
+                enough = middle
+            else:
+                too_low = middle
+        outcomes.append(self._fit_at(enough, replayed_bytes))
+        within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
+        return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
+
+    def _fit_at(self, price: float | None, replayed_bytes: int) -> Outcome:
+        problem, search = self._posed(self._decisions(price))
+        return self._outcome(problem, search.fit(replayed_bytes))
+
+    @functools.cached_property
+    def _loops(self) -> tuple[Loop, ...]:
+        return find(self.primal)
+
+    @functools.cached_property
+    def _loop_prices(self) -> list[float]:
+        graph = self.plain.problem.graph
+        forward = ~graph.backward
+        mean = graph.costs[forward].sum() / max(graph.node_bytes[forward].sum(), 1)
+        return [float(mean * factor) for factor in _LOOP_PRICES]
+
+    def _decisions(self, price: float | None) -> tuple[LoopDecision, ...]:
+        if price is None:
+            return ()
+        return tuple(looping.decide(loop, price, self.device) for loop in self._loops)
+
+    def _posed(self, decisions: tuple[LoopDecision, ...]) -> tuple[Problem, Search]:
+        if decisions not in self._searches:
+            problem = pose(self.primal, self.device, decisions)
+            self._searches[decisions] = problem, Search(problem.graph)
+        return self._searches[decisions]
+
+    def _outcome(self, problem: Problem, candidate: Candidate) -> Outcome:
         key = id(candidate)
-        if key not in self._fitted:
-            self._fitted[key] = Outcome(problem, candidate.schedule, candidate.peak_bytes, candidate.cost)
-        return self._fitted[key]
+        if key not in self._outcomes:
+            outcome = Outcome(
+                problem, candidate.schedule, candidate.peak_bytes, candidate.cost, self.device.platform
+            )
+            self._outcomes[key] = candidate, outcome
+        return self._outcomes[key][1]

@@ -116,5 +116,8 @@ def test_the_peak_names_its_equations():
     fun, *args = PROGRAMS["mlp"]
     jaxpr = jax.make_jaxpr(jax.value_and_grad(fun))(*args).jaxpr
     estimate = estimate_memory(jaxpr)
-    assert sum(size for _, size in estimate.at_peak) == estimate.temp_bytes
-    assert all(-1 <= equation < len(jaxpr.eqns) for equation, _ in estimate.at_peak)
+    equation, size, first, last = estimate.spans.T
+    peak = int(estimate.live_bytes.argmax())
+    assert size[(first <= peak) & (peak <= last)].sum() == estimate.temp_bytes
+    assert np.all((-1 <= equation) & (equation < len(jaxpr.eqns)))
+    assert estimate.steps.shape == estimate.live_bytes.shape

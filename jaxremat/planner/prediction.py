@@ -1,0 +1,69 @@
+"""What a schedule will occupy once it is compiled: the emitted program under the target's memory model.
+
+The replay ranks schedules value by value; a compiler fuses values away, copies others and chooses its own order. The
+prediction writes the program that would be emitted and follows the compiler's rules through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxremat._compat import Jaxpr
+from jaxremat.cost.memory import estimate_memory
+from jaxremat.emit.scheduled import Script, run_backward, run_forward, write_script
+from jaxremat.graph import Graph
+from jaxremat.schedule import Timeline
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint
+
+
+def predict(joint: Joint, graph: Graph, schedule: Sequence[int], platform: str) -> Timeline:
+    """The timeline of a schedule as compiled: one step per kernel, one span per buffer.
+
+    Args:
+      joint, graph: the program.
+      schedule: [T] node ids.
+      platform: "cpu", "cuda" or "tpu".
+    """
+    script = write_script(joint, schedule)
+    emitted = _emitted(joint, script)
+    node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
+    estimate = estimate_memory(emitted, platform)
+    resident_bytes = estimate.argument_bytes + estimate.output_bytes
+    first_value = np.asarray([values[0] if values else -1 for values in graph.values_of])
+    made_by = estimate.spans[:, 0]
+    value = np.where(made_by >= 0, first_value[node_of[made_by]], -1)
+    known = value >= 0
+    return Timeline(
+        schedule=node_of[estimate.steps].astype(np.int32),
+        live_bytes=estimate.live_bytes + resident_bytes,
+        cost=float(graph.costs[np.asarray(schedule)].sum()),
+        spans=np.stack([value, *estimate.spans[:, 2:].T], 1)[known].astype(np.int32),
+        span_bytes=estimate.spans[known, 1],
+    )
+
+
+def _emitted(joint: Joint, script: Script) -> Jaxpr:
+    def gradient(inputs, cotangents):
+        outputs, residuals = run_forward(joint, script, inputs)
+        return outputs, run_backward(joint, script, residuals, cotangents)
+
+    return jax.make_jaxpr(gradient)(
+        [jaxprs.shape_of(v) for v in joint.inputs], [jaxprs.shape_of(v) for v in joint.cotangents]
+    )
+
+
+def _nodes_of_equations(joint: Joint, script: Script, number: int) -> np.ndarray:
+    """[E] the joint program's node of each emitted equation; a barrier counts as the node that follows it."""
+    node = {id(eqn): index for index, eqn in enumerate(joint.eqns)}
+    nodes = [node[id(eqn)] for eqn in script.forward]
+    for segment in script.backward:
+        if segment.fenced:
+            nodes.append(node[id(segment.eqns[0])])
+        nodes.extend(node[id(eqn)] for eqn in segment.eqns)
+    if len(nodes) != number:
+        raise AssertionError(f"emission wrote {number} equations for {len(nodes)} steps")
+    return np.asarray(nodes, np.int64)
