@@ -187,7 +187,7 @@ def _turns(graph: Graph) -> list[int]:
         return [int(np.argmax(graph.backward)) - 1]
     live = replay(graph, np.arange(graph.num_nodes)).live_bytes
     peak = int(live.argmax())
-    high = np.flatnonzero(live > 0.9 * live.max())
+    high = np.flatnonzero(live >= 0.9 * live.max())
     return list(dict.fromkeys(min(max(turn, 0), last) for turn in (peak, int(high[0]) - 1, int(high[-1]))))
 
 

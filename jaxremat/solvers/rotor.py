@@ -50,7 +50,7 @@ class ChainPlan:
 
     @property
     def exact(self) -> bool:
-        """Whether no persistent plan within the budget is faster."""
+        """Whether no persistent plan within the budget is faster, provided that this one is within."""
         return self.seconds <= self.lower_bound * (1 + 1e-12)
 
 
@@ -73,7 +73,8 @@ class Rotor:
         chain = OptionChain.from_chain(require_chain(problem, self.name))
         plan = solve_options(chain, budget_bytes, slots=self.slots)
         operations = tuple((kind, stage) for kind, stage, _ in plan.operations)
-        return Proposal(operations=operations, lower_bound=plan.lower_bound, optimal=plan.exact)
+        optimal = plan.exact and plan.peak_bytes <= budget_bytes
+        return Proposal(operations=operations, lower_bound=plan.lower_bound, optimal=optimal)
 
 
 def solve_options(chain: OptionChain, budget_bytes: int, slots: int = 500) -> ChainPlan:
