@@ -6,6 +6,7 @@ from jaxremat.solvers.checkmate import Checkmate
 from jaxremat.solvers.checkmate_lp import CheckmateLP
 from jaxremat.solvers.chen import Chen, ChenRecursive
 from jaxremat.solvers.fastsa import FastSA
+from jaxremat.solvers.moccasin import Moccasin
 from jaxremat.solvers.registry import SOLVERS
 from jaxremat.solvers.rotor import Rotor, solve_options
 from jaxremat.solvers.solve import solve
@@ -18,6 +19,7 @@ __all__ = [
     "Chen",
     "ChenRecursive",
     "FastSA",
+    "Moccasin",
     "Proposal",
     "Rotor",
     "Solution",

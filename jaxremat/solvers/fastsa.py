@@ -48,6 +48,7 @@ class FastSA:
       reheat_moves: moves of each chain in one repetition of stage 2.
       cooling: last temperature of a chain over its first.
       group_above: graphs with more nodes than this are grouped in stage 1.
+      copies: how often a schedule may run one node.
     """
 
     temperatures: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2)
@@ -57,6 +58,7 @@ class FastSA:
     reheat_moves: int = 150_000
     cooling: float = 1e-3
     group_above: int = 1024
+    copies: int = 8
 
     name: ClassVar[str] = "fastsa"
 
@@ -86,7 +88,7 @@ class FastSA:
           deadline: checked several times a second.
         """
         given = min((found(graph, start) for start in starts), key=lambda f: f.key(budget_bytes))
-        population = Population(graph)
+        population = Population(graph, self.copies)
         if population.is_least(given, budget_bytes):
             return given
         best = given
@@ -117,7 +119,7 @@ class FastSA:
           [T] int32, the better schedule.
         """
         given = found(graph, schedule)
-        return self._reheated(Population(graph), given, budget_bytes, seed, Deadline(time_limit)).schedule
+        return self._reheated(Population(graph, self.copies), given, budget_bytes, seed, Deadline(time_limit)).schedule
 
     def _stages(
         self, population: Population, starts: list[np.ndarray], budget_bytes: int, seed: int, deadline: Deadline
@@ -151,7 +153,7 @@ class FastSA:
             return []
         grouping = group_nodes(graph)
         starts = [np.arange(grouping.graph.num_nodes)] * len(self.temperatures)
-        chains = Population(grouping.graph).anneal(
+        chains = Population(grouping.graph, self.copies).anneal(
             starts, self._first_coolings(), budget_bytes, seed=seed, deadline=deadline
         )
         return [grouping.expand(chain.schedule) for chain in chains]

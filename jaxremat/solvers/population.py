@@ -18,7 +18,6 @@ from jaxremat.solvers.annealer import Rules, walk
 from jaxremat.solvers.deadline import Deadline
 
 _SLOTS_PER_NODE = 4
-_COPIES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Population:
       copies: how often a schedule may run one node, where the start does not already do so more often.
     """
 
-    def __init__(self, graph: Graph, copies: int = _COPIES):
+    def __init__(self, graph: Graph, copies: int):
         self.graph = graph
         self.copies = copies
         self.quanta = quanta_of(graph)

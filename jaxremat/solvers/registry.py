@@ -9,9 +9,10 @@ from jaxremat.solvers.checkmate import Checkmate
 from jaxremat.solvers.checkmate_lp import CheckmateLP
 from jaxremat.solvers.chen import Chen, ChenRecursive
 from jaxremat.solvers.fastsa import FastSA
+from jaxremat.solvers.moccasin import Moccasin
 from jaxremat.solvers.rotor import Rotor
 
-_CLASSES: tuple[type[Solver], ...] = (Auto, FastSA, Rotor, Checkmate, CheckmateLP, Chen, ChenRecursive)
+_CLASSES: tuple[type[Solver], ...] = (Auto, FastSA, Rotor, Checkmate, CheckmateLP, Moccasin, Chen, ChenRecursive)
 SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in _CLASSES}
 
 
