@@ -1,13 +1,19 @@
-"""The entrances: plan, remat, trace, load_plan."""
+"""The entrances that are not `plan` and `remat`: the joint graph of a function, and plans from disk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jaxremat.cost.devices import resolve_target
 from jaxremat.cost.pricing import price
+from jaxremat.emit.loops import LoopDecision
 from jaxremat.graph import Graph
-from jaxremat.trace.joint import trace_joint
+from jaxremat.plan import Plan, check_signature
+from jaxremat.planner.prediction import predict
+from jaxremat.planner.problem import pose
+from jaxremat.storage import check_listing, read_plan
+from jaxremat.trace.joint import read_primal, trace_joint
 
 
 def trace(
@@ -28,3 +34,32 @@ def trace(
       ArgumentError: if there is nothing to differentiate, or the target is unknown.
     """
     return price(trace_joint(fun, *args, argnums=argnums, has_aux=has_aux), resolve_target(target))
+
+
+def load_plan(path: str | Path, fun: Callable, *args) -> Plan:
+    """Reads a plan that `Plan.save` wrote, for the function that it was made for. Traces it, but solves nothing.
+
+    Args:
+      path: the file.
+      fun: the function that was planned.
+      args: arguments of the planned shapes: arrays or ShapeDtypeStructs, in trees.
+
+    Raises:
+      PlanMismatchError: if the file is damaged, or the function or its arguments have changed; with the difference.
+    """
+    stored = read_plan(path)
+    decision = stored.decision
+    check_signature(decision, args)
+    primal = read_primal(fun, args, decision.argnums, decision.has_aux)
+    if primal.fingerprint != decision.fingerprint:
+        check_listing(stored.listing, primal)
+    device = resolve_target(stored.numbers["target"])
+    problem = pose(primal, device, tuple(map(LoopDecision.from_json, decision.loops)))
+    return Plan(
+        decision=decision,
+        problem=problem,
+        schedule=stored.schedule,
+        timeline=predict(problem.joint, problem.graph, stored.schedule, device.platform),
+        compiled=stored.compiled,
+        **stored.numbers,
+    )

@@ -27,6 +27,10 @@ class EmissionError(JaxrematError):
     """A form of emission cannot express a plan."""
 
 
+class GradientError(JaxrematError):
+    """A planned gradient differs from the plain one."""
+
+
 class GraphError(JaxrematError, ValueError):
     """A graph or chain is malformed: cyclic, out of range, or of unequal lengths."""
 

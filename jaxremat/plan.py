@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxremat.budget import format_bytes
 from jaxremat.cost.devices import resolve_target
 from jaxremat.decision import Decision
 from jaxremat.emit.form import emit
 from jaxremat.errors import PlanMismatchError
+from jaxremat.gradients import GradientCheck, check_gradients
+from jaxremat.planner.planner import Planner
 from jaxremat.planner.prediction import predict
-from jaxremat.planner.problem import Problem
+from jaxremat.planner.problem import Problem, pose
 from jaxremat.schedule import Timeline
+from jaxremat.show.display import show
+from jaxremat.show.explain import explain
+from jaxremat.show.html import to_html
+from jaxremat.show.report import report_of, stretches_of
+from jaxremat.show.stretch import Value
+from jaxremat.show.text import MOST_ROWS_AS_TEXT, to_text
+from jaxremat.storage import write_plan
 from jaxremat.trace.joint import Primal, describe, read_primal
 from jaxremat.verify.compile import MemoryReport
 
@@ -85,23 +94,88 @@ class Plan:
         return planned
 
     @functools.cached_property
+    def baseline_problem(self) -> Problem:
+        """The same program with its loops left alone."""
+        return pose(self.problem.primal, resolve_target(self.target)) if self.problem.loops else self.problem
+
+    @functools.cached_property
     def baseline_timeline(self) -> Timeline:
         """The predicted timeline of the same program without recomputation."""
-        return predict(self.problem.joint, self.problem.graph, self.problem.in_order, resolve_target(self.target).platform)
+        plain = self.baseline_problem
+        return predict(plain.joint, plain.graph, plain.in_order, resolve_target(self.target).platform)
+
+    @property
+    def saved(self) -> tuple[Value, ...]:
+        """What is kept from the forward to the backward: one record per value, in the order of the program."""
+        return tuple(value for value in self._values if value.saved)
+
+    @property
+    def recomputed(self) -> tuple[Value, ...]:
+        """What the backward reads and computes again."""
+        return tuple(value for value in self._values if not value.saved)
+
+    def explain(self, pattern: str | None = None) -> str:
+        """Why values are saved or not, what they hold, what recomputing them costs, and when that would change.
+
+        Args:
+          pattern: a part of a module path (`block_3/attention`), of a name given with `checkpoint_name`, or of a source
+            line; None for everything.
+
+        Raises:
+          ArgumentError: if nothing matches; the message lists paths that exist.
+        """
+        return explain(self, pattern, self._refit)
+
+    def show(self, file: str | Path | None = None) -> None:
+        """Displays the plan: in a notebook as `plan` does, in a terminal as text, or into an HTML file.
+
+        Args:
+          file: where to write a page that needs nothing else; None to display.
+        """
+        show(report_of(self), file)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; `jaxremat.load_plan` reads it back where the function is at hand."""
-        numbers = {name: getattr(self, name) for name in _NUMBERS}
-        report = None if self.compiled is None else dataclasses.asdict(self.compiled)
-        data = {"decision": self.decision.to_json(), "numbers": numbers, "compiled": report}
-        Path(path).write_text(json.dumps(data, indent=1))
+        write_plan(path, self, self._values)
 
+    def check_grads(self, *args, rtol: float | None = None) -> GradientCheck:
+        """Runs the planned gradient against the plain one.
 
+        Args:
+          args: concrete arrays of the planned shapes, in trees.
+          rtol: the largest relative difference allowed; None follows the narrowest floating type in the program.
 
-_NUMBERS = (
-    "budget_bytes", "peak_bytes", "baseline_peak_bytes", "overhead", "compilations", "solve_seconds", "solver", "target",
-    "warnings",
-)  # fmt: skip
+        Returns:
+          The largest difference that was found, and where.
+
+        Raises:
+          GradientError: if it is larger than allowed.
+          PlanMismatchError: for arguments of other shapes.
+        """
+        check_signature(self.decision, args)
+        return check_gradients(self.problem.joint, self.decision, args, rtol)
+
+    def __str__(self) -> str:
+        return to_text(report_of(self, MOST_ROWS_AS_TEXT))
+
+    def __repr__(self) -> str:
+        budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)
+        return f"<Plan for {budget} on {self.target}: predicted {peak}, extra time {self.overhead:.1%}>"
+
+    def _repr_html_(self) -> str:
+        return to_html(report_of(self))
+
+    @functools.cached_property
+    def _values(self) -> tuple[Value, ...]:
+        return tuple(value for stretch in stretches_of(self) for value in stretch.values.values())
+
+    def _refit(self, replayed_bytes: int) -> tuple[Problem, np.ndarray]:
+        outcome = self._planner.fit(replayed_bytes)
+        return outcome.problem, outcome.schedule
+
+    @functools.cached_property
+    def _planner(self) -> Planner:
+        return Planner(self.problem.primal, resolve_target(self.target))
 
 
 def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any:
@@ -139,7 +213,9 @@ def check_program(decision: Decision, primal: Primal, planned: Primal | None = N
         first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
         line = theirs[first][:200] if first < len(theirs) else "the end"
         detail = f" They part at line {first} of {len(ours)} (planned) and {len(theirs)} (given): {line}."
-    raise PlanMismatchError(f"the function traces to another program than the one that was planned.{detail} Plan again.")
+    raise PlanMismatchError(
+        f"the function traces to another program than the one that was planned.{detail} Plan again."
+    )
 
 
 def _describe(leaf) -> str:

@@ -1,0 +1,116 @@
+"""Plans on disk: a JSON file that another machine applies without solving.
+
+The file holds the decision, the numbers, what becomes of each value by name, and the program's listing in compressed
+form, so that a program that has changed is refused with the first difference.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxremat.decision import Decision
+from jaxremat.errors import PlanMismatchError
+from jaxremat.show.stretch import Value
+from jaxremat.trace.joint import Primal, describe
+from jaxremat.verify.compile import MemoryReport
+
+_FORMAT = "jaxremat plan"
+_REMEDY = "plan again and save the result"
+NUMBERS = (
+    "budget_bytes", "peak_bytes", "baseline_peak_bytes", "overhead", "compilations", "solve_seconds", "solver", "target",
+    "warnings",
+)  # fmt: skip
+"""Fields of a Plan that are written as they are."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredPlan:
+    """What a plan file holds.
+
+    Attributes:
+      decision: what was decided.
+      schedule: [T] node ids, also where the form of emission needs none.
+      numbers: the fields `NUMBERS` of the plan.
+      compiled: the report of its last compilation.
+      listing: one line per input and equation of the program.
+    """
+
+    decision: Decision
+    schedule: np.ndarray
+    numbers: dict[str, Any]
+    compiled: MemoryReport | None
+    listing: list[str]
+
+
+def write_plan(path: str | Path, plan: Any, values: Sequence[Value]) -> None:
+    """Writes a plan; `values` are what it decided about, for people who read the file."""
+    data = {
+        "format": _FORMAT,
+        "decision": plan.decision.to_json(),
+        "schedule": None if plan.decision.schedule else plan.schedule.tolist(),
+        "numbers": {name: getattr(plan, name) for name in NUMBERS},
+        "compiled": None if plan.compiled is None else dataclasses.asdict(plan.compiled),
+        "actions": [{"value": value.title, "shape": value.shape, "action": value.action} for value in values],
+        "program": _packed(describe(plan.problem.primal.jaxpr)),
+    }
+    Path(path).write_text(json.dumps(data, indent=1))
+
+
+def read_plan(path: str | Path) -> StoredPlan:
+    """Reads what `write_plan` wrote.
+
+    Raises:
+      PlanMismatchError: if the file is damaged or of another format; the message says where.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise PlanMismatchError(f"{path} is no plan, or is damaged: {error}; {_REMEDY}") from error
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise PlanMismatchError(f"{path} holds no plan of this library; {_REMEDY}")
+    try:
+        decision = Decision.from_json(data["decision"])
+        report = data["compiled"]
+        return StoredPlan(
+            decision=decision,
+            schedule=np.asarray(decision.schedule if data["schedule"] is None else data["schedule"], np.int32),
+            numbers={name: data["numbers"][name] for name in NUMBERS}
+            | {"warnings": tuple(data["numbers"]["warnings"])},
+            compiled=None if report is None else MemoryReport(**report),
+            listing=_unpacked(data["program"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        raise PlanMismatchError(f"{path} is damaged at {error}; {_REMEDY}") from error
+
+
+def check_listing(planned: Sequence[str], primal: Primal) -> None:
+    """Raises PlanMismatchError with the first difference where a program is not the one that was planned."""
+    given = describe(primal.jaxpr)
+    first = next((i for i, (a, b) in enumerate(zip(planned, given)) if a != b), min(len(planned), len(given)))
+    if first == len(planned) == len(given):
+        raise PlanMismatchError("the same program, but other arguments are differentiated. Plan again.")
+    raise PlanMismatchError(
+        f"the function traces to another program than the one that was planned: they part at line {first + 1} of"
+        f" {len(planned)} (planned) and {len(given)} (given). Planned: {_line(planned, first)}. Given:"
+        f" {_line(given, first)}. Plan again."
+    )
+
+
+def _line(lines: Sequence[str], index: int) -> str:
+    return lines[index][:160] if index < len(lines) else "the end"
+
+
+def _packed(lines: Sequence[str]) -> str:
+    return base64.b64encode(zlib.compress("\n".join(lines).encode(), 9)).decode()
+
+
+def _unpacked(text: str) -> list[str]:
+    return zlib.decompress(base64.b64decode(text)).decode().split("\n")
