@@ -11,7 +11,7 @@ from jaxremat import _compat
 from jaxremat._compat import Eqn, Jaxpr, Var
 from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.joint import Primal, fingerprint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def find(primal: Primal) -> tuple[Loop, ...]:
     return _find(primal, {})
 
 
-def _find(primal: Primal, bodies: dict) -> tuple[Loop, ...]:
+def _find(primal: Primal, bodies: dict[tuple, Body]) -> tuple[Loop, ...]:
     jaxpr = primal.jaxpr
     perturbed = activity.perturbed_vars(jaxpr, [i in primal.wrt for i in range(len(jaxpr.invars))])
     wanted = activity.wanted_vars(jaxpr, [i in primal.cotangents_of for i in range(len(jaxpr.outvars))], perturbed)
@@ -96,38 +96,46 @@ def _find(primal: Primal, bodies: dict) -> tuple[Loop, ...]:
     return tuple(loops)
 
 
-def _read_loop(position: int, eqn: Eqn, inputs: list[bool], outputs: list[bool], bodies: dict) -> Loop:
-    source = eqn.params["jaxpr"]
+def _read_loop(position: int, eqn: Eqn, inputs: list[bool], outputs: list[bool], bodies: dict[tuple, Body]) -> Loop:
     num_consts, num_carry = _compat.scan_arity(eqn)
-    key = id(source), num_consts, num_carry, tuple(inputs), tuple(outputs)
-    if key not in bodies:
-        bodies[key] = _read_body(source, num_consts, num_carry, inputs, outputs, bodies)
-    _, invariants, body = bodies[key]
+    source = jaxprs.inline_calls(eqn.params["jaxpr"])
+    invariants, flat, num_body_consts = _without_invariants(source, num_consts)
+    made = activity.perturbed_vars(invariants, inputs[:num_consts])
+    given = [isinstance(v, Var) and v in made for v in invariants.outvars] + inputs[num_consts:]
+    body = _read_body(flat, num_body_consts, num_carry, given, outputs, bodies)
     params = eqn.params
     return Loop(position, params["length"], params["reverse"], int(params["unroll"]), invariants, body)
 
 
-def _read_body(source: Jaxpr, num_consts: int, num_carry: int, inputs, outputs, bodies) -> tuple[Jaxpr, Jaxpr, Body]:
-    """(the source, kept so that its identity stays unique; what is computed before the loop; the body)."""
-    invariants, flat, num_body_consts = _without_invariants(jaxprs.inline_calls(source), num_consts)
-    made = activity.perturbed_vars(invariants, inputs[:num_consts])
-    given = [isinstance(v, Var) and v in made for v in invariants.outvars] + inputs[num_consts:]
-    perturbed, produced = activity.scan_perturbed(flat, num_body_consts, num_carry, given)
-    used, received = activity.scan_wanted(flat, num_body_consts, num_carry, perturbed, outputs)
+def _read_body(
+    flat: Jaxpr, num_consts: int, num_carry: int, inputs: list[bool], outputs: list[bool], bodies: dict[tuple, Body]
+) -> Body:
+    perturbed, produced = activity.scan_perturbed(flat, num_consts, num_carry, inputs)
+    used, received = activity.scan_wanted(flat, num_consts, num_carry, perturbed, outputs)
     wrt = tuple(i for i, (a, b) in enumerate(zip(perturbed, used)) if a and b)
     cotangents_of = tuple(i for i, (a, b) in enumerate(zip(produced, received)) if a and b)
-    primal = Primal(
-        flat, (), _with_matching_carries(wrt, cotangents_of, num_body_consts, num_carry), cotangents_of, None, None
-    )
-    body = Body(
-        primal,
-        num_consts=num_body_consts,
-        num_carry=num_carry,
-        perturbed=tuple(i for i, flag in enumerate(perturbed) if flag),
-        constant_results=tuple(i for i, flag in enumerate(produced) if not flag),
-        loops=_find(primal, bodies),
-    )
-    return source, invariants, body
+    key = fingerprint(flat), _identities(flat), num_consts, num_carry, wrt, cotangents_of, tuple(perturbed)
+    if key not in bodies:
+        wrt = _with_matching_carries(wrt, cotangents_of, num_consts, num_carry)
+        primal = Primal(flat, (), wrt, cotangents_of, None, None)
+        bodies[key] = Body(
+            primal,
+            num_consts=num_consts,
+            num_carry=num_carry,
+            perturbed=tuple(i for i, flag in enumerate(perturbed) if flag),
+            constant_results=tuple(i for i, flag in enumerate(produced) if not flag),
+            loops=_find(primal, bodies),
+        )
+    return bodies[key]
+
+
+def _identities(jaxpr: Jaxpr) -> tuple[int, ...]:
+    """What a fingerprint does not see: which constants and which functions a jaxpr holds."""
+    own = [id(const) for const in _compat.consts_of(jaxpr)]
+    for eqn in jaxpr.eqns:
+        own += [id(value) for value in eqn.params.values() if callable(value)]
+        own += [identity for inner in jaxprs.subjaxprs(eqn) for identity in _identities(inner)]
+    return tuple(own)
 
 
 def _with_matching_carries(wrt, cotangents_of, num_consts: int, num_carry: int) -> tuple[int, ...]:

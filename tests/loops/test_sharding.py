@@ -95,7 +95,8 @@ def loss(ws, x):
     return jnp.mean(lax.scan(body, x, ws)[0] ** 2)
 
 rng = np.random.default_rng(0)
-place = lambda spec, *shape: jax.device_put(jnp.asarray(rng.normal(size=shape) / 8, jnp.float32), NamedSharding(mesh, spec))
+normal = lambda shape: jnp.asarray(rng.normal(size=shape) / 8, jnp.float32)
+place = lambda spec, *shape: jax.device_put(normal(shape), NamedSharding(mesh, spec))
 ws, x = place(P(None, None, "model"), 9, 64, 128), place(P("data"), 512, 64)
 primal = read_primal(loss, (ws, x), 0, False)
 
