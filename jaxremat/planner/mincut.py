@@ -51,7 +51,7 @@ def cheapest_cut(
     only_kept = forward_value & (must_keep | ~may_run[graph.producer])
     keep_all = keep_price[needed & forward_value].sum()
     run_all = finite_price[forward_node].sum() + keep_price[only_kept].sum()
-    scale = _LARGEST_FLOW / 2 / max(min(keep_all, run_all) or keep_all, 1e-300)  # both are cuts: none finite saturates
+    scale = _LARGEST_FLOW / 2 / (min(keep_all, run_all) or keep_all or 1.0)  # both are cuts: none finite saturates
     unlimited = np.int64(_LARGEST_FLOW)
     keep = np.minimum(np.ceil(keep_price * scale), unlimited)
     run = np.where(may_run, np.minimum(np.ceil(finite_price * scale), unlimited), unlimited)
