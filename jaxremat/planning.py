@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -28,11 +29,10 @@ VERIFICATIONS = ("compile", "replay")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """What was asked for, checked."""
+    """What was asked for, the budget aside; checked."""
 
     fun: Callable
     args: tuple
-    budget: Budget
     argnums: int | tuple[int, ...]
     has_aux: bool
     solver: str
@@ -75,28 +75,98 @@ def plan(
       BudgetError: if nothing that was found fits; it carries the smallest peak.
       ArgumentError: for a budget, solver, target, form or argnums that cannot be understood.
     """
-    request = _checked(fun, args, budget, argnums, has_aux, solver, target, emit, verify, seed)
-    start = time.perf_counter()
-    primal = read_primal(fun, args, request.argnums, has_aux)
-    planner = Planner(primal, request.device)
-    plain = planner.plain
-    solving = time.perf_counter() - start
-    report = _compile(request, fun) if verify == "compile" else None
-    plain_peak_bytes = report.peak_bytes if report else plain.peak_bytes
-    limit = budget_bytes(budget, plain_peak_bytes)
-    if plain_peak_bytes <= limit:
-        decision = _decision(request, primal, plain, "plain")
-        return _plan(request, decision, plain, plain, limit, plain_peak_bytes, report, int(bool(report)), solving)
-    start = time.perf_counter()
-    predicted = _predicted(planner, limit)
-    solving += time.perf_counter() - start
-    if verify == "compile":
-        return _compiled(request, primal, planner, limit, plain_peak_bytes, solving)
-    if predicted.best is None:
-        raise _refusal(predicted.smallest.candidate, predicted.smallest.peak_bytes, limit)
-    outcome = predicted.best.candidate
-    decision = _decision(request, primal, outcome, emit)
-    return _plan(request, decision, outcome, plain, limit, plain_peak_bytes, None, 0, solving)
+    parse_budget(budget)
+    return Planning(checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed)).plan(budget)
+
+
+class Planning:
+    """Plans of one program for any number of budgets: it is traced once, and compiled as written once.
+
+    Args:
+      request: what is planned, and how.
+    """
+
+    def __init__(self, request: Request):
+        self.request = request
+        start = time.perf_counter()
+        self.primal = read_primal(request.fun, request.args, request.argnums, request.has_aux)
+        self.planner = Planner(self.primal, request.device)
+        self.plain = self.planner.plain
+        self._traced_seconds = time.perf_counter() - start
+
+    @functools.cached_property
+    def plain_report(self) -> MemoryReport | None:
+        """Memory of the program as written, where plans are verified by compiling."""
+        return _compile(self.request, self.request.fun) if self.request.verify == "compile" else None
+
+    @property
+    def plain_peak_bytes(self) -> int:
+        """Peak of the program as written: compiled where plans are, predicted otherwise."""
+        return self.plain_report.peak_bytes if self.plain_report else self.plain.peak_bytes
+
+    def plan(self, budget: Budget) -> Plan:
+        """The cheapest plan within a budget; raises BudgetError if nothing that was found fits."""
+        limit = budget_bytes(budget, self.plain_peak_bytes)
+        if self.plain_peak_bytes <= limit:
+            made = self._plan(self.plain, limit, "plain")
+            return dataclasses.replace(made, compiled=self.plain_report, compilations=int(bool(self.plain_report)))
+        return self._compiled(limit) if self.request.verify == "compile" else self._replayed(limit)
+
+    def _replayed(self, limit: int) -> Plan:
+        """The cheapest plan whose predicted peak is within the limit."""
+        start = time.perf_counter()
+        predicted = _predicted(self.planner, limit)
+        if predicted.best is None:
+            raise _refusal(predicted.smallest.peak_bytes, limit)
+        made = self._plan(predicted.best.candidate, limit, self.request.emit)
+        return dataclasses.replace(made, solve_seconds=self._traced_seconds + time.perf_counter() - start)
+
+    def _compiled(self, limit: int) -> Plan:
+        """The cheapest plan whose compiled peak is within the limit."""
+        spent = [self._traced_seconds]
+
+        def propose(aim: int) -> Outcome:
+            start = time.perf_counter()
+            predicted = _predicted(self.planner, aim)
+            spent[0] += time.perf_counter() - start
+            return (predicted.best or predicted.smallest).candidate
+
+        def measure(outcome: Outcome) -> tuple[int, Plan]:
+            made = self._plan(outcome, limit, self.request.emit)
+            report = _compile(self.request, made.apply(self.request.fun))
+            logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
+            return report.peak_bytes, dataclasses.replace(made, compiled=report)
+
+        correction = correct(
+            propose,
+            measure,
+            limit,
+            most_trials=_MOST_COMPILATIONS,
+            first_aim=limit,
+            expected=lambda outcome: outcome.peak_bytes,
+        )
+        if correction.best is None:
+            raise _refusal(correction.smallest.peak_bytes, limit)
+        made = correction.best.measurement
+        return dataclasses.replace(made, compilations=correction.trials + 1, solve_seconds=spent[0])
+
+    def _plan(self, outcome: Outcome, limit: int, emit: str) -> Plan:
+        """A plan of an outcome, before anything of it was compiled."""
+        return Plan(
+            decision=_decision(self.request, self.primal, outcome, emit),
+            problem=outcome.problem,
+            schedule=outcome.schedule,
+            timeline=outcome.timeline,
+            budget_bytes=limit,
+            peak_bytes=outcome.peak_bytes,
+            baseline_peak_bytes=self.plain_peak_bytes,
+            overhead=outcome.cost / self.plain.cost - 1,
+            compiled=None,
+            compilations=0,
+            solve_seconds=self._traced_seconds,
+            solver=self.request.solver,
+            target=self.request.device.name,
+        )
 
 
 def _predicted(planner: Planner, limit: int) -> Correction[Outcome, None]:
@@ -112,54 +182,26 @@ def _predicted(planner: Planner, limit: int) -> Correction[Outcome, None]:
     )
 
 
-def _compiled(
-    request: Request, primal: Primal, planner: Planner, limit: int, plain_peak_bytes: int, solving: float
-) -> Plan:
-    """The cheapest plan whose compiled peak is within the limit."""
-    spent = [solving]
-
-    def propose(aim: int) -> Outcome:
-        start = time.perf_counter()
-        predicted = _predicted(planner, aim)
-        spent[0] += time.perf_counter() - start
-        return (predicted.best or predicted.smallest).candidate
-
-    def measure(outcome: Outcome) -> tuple[int, Plan]:
-        decision = _decision(request, primal, outcome, request.emit)
-        made = _plan(request, decision, outcome, planner.plain, limit, plain_peak_bytes, None, 0, 0.0)
-        report = _compile(request, made.apply(request.fun))
-        logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
-        return report.peak_bytes, dataclasses.replace(made, compiled=report)
-
-    correction = correct(
-        propose,
-        measure,
-        limit,
-        most_trials=_MOST_COMPILATIONS,
-        first_aim=limit,
-        expected=lambda outcome: outcome.peak_bytes,
-    )
-    if correction.best is None:
-        raise _refusal(correction.smallest.candidate, correction.smallest.peak_bytes, limit)
-    return dataclasses.replace(correction.best.measurement, compilations=correction.trials + 1, solve_seconds=spent[0])
-
-
 def check_options(budget: Budget, solver: str, emit: str, verify: str) -> None:
     """Raises ArgumentError for a budget, solver, form or verification that cannot be understood."""
     parse_budget(budget)
+    _check_names(solver, emit, verify)
+
+
+def checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed) -> Request:
+    """The arguments of `plan`, without the budget; raises ArgumentError where one cannot be understood."""
+    _check_names(solver, emit, verify)
+    argnums = argnums if isinstance(argnums, int) else tuple(argnums)
+    return Request(fun, args, argnums, has_aux, solver, resolve_target(target), emit, verify, seed)
+
+
+def _check_names(solver: str, emit: str, verify: str) -> None:
     if solver != "auto":
         solver_named(solver)
     if emit not in FORMS:
         raise ArgumentError(f"emit={emit!r} is unknown; the forms are {', '.join(FORMS)}")
     if verify not in VERIFICATIONS:
         raise ArgumentError(f"verify={verify!r} is unknown; choose one of {', '.join(VERIFICATIONS)}")
-
-
-def _checked(fun, args, budget, argnums, has_aux, solver, target, emit, verify, seed) -> Request:
-    check_options(budget, solver, emit, verify)
-    device = resolve_target(target)
-    argnums = argnums if isinstance(argnums, int) else tuple(argnums)
-    return Request(fun, args, budget, argnums, has_aux, solver, device, emit, verify, seed)
 
 
 def _compile(request: Request, fun: Callable) -> MemoryReport:
@@ -180,27 +222,7 @@ def _decision(request: Request, primal: Primal, outcome: Outcome, emit: str) -> 
     )
 
 
-def _plan(
-    request, decision, outcome, plain, limit, plain_peak_bytes, report, compilations, solve_seconds
-) -> Plan:
-    return Plan(
-        decision=decision,
-        problem=outcome.problem,
-        schedule=outcome.schedule,
-        timeline=outcome.timeline,
-        budget_bytes=limit,
-        peak_bytes=outcome.peak_bytes,
-        baseline_peak_bytes=plain_peak_bytes,
-        overhead=outcome.cost / plain.cost - 1,
-        compiled=report,
-        compilations=compilations,
-        solve_seconds=solve_seconds,
-        solver=request.solver,
-        target=request.device.name,
-    )
-
-
-def _refusal(outcome: Outcome, smallest_bytes: int, limit: int) -> BudgetError:
+def _refusal(smallest_bytes: int, limit: int) -> BudgetError:
     return BudgetError(
         f"no plan fits in {format_bytes(limit)}; the minimum peak that was reached is {format_bytes(smallest_bytes)}"
         f" ({smallest_bytes} bytes). A smaller batch, sharding, or a budget of at least that would do.",

@@ -25,8 +25,8 @@ from jaxremat.verify.compile import MemoryReport
 _FORMAT = "jaxremat plan"
 _REMEDY = "plan again and save the result"
 NUMBERS = (
-    "budget_bytes", "peak_bytes", "baseline_peak_bytes", "overhead", "compilations", "solve_seconds", "solver", "target",
-    "warnings",
+    "budget_bytes", "peak_bytes", "baseline_peak_bytes", "overhead", "compilations", "solve_seconds", "solver",
+    "target", "warnings",
 )  # fmt: skip
 """Fields of a Plan that are written as they are."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Bands:
         edges = np.linspace(0, max(seconds, 1e-30), columns + 1)
         out = np.zeros((len(KINDS), columns), np.int64)
         total = self.total_bytes
-        for column, (low, high) in enumerate(zip(edges, edges[1:])):
+        for column, (low, high) in enumerate(itertools.pairwise(edges)):
             first = int(np.searchsorted(self.end_seconds, low, side="right"))
             last = int(np.searchsorted(begin, high, side="left"))
             if first < steps and last > first:

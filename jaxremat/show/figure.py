@@ -94,7 +94,8 @@ def to_svg(figure: Figure) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {figure.width} {figure.height}" role="img"'
         f' aria-label="{escape(figure.title, quote=True)}" width="{figure.width}"'
-        f' style="max-width:100%;height:auto;display:block" font-family="system-ui,sans-serif" font-size="12">{marks}</svg>'
+        ' style="max-width:100%;height:auto;display:block" font-family="system-ui,sans-serif" font-size="12">'
+        f"{marks}</svg>"
     )
 
 
@@ -107,7 +108,8 @@ def _to_svg(mark: Mark) -> str:
         case Line():
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in mark.points)
             dashes = f' stroke-dasharray="{mark.dashes}"' if mark.dashes else ""
-            return f'<polyline points="{points}" fill="none" {_paint("stroke", mark.tone)} stroke-width="{mark.width}"{dashes}/>'
+            stroke = f'{_paint("stroke", mark.tone)} stroke-width="{mark.width}"{dashes}'
+            return f'<polyline points="{points}" fill="none" {stroke}/>'
         case Dot():
             fill = 'fill="none"' if mark.hollow else _paint("fill", mark.tone)
             note = f"<title>{escape(mark.note)}</title>" if mark.note else ""

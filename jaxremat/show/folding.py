@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from jaxremat.show.stretch import Stretch, Value
 
-
 _LEAST_SHARE = 3e-4
 
 

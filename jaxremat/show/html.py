@@ -1,4 +1,4 @@
-"""A report as HTML that needs nothing else: no script, no font, no request. Light and dark follow the reader's system."""
+"""A report as HTML that needs nothing else: no script, no font, no request. Light or dark as the reader's system is."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jaxremat.show.text import format_seconds
 from jaxremat.show.timeline import timeline_figure
 
 _STYLE = """
-.jaxremat{color-scheme:light dark;color:#1f2328;background:#fff;border:1px solid #d0d7de;border-radius:8px;padding:16px 20px;
-max-width:980px;font:14px/1.45 system-ui,sans-serif;box-sizing:border-box}
-.jaxremat dl{display:flex;flex-wrap:wrap;gap:10px 28px;margin:0 0 14px}.jaxremat dl>div{min-width:120px;max-width:260px}
+.jaxremat{color-scheme:light dark;color:#1f2328;background:#fff;border:1px solid #d0d7de;border-radius:8px;
+padding:16px 20px;max-width:980px;font:14px/1.45 system-ui,sans-serif;box-sizing:border-box}
+.jaxremat dl{display:flex;flex-wrap:wrap;gap:10px 24px;margin:0 0 14px}.jaxremat dl>div{width:158px}
 .jaxremat dt{opacity:.7;font-size:12px;margin:0}.jaxremat dd{margin:0}.jaxremat dd.v{font-size:20px;font-weight:600}
 .jaxremat dd.n{opacity:.75;font-size:12px}
 .jaxremat .scroll{overflow-x:auto}

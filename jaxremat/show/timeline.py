@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from jaxremat.budget import format_bytes
@@ -39,7 +41,7 @@ def _panel(bands: Bands, title: str, x: Scale, y: Scale) -> list[Mark]:
     floor = y(0)
     marks: list[Mark] = [Label(x.first_pixel, _TOP - 26, title, bold=True)]
     edges = np.linspace(0, x.high, _COLUMNS + 1)
-    xs = [pixel for edge, following in zip(edges, edges[1:]) for pixel in (x(edge), x(following))]
+    xs = [pixel for edge, following in itertools.pairwise(edges) for pixel in (x(edge), x(following))]
     live = bands.sampled(_COLUMNS, x.high)
     tops = np.vstack([np.zeros(_COLUMNS), np.cumsum(live, 0)])
     for kind, low, high in zip(KINDS, tops, tops[1:]):
@@ -52,7 +54,8 @@ def _panel(bands: Bands, title: str, x: Scale, y: Scale) -> list[Mark]:
         Label(turn + 6, _TOP - 10, "backward", "start", "muted"),
     ]
     for tick, text in second_ticks(x.high):
-        marks.append(Label(x(tick), floor + 16, text, "middle" if tick else "start", "muted"))
+        anchor = "start" if not tick else "end" if x(tick) > x.last_pixel - 20 else "middle"
+        marks.append(Label(x(tick), floor + 16, text, anchor, "muted"))
     begin = bands.end_seconds[bands.peak_step - 1] if bands.peak_step else 0.0
     peak = x((begin + bands.end_seconds[bands.peak_step]) / 2), y(bands.peak_bytes)
     marks.append(Dot(*peak, "text", hollow=True, note=f"peak {format_bytes(bands.peak_bytes)}"))
