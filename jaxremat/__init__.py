@@ -18,6 +18,8 @@ from jaxremat.errors import JaxrematError as JaxrematError
 from jaxremat.errors import PlanMismatchError as PlanMismatchError
 from jaxremat.graph import Chain as Chain
 from jaxremat.graph import Graph as Graph
+from jaxremat.pareto import Front as Front
+from jaxremat.pareto import pareto as pareto
 from jaxremat.plan import Plan as Plan
 from jaxremat.planning import plan as plan
 from jaxremat.schedule import Timeline as Timeline

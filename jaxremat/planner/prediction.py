@@ -20,7 +20,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
 
-def predict(joint: Joint, graph: Graph, schedule: Sequence[int], platform: str) -> Timeline:
+def predict(joint: Joint, graph: Graph, schedule: Sequence[int] | np.ndarray, platform: str) -> Timeline:
     """The timeline of a schedule as compiled: one step per kernel, one span per buffer.
 
     Args:
