@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 import jax
+from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src import core as _core
 from jax._src import source_info_util as _source
 from jax._src.interpreters import partial_eval as _partial_eval
@@ -88,3 +89,16 @@ def scan_arity(eqn: Eqn) -> tuple[int, int]:
 
 def jax_version() -> tuple[int, ...]:
     return jax.__version_info__
+
+
+def mark(x, name: str):
+    """An identity with a name that survives differentiation, whatever the remat flags; for analysis only."""
+    return _ad_checkpoint.name_p.bind(x, name=name)
+
+
+def name_of(eqn: Eqn) -> str | None:
+    """The name that a `mark` or a `checkpoint_name` equation gives, else None."""
+    if eqn.primitive is _ad_checkpoint.name_p:
+        return eqn.params["name"]
+    inner = eqn.params.get("_prim")
+    return inner.params.get("name") if type(inner).__name__ == "CheckpointName" else None

@@ -8,17 +8,16 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from jaxremat.budget import Budget, format_bytes
 from jaxremat.decision import Decision
 from jaxremat.emit.form import emit as emit_form
 from jaxremat.emit.form import scheduled_program
-from jaxremat.emit.scheduled import emit_scheduled
+from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.plan import Plan, apply_flat
 from jaxremat.planning import check_options, plan
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal, differentiate, fingerprint, read_primal
+from jaxremat.trace.joint import Joint, Primal, differentiate, fingerprint, read_primal
 
 logger = logging.getLogger("jaxremat")
 
@@ -59,37 +58,53 @@ def remat(
             remat, budget=budget, has_aux=has_aux, static_argnums=static_argnums, static_argnames=static_argnames,
             solver=solver, target=target, emit=emit, verify=verify, seed=seed,
         )  # fmt: skip
-    check_options(budget, solver, emit, verify)
     options = {"budget": budget, "solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
-    planner = _PlanOnce(getattr(fun, "__name__", type(fun).__name__), options)
-    numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
-
-    @functools.wraps(fun)
-    def planned(*args, **kwargs):
-        free, dynamic = _bound(fun, args, kwargs, numbers, names)
-        primal = read_primal(free, dynamic, None, has_aux)
-        return apply_flat(primal, _emitted(primal, planner, emit), dynamic)
-
-    return planned
+    return PlanOnce(getattr(fun, "__name__", type(fun).__name__), **options).decorate(
+        fun, has_aux=has_aux, static_argnums=static_argnums, static_argnames=static_argnames
+    )
 
 
-class _PlanOnce:
+class PlanOnce:
     """One plan per program; threads that ask for the same one wait for it.
 
     Args:
-      name: of the function, for the log.
-      options: of `jaxremat.plan`.
+      name: for the log.
+      options: `budget`, `solver`, `target`, `emit`, `verify` and `seed`, as in `jaxremat.plan`.
+
+    Raises:
+      ArgumentError: for an option that cannot be understood.
     """
 
-    def __init__(self, name: str, options: dict[str, Any]):
+    def __init__(self, name: str, *, budget: Budget, solver="auto", emit="schedule", verify="replay", **options):
+        check_options(budget, solver, emit, verify)
         self.name = name
-        self.options = options
+        self.emit = emit
+        self.options = {"budget": budget, "solver": solver, "emit": emit, "verify": verify, **options}
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._made: dict[str, Decision] = {}
 
-    def __call__(self, primal: Primal) -> Decision:
+    def decorate(
+        self,
+        fun: Callable,
+        *,
+        has_aux: bool = False,
+        static_argnums: int | Sequence[int] = (),
+        static_argnames: str | Iterable[str] = (),
+    ) -> Callable:
+        """The same function, planned where it is differentiated. Several functions may share one memory of plans."""
+        numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+        names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+
+        @functools.wraps(fun)
+        def planned(*args, **kwargs):
+            free, dynamic = _bound(fun, args, kwargs, numbers, names)
+            primal = read_primal(free, dynamic, None, has_aux)
+            return apply_flat(primal, self._emitted(primal), dynamic)
+
+        return planned
+
+    def _decision(self, primal: Primal) -> Decision:
         """What to do for a primal program, whose `wrt` says what is differentiated."""
         key = fingerprint(differentiate(primal).jaxpr, f"{primal.wrt} {primal.cotangents_of}")
         with self._lock:
@@ -111,21 +126,20 @@ class _PlanOnce:
         logger.info("%s: %s", self.name, _summary(made))
         return made.decision
 
+    def _emitted(self, primal: Primal) -> Callable[..., list]:
+        if not primal.wrt or not primal.cotangents_of:
+            return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
+        if self.emit != "schedule":
+            return emit_form(primal, self._decision(primal))
 
-def _emitted(primal: Primal, planner: _PlanOnce, emit: str) -> Callable[..., list]:
-    if not primal.wrt or not primal.cotangents_of:
-        return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
-    if emit != "schedule":
-        return emit_form(primal, planner(primal))
+        def choose(wrt: tuple[int, ...]) -> tuple[Joint, Script]:
+            planned = dataclasses.replace(primal, wrt=wrt)
+            decision = self._decision(planned)
+            if decision.emit == "plain":
+                decision = dataclasses.replace(decision, schedule=tuple(range(len(differentiate(planned).eqns))))
+            return scheduled_program(planned, decision)
 
-    def choose(wrt: tuple[int, ...]):
-        planned = dataclasses.replace(primal, wrt=wrt)
-        decision = planner(planned)
-        if decision.emit == "plain":
-            decision = dataclasses.replace(decision, schedule=tuple(range(len(differentiate(planned).eqns))))
-        return scheduled_program(planned, decision)
-
-    return emit_scheduled(primal, choose)
+        return emit_scheduled(primal, choose)
 
 
 def _summary(made: Plan) -> str:

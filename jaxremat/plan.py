@@ -14,12 +14,14 @@ import numpy as np
 from jaxremat.budget import format_bytes
 from jaxremat.cost.devices import resolve_target
 from jaxremat.decision import Decision
-from jaxremat.emit.form import emit
-from jaxremat.errors import PlanMismatchError
+from jaxremat.emit.form import emit, labels_of
+from jaxremat.emit.names import emit_named
+from jaxremat.errors import EmissionError, PlanMismatchError
 from jaxremat.gradients import GradientCheck, check_gradients
 from jaxremat.planner.planner import Planner
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
+from jaxremat.policy import NamePolicy
 from jaxremat.schedule import Timeline
 from jaxremat.show.display import show
 from jaxremat.show.explain import explain
@@ -92,6 +94,47 @@ class Plan:
             return apply_flat(primal, emit(primal, self.decision), args)
 
         return planned
+
+    @property
+    def policy(self) -> Callable:
+        """What to save, for `jax.checkpoint` and its likes; use it together with `named`, or around the author's names.
+
+        Raises:
+          EmissionError: if the plan is not one of names.
+        """
+        self._require_names()
+        plain = self.decision.emit == "plain"
+        return jax.checkpoint_policies.everything_saveable if plain else NamePolicy(self.decision.names)
+
+    def policy_text(self) -> str:
+        """The policy as it is written by hand: `save_only_these_names("query_proj", "context")`."""
+        return "everything_saveable" if self.decision.emit == "plain" else str(self.policy)
+
+    def named(self, fun: Callable) -> Callable:
+        """`fun` with the plan's names on its values, for `jax.checkpoint(plan.named(fun), policy=plan.policy)`.
+
+        Raises:
+          EmissionError: if the plan is not one of names.
+        """
+        self._require_names()
+
+        @functools.wraps(fun)
+        def named(*args, **kwargs):
+            bound = functools.partial(fun, **kwargs)
+            check_signature(self.decision, args)
+            if self.decision.emit == "plain" or self.decision.extra.get("own"):
+                return bound(*args)
+            primal = read_primal(bound, args, self.decision.argnums, self.decision.has_aux)
+            check_program(self.decision, primal, self.problem.primal)
+            return apply_flat(primal, emit_named(primal, labels_of(self.decision)), args)
+
+        return named
+
+    def _require_names(self) -> None:
+        if self.decision.emit not in ("names", "plain"):
+            raise EmissionError(
+                f"this plan is in the form {self.decision.emit!r}, which has no policy; plan with emit='names' for one"
+            )
 
     @functools.cached_property
     def baseline_problem(self) -> Problem:

@@ -13,10 +13,12 @@ from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.decision import Decision
 from jaxremat.emit.form import FORMS
 from jaxremat.errors import ArgumentError, BudgetError
-from jaxremat.plan import Plan, signature_of
+from jaxremat.plan import Plan, apply_flat, signature_of
 from jaxremat.planner.correction import Correction, correct
+from jaxremat.planner.forms import FormOutcome, FormPlanner, OwnNamesPlanner, planner_for
 from jaxremat.planner.planner import Outcome, Planner
 from jaxremat.solvers.registry import solver_named
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, read_primal
 from jaxremat.verify.compile import MemoryReport, compile_gradient
 
@@ -90,24 +92,31 @@ class Planning:
         self.request = request
         start = time.perf_counter()
         self.primal = read_primal(request.fun, request.args, request.argnums, request.has_aux)
-        self.planner = Planner(self.primal, request.device)
+        self.planner = _planner(request, self.primal)
         self.plain = self.planner.plain
         self._traced_seconds = time.perf_counter() - start
 
     @functools.cached_property
     def plain_report(self) -> MemoryReport | None:
-        """Memory of the program as written, where plans are verified by compiling."""
-        return _compile(self.request, self.request.fun) if self.request.verify == "compile" else None
+        """Memory of the program without recomputation, where plans are verified by compiling."""
+        if self.request.verify != "compile":
+            return None
+        return _compile(self.request, _unrolled(self.primal) if self._speaks_own_names else self.request.fun)
 
     @property
     def plain_peak_bytes(self) -> int:
         """Peak of the program as written: compiled where plans are, predicted otherwise."""
         return self.plain_report.peak_bytes if self.plain_report else self.plain.peak_bytes
 
+    @property
+    def _speaks_own_names(self) -> bool:
+        """Whether the author's checkpoints stay, so that the question is what they save."""
+        return isinstance(self.planner, OwnNamesPlanner)
+
     def plan(self, budget: Budget) -> Plan:
         """The cheapest plan within a budget; raises BudgetError if nothing that was found fits."""
         limit = budget_bytes(budget, self.plain_peak_bytes)
-        if self.plain_peak_bytes <= limit:
+        if self.plain_peak_bytes <= limit and not self._speaks_own_names:
             made = self._plan(self.plain, limit, "plain")
             return dataclasses.replace(made, compiled=self.plain_report, compilations=int(bool(self.plain_report)))
         return self._compiled(limit) if self.request.verify == "compile" else self._replayed(limit)
@@ -169,7 +178,18 @@ class Planning:
         )
 
 
-def _predicted(planner: Planner, limit: int) -> Correction[Outcome, None]:
+def _planner(request: Request, primal: Primal) -> Planner | FormPlanner:
+    if request.emit == "schedule":
+        return Planner(primal, request.device)
+    return planner_for(request.emit, primal, request.device)
+
+
+def _unrolled(primal: Primal) -> Callable:
+    """The program without the author's checkpoints."""
+    return lambda *args: apply_flat(primal, lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs), args)
+
+
+def _predicted(planner: Planner | FormPlanner, limit: int) -> Correction[Outcome, None]:
     """The cheapest outcome whose predicted peak is within the limit."""
     offset = planner.plain.replayed_bytes - planner.plain.peak_bytes
     return correct(
@@ -218,7 +238,9 @@ def _decision(request: Request, primal: Primal, outcome: Outcome, emit: str) -> 
         has_aux=request.has_aux,
         emit=emit,
         loops=tuple(decision.to_json() for decision in outcome.problem.loops),
-        schedule=() if emit == "plain" else tuple(outcome.schedule.tolist()),
+        schedule=tuple(outcome.schedule.tolist()) if emit == "schedule" else (),
+        names=outcome.names if isinstance(outcome, FormOutcome) else (),
+        extra=outcome.extra if isinstance(outcome, FormOutcome) else {},
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 from jaxremat.decision import Decision
 from jaxremat.emit.loops import LoopDecision, rewritten
+from jaxremat.emit.names import emit_checkpointed, emit_repoliced
 from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
+from jaxremat.emit.segments import Pieces, emit_pieces
 from jaxremat.errors import ArgumentError, EmissionError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
@@ -24,7 +26,19 @@ def emit(primal: Primal, decision: Decision) -> Callable[..., list]:
         return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
     if decision.emit == "schedule":
         return _emit_schedule(primal, decision)
+    if decision.extra.get("own"):
+        return emit_repoliced(primal.raw, decision.names)
+    if decision.emit in ("names", "segments"):
+        labels = labels_of(decision)
+        if decision.extra["pieces"] is None:
+            return emit_checkpointed(primal, labels)
+        return emit_pieces(primal, Pieces.from_json(decision.extra["pieces"]), labels)
     raise ArgumentError(f"emit={decision.emit!r} is unknown; the forms are {', '.join(FORMS)}")
+
+
+def labels_of(decision: Decision) -> dict[tuple[int, int], str]:
+    """Which results of the primal's equations carry which name: (equation, result) to name."""
+    return {(equation, result): label for equation, result, label in decision.extra.get("labels", ())}
 
 
 def scheduled_program(primal: Primal, decision: Decision) -> tuple[Joint, Script]:

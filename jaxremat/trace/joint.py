@@ -34,6 +34,7 @@ class Primal:
       wrt: indices into the jaxpr's inputs that are differentiated.
       cotangents_of: indices of the outputs that receive a cotangent.
       in_tree, out_tree: tree structure of (args,) and of the result.
+      raw: the program from the same inputs with its calls, checkpoints included, in place.
     """
 
     jaxpr: Jaxpr
@@ -42,6 +43,7 @@ class Primal:
     cotangents_of: tuple[int, ...]
     in_tree: Any
     out_tree: Any
+    raw: Jaxpr | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -108,13 +110,13 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
     """
     program = jaxprs.read(fun, *args)
     captured = tuple(c for c in _compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
-    jaxpr = _explicit_captures(program.jaxpr, captured)
+    jaxpr = jaxprs.inline_calls(raw := _explicit_captures(program.jaxpr, captured))
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
     if argnums is None:
-        return Primal(jaxpr, captured, _inexact(jaxpr.invars), outputs, program.in_tree, program.out_tree)
+        return Primal(jaxpr, captured, _inexact(jaxpr.invars), outputs, program.in_tree, program.out_tree, raw)
     wrt = _differentiated_leaves(args, argnums, len(captured), jaxpr)
     _refuse_nothing_to_differentiate(outputs, jaxpr)
-    return Primal(jaxpr, captured, wrt, outputs, program.in_tree, program.out_tree)
+    return Primal(jaxpr, captured, wrt, outputs, program.in_tree, program.out_tree, raw)
 
 
 def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None) -> Joint:
@@ -192,17 +194,17 @@ def _stable_params(eqn: Eqn) -> str:
 
 
 def _explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
+    if not captured:
+        return jaxpr
     position = {id(c): i for i, c in enumerate(captured)}
     own = _compat.consts_of(jaxpr)
 
     def run(*inputs):
         consts = [inputs[position[id(c)]] if id(c) in position else c for c in own]
-        return jaxprs.evaluate(jaxpr, inputs[len(captured) :], jaxprs.inline_rule, consts)
+        return jaxprs.evaluate(jaxpr, inputs[len(captured) :], consts=consts)
 
     shapes = [jax.ShapeDtypeStruct(c.shape, c.dtype) for c in captured] + [jaxprs.shape_of(v) for v in jaxpr.invars]
-    flat = _compat.without_dead_code(jax.make_jaxpr(run)(*shapes))
-    _compat.check_jaxpr(flat)
-    return flat
+    return jax.make_jaxpr(run)(*shapes)
 
 
 def _differentiated_leaves(args: Sequence, argnums, num_captured: int, jaxpr: Jaxpr) -> tuple[int, ...]:

@@ -1,0 +1,58 @@
+"""Names for a policy: put where a plan wants them, or the author's own with another policy around them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxremat import _compat
+from jaxremat._compat import Eqn, Jaxpr
+from jaxremat.policy import NamePolicy
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Primal
+from jaxremat.trace.origins import is_checkpoint
+
+Labels = Mapping[tuple[int, int], str]
+
+
+def emit_named(primal: Primal, labels: Labels) -> Callable[..., list]:
+    """The flat primal function in which result k of equation i carries the name `labels[i, k]`."""
+    number = {id(eqn): index for index, eqn in enumerate(primal.jaxpr.eqns)}
+
+    def rule(eqn: Eqn, inputs: list) -> list:
+        return name_results(number[id(eqn)], _compat.bind(eqn, inputs), labels)
+
+    return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs, rule)
+
+
+def emit_checkpointed(primal: Primal, labels: Labels) -> Callable[..., list]:
+    """The same inside one `jax.checkpoint` that saves what is named."""
+    return jax.checkpoint(emit_named(primal, labels), policy=NamePolicy(tuple(labels.values())))
+
+
+def name_results(index: int, outputs: Sequence, labels: Labels) -> list:
+    return [checkpoint_name(x, labels[index, k]) if (index, k) in labels else x for k, x in enumerate(outputs)]
+
+
+def emit_repoliced(raw: Jaxpr, names: Sequence[str]) -> Callable[..., list]:
+    """A program in which every checkpoint that the author placed saves the given names and nothing else."""
+    policy = NamePolicy(tuple(names))
+
+    def rule(eqn: Eqn, inputs: list) -> list | None:
+        body = jaxprs.inlined_body(eqn)
+        if body is None:
+            return None
+        run = functools.partial(_evaluate_flat, body, rule)
+        with _compat.at_position_of(eqn):
+            if is_checkpoint(eqn):
+                run = jax.checkpoint(run, policy=policy, prevent_cse=eqn.params["prevent_cse"])
+            return run(*inputs)
+
+    return lambda *inputs: jaxprs.evaluate(raw, inputs, rule)
+
+
+def _evaluate_flat(body: Jaxpr, rule, *inputs) -> list:
+    return jaxprs.evaluate(body, inputs, rule)

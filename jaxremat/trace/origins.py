@@ -1,0 +1,106 @@
+"""The joint program with every node's origin: which equation of the primal program it stems from.
+
+Forms that stay plain JAX decide on the primal program, but only the joint program shows what a decision costs. Each
+primal equation therefore runs inside a scope of its own, which differentiation carries along, and each of its results
+passes a mark: what the backward reads behind the mark can carry a name, what it reads before it (the result of tanh,
+say, which its derivative reads itself) cannot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxremat import _compat
+from jaxremat._compat import Eqn, Jaxpr
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint, Primal, differentiate
+
+_SCOPE = re.compile(r"@(\d+)@")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origins:
+    """A joint program whose nodes know where they come from.
+
+    Attributes:
+      joint: forward and backward, with marks.
+      group: [N] which group of the primal program each node stems from; -1 where it is unknown.
+      marks: one name per node, None where the node is no mark.
+    """
+
+    joint: Joint
+    group: np.ndarray
+    marks: tuple[str | None, ...]
+
+
+def trace_equations(primal: Primal) -> Origins:
+    """Every equation of the primal is a group; result k of equation i passes the mark `i.k`."""
+    number = {id(eqn): index for index, eqn in enumerate(primal.jaxpr.eqns)}
+
+    def rule(eqn: Eqn, inputs: list) -> list:
+        index = number[id(eqn)]
+        with jax.named_scope(f"@{index}@"):
+            outputs = _compat.bind(eqn, inputs)
+            return [_compat.mark(x, f"{index}.{k}") if _can_be_named(x) else x for k, x in enumerate(outputs)]
+
+    return _origins(differentiate(primal, lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs, rule)))
+
+
+def trace_regions(primal: Primal, raw: Jaxpr) -> Origins:
+    """Every checkpoint that the author placed is a group; his names are the marks.
+
+    Args:
+      primal: the program.
+      raw: the same program with its calls and checkpoints in place, from the same flat inputs.
+    """
+    opened = iter(range(len(raw.eqns) + 10**6))
+
+    def rule(eqn: Eqn, inputs: list, inside: bool = False) -> list | None:
+        body = jaxprs.inlined_body(eqn)
+        if body is None:
+            return None
+        if inside or not is_checkpoint(eqn):
+            with _compat.at_position_of(eqn):
+                return jaxprs.evaluate(body, inputs, functools.partial(rule, inside=inside))
+        with jax.named_scope(f"@{next(opened)}@"):
+            return jaxprs.evaluate(body, inputs, functools.partial(rule, inside=True))
+
+    return _origins(differentiate(primal, lambda inputs: jaxprs.evaluate(raw, inputs, rule)))
+
+
+def is_checkpoint(eqn: Eqn) -> bool:
+    """Whether an equation is a checkpoint that has not been differentiated yet."""
+    return eqn.primitive.name in ("remat2", "checkpoint") and not eqn.params.get("differentiated", False)
+
+
+def _origins(joint: Joint) -> Origins:
+    found = [_SCOPE.search(_compat.name_stack(eqn)) for eqn in joint.eqns]
+    group = np.asarray([int(match[1]) if match else -1 for match in found], np.int64)
+    return Origins(joint, group, tuple(map(_compat.name_of, joint.eqns)))
+
+
+def _can_be_named(x) -> bool:
+    return jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact)
+
+
+def names_in(jaxpr: Jaxpr) -> Sequence[str]:
+    """The names that checkpoints in a program can save, in order of appearance."""
+    found: dict[str, None] = {}
+
+    def visit(jaxpr: Jaxpr, inside: bool) -> None:
+        for eqn in jaxpr.eqns:
+            name = _compat.name_of(eqn)
+            if inside and name is not None:
+                found[name] = None
+            for body in jaxprs.subjaxprs(eqn):
+                visit(body, inside or is_checkpoint(eqn))
+
+    visit(jaxpr, False)
+    return tuple(found)
