@@ -21,6 +21,8 @@ from jaxremat.solvers.fastsa import FastSA, proposal_of
 from jaxremat.solvers.population import found
 from jaxremat.solvers.rotor import Rotor
 
+_CHEN_NODE_STEPS = 300_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Auto:
@@ -43,7 +45,7 @@ class Auto:
             return Rotor().propose(problem, budget_bytes, seed=seed, time_limit=time_limit)
         deadline = Deadline(time_limit)
         starts = [np.arange(problem.num_nodes)]
-        chen = Chen().propose(problem, budget_bytes, seed=seed, time_limit=time_limit)
+        chen = Chen(node_steps=_CHEN_NODE_STEPS).propose(problem, budget_bytes, seed=seed, time_limit=time_limit)
         if (
             chen.schedule is not None
             and found(problem, chen.schedule).peak_bytes < found(problem, starts[0]).peak_bytes

@@ -34,6 +34,7 @@ from jaxremat.solvers.population import Cooling, Found, Population, found, least
 
 _SQUEEZE_COST_WEIGHT = 0.02
 _TIGHT_COST_WEIGHT = 0.2
+_NODES_AT_GIVEN_HEAT = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ class FastSA:
     """Simulated annealing of the whole schedule.
 
     Attributes:
-      temperatures: first temperature of each chain of stage 1, relative to the objective.
+      temperatures: first temperature of each chain of stage 1, relative to the objective; for graphs of less than a
+        hundred nodes, where one node is more than 1 % of the cost, they rise in proportion.
       moves: moves of each chain in stage 1.
       reheats: how often stage 2 is repeated at most; it ends after two repetitions in a row that gain nothing.
       reheat_temperatures: first temperature of each chain of stage 2.
@@ -127,7 +129,13 @@ class FastSA:
         """Stage 1 on groups if there are many nodes, then on nodes; stage 2 from the best."""
         grouped = self._grouped(population.graph, budget_bytes, seed, deadline)
         begin = _in_turn(starts[1:] + grouped if grouped else starts, len(self.temperatures))
-        chains = population.anneal(begin, self._first_coolings(), budget_bytes, seed=seed, deadline=deadline)
+        chains = population.anneal(
+            begin,
+            self._coolings(population.graph, self.temperatures, self.moves, 1.0),
+            budget_bytes,
+            seed=seed,
+            deadline=deadline,
+        )
         best = min(chains, key=lambda f: f.key(budget_bytes))
         return self._reheated(population, best, budget_bytes, seed + 1, deadline)
 
@@ -138,7 +146,7 @@ class FastSA:
             if idle == 2 or deadline.passed() or population.is_least(best, budget_bytes):
                 break
             weight = 1.0 if best.peak_bytes <= budget_bytes else _TIGHT_COST_WEIGHT
-            coolings = self._coolings(self.reheat_temperatures, self.reheat_moves, weight)
+            coolings = self._coolings(population.graph, self.reheat_temperatures, self.reheat_moves, weight)
             starts = [best.schedule] * len(coolings)
             again = seed * 1009 + repetition
             chains = population.anneal(starts, coolings, budget_bytes, seed=again, deadline=deadline)
@@ -154,7 +162,11 @@ class FastSA:
         grouping = group_nodes(graph)
         starts = [np.arange(grouping.graph.num_nodes)] * len(self.temperatures)
         chains = Population(grouping.graph, self.copies).anneal(
-            starts, self._first_coolings(), budget_bytes, seed=seed, deadline=deadline
+            starts,
+            self._coolings(graph, self.temperatures, self.moves, 1.0),
+            budget_bytes,
+            seed=seed,
+            deadline=deadline,
         )
         return [grouping.expand(chain.schedule) for chain in chains]
 
@@ -169,18 +181,16 @@ class FastSA:
     ) -> Found:
         """The smallest peak found; if that fits, the cheapest schedule found from there."""
         begin = [start] * len(self.temperatures)
-        coolings = self._coolings(self.temperatures, self.moves, _SQUEEZE_COST_WEIGHT)
+        coolings = self._coolings(population.graph, self.temperatures, self.moves, _SQUEEZE_COST_WEIGHT)
         chains = population.anneal(begin, coolings, 1, seed=seed, deadline=deadline)
         smallest = min([given, *chains], key=lambda f: (f.peak_bytes, f.cost))
         if smallest.peak_bytes > budget_bytes:
             return smallest
         return self._reheated(population, smallest, budget_bytes, seed + 2, deadline)
 
-    def _first_coolings(self) -> list[Cooling]:
-        return self._coolings(self.temperatures, self.moves, 1.0)
-
-    def _coolings(self, temperatures: tuple[float, ...], moves: int, cost_weight: float) -> list[Cooling]:
-        return [Cooling(hot, hot * self.cooling, moves, cost_weight) for hot in temperatures]
+    def _coolings(self, graph: Graph, temperatures: tuple[float, ...], moves: int, cost_weight: float) -> list[Cooling]:
+        heat = max(1.0, _NODES_AT_GIVEN_HEAT / graph.num_nodes)
+        return [Cooling(heat * hot, heat * hot * self.cooling, moves, cost_weight) for hot in temperatures]
 
 
 def _in_turn(starts: list[np.ndarray], count: int) -> list[np.ndarray]:

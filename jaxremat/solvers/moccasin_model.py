@@ -208,12 +208,13 @@ class _IntervalModel:
         for (value, reader), rows in self.serves.items():
             own = events[int(self.position[self.graph.producer[value]])]
             for copy, row in enumerate(rows):
-                read = events[reader][copy] if copy < len(events[reader]) else None
-                used = None if read is None else max(i for i, event in enumerate(own) if event < read)
+                used = -1
+                if copy < len(events[reader]):
+                    read = events[reader][copy]
+                    used = max(index for index, event in enumerate(own) if event < read)
+                    lasts[value, used] = max(lasts.get((value, used), 0), read)
                 for source, chosen in enumerate(row):
                     self.model.add_hint(chosen, source == used)
-                if used is not None:
-                    lasts[value, used] = max(lasts.get((value, used), 0), read)
         for at, own in enumerate(events):
             for copy in range(1, self.copies[at]):
                 if copy < len(own):

@@ -18,6 +18,8 @@ from jaxremat.solvers.annealer import Rules, walk
 from jaxremat.solvers.deadline import Deadline
 
 _SLOTS_PER_NODE = 4
+_LEAST_ROUNDS = 10
+_MOST_MOVES_PER_ROUND = 60_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Population:
         self.graph = graph
         self.copies = copies
         self.quanta = quanta_of(graph)
-        ordered = dataclasses.replace(graph, **_with_pinned_in_order(graph)) if graph.pinned.sum() > 1 else graph
+        ordered = _with_pinned_in_order(graph) if graph.pinned.sum() > 1 else graph
         self.padded = size_class(ordered)
         self.tables = jax.device_put(tables_of(ordered, self.quanta), _host_device())
 
@@ -87,10 +89,10 @@ class Population:
         *,
         seed: int,
         deadline: Deadline,
-        rounds: int = 10,
-        enough_bytes: int | None = None,
     ) -> list[Found]:
         """Anneals one chain per start, and gives the best schedule that each has seen.
+
+        The moves are made in rounds. After each, chains are judged, and their runs are spread evenly again.
 
         Args:
           starts: valid schedules, one per chain.
@@ -98,9 +100,8 @@ class Population:
           budget_bytes: resident bytes included.
           seed: equal seeds give equal schedules, unless the deadline passes.
           deadline: checked after every round.
-          rounds: in how many rounds the moves are made; between rounds a chain's runs are spread evenly again.
-          enough_bytes: stop after the first round in which some chain's peak is at most this.
         """
+        rounds = max(_LEAST_ROUNDS, max(cooling.moves for cooling in coolings) // _MOST_MOVES_PER_ROUND)
         current = [np.asarray(start, np.int32) for start in starts]
         best = [found(self.graph, start) for start in current]
         with ThreadPoolExecutor(min(len(current), os.cpu_count() or 1)) as pool:
@@ -112,8 +113,6 @@ class Population:
                     best[chain] = min(best[chain], candidate, key=lambda f: f.key(budget_bytes))
                 leader = min(best, key=lambda f: f.key(budget_bytes))
                 if deadline.passed() or self.is_least(leader, budget_bytes):
-                    break
-                if enough_bytes is not None and leader.peak_bytes <= enough_bytes:
                     break
         return best
 
@@ -161,8 +160,8 @@ def _host_device() -> jax.Device:
         return jax.devices()[0]
 
 
-def _with_pinned_in_order(graph: Graph) -> dict[str, np.ndarray]:
-    """Fields of a graph in which each pinned node reads an empty value of the pinned node before it."""
+def _with_pinned_in_order(graph: Graph) -> Graph:
+    """The graph in which each pinned node reads an empty value of the pinned node before it."""
     pinned = np.flatnonzero(graph.pinned)
     producer = np.concatenate([graph.producer, pinned[:-1]])
     order = np.argsort(producer, kind="stable")
@@ -170,7 +169,8 @@ def _with_pinned_in_order(graph: Graph) -> dict[str, np.ndarray]:
     links = np.stack([graph.num_values + np.arange(pinned.size - 1), pinned[1:]], 1)
     reads = np.concatenate([graph.reads, links]) if graph.reads.size else links
     reads = np.stack([new_id[reads[:, 0]], reads[:, 1]], 1)
-    return dict(
+    return dataclasses.replace(
+        graph,
         value_bytes=np.concatenate([graph.value_bytes, np.zeros(pinned.size - 1, np.int64)])[order],
         producer=producer[order].astype(np.int32),
         reads=reads[np.lexsort((reads[:, 0], reads[:, 1]))].astype(np.int32),

@@ -12,8 +12,8 @@ from jaxremat.solvers.fastsa import FastSA
 from jaxremat.solvers.moccasin import Moccasin
 from jaxremat.solvers.rotor import Rotor
 
-_CLASSES: tuple[type[Solver], ...] = (Auto, FastSA, Rotor, Checkmate, CheckmateLP, Moccasin, Chen, ChenRecursive)
-SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in _CLASSES}
+_CLASSES = (Auto, FastSA, Rotor, Checkmate, CheckmateLP, Moccasin, Chen, ChenRecursive)
+SOLVERS: dict[str, type[Solver]] = {str(solver.name): solver for solver in _CLASSES}
 
 
 def solver_named(solver: str | Solver | type[Solver]) -> Solver:

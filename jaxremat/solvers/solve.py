@@ -69,18 +69,19 @@ def _checked_budget(budget) -> int:
 
 
 def _certified(problem: Graph | Chain, budget_bytes: int, solver: Solver, seed: int, deadline: Deadline) -> Solution:
-    """Asks the solver and replays what it proposes."""
+    """Asks the solver and replays what it proposes; a bound that the replay refutes is dropped."""
     start = time.perf_counter()
     proposal = solver.propose(problem, budget_bytes, seed=seed, time_limit=deadline.remaining_seconds())
     schedule, peak_bytes, cost = _replayed(problem, proposal, solver)
     fits = peak_bytes <= budget_bytes
     status = Status.OVER_BUDGET if not fits else Status.OPTIMAL if proposal.optimal else Status.FEASIBLE
+    bound = proposal.lower_bound
     return Solution(
         schedule=schedule,
         peak_bytes=peak_bytes,
         cost=cost,
         status=status,
-        lower_bound=proposal.lower_bound,
+        lower_bound=None if bound is None or bound > cost * (1 + 1e-9) else min(bound, cost),
         solve_seconds=time.perf_counter() - start,
         solver=solver.name,
         operations=tuple(proposal.operations),
@@ -106,8 +107,10 @@ def _require_pinned_once(graph: Graph, schedule: np.ndarray, solver: Solver) -> 
 
 
 def _reachable(problem: Graph | Chain, found: Solution, solver: Solver, seed: int, deadline: Deadline) -> Solution:
-    """A solution whose peak, asked for as a budget, is really met by the same solver and seed."""
+    """A solution whose peak, asked for as a budget, is really met by the same solver and seed, if time allows."""
     for _ in range(_FLOOR_ATTEMPTS):
+        if deadline.passed():
+            break
         again = _certified(problem, found.peak_bytes, solver, seed, deadline)
         if again.status is not Status.OVER_BUDGET:
             return again
