@@ -1,9 +1,12 @@
 """The two tables of Rabe & Staats (2021): memory and relative time of chunked attention for 2^8 to 2^20 tokens.
 
-One head of width 64 in bfloat16; memory is what a compiled program holds beside its inputs and outputs, for this CPU
-and, compiled from shapes alone, for an H200 and a TPU v5e. Time is that of this CPU in float32 (whose bfloat16 is slow),
-chunked over standard, side by side. `python benchmarks/attention.py [cpu] [h200] [tpu-v5e] [time]` writes
-`benchmarks/results/attention.json` and `attention.md`; without words it runs all.
+One head of width 64 in bfloat16; memory is what a compiled program holds in device memory beside its inputs and
+outputs, for this CPU and, compiled from shapes alone, for an H200 and a TPU v5e (whose on-chip memory is not counted).
+A dash: not compiled (standard attention beyond 2^16), or too large for the device. Time is that of this CPU in float32
+(whose bfloat16 is slow), median of rounds that alternate between the two.
+
+`python benchmarks/attention.py [cpu] [h200] [tpu-v5e] [time]` writes `benchmarks/results/attention.json` and
+`attention.md`; without words it runs all.
 """
 
 from __future__ import annotations
@@ -42,13 +45,19 @@ PASSES = {"forward": forward, "gradient": gradient}
 METHODS = {"standard": jax.nn.dot_product_attention, "chunked": attention.dot_product_attention}
 
 
-def temp_bytes(fun, length: int, target: str) -> int:
+def temp_bytes(fun, length: int, target: str) -> int | None:
+    """Bytes of temporaries; None where the compiler says that they do not fit in the device."""
     device = resolve_target(target)
     sharding = SingleDeviceSharding(target_devices(target)[0])
     shape = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.bfloat16, sharding=sharding)
     with compiler_lock(device):
         lowered = jax.jit(fun).trace(shape, shape, shape).lower(lowering_platforms=(device.platform,))
-        return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+        try:
+            return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return None
 
 
 def memory_rows(target: str) -> list[dict]:
@@ -86,16 +95,20 @@ def time_rows() -> list[dict]:
     return rows
 
 
+def mib(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 2**20:.1f}"
+
+
 def markdown(results: dict) -> str:
-    lines = ["# Memory-efficient attention", "", __doc__.split("\n\n")[1].split(" `python")[0].replace("\n", " "), ""]
+    lines = ["# Memory-efficient attention", "", __doc__.split("\n\n")[1].replace("\n", " "), ""]
     lines += [f"jax {results['jax']}; `{results['command']}`; time on {results['device']}.", ""]
     lines += ["| target | pass | n | standard MiB | chunked MiB | ratio |", "|---|---|---|---|---|---|"]
     for row in results["memory"]:
         standard, chunked = row["standard_bytes"], row["chunked_bytes"]
-        cells = ("-", "-") if standard is None else (f"{standard / 2**20:.1f}", f"{standard / max(1, chunked):.0f}x")
+        ratio = f"{standard / chunked:.1f}x" if standard and chunked else "-"
         lines.append(
-            f"| {row['target']} | {row['pass']} | 2^{row['length'].bit_length() - 1} | {cells[0]} "
-            f"| {chunked / 2**20:.1f} | {cells[1]} |"
+            f"| {row['target']} | {row['pass']} | 2^{row['length'].bit_length() - 1} | {mib(standard)} "
+            f"| {mib(chunked)} | {ratio} |"
         )
     lines += ["", "| pass | n | standard ms | chunked ms | chunked / standard |", "|---|---|---|---|---|"]
     for row in results["time"]:
