@@ -147,9 +147,18 @@ class _Lowering:
         if name in REDUCTIONS:
             library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and _dtype(out) != "bfloat16")
             return self._add("reduce", reads, out, (name, _params_key(eqn)), in_library=library)
+        if name == "select_and_scatter_add" and self._dot_copies:
+            reads += self._window_indices(out)
         if name in MOVING:
             return self._add(name, reads, out, _params_key(eqn))
         return self._add(name, reads, out, None if eqn.effects else _params_key(eqn))
+
+    def _window_indices(self, like: Var) -> tuple[int, ...]:
+        """XLA:CPU expands select-and-scatter over one array of indices per axis, and zeros to scatter into."""
+        size = 4 * math.prod(_shape(like))
+        axes = range(len(_shape(like)))
+        indices = [self._keyed(Op("iota", (), _shape(like), "int32", size, -1), ("axis", axis)) for axis in axes]
+        return (*indices, self._literal("0.0", like))
 
     def _elementwise(self, eqn: Eqn, env: dict[Var, int]) -> int:
         name, out = eqn.primitive.name, eqn.outvars[0]

@@ -1,9 +1,9 @@
 """A schedule as a JAX function: a custom_vjp whose forward and backward run the schedule's steps.
 
 The forward runs the steps before the first one that depends on a cotangent, and keeps what later steps still read.
-The backward runs the rest, in segments. A segment that recomputes receives what it recomputes from through one
-optimization barrier together with the cotangents that enter it: XLA can then neither merge the recomputation with
-the first computation nor start it early.
+The backward runs the rest, in segments. A segment receives all that it reads, kept values and the newest cotangents
+together, through one optimization barrier: XLA can then neither merge a recomputation with the first computation, nor
+start it, or a copy of a kept value in another layout, before the backward has come that far.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ class Segment:
 
     Attributes:
       eqns: recomputed and backward equations, in order.
-      recomputed: how many of them are recomputations.
-      fenced: what enters through the barrier; empty where nothing is recomputed.
+      fenced: what enters through the barrier: all that the segment reads from outside, cotangents included.
     """
 
     eqns: tuple[Eqn, ...]
-    recomputed: int
     fenced: tuple[Var, ...]
 
 
@@ -75,13 +73,8 @@ def write_script(
     bounds = sorted({start, *(t for t in fences if t > start), steps.size})
     forward = tuple(joint.eqns[node] for node in steps[:start])
     residuals = read_before_made(joint, [joint.eqns[node] for node in steps[start:]])
-    script, made = [], set(joint.cotangents)
-    for first, end in zip(bounds, bounds[1:]):
-        eqns = tuple(joint.eqns[node] for node in steps[first:end])
-        again = [joint.eqns[node] for node in steps[first:end] if not joint.is_backward[node]]
-        script.append(Segment(eqns, len(again), _fenced(joint, eqns, again, made)))
-        made.update(v for eqn in eqns for v in eqn.outvars)
-    return Script(forward, residuals, tuple(script))
+    segments = [tuple(joint.eqns[node] for node in steps[first:end]) for first, end in zip(bounds, bounds[1:])]
+    return Script(forward, residuals, tuple(Segment(eqns, _read_from_outside(joint, eqns)) for eqns in segments))
 
 
 def backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
@@ -183,18 +176,10 @@ def read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
     return tuple(read)
 
 
-def _fenced(joint: Joint, eqns: Sequence[Eqn], again: Sequence[Eqn], made: set[Var]) -> tuple[Var, ...]:
-    """What the recomputed equations read from outside, and the cotangents that the segment reads from before it."""
-    if not again:
-        return ()
-    inside = {v for eqn in eqns for v in eqn.outvars}
-    forward_values = {v for eqn, late in zip(joint.eqns, joint.is_backward) if not late for v in eqn.outvars}
-    sources = [v for eqn in again for v in jaxprs.vars_of(eqn.invars) if v not in inside]
-    cotangents = [
-        v for eqn in eqns for v in jaxprs.vars_of(eqn.invars) if v in made and v not in inside and v not in forward_values
-    ]
-    constants = set(joint.jaxpr.constvars)
-    return tuple(v for v in dict.fromkeys((*sources, *cotangents)) if v not in constants and _can_be_fenced(v))
+def _read_from_outside(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
+    own = {v for eqn in eqns for v in eqn.outvars} | set(joint.jaxpr.constvars)
+    read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
+    return tuple(v for v in read if v not in own and _can_be_fenced(v))
 
 
 def _can_be_fenced(var: Var) -> bool:

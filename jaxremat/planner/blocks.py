@@ -1,4 +1,4 @@
-"""From a choice of kept values to the schedule of nested checkpoints: each one recomputes all it needs when it begins."""
+"""From kept values to the schedule of a row of checkpoints: each one recomputes all it needs when it begins."""
 
 from __future__ import annotations
 

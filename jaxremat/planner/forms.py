@@ -165,13 +165,12 @@ class PiecePlanner(FormPlanner):
     def _kept(self, pieces: Pieces, price_factor: float) -> np.ndarray:
         graph = self.graph
         last_piece = self._node_piece(pieces)[graph.producer] == len(pieces.ends)
-        free = self._nameable if self.outer else self._nameable | (last_piece & self.structure.is_forward_value)
+        free = self.nameable if self.outer else self.nameable | (last_piece & self.structure.is_forward_value)
         most = graph.costs.sum()
         factor = 1 + _LAYER_SLOPE * (1 - graph.producer / max(graph.num_nodes, 1))
         per_byte = self._mean_price * min(price_factor, 1e6)
         keep_price = np.where(free, per_byte * factor * graph.value_bytes, _FORBIDDEN * most)
-        if not self.outer:
-            keep_price = np.where(last_piece & self.structure.is_forward_value, 0.0, keep_price)
+        keep_price = np.where(last_piece & free, 0.0, keep_price)  # the backward reads them at once
         run_price = np.where(graph.pinned, np.inf, graph.costs)
         kept, _ = cheapest_cut(graph, keep_price, run_price, self.structure.needed, self._crossing(pieces))
         return kept
@@ -182,7 +181,7 @@ class PiecePlanner(FormPlanner):
         return self.graph.costs[forward].sum() / max(self.graph.node_bytes[forward].sum(), 1)
 
     @functools.cached_property
-    def _nameable(self) -> np.ndarray:
+    def nameable(self) -> np.ndarray:
         """[V] bool: values that a name can save; small ones and those that every piece computes are not worth one."""
         nodes = np.asarray([mark is not None for mark in self.origins.marks]) & ~self.graph.backward
         nodes &= ~np.isin(self.origins.group, self._sunk)
@@ -217,11 +216,11 @@ class PiecePlanner(FormPlanner):
         for node, values in enumerate(alone.graph.values_of):
             places.update(f"{node}.{k}" for k, value in enumerate(values) if crosses[value])
         nodes = np.asarray([mark in places for mark in self.origins.marks]) & ~self.graph.backward
-        return nodes[self.graph.producer] & (self._nameable if self.outer else True)
+        return nodes[self.graph.producer] & (self.nameable if self.outer else True)
 
     def _marks(self, kept: np.ndarray) -> list[int]:
         """Mark nodes whose value is kept and can carry a name."""
-        return np.unique(self.graph.producer[kept & self._nameable]).tolist()
+        return np.unique(self.graph.producer[kept & self.nameable]).tolist()
 
     def _node_piece(self, pieces: Pieces) -> np.ndarray:
         """[N] the piece of each node; -1 where it is unknown, or no piece's own."""
@@ -232,9 +231,6 @@ class PiecePlanner(FormPlanner):
 
     def _piece(self, pieces: Pieces, node: int) -> int:
         return int(self._node_piece(pieces)[node])
-
-    def _late(self, pieces: Pieces) -> np.ndarray:
-        return self._node_piece(pieces)
 
     def _label(self, node: int) -> str:
         equation, k = _place(self.origins.marks[node])
@@ -264,12 +260,10 @@ class OwnNamesPlanner(FormPlanner):
 
     def _one_by_one(self) -> list[FormOutcome]:
         """Names added in the order of seconds saved per byte held."""
-        outcomes = [self._saving(())]
-        while len(outcomes[-1].names) < len(self.names):
-            now = outcomes[-1]
+        now = self._saving(())
+        while len(now.names) < len(self.names):
             more = [self._saving((*now.names, name)) for name in self.names if name not in now.names]
-            held = lambda outcome: max(outcome.replayed_bytes - now.replayed_bytes, 1)
-            outcomes.append(max(more, key=lambda outcome: (now.cost - outcome.cost) / held(outcome)))
+            now = max(more, key=functools.partial(_seconds_saved_per_byte, now))
         return [*self._made.values()]
 
     def _saving(self, chosen: Iterable[str]) -> FormOutcome:
@@ -302,7 +296,7 @@ def planner_for(form: str, primal: Primal, device: Device) -> FormPlanner:
         if own:
             return OwnNamesPlanner(primal, device, tuple(own))
         planner = PiecePlanner(primal, device, outer=device.platform != "cpu")
-        if not planner._nameable.any():
+        if not planner.nameable.any():
             raise EmissionError(
                 "no value of this program can be saved by name: the backward reads every one of them before a name"
                 ' could be put. emit="segments" or emit="schedule" can plan it.'
@@ -314,6 +308,10 @@ def planner_for(form: str, primal: Primal, device: Device) -> FormPlanner:
 def _place(mark: str) -> tuple[int, int]:
     equation, k = mark.split(".")
     return int(equation), int(k)
+
+
+def _seconds_saved_per_byte(now: FormOutcome, then: FormOutcome) -> float:
+    return (now.cost - then.cost) / max(then.replayed_bytes - now.replayed_bytes, 1)
 
 
 def _without_marks(graph: Graph, origins: Origins) -> Graph:

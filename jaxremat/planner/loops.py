@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.emit.loops import LoopDecision, Piece, emit_loop, rewritten
 from jaxremat.planner.loop_body import IterationHull, IterationOption, iteration_hull
 from jaxremat.trace.loops import Body, Loop, find
@@ -59,29 +60,35 @@ class _Choice:
     seconds: float
 
 
-def decide(loop: Loop, seconds_per_byte: float, device=None) -> LoopDecision:
+def decide(loop: Loop, seconds_per_byte: float, device: Device | None = None) -> LoopDecision:
     """The cheapest decision when holding one byte costs `seconds_per_byte`, deterministic."""
     return estimate(loop, seconds_per_byte, device).decision
 
 
-def estimate(loop: Loop, seconds_per_byte: float, device=None) -> LoopOption:
+def estimate(loop: Loop, seconds_per_byte: float, device: Device | None = None) -> LoopOption:
     """`decide`, with what the decision is expected to take."""
     price = min(max(seconds_per_byte, _SMALLEST_PRICE), _LARGEST_PRICE)
     candidates = [
         _at_price(loop, inner, price, device) for inner in _inner_candidates(loop.body, loop.length, price, device)
     ]
-    return min(candidates, key=lambda candidate: candidate.price(price))
+    return _on(device, min(candidates, key=lambda candidate: candidate.price(price)))
 
 
-def options(loop: Loop, device=None) -> tuple[LoopOption, ...]:
+def options(loop: Loop, device: Device | None = None) -> tuple[LoopOption, ...]:
     """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
     found: dict[LoopDecision, LoopOption] = {}
     for inner in _all_inner(loop.body, device):
         hull = iteration_hull(loop.body, inner, device)
         for choice in _choices(hull, loop.length):
-            option = _uniform(hull, choice, loop.length, inner)
+            option = _on(device, _uniform(hull, choice, loop.length, inner))
             found.setdefault(option.decision, option)
     return tuple(_lower_hull(found.values(), lambda o: o.held_bytes + o.transient_bytes, lambda o: o.extra_seconds))
+
+
+def _on(device: Device | None, option: LoopOption) -> LoopOption:
+    """The option as a device's compiler wants it."""
+    fenced = (device or resolve_target(None)).platform == "cpu"
+    return dataclasses.replace(option, decision=dataclasses.replace(option.decision, fenced=fenced))
 
 
 def _at_price(loop: Loop, inner: tuple[LoopDecision, ...], seconds_per_byte: float, device) -> LoopOption:

@@ -1,12 +1,18 @@
 """The search for a schedule of a joint graph that fits in a budget, at the least extra time.
 
-Two dials describe a candidate: into how many segments the forward is cut (values that cross a cut are kept, so that
-no recomputation reaches further back than a segment), and the price of a kept byte in seconds, for which the minimum
-cut is exact. For each number of segments, raising the price lowers the bytes kept; the peak falls until the
-recomputed values themselves fill the memory. The replay judges every candidate.
+A candidate is described by four dials (`Dials`):
 
-Prices fall slightly along the forward, so that equal layers change their mind one after another, the earliest first:
-what early layers keep is live longest.
+- the price of a kept byte in seconds, for which the minimum cut is exact: raising it keeps fewer bytes and recomputes
+  more, along the lower convex hull of the two;
+- into how many segments the forward is cut: values that cross a cut are kept, so that no recomputation reaches further
+  back than a segment and what is recomputed at a time stays small;
+- into how many groups of segments: with more than one, the forward leaves only what crosses groups, and a group's
+  forward runs again before its backward (two levels, for budgets below what one level reaches);
+- the node of the backward at which memory peaks: what the backward has read until then is live at the peak whether
+  it was kept or not, so keeping it is free.
+
+The replay judges every candidate. Prices fall slightly along the forward, so that equal layers change their mind one
+after another, the earliest first: what early layers keep is live longest.
 """
 
 from __future__ import annotations
@@ -22,9 +28,21 @@ from jaxremat.planner.mincut import cheapest_cut
 from jaxremat.planner.structure import Structure
 from jaxremat.schedule import replay
 
-_SEGMENTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48)
+_SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+_GROUPS = (2, 3, 4, 6, 8)
 _LAYER_SLOPE = 0.05
-_REFINEMENTS = 7
+_REFINEMENTS = 6
+_PRICES = np.logspace(-2, 2.5, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dials:
+    """What describes a candidate; see the module."""
+
+    price: float
+    segments: int = 1
+    groups: int = 1
+    peak_node: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,19 +50,23 @@ class Candidate:
     """A schedule with its replayed numbers.
 
     Attributes:
+      dials: what it was made from, None for the plain program.
       schedule: [T] node ids.
       kept: [V] bool, forward values kept for the backward.
       peak_bytes, cost: from the replay.
+      peak_node: the first backward node at or after the replayed peak.
     """
 
+    dials: Dials | None
     schedule: np.ndarray
     kept: np.ndarray
     peak_bytes: int
     cost: float
+    peak_node: int
 
 
 class Search:
-    """Candidates for one joint graph; every cut that was made is remembered.
+    """Candidates for one joint graph; every one that was made is remembered.
 
     Args:
       graph: a joint graph.
@@ -53,74 +75,112 @@ class Search:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.structure = Structure(graph)
-        self._made: dict[tuple[int, float], Candidate] = {}
+        self._made: dict[Dials, Candidate] = {}
 
     @functools.cached_property
     def plain(self) -> Candidate:
         """The program as it stands: everything is computed once, in the given order."""
-        return self._judge(np.arange(self.graph.num_nodes, dtype=np.int32), self.structure.needed)
+        return self._judge(None, np.arange(self.graph.num_nodes, dtype=np.int32), self.structure.needed)
 
     def fit(self, budget_bytes: int) -> Candidate:
         """The cheapest candidate whose replayed peak is within the budget, or the one with the smallest peak."""
         if self.plain.peak_bytes <= budget_bytes:
             return self.plain
-        found = [candidate for segments in _SEGMENTS if (candidate := self._fit_segments(segments, budget_bytes))]
-        if found:
-            return min(found, key=lambda candidate: (candidate.cost, candidate.peak_bytes))
-        return self.smallest
+        best = self._fit_all([(segments, 1) for segments in _SEGMENTS], 0, budget_bytes, None)
+        if best is None:
+            best = self._fit_all(self._two_levels, 0, budget_bytes, None)
+        if best is None:
+            return self.smallest
+        dials = best.dials
+        around = [(dials.segments, dials.groups), *((s, 1) for s in _SEGMENTS if s < dials.segments)]
+        return self._fit_all(around, best.peak_node, budget_bytes, best) or best
 
     @functools.cached_property
     def smallest(self) -> Candidate:
         """The candidate with the smallest replayed peak."""
-        every = [self._candidate(segments, price) for segments in _SEGMENTS for price in self._prices]
-        return min([*every, self.plain], key=lambda candidate: (candidate.peak_bytes, candidate.cost))
+        shapes = [*((segments, 1) for segments in _SEGMENTS), *self._two_levels]
+        every = [self.candidate(Dials(price, *shape)) for shape in shapes for price in self._prices[3:]]
+        least = min([*every, self.plain], key=_by_peak)
+        if least.dials is None:
+            return least
+        again = [
+            self.candidate(dataclasses.replace(least.dials, price=price, peak_node=least.peak_node))
+            for price in self._prices
+        ]
+        return min([least, *again], key=_by_peak)
+
+    def candidate(self, dials: Dials) -> Candidate:
+        """The candidate that the dials describe."""
+        if dials not in self._made:
+            self._made[dials] = self._make(dials)
+        return self._made[dials]
+
+    @property
+    def _two_levels(self) -> list[tuple[int, int]]:
+        return [(segments, groups) for segments in _SEGMENTS for groups in _GROUPS if segments >= 2 * groups]
 
     @functools.cached_property
-    def _prices(self) -> np.ndarray:
+    def _prices(self) -> list[float]:
         """Prices in seconds per byte, from one that keeps all but the cheapest bytes to one that keeps next to none."""
         forward = self.structure.forward_nodes
         mean = self.graph.costs[forward].sum() / max(self.graph.node_bytes[forward].sum(), 1)
-        return mean * np.logspace(-2, 2, 17)
+        return [float(price) for price in mean * _PRICES]
 
-    @functools.cached_property
-    def _position_factor(self) -> np.ndarray:
-        """[V] how the price falls along the forward."""
-        return 1 + _LAYER_SLOPE * (1 - self.graph.producer / max(self.graph.num_nodes, 1))
+    def _fit_all(self, shapes, peak_node: int, budget_bytes: int, best: Candidate | None) -> Candidate | None:
+        for segments, groups in shapes:
+            found = self._fit(Dials(0.0, segments, groups, peak_node), budget_bytes, best)
+            if found and (best is None or _by_cost(found) < _by_cost(best)):
+                best = found
+        return best
 
-    def _fit_segments(self, segments: int, budget_bytes: int) -> Candidate | None:
-        previous = None
+    def _fit(self, shape: Dials, budget_bytes: int, best: Candidate | None) -> Candidate | None:
+        """The smallest price at which a shape fits; None where it does not, or cannot beat `best`."""
+        too_low = None
         for price in self._prices:
-            candidate = self._candidate(segments, price)
+            candidate = self.candidate(dataclasses.replace(shape, price=price))
             if candidate.peak_bytes <= budget_bytes:
-                return self._refine(segments, previous, price, budget_bytes)
-            previous = price
+                return self._refined(too_low, candidate, budget_bytes)
+            if best is not None and candidate.cost >= best.cost:
+                return None
+            too_low = price
         return None
 
-    def _refine(self, segments: int, too_low: float | None, enough: float, budget_bytes: int) -> Candidate:
+    def _refined(self, too_low: float | None, enough: Candidate, budget_bytes: int) -> Candidate:
         for _ in range(_REFINEMENTS if too_low else 0):
-            middle = float(np.sqrt(too_low * enough))
-            if self._candidate(segments, middle).peak_bytes <= budget_bytes:
-                enough = middle
+            middle = float(np.sqrt(too_low * enough.dials.price))
+            candidate = self.candidate(dataclasses.replace(enough.dials, price=middle))
+            if candidate.peak_bytes <= budget_bytes:
+                enough = candidate
             else:
                 too_low = middle
-        return self._candidate(segments, enough)
+        return enough
 
-    def _candidate(self, segments: int, price: float) -> Candidate:
-        key = segments, float(price)
-        if key not in self._made:
-            self._made[key] = self._make(segments, price)
-        return self._made[key]
-
-    def _make(self, segments: int, price: float) -> Candidate:
+    def _make(self, dials: Dials) -> Candidate:
         graph, structure = self.graph, self.structure
-        must_keep = structure.crossing_values(structure.boundaries(segments))
-        keep_price = price * self._position_factor * graph.value_bytes
+        must_keep = structure.crossing_values(structure.boundaries(dials.segments))
+        position = 1 + _LAYER_SLOPE * (1 - graph.producer / max(graph.num_nodes, 1))
+        until_peak = structure.first_backward_read > dials.peak_node
+        keep_price = dials.price * position * until_peak * graph.value_bytes
         run_price = np.where(graph.pinned, np.inf, graph.costs)
         kept, _ = cheapest_cut(graph, keep_price, run_price, structure.needed, must_keep)
-        return self._judge(assemble(graph, kept), kept)
+        if dials.groups == 1:
+            return self._judge(dials, assemble(graph, kept), kept)
+        ends = structure.boundaries(dials.segments)
+        ends = ends[np.linspace(0, ends.size, dials.groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
+        group = np.searchsorted(ends, np.arange(graph.num_nodes))
+        return self._judge(dials, assemble(graph, kept, group, structure.crossing_values(ends)), kept)
 
-    def _judge(self, schedule: np.ndarray, kept: np.ndarray) -> Candidate:
+    def _judge(self, dials: Dials | None, schedule: np.ndarray, kept: np.ndarray) -> Candidate:
         timeline = replay(self.graph, schedule)
-        return Candidate(schedule, kept, timeline.peak_bytes, timeline.cost)
+        later = schedule[timeline.peak_step :]
+        backward = later[self.graph.backward[later]]
+        peak_node = int(backward[0]) if backward.size else 0
+        return Candidate(dials, schedule, kept, timeline.peak_bytes, timeline.cost, peak_node)
 
 
+def _by_peak(candidate: Candidate) -> tuple[int, float]:
+    return candidate.peak_bytes, candidate.cost
+
+
+def _by_cost(candidate: Candidate) -> tuple[float, int]:
+    return candidate.cost, candidate.peak_bytes

@@ -58,12 +58,16 @@ def device_fraction(joint: Joint, shardings: Sequence[jax.sharding.Sharding | No
     return np.asarray([1.0 / _parts(layouts[v]) for v in made], np.float64)
 
 
+def _shape(atom) -> tuple[int, ...]:
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
 def _parts(layout: Layout) -> int:
     return math.prod(size for axes in layout for _, size in axes)
 
 
 def _of_sharding(var: Var, sharding: Any) -> Layout:
-    shape = getattr(var.aval, "shape", ())
+    shape = _shape(var)
     if isinstance(sharding, NamedSharding):
         return _of_spec(sharding.mesh, sharding.spec, len(shape))
     if not isinstance(sharding, jax.sharding.Sharding):
@@ -85,7 +89,7 @@ def _named_axes(mesh, entry) -> Axes:
 
 
 def _replicated(var) -> Layout:
-    return ((),) * len(getattr(var.aval, "shape", ()))
+    return ((),) * len(_shape(var))
 
 
 def _propagate(jaxpr: Jaxpr, layouts: dict[Var, Layout], late: dict[Var, Var]) -> list[Layout]:
@@ -113,7 +117,7 @@ def _outputs(eqn: Eqn, inputs: list[Layout]) -> list[Layout]:
     if name == "cond":
         return _through(params["branches"][-1], inputs[1:])
     if name == "shard_map":
-        return [_of_spec(params["mesh"], spec, len(v.aval.shape)) for v, spec in zip(eqn.outvars, params["out_specs"])]
+        return [_of_spec(params["mesh"], spec, len(_shape(v))) for v, spec in zip(eqn.outvars, params["out_specs"])]
     inner = [sub for sub in jaxprs.subjaxprs(eqn) if _is_called(sub, eqn)]
     if inner:
         return _through(inner[0], inputs)
@@ -125,10 +129,8 @@ def _outputs(eqn: Eqn, inputs: list[Layout]) -> list[Layout]:
 
 def _is_called(sub: Jaxpr, eqn: Eqn) -> bool:
     """Whether a jaxpr among the parameters takes what the equation takes and returns what it returns."""
-    given, made = ([getattr(v.aval, "shape", ()) for v in part] for part in (sub.invars, sub.outvars))
-    return given == [getattr(v.aval, "shape", ()) for v in eqn.invars] and made == [
-        getattr(v.aval, "shape", ()) for v in eqn.outvars
-    ]
+    given, made = ([_shape(v) for v in part] for part in (sub.invars, sub.outvars))
+    return given == [_shape(v) for v in eqn.invars] and made == [_shape(v) for v in eqn.outvars]
 
 
 def _through(jaxpr: Jaxpr, inputs: list[Layout]) -> list[Layout]:
@@ -171,17 +173,17 @@ def _convolution(eqn: Eqn, inputs: list[Layout]) -> Layout:
 
 
 def _broadcast(eqn: Eqn, inputs: list[Layout]) -> Layout:
-    out: list[Axes] = [()] * len(eqn.outvars[0].aval.shape)
-    shape = eqn.invars[0].aval.shape
+    out: list[Axes] = [()] * len(_shape(eqn.outvars[0]))
+    shape = _shape(eqn.invars[0])
     for i, target in enumerate(eqn.params["broadcast_dimensions"]):
-        if shape[i] == eqn.outvars[0].aval.shape[target]:
+        if shape[i] == _shape(eqn.outvars[0])[target]:
             out[target] = inputs[0][i]
     return tuple(out)
 
 
 def _reshape(eqn: Eqn, inputs: list[Layout]) -> Layout:
     """A dimension's axes go to the first dimension of those that it is split or merged into."""
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    before, after = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
     start = {offset: i for i, offset in reversed(list(enumerate(_strides(after))))}
     out: list[Axes] = [()] * len(after)
     for i, offset in enumerate(_strides(before)):
@@ -214,14 +216,10 @@ def _squeeze(eqn: Eqn, inputs: list[Layout]) -> Layout:
 
 def _kept(eqn: Eqn, var: Var, inputs: list[Layout]) -> Layout:
     """Each dimension keeps the axes of an operand of the same rank that has the same size there."""
-    shape = getattr(var.aval, "shape", ())
-    peers = [
-        (v.aval.shape, layout)
-        for v, layout in zip(eqn.invars, inputs)
-        if len(getattr(v.aval, "shape", ())) == len(shape)
-    ]
+    shape = _shape(var)
+    peers = [(_shape(v), layout) for v, layout in zip(eqn.invars, inputs) if len(_shape(v)) == len(shape)]
     if not peers and shape:  # a gather, say: the batch stays where it was
-        peers = [(v.aval.shape, layout) for v, layout in zip(eqn.invars, inputs) if getattr(v.aval, "shape", ())]
+        peers = [(_shape(v), layout) for v, layout in zip(eqn.invars, inputs) if _shape(v)]
     return tuple(
         next((kept[i] for there, kept in peers if i < len(there) and there[i] == size and kept[i]), ())
         for i, size in enumerate(shape)
