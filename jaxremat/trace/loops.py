@@ -175,8 +175,8 @@ def _is_invariant(eqn: Eqn, constant: set[Var]) -> bool:
 
 def _narrows(eqn: Eqn) -> bool:
     """Whether gradients would be summed over iterations in fewer bits than the constant has."""
-    narrow = [v.aval.dtype.itemsize for v in eqn.outvars if activity.is_differentiable(v)]
-    wide = [v.aval.dtype.itemsize for v in jaxprs.vars_of(eqn.invars) if activity.is_differentiable(v)]
+    narrow = [jaxprs.shape_of(v).dtype.itemsize for v in eqn.outvars if activity.is_differentiable(v)]
+    wide = [jaxprs.shape_of(v).dtype.itemsize for v in jaxprs.vars_of(eqn.invars) if activity.is_differentiable(v)]
     return bool(narrow and wide) and min(narrow) < max(wide)
 
 
