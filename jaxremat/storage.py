@@ -29,6 +29,7 @@ NUMBERS = (
     "target", "warnings",
 )  # fmt: skip
 """Fields of a Plan that are written as they are."""
+_ACTION = ("action", "value", "shape", "bytes", "source")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class StoredPlan:
       numbers: the fields `NUMBERS` of the plan.
       compiled: the report of its last compilation.
       listing: one line per input and equation of the program.
+      actions: what becomes of each value: dicts of value, shape, bytes and action.
     """
 
     decision: Decision
@@ -48,6 +50,7 @@ class StoredPlan:
     numbers: dict[str, Any]
     compiled: MemoryReport | None
     listing: list[str]
+    actions: list[dict[str, Any]]
 
 
 def write_plan(path: str | Path, plan: Any, values: Sequence[Value]) -> None:
@@ -58,7 +61,7 @@ def write_plan(path: str | Path, plan: Any, values: Sequence[Value]) -> None:
         "schedule": None if plan.decision.schedule else plan.schedule.tolist(),
         "numbers": {name: getattr(plan, name) for name in NUMBERS},
         "compiled": None if plan.compiled is None else dataclasses.asdict(plan.compiled),
-        "actions": [{"value": value.title, "shape": value.shape, "action": value.action} for value in values],
+        "actions": [_action(value) for value in values],
         "program": _packed(describe(plan.problem.primal.jaxpr)),
     }
     Path(path).write_text(json.dumps(data, indent=1))
@@ -86,6 +89,7 @@ def read_plan(path: str | Path) -> StoredPlan:
             | {"warnings": tuple(data["numbers"]["warnings"])},
             compiled=None if report is None else MemoryReport(**report),
             listing=_unpacked(data["program"]),
+            actions=[{key: action[key] for key in _ACTION} for action in data["actions"]],
         )
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise PlanMismatchError(f"{path} is damaged at {error}; {_REMEDY}") from error
@@ -102,6 +106,11 @@ def check_listing(planned: Sequence[str], primal: Primal) -> None:
         f" {len(planned)} (planned) and {len(given)} (given). Planned: {_line(planned, first)}. Given:"
         f" {_line(given, first)}. Plan again."
     )
+
+
+def _action(value: Value) -> dict[str, Any]:
+    size = value.copies * value.size_bytes
+    return dict(zip(_ACTION, (value.action, value.title, value.shape, size, value.source), strict=True))
 
 
 def _line(lines: Sequence[str], index: int) -> str:

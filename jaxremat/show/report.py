@@ -98,7 +98,7 @@ def report_of(plan: Planned, most_rows: int = MOST_ROWS) -> Report:
     """Everything that the display says about a plan."""
     rows, values, left_out_bytes = fold(stretches_of(plan), plan.baseline_timeline.cost, most_rows)
     return Report(
-        facts=_facts(plan),
+        facts=facts_of(plan),
         baseline=bands_of(plan.baseline_problem.graph, plan.baseline_timeline),
         planned=bands_of(plan.problem.graph, plan.timeline),
         budget_bytes=plan.budget_bytes,
@@ -116,7 +116,7 @@ def main_stretch(plan: Planned) -> Stretch:
 
 def stretches_of(plan: Planned) -> tuple[Stretch, ...]:
     """The whole program, then one stretch per way in which an iteration of a loop runs."""
-    inside = []
+    inside: list[Stretch] = []
     device = resolve_target(plan.target)
     for loop, decision in zip(find(plan.problem.primal), plan.problem.loops):
         prefix = origin_of(plan.problem.primal.jaxpr.eqns[loop.position]).path
@@ -142,7 +142,8 @@ def _leaves(pieces: Sequence[Piece], times: int) -> Iterator[tuple[Piece, int]]:
             yield piece, times * piece.count
 
 
-def _facts(plan: Planned) -> tuple[Fact, ...]:
+def facts_of(plan: Any) -> tuple[Fact, ...]:
+    """The headline of a plan, or of anything else with its numbers."""
     share = plan.budget_bytes / max(plan.baseline_peak_bytes, 1)
     compiled = plan.compiled
     return (
@@ -175,7 +176,7 @@ def _compilations(number: int) -> str:
     return "1 compilation" if number == 1 else f"{number} compilations"
 
 
-def _form(plan: Planned) -> str:
+def _form(plan: Any) -> str:
     form = plan.decision.emit
     return "left as written: it fits" if form == "plain" else f"emitted as {form}"
 

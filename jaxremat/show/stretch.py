@@ -154,5 +154,7 @@ class Stretch:
 
 
 def _shape(var: Var) -> str:
-    aval = var.aval
-    return f"{aval.dtype}[{','.join(map(str, aval.shape))}]" if hasattr(aval, "shape") else str(aval)
+    shape = getattr(var.aval, "shape", None)
+    if shape is None:
+        return str(var.aval)
+    return f"{getattr(var.aval, 'dtype', '')}[{','.join(map(str, shape))}]"

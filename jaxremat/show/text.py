@@ -9,7 +9,7 @@ import numpy as np
 from jaxremat.budget import format_bytes
 from jaxremat.show.bands import Bands
 from jaxremat.show.folding import Row
-from jaxremat.show.report import Report
+from jaxremat.show.report import Fact, Report
 
 MOST_ROWS_AS_TEXT = 40
 _COLUMNS = 72
@@ -19,9 +19,13 @@ _HEADER = ("", "value", "", "shape", "bytes", "running again", "per GiB", "sourc
 
 def to_text(report: Report) -> str:
     """Headline, timeline, decisions, warnings."""
-    facts = [f"{fact.label:<10}  {fact.value:>10}   {fact.note}".rstrip() for fact in report.facts]
-    sections = [facts, _timeline(report), _table(report), list(report.loops), _warned(report.warnings)]
+    sections = [headline(report.facts), _timeline(report), _table(report), list(report.loops), _warned(report.warnings)]
     return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def headline(facts: Sequence[Fact]) -> list[str]:
+    """One line per fact."""
+    return [f"{fact.label:<10}  {fact.value:>10}   {fact.note}".rstrip() for fact in facts]
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,0 +1,35 @@
+"""Plans that several tests look at; each is made once."""
+
+import pytest
+import show_programs
+
+import jaxremat
+
+
+@pytest.fixture(scope="session")
+def plan():
+    loss, args = show_programs.tower()
+    return jaxremat.plan(loss, *args, budget=0.6, verify="replay")
+
+
+@pytest.fixture(scope="session")
+def loop_plan():
+    loss, args = show_programs.tower(layers=8, scan=True)
+    return jaxremat.plan(loss, *args, budget=0.6, verify="replay")
+
+
+@pytest.fixture(scope="session")
+def plain_plan():
+    loss, args = show_programs.tower(layers=2)
+    return jaxremat.plan(loss, *args, budget=1.0, verify="replay")
+
+
+@pytest.fixture(scope="session")
+def unnamed_plan():
+    loss, args = show_programs.unnamed()
+    return jaxremat.plan(loss, *args, budget=0.7, verify="replay")
+
+
+@pytest.fixture(params=["plan", "loop_plan", "plain_plan", "unnamed_plan"])
+def any_plan(request):
+    return request.getfixturevalue(request.param)

@@ -1,0 +1,77 @@
+"""The order of the rooms: imports point backwards along the flow of data, and only `_compat` touches JAX's inside."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "jaxremat"
+RANKS = (
+    ("errors", "_compat", "policy"),
+    ("budget", "graph", "option_chain"),
+    ("trace",),
+    ("schedule", "schedule_jax"),
+    ("cost",),
+    ("decision", "solvers"),
+    ("emit",),
+    ("planner",),
+    ("verify",),
+    ("show",),
+    ("gradients", "storage", "progress", "presets"),
+    ("plan",),
+    ("api", "planning"),
+    ("decorator", "pareto"),
+    ("chunk", "compact", "attention", "linen", "nnx", "hosts", "report"),
+    ("__init__", "__main__"),
+)
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+def imported_modules(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether it is imported inside a function) of every import in a file."""
+    tree = ast.parse(path.read_text())
+    top = set(ast.walk(tree)) - {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            from_package = node.module == "jaxremat"
+            names = [f"jaxremat.{alias.name}" for alias in node.names] if from_package else [node.module]
+            found += [(name, node not in top) for name in names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, node not in top) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_backwards(path):
+    room = room_of(path)
+    assert room in RANK, f"{room} has no place in the order of the rooms: give it one here and in docs/architecture.md"
+    for module, is_delayed in imported_modules(path):
+        if module.split(".")[0] != "jaxremat" or module == "jaxremat":
+            continue
+        other = module.split(".")[1]
+        assert other in RANK, f"{other} has no place in the order of the rooms"
+        assert RANK[other] <= RANK[room], f"{path.name} ({room}) imports {module} ({other}), which comes after it"
+        assert not is_delayed, f"{path.name} imports {module} inside a function: that hides a cycle"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_compat_uses_the_inside_of_jax(path):
+    private = [module for module, _ in imported_modules(path) if module.startswith("jax._src")]
+    assert path.name == "_compat.py" or not private, f"{path.name} imports {private}; add what it needs to _compat.py"
+
+
+def test_importing_the_package_prints_nothing_and_starts_no_device(tmp_path):
+    import subprocess
+    import sys
+
+    code = "import jaxremat, jax._src.xla_bridge as b; assert not b._backends, b._backends"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
