@@ -16,6 +16,7 @@ from jaxremat.errors import GradientError as GradientError
 from jaxremat.errors import GraphError as GraphError
 from jaxremat.errors import JaxrematError as JaxrematError
 from jaxremat.errors import PlanMismatchError as PlanMismatchError
+from jaxremat.errors import TargetError as TargetError
 from jaxremat.graph import Chain as Chain
 from jaxremat.graph import Graph as Graph
 from jaxremat.pareto import Front as Front
