@@ -29,7 +29,7 @@ def perturbed_vars(jaxpr: Jaxpr, inputs: Sequence[bool]) -> set[Var]:
 
 def wanted_vars(jaxpr: Jaxpr, outputs: Sequence[bool], perturbed: set[Var]) -> set[Var]:
     """The perturbed variables that the flagged outputs depend on: those that receive a cotangent."""
-    asked = (v for v, flag in zip(jaxpr.outvars, outputs, strict=True) if flag and isinstance(v, Var))
+    asked = jaxprs.vars_of([v for v, flag in zip(jaxpr.outvars, outputs, strict=True) if flag])
     wanted = perturbed.intersection(asked)
     for eqn in reversed(jaxpr.eqns):
         flags = _flags(eqn.outvars, wanted)
