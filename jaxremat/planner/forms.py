@@ -33,10 +33,11 @@ from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.origins import Origins, names_in, trace_equations, trace_regions
 
 _PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-_PRICES = np.logspace(-2, 2, 9)
+_PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])
 _REFINEMENTS = 5
 _LAYER_SLOPE = 0.05
 _FORBIDDEN = 1e3
+_READ_AT_ONCE = 0.15
 _MOST_NAMES_IN_FULL = 7
 
 
@@ -86,6 +87,12 @@ class FormPlanner:
         if not within:
             return min(self.outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
         return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
+
+    def contenders(self, best: FormOutcome, room_bytes: int) -> list[FormOutcome]:
+        """Cheaper outcomes that are predicted to need little more than one that fits, the least demanding first."""
+        cheaper = [outcome for outcome in self.outcomes if outcome.cost < best.cost - 1e-9]
+        near = [outcome for outcome in cheaper if outcome.replayed_bytes <= best.replayed_bytes + room_bytes]
+        return sorted(near, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
 
     @property
     def outcomes(self) -> list[FormOutcome]:
@@ -142,7 +149,7 @@ class PiecePlanner(FormPlanner):
     def _counts(self) -> list[int]:
         """Numbers of pieces that differ."""
         different = {len(self._ends(count)) + 1: count for count in reversed(_PIECES) if len(self._ends(count))}
-        return sorted(different.values()) or [1]
+        return sorted(different.values()) if different and not self.outer else [1, *sorted(different.values())]
 
     def _at(self, count: int, price_factor: float) -> FormOutcome:
         key = count, price_factor
@@ -170,7 +177,7 @@ class PiecePlanner(FormPlanner):
         factor = 1 + _LAYER_SLOPE * (1 - graph.producer / max(graph.num_nodes, 1))
         per_byte = self._mean_price * min(price_factor, 1e6)
         keep_price = np.where(free, per_byte * factor * graph.value_bytes, _FORBIDDEN * most)
-        keep_price = np.where(last_piece & free, 0.0, keep_price)  # the backward reads them at once
+        keep_price = np.where(last_piece & free, (_READ_AT_ONCE if self.outer else 0.0) * keep_price, keep_price)
         run_price = np.where(graph.pinned, np.inf, graph.costs)
         kept, _ = cheapest_cut(graph, keep_price, run_price, self.structure.needed, self._crossing(pieces))
         return kept
