@@ -65,7 +65,8 @@ class Solver(Protocol):
     `time_limit` is in seconds; None means the solver's own default.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def propose(
         self, problem: Graph | Chain, budget_bytes: int, *, seed: int, time_limit: float | None

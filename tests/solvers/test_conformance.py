@@ -12,7 +12,7 @@ from jaxremat.solvers import SOLVERS, Auto, Checkmate, Chen, FastSA, Moccasin, S
 
 QUICK = FastSA(temperatures=(1e-2, 3e-2), moves=20_000, reheats=1, reheat_temperatures=(1e-2,), reheat_moves=10_000)
 QUICK_SOLVERS = {
-    "auto": Auto(annealing=QUICK),
+    "auto": Auto(first=QUICK, second=QUICK),
     "fastsa": QUICK,
     "moccasin": Moccasin(effort=0.2, search=QUICK),
 }
