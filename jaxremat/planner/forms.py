@@ -164,10 +164,12 @@ class PiecePlanner(FormPlanner):
             "labels": [[*_place(self.origins.marks[node]), label] for node, label in zip(named, labels)],
             "tried": [count, price_factor],
         }
-        schedule = (
-            assemble(self.graph, kept) if self.outer else assemble_in_groups(self.graph, kept, self._late(pieces))
-        )
-        return self._outcome(key, schedule, tuple(labels), extra)
+        return self._outcome(key, self._schedule(pieces, kept), tuple(labels), extra)
+
+    def _schedule(self, pieces: Pieces, kept: np.ndarray) -> np.ndarray:
+        if self.outer:
+            return assemble(self.graph, kept)
+        return assemble_in_groups(self.graph, kept, self._node_piece(pieces))
 
     def _kept(self, pieces: Pieces, price_factor: float) -> np.ndarray:
         graph = self.graph
