@@ -23,7 +23,8 @@ def perturbed_vars(jaxpr: Jaxpr, inputs: Sequence[bool]) -> set[Var]:
     for eqn in jaxpr.eqns:
         flags = _flags(eqn.invars, perturbed)
         if any(flags):
-            perturbed.update(v for v, flag in zip(eqn.outvars, _pushed(eqn, flags)) if flag and is_differentiable(v))
+            made = [v for v, flag in zip(eqn.outvars, _pushed(eqn, flags)) if flag and is_differentiable(v)]
+            perturbed.update(made)
     return perturbed
 
 
@@ -35,7 +36,7 @@ def wanted_vars(jaxpr: Jaxpr, outputs: Sequence[bool], perturbed: set[Var]) -> s
         flags = _flags(eqn.outvars, wanted)
         if any(flags):
             reached = _pulled(eqn, flags, _flags(eqn.invars, perturbed))
-            wanted.update(v for v, flag in zip(eqn.invars, reached) if flag and _in(v, perturbed))
+            wanted.update(perturbed.intersection(jaxprs.vars_of([v for v, flag in zip(eqn.invars, reached) if flag])))
     return wanted
 
 
