@@ -24,7 +24,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxremat import attention
 from jaxremat.cost.devices import resolve_target
-from jaxremat.verify.targets import compiler_lock, target_devices
+from jaxremat.compiled.targets import compiler_lock, target_devices
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 LENGTHS = [2**k for k in range(8, 21, 2)]

@@ -17,7 +17,7 @@ from jaxremat.errors import ArgumentError, JaxrematError
 from jaxremat.planning import VERIFICATIONS, plan
 from jaxremat.show.stored import stored_to_text
 from jaxremat.storage import read_plan
-from jaxremat.verify.targets import list_targets
+from jaxremat.compiled.targets import list_targets
 
 _PROGRAM = "module:function that takes no arguments and returns (function to plan, tuple of its arguments)"
 

@@ -31,7 +31,7 @@ from jaxremat.show.stretch import Value
 from jaxremat.show.text import MOST_ROWS_AS_TEXT, to_text
 from jaxremat.storage import write_plan
 from jaxremat.trace.joint import Primal, describe, read_primal
-from jaxremat.verify.compile import MemoryReport
+from jaxremat.compiled.compile import MemoryReport
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from jaxremat.planner.planner import Outcome, Planner
 from jaxremat.solvers.registry import solver_named
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, read_primal
-from jaxremat.verify.compile import MemoryReport, compile_gradient
+from jaxremat.compiled.compile import MemoryReport, compile_gradient
 
 logger = logging.getLogger("jaxremat")
 

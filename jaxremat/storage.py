@@ -20,7 +20,7 @@ from jaxremat.decision import Decision
 from jaxremat.errors import PlanMismatchError
 from jaxremat.show.stretch import Value
 from jaxremat.trace.joint import Primal, describe
-from jaxremat.verify.compile import MemoryReport
+from jaxremat.compiled.compile import MemoryReport
 
 _FORMAT = "jaxremat plan"
 _REMEDY = "plan again and save the result"

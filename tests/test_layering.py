@@ -15,7 +15,7 @@ RANKS = (
     ("decision", "solvers"),
     ("emit",),
     ("planner",),
-    ("verify",),
+    ("compiled",),
     ("show",),
     ("gradients", "storage", "progress", "presets"),
     ("plan",),

@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.errors import TargetError
-from jaxremat.verify.compile import compile_gradient
-from jaxremat.verify.targets import target_devices
+from jaxremat.compiled.compile import compile_gradient
+from jaxremat.compiled.targets import target_devices
 
 pytestmark = pytest.mark.aot
 

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from jaxremat.cost.devices import DEVICES, Device, resolve_target
 from jaxremat.errors import JaxrematError, TargetError
-from jaxremat.verify.gpu_configs import target_config
+from jaxremat.compiled.gpu_configs import target_config
 
 _TPU_TOPOLOGIES = {
     "tpu-v5e": ("v5e:2x2", "v5litepod-4"),
