@@ -14,8 +14,7 @@ import numpy as np
 from jaxremat.budget import format_bytes
 from jaxremat.cost.devices import resolve_target
 from jaxremat.decision import Decision
-from jaxremat.emit.form import emit, labels_of
-from jaxremat.emit.names import emit_named
+from jaxremat.emit.form import emit, emit_named
 from jaxremat.errors import EmissionError, PlanMismatchError
 from jaxremat.gradients import GradientCheck, check_gradients
 from jaxremat.planner.planner import Planner
@@ -126,7 +125,7 @@ class Plan:
                 return bound(*args)
             primal = read_primal(bound, args, self.decision.argnums, self.decision.has_aux)
             check_program(self.decision, primal, self.problem.primal)
-            return apply_flat(primal, emit_named(primal, labels_of(self.decision)), args)
+            return apply_flat(primal, emit_named(primal, self.decision), args)
 
         return named
 

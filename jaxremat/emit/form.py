@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from jaxremat.decision import Decision
 from jaxremat.emit.loops import LoopDecision, rewritten
-from jaxremat.emit.names import emit_checkpointed, emit_repoliced
+from jaxremat.emit.names import Labels, emit_repoliced
 from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
-from jaxremat.emit.segments import Pieces, emit_pieces
+from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.errors import ArgumentError, EmissionError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
@@ -29,16 +29,18 @@ def emit(primal: Primal, decision: Decision) -> Callable[..., list]:
     if decision.extra.get("own"):
         return emit_repoliced(primal.raw, decision.names)
     if decision.emit in ("names", "segments"):
-        labels = labels_of(decision)
-        if decision.extra["pieces"] is None:
-            return emit_checkpointed(primal, labels)
-        return emit_pieces(primal, Pieces.from_json(decision.extra["pieces"]), labels)
+        form = emit_in_one if decision.extra["outer"] else emit_pieces
+        return form(primal, Pieces.from_json(decision.extra["pieces"]), _labels(decision))
     raise ArgumentError(f"emit={decision.emit!r} is unknown; the forms are {', '.join(FORMS)}")
 
 
-def labels_of(decision: Decision) -> dict[tuple[int, int], str]:
-    """Which results of the primal's equations carry which name: (equation, result) to name."""
-    return {(equation, result): label for equation, result, label in decision.extra.get("labels", ())}
+def emit_named(primal: Primal, decision: Decision) -> Callable[..., list]:
+    """The flat primal function for a `jax.checkpoint` of the user's, in pieces, with the decided names."""
+    return emit_pieces(primal, Pieces.from_json(decision.extra["pieces"]), _labels(decision))
+
+
+def _labels(decision: Decision) -> Labels:
+    return {(equation, result): label for equation, result, label in decision.extra["labels"]}
 
 
 def scheduled_program(primal: Primal, decision: Decision) -> tuple[Joint, Script]:

@@ -1,4 +1,4 @@
-"""Names for a policy: put where a plan wants them, or the author's own with another policy around them."""
+"""Names that a policy can save: put where a plan wants them, or the author's own with another policy around them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,9 @@ from jaxremat import _compat
 from jaxremat._compat import Eqn, Jaxpr
 from jaxremat.policy import NamePolicy
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
 from jaxremat.trace.origins import is_checkpoint
 
 Labels = Mapping[tuple[int, int], str]
-
-
-def emit_named(primal: Primal, labels: Labels) -> Callable[..., list]:
-    """The flat primal function in which result k of equation i carries the name `labels[i, k]`."""
-    number = {id(eqn): index for index, eqn in enumerate(primal.jaxpr.eqns)}
-
-    def rule(eqn: Eqn, inputs: list) -> list:
-        return name_results(number[id(eqn)], _compat.bind(eqn, inputs), labels)
-
-    return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs, rule)
-
-
-def emit_checkpointed(primal: Primal, labels: Labels) -> Callable[..., list]:
-    """The same inside one `jax.checkpoint` that saves what is named."""
-    return jax.checkpoint(emit_named(primal, labels), policy=NamePolicy(tuple(labels.values())))
 
 
 def name_results(index: int, outputs: Sequence, labels: Labels) -> list:

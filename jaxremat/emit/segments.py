@@ -88,6 +88,11 @@ def emit_pieces(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[...,
     return emitted
 
 
+def emit_in_one(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[..., list]:
+    """The pieces inside one more checkpoint, which saves what is named and nothing else."""
+    return jax.checkpoint(emit_pieces(primal, pieces, labels), policy=NamePolicy(tuple(labels.values())))
+
+
 def _parts(primal: Primal, pieces: Pieces) -> list[_Part]:
     eqns = primal.jaxpr.eqns
     sunk = set(pieces.sunk)

@@ -11,15 +11,17 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import numpy as np
 
 from jaxremat import _compat
 from jaxremat.cost.devices import Device
+from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.pricing import price
-from jaxremat.emit.segments import Pieces
+from jaxremat.emit.names import emit_repoliced
+from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.errors import EmissionError
 from jaxremat.graph import Graph
 from jaxremat.planner.assemble import assemble
@@ -29,7 +31,8 @@ from jaxremat.planner.planner import Outcome
 from jaxremat.planner.problem import Problem
 from jaxremat.planner.structure import Structure
 from jaxremat.schedule import Timeline, replay
-from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint, Primal, gradient_jaxpr
 from jaxremat.trace.origins import Origins, names_in, trace_equations, trace_regions
 
 _PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -46,17 +49,26 @@ class FormOutcome(Outcome):
     """A schedule that a form can express.
 
     Attributes:
+      emitted: the flat program in this form.
       names: what the policy saves.
       extra: what else the form needs, JSON-able.
     """
 
-    names: tuple[str, ...] = ()
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    emitted: Callable[..., list]
+    names: tuple[str, ...]
+    extra: dict[str, Any]
 
     @functools.cached_property
     def timeline(self) -> Timeline:
-        """The replay: the compiler sees these forms as JAX writes them."""
+        """The replay, value by value."""
         return replay(self.problem.graph, self.schedule)
+
+    @functools.cached_property
+    def peak_bytes(self) -> int:
+        """The predicted peak of the emitted program, as JAX differentiates it."""
+        program = gradient_jaxpr(self.problem.primal, lambda inputs: self.emitted(*inputs))
+        estimate = estimate_memory(program, self.platform)
+        return int(estimate.live_bytes.max(initial=0)) + estimate.argument_bytes + estimate.output_bytes
 
 
 class FormPlanner:
@@ -69,6 +81,7 @@ class FormPlanner:
     """
 
     def __init__(self, primal: Primal, device: Device, origins: Origins):
+        self.primal = primal
         self.device = device
         self.origins = origins
         self.graph = _without_marks(price(origins.joint, device), origins)
@@ -79,7 +92,8 @@ class FormPlanner:
     @functools.cached_property
     def plain(self) -> FormOutcome:
         """The program without recomputation."""
-        return self._outcome("plain", np.arange(self.graph.num_nodes, dtype=np.int32), (), {})
+        emitted = lambda *inputs: jaxprs.evaluate(self.primal.jaxpr, inputs)
+        return self._outcome("plain", np.arange(self.graph.num_nodes, dtype=np.int32), emitted, (), {})
 
     def fit(self, replayed_bytes: int) -> FormOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
@@ -99,11 +113,13 @@ class FormPlanner:
         """Every outcome that is worth a look."""
         raise NotImplementedError
 
-    def _outcome(self, key: Hashable, schedule: np.ndarray, names: tuple[str, ...], extra: dict) -> FormOutcome:
+    def _outcome(
+        self, key: Hashable, schedule: np.ndarray, emitted: Callable, names: tuple[str, ...], extra: dict
+    ) -> FormOutcome:
         if key not in self._made:
-            timeline = replay(self.graph, schedule)
+            timeline, platform = replay(self.graph, schedule), self.device.platform
             self._made[key] = FormOutcome(
-                self.problem, schedule, timeline.peak_bytes, timeline.cost, self.device.platform, names, extra
+                self.problem, schedule, timeline.peak_bytes, timeline.cost, platform, emitted, names, extra
             )
         return self._made[key]
 
@@ -118,7 +134,6 @@ class PiecePlanner(FormPlanner):
 
     def __init__(self, primal: Primal, device: Device, outer: bool):
         super().__init__(primal, device, trace_equations(primal))
-        self.primal = primal
         self.outer = outer
 
     @property
@@ -158,13 +173,15 @@ class PiecePlanner(FormPlanner):
         pieces = Pieces(tuple(self._ends(count).tolist()), self._sunk)
         kept = self._kept(pieces, price_factor)
         named = [node for node in self._marks(kept) if self.outer or self._piece(pieces, node) < len(pieces.ends)]
-        labels = [self._label(node) for node in named]
+        labels = {_place(self.origins.marks[node]): self._label(node) for node in named}
         extra = {
-            "pieces": None if self.outer else pieces.to_json(),
-            "labels": [[*_place(self.origins.marks[node]), label] for node, label in zip(named, labels)],
+            "pieces": pieces.to_json(),
+            "outer": self.outer,
+            "labels": [[*place, label] for place, label in labels.items()],
             "tried": [count, price_factor],
         }
-        return self._outcome(key, self._schedule(pieces, kept), tuple(labels), extra)
+        emitted = (emit_in_one if self.outer else emit_pieces)(self.primal, pieces, labels)
+        return self._outcome(key, self._schedule(pieces, kept), emitted, tuple(labels.values()), extra)
 
     def _schedule(self, pieces: Pieces, kept: np.ndarray) -> np.ndarray:
         if self.outer:
@@ -281,7 +298,8 @@ class OwnNamesPlanner(FormPlanner):
         named = np.asarray([mark in chosen for mark in self.origins.marks]) & ~graph.backward
         kept = self.structure.is_forward_value & (self._always_kept | named[graph.producer])
         schedule = assemble_in_groups(graph, kept, group)
-        return self._outcome(chosen, schedule, chosen, {"own": True})
+        emitted = emit_repoliced(self.primal.raw, chosen)
+        return self._outcome(chosen, schedule, emitted, chosen, {"own": True})
 
     @functools.cached_property
     def _always_kept(self) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxremat import _compat
 from jaxremat._compat import Eqn, Jaxpr, Var
@@ -35,6 +36,7 @@ class Primal:
       cotangents_of: indices of the outputs that receive a cotangent.
       in_tree, out_tree: tree structure of (args,) and of the result.
       raw: the program from the same inputs with its calls, checkpoints included, in place.
+      shardings: one per input, over meshes; None for an input on a single device, or nobody knows where.
     """
 
     jaxpr: Jaxpr
@@ -44,6 +46,7 @@ class Primal:
     in_tree: Any
     out_tree: Any
     raw: Jaxpr | None = None
+    shardings: tuple[NamedSharding | None, ...] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -112,11 +115,13 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
     captured = tuple(c for c in _compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
     jaxpr = jaxprs.inline_calls(raw := _explicit_captures(program.jaxpr, captured))
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
+    shardings = tuple(map(_mesh_sharding, (*captured, *jax.tree.leaves(tuple(args)))))
     if argnums is None:
-        return Primal(jaxpr, captured, _inexact(jaxpr.invars), outputs, program.in_tree, program.out_tree, raw)
-    wrt = _differentiated_leaves(args, argnums, len(captured), jaxpr)
-    _refuse_nothing_to_differentiate(outputs, jaxpr)
-    return Primal(jaxpr, captured, wrt, outputs, program.in_tree, program.out_tree, raw)
+        wrt = _inexact(jaxpr.invars)
+    else:
+        wrt = _differentiated_leaves(args, argnums, len(captured), jaxpr)
+        _refuse_nothing_to_differentiate(outputs, jaxpr)
+    return Primal(jaxpr, captured, wrt, outputs, program.in_tree, program.out_tree, raw, shardings)
 
 
 def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None) -> Joint:
@@ -126,6 +131,11 @@ def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None)
       primal: the program.
       run: runs the primal on flat inputs in another way (with rewritten loops, say); as it stands by default.
     """
+    return Joint(primal, jaxprs.inline_calls(gradient_jaxpr(primal, run)))
+
+
+def gradient_jaxpr(primal: Primal, run: Callable[[Sequence], list] | None = None) -> Jaxpr:
+    """As `differentiate`, with calls and checkpoints in place."""
     run = run or (lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs))
     with_cotangent, others = primal.cotangents_of, _complement(primal.cotangents_of, len(primal.jaxpr.outvars))
 
@@ -140,7 +150,7 @@ def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None)
 
     inputs = [jaxprs.shape_of(v) for v in primal.jaxpr.invars]
     cotangents = [cotangent_shape(primal.jaxpr.outvars[i]) for i in with_cotangent]
-    return Joint(primal, jaxprs.inline_calls(jax.make_jaxpr(joint)(inputs, cotangents)))
+    return jax.make_jaxpr(joint)(inputs, cotangents)
 
 
 def trace_joint(fun: Callable, *args, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Joint:
@@ -191,6 +201,11 @@ def _stable_params(eqn: Eqn) -> str:
         elif not callable(value):
             parts.append(f"{key}={re.sub(r'0x[0-9a-f]+', '', str(value))}")
     return " ".join(parts)
+
+
+def _mesh_sharding(leaf) -> NamedSharding | None:
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def _explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
