@@ -27,6 +27,8 @@ from jaxremat.schedule import Timeline as Timeline
 from jaxremat.schedule import replay as replay
 from jaxremat.solvers import Solution as Solution
 from jaxremat.solvers import solve as solve
+from jaxremat.verification import Verification as Verification
+from jaxremat.verification import verify as verify
 
 
 def __getattr__(name: str):

@@ -17,11 +17,12 @@ RANKS = (
     ("planner",),
     ("compiled",),
     ("show",),
-    ("gradients", "storage", "progress", "presets"),
+    ("chunk", "compact", "attention", "effect", "gradients", "storage", "progress", "presets"),
     ("plan",),
+    ("refusal", "verification"),
     ("api", "planning"),
     ("decorator", "pareto"),
-    ("chunk", "compact", "attention", "linen", "nnx", "hosts", "report"),
+    ("linen", "nnx", "hosts", "report"),
     ("__init__", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

@@ -1,0 +1,125 @@
+"""Did the plan take effect? What it recomputes, looked up in the program after all the compiler's passes.
+
+A compiler that finds the recomputation equal to the first computation keeps only one of the two, and with it the bytes
+that the plan meant to free. Each instruction of a compiled program carries the name stack of what it stems from; what
+the backward runs has one of its own. Where none of a planned recomputation's names is left, it did not happen.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxremat import _compat
+from jaxremat._compat import Eqn
+from jaxremat.budget import format_bytes
+from jaxremat.emit.scheduled import Script
+from jaxremat.graph import Graph
+from jaxremat.show.paths import Origin, origin_of
+from jaxremat.trace.joint import Joint
+
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_RECOGNISABLE = frozenset(
+    (
+        *("dot_general", "ragged_dot_general", "conv_general_dilated", "tanh", "exp", "log", "logistic", "erf"),
+        *("sin", "cos", "sort", "fft"),
+    )
+)
+"""Primitives whose instruction keeps its name: others are simplified away, or fused under a neighbour's name."""
+_ENOUGH = 0.5  # compilers merge neighbouring contractions, two into one
+_MOST_WARNINGS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What became of the recomputations of one place in the program.
+
+    Attributes:
+      origin: where the values come from.
+      planned: how many of its recomputations the schedule holds.
+      emitted: how many the emitted program holds.
+      compiled: how many instructions of the compiled program bear their name; fused and folded ones count once.
+      size_bytes: of the values that are recomputed.
+    """
+
+    origin: Origin
+    planned: int
+    emitted: int
+    compiled: int
+    size_bytes: int
+
+    @property
+    def took_place(self) -> bool:
+        return self.emitted >= self.planned and self.compiled >= _ENOUGH * self.planned
+
+    def __str__(self) -> str:
+        place = "  ".join(part for part in (self.origin.path, self.origin.operation, self.origin.source) if part)
+        return (
+            f"recomputing {place} ({format_bytes(self.size_bytes)}) was planned {self.planned} times, emitted"
+            f" {self.emitted} times, and is found {self.compiled} times in the compiled program: the compiler kept the"
+            " first result instead, and its bytes"
+        )
+
+
+def effects(joint: Joint, graph: Graph, schedule: Sequence[int], script: Script, compiled_text: str) -> list[Effect]:
+    """What became of each recomputation that can be recognised in a compiled program.
+
+    Args:
+      joint, graph: the program.
+      schedule: [T] node ids.
+      script: what was emitted for the schedule.
+      compiled_text: the program after the compiler's passes, with the name stacks of its instructions.
+
+    Returns:
+      One record per name stack, in program order. Recomputation inside loop bodies is not among them.
+    """
+    repeats = np.bincount(np.asarray(schedule, np.int64), minlength=graph.num_nodes) - 1
+    repeats[joint.is_backward] = 0
+    emitted = collections.Counter(id(eqn) for segment in script.backward for eqn in segment.eqns)
+    instructions = _backward_names(compiled_text)
+    groups: dict[str, list[int]] = {}
+    for node in np.flatnonzero(repeats > 0).tolist():
+        if joint.eqns[node].primitive.name in _RECOGNISABLE:
+            groups.setdefault(_name_in_backward(joint.eqns[node]), []).append(node)
+    return [
+        Effect(
+            origin=origin_of(joint.eqns[nodes[0]]),
+            planned=int(repeats[nodes].sum()),
+            emitted=sum(emitted[id(joint.eqns[node])] for node in nodes),
+            compiled=instructions[name],
+            size_bytes=int(graph.node_bytes[nodes].sum()),
+        )
+        for name, nodes in groups.items()
+    ]
+
+
+def undone(found: Sequence[Effect]) -> tuple[str, ...]:
+    """One warning per recomputation that did not take place, the largest first; the rest are counted."""
+    missing = sorted((effect for effect in found if not effect.took_place), key=lambda e: -e.size_bytes)
+    warnings = tuple(map(str, missing[:_MOST_WARNINGS]))
+    if len(missing) > _MOST_WARNINGS:
+        rest = sum(effect.size_bytes for effect in missing[_MOST_WARNINGS:])
+        warnings += (f"and {len(missing) - _MOST_WARNINGS} smaller recomputations ({format_bytes(rest)}) likewise",)
+    return warnings
+
+
+def _name_in_backward(eqn: Eqn) -> str:
+    """The end of the name stack that an equation has when a transposed program runs it again."""
+    head, *rest = _compat.name_stack(eqn).split("/")
+    return "/".join([f"transpose(jvp({head}))", *rest, eqn.primitive.name])
+
+
+def _backward_names(text: str) -> collections.Counter[str]:
+    return collections.Counter(_scopes(text))
+
+
+def _scopes(text: str) -> Iterator[str]:
+    """The name stack of each instruction, from the transposed scope on."""
+    for name in _OP_NAME.findall(text):
+        start = name.find("transpose(jvp(")
+        if start >= 0:
+            yield name[start:]
