@@ -1,0 +1,113 @@
+"""Memory and extra time over the model zoo: plans for 50 % and 25 % of the plain peak beside checkpoints by hand.
+
+    python benchmarks/zoo.py                  # every model; writes benchmarks/results/zoo.json and zoo.md
+    python benchmarks/zoo.py GPT LSTM         # some of them
+    python benchmarks/zoo.py --target h200    # for a device that is not here
+
+Bytes are those of the compiled gradient program. Extra time is counted the same way for all: FLOPs of contractions
+of the gradient's jaxpr, loops multiplied by their trip counts, over those of the plain model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import flax
+import flax.linen as nn
+import jax
+from models import MODELS
+
+import jaxremat
+from jaxremat.cost.devices import resolve_target
+from jaxremat.cost.flops import program_flops
+from jaxremat.compiled.compile import compile_gradient
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FRACTIONS = (0.5, 0.25)
+HAND = {
+    "plain": None,
+    "full": lambda: nothing_saveable(),
+    "dots": lambda: jax.checkpoint_policies.dots_saveable,
+    "dots, no batch": lambda: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def nothing_saveable():
+    return jax.checkpoint_policies.nothing_saveable
+
+
+def measure(loss, args, target: str | None) -> tuple[int, float]:
+    """(compiled peak in bytes, FLOPs) of a gradient program."""
+    flops = program_flops(jax.make_jaxpr(jax.value_and_grad(loss))(*args).jaxpr, matrix_only=True)
+    return compile_gradient(loss, args, target=target).peak_bytes, flops
+
+
+def by_hand(make, policy, scanned: bool):
+    """The model with `nn.remat` on every block."""
+    return make(lambda block: nn.remat(block, policy=policy, prevent_cse=not scanned))
+
+
+def run_model(name: str, target: str | None) -> dict:
+    """Every way of one model: name to bytes, extra FLOPs and, for plans, seconds to plan."""
+    make, rows = MODELS[name], {}
+    for choice, policy in HAND.items():
+        loss, args = (
+            make(lambda block: block) if policy is None else by_hand(make, policy(), name in ("GPT, scanned", "LSTM"))
+        )
+        rows[choice] = dict(zip(("peak_bytes", "flops"), measure(loss, args, target), strict=True))
+    loss, args = make(lambda block: block)
+    for fraction in FRACTIONS:
+        start = time.perf_counter()
+        try:
+            plan = jaxremat.plan(loss, *args, budget=fraction, target=target)
+        except jaxremat.BudgetError as error:
+            rows[f"plan {fraction:.0%}"] = {"min_peak_bytes": error.min_peak_bytes}
+            continue
+        seconds = time.perf_counter() - start
+        peak, flops = measure(plan.apply(loss), args, target)
+        rows[f"plan {fraction:.0%}"] = {
+            "peak_bytes": peak, "flops": flops, "predicted_bytes": plan.peak_bytes, "predicted_overhead": plan.overhead,
+            "planning_seconds": round(seconds, 1),
+        }  # fmt: skip
+    return rows
+
+
+def to_markdown(results: dict) -> str:
+    """One row per model: share of the plain peak, and extra FLOPs of contractions."""
+    ways = [*list(HAND)[1:], *(f"plan {fraction:.0%}" for fraction in FRACTIONS)]
+    lines = ["| model | plain | " + " | ".join(ways) + " |", "|---" * (len(ways) + 2) + "|"]
+    for name, rows in results.items():
+        plain = rows["plain"]
+        cells = [_cell(rows[way], plain) for way in ways]
+        lines.append(f"| {name} | {plain['peak_bytes'] / 2**20:.0f} MiB | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict, plain: dict) -> str:
+    if "peak_bytes" not in row:
+        return f"– (least {row['min_peak_bytes'] / plain['peak_bytes']:.0%})"
+    return f"{row['peak_bytes'] / plain['peak_bytes']:.0%}, +{row['flops'] / plain['flops'] - 1:.0%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help=f"among {', '.join(MODELS)}; all by default")
+    parser.add_argument("--target", help="device to compile for; this machine's by default")
+    options = parser.parse_args()
+    device = resolve_target(options.target).name
+    key = f"{device}, jax {jax.__version__}, flax {flax.__version__}"
+    path = RESULTS / "zoo.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.models or MODELS:
+        stored.setdefault(key, {})[name] = run_model(name, options.target)
+        print(to_markdown({name: stored[key][name]}), flush=True)
+        path.write_text(json.dumps(stored, indent=1) + "\n")
+    text = "".join(f"### {key}\n\n{to_markdown(results)}\n" for key, results in stored.items())
+    path.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
