@@ -39,10 +39,11 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Front:
-    """Plans of one program, from the most memory and the least time to the opposite.
+    """Plans of one program, from the most memory and the least time to the opposite; the program as written is among
+    them unless a plan takes less memory and no more time.
 
     Attributes:
-      points: falling in peak, rising in overhead; the first is the program as written.
+      points: falling in peak, rising in overhead; none beats another in both.
       presets: what checkpoints by hand are predicted to take.
       unmet: the budgets, in bytes, in which nothing was found.
     """

@@ -210,4 +210,10 @@ def _warnings(plan: Planned) -> Iterator[str]:
         yield f"the compiled program takes {over} more than the budget"
     off = plan.peak_bytes / compiled.peak_bytes - 1 if plan.decision.emit != "plain" else 0.0
     if abs(off) > 0.2:
-        yield f"the prediction is off by {off:+.0%}: the rows and curves below follow the prediction"
+        yield f"the prediction is off by {off:+.0%}: the rows and curves follow the prediction"
+    predicted = plan.baseline_timeline.peak_bytes
+    if abs(predicted / plan.baseline_peak_bytes - 1) > 0.2:
+        yield (
+            f"as written, the program takes {format_bytes(plan.baseline_peak_bytes)} when compiled; the curve shows the"
+            f" predicted {format_bytes(predicted)}"
+        )
