@@ -10,8 +10,10 @@ from jaxremat.cost.pricing import price
 from jaxremat.emit.loops import LoopDecision
 from jaxremat.graph import Graph
 from jaxremat.plan import Plan, check_signature
+from jaxremat.planner.forms import planner_for
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import pose
+from jaxremat.schedule import replay
 from jaxremat.storage import check_listing, read_plan
 from jaxremat.trace.joint import read_primal, trace_joint
 
@@ -54,12 +56,18 @@ def load_plan(path: str | Path, fun: Callable, *args) -> Plan:
     if primal.fingerprint != decision.fingerprint:
         check_listing(stored.listing, primal)
     device = resolve_target(stored.numbers["target"])
-    problem = pose(primal, device, tuple(map(LoopDecision.from_json, decision.loops)))
+    if decision.emit in ("names", "segments"):
+        problem, schedule = planner_for(decision.emit, primal, device).problem, stored.schedule
+        timeline = replay(problem.graph, schedule)
+    else:
+        problem = pose(primal, device, tuple(map(LoopDecision.from_json, decision.loops)))
+        schedule = problem.in_order if decision.emit == "plain" else stored.schedule
+        timeline = predict(problem.joint, problem.graph, schedule, device.platform)
     return Plan(
         decision=decision,
         problem=problem,
-        schedule=stored.schedule,
-        timeline=predict(problem.joint, problem.graph, stored.schedule, device.platform),
+        schedule=schedule,
+        timeline=timeline,
         compiled=stored.compiled,
         **stored.numbers,
     )

@@ -140,7 +140,7 @@ class PiecePlanner(FormPlanner):
     def outcomes(self) -> list[FormOutcome]:
         for count, price_factor in itertools.product(self._counts, (*_PRICES, np.inf)):
             self._at(count, float(price_factor))
-        return [*self._made.values()]
+        return [outcome for key, outcome in self._made.items() if key != "plain"]
 
     def fit(self, replayed_bytes: int) -> FormOutcome:
         """As the base class; prices between the listed ones are tried where the best one was found."""
@@ -195,7 +195,7 @@ class PiecePlanner(FormPlanner):
         most = graph.costs.sum()
         factor = 1 + _LAYER_SLOPE * (1 - graph.producer / max(graph.num_nodes, 1))
         per_byte = self._mean_price * min(price_factor, 1e6)
-        keep_price = np.where(free, per_byte * factor * graph.value_bytes, _FORBIDDEN * most)
+        keep_price = np.where(free, np.minimum(per_byte * factor * graph.value_bytes, most), _FORBIDDEN * most)
         keep_price = np.where(last_piece & free, (_READ_AT_ONCE if self.outer else 0.0) * keep_price, keep_price)
         run_price = np.where(graph.pinned, np.inf, graph.costs)
         kept, _ = cheapest_cut(graph, keep_price, run_price, self.structure.needed, self._crossing(pieces))
@@ -290,7 +290,7 @@ class OwnNamesPlanner(FormPlanner):
         while len(now.names) < len(self.names):
             more = [self._saving((*now.names, name)) for name in self.names if name not in now.names]
             now = max(more, key=functools.partial(_seconds_saved_per_byte, now))
-        return [*self._made.values()]
+        return [outcome for key, outcome in self._made.items() if key != "plain"]
 
     def _saving(self, chosen: Iterable[str]) -> FormOutcome:
         chosen = tuple(name for name in self.names if name in set(chosen))
