@@ -76,12 +76,12 @@ def fold(stretches: Sequence[Stretch], plain_seconds: float, most_rows: int) -> 
 def _alike(stretch: Stretch) -> list[list[int]]:
     groups: dict[tuple, list[int]] = {}
     for index, value in stretch.values.items():
-        key = _without_numbers(value.path), value.name, value.operation, value.source, value.shape, value.saved
+        key = without_numbers(value.path), value.name, value.operation, value.source, value.shape, value.saved
         groups.setdefault(key, []).append(index)
     return list(groups.values())
 
 
-def _without_numbers(path: str) -> str:
+def without_numbers(path: str) -> str:
     return re.sub(r"\d+", "#", path)
 
 
@@ -94,7 +94,7 @@ def _row(stretch: Stretch, members: Sequence[int], plain_seconds: float) -> Row:
     first: Value = values[0]
     seconds = stretch.seconds_of(members) * stretch.repeats
     return Row(
-        path=_common_path([value.path for value in values]),
+        path=common_path([value.path for value in values]),
         what=f'"{first.name}" {first.operation}' if first.name else first.operation,
         source=first.source,
         shape=first.shape,
@@ -106,7 +106,7 @@ def _row(stretch: Stretch, members: Sequence[int], plain_seconds: float) -> Row:
     )
 
 
-def _common_path(paths: Sequence[str]) -> str:
+def common_path(paths: Sequence[str]) -> str:
     """One path for several that differ only in numbers: `block_0…3` for all from 0 to 3, `block_*` for others."""
     pieces = [re.split(r"(\d+)", path) for path in dict.fromkeys(paths)]
     return "".join(_common_piece(column) for column in zip(*pieces, strict=True))
