@@ -19,6 +19,7 @@ from jaxremat._compat import Eqn
 from jaxremat.budget import format_bytes
 from jaxremat.emit.scheduled import Script
 from jaxremat.graph import Graph
+from jaxremat.show.folding import common_path, without_numbers
 from jaxremat.show.paths import Origin, origin_of
 from jaxremat.trace.joint import Joint
 
@@ -29,7 +30,8 @@ _RECOGNISABLE = frozenset(
         *("sin", "cos", "sort", "fft"),
     )
 )
-"""Primitives whose instruction keeps its name: others are simplified away, or fused under a neighbour's name."""
+"""Primitives whose instruction keeps its name; others may be simplified away, or go by a neighbour's name."""
+_FREE = frozenset(("broadcast_in_dim", "reshape", "transpose", "squeeze", "iota", "convert_element_type", "copy"))
 _ENOUGH = 0.5  # compilers merge neighbouring contractions, two into one
 _MOST_WARNINGS = 8
 
@@ -44,6 +46,7 @@ class Effect:
       emitted: how many the emitted program holds.
       compiled: how many instructions of the compiled program bear their name; fused and folded ones count once.
       size_bytes: of the values that are recomputed.
+      certain: whether an instruction that is not found is certainly not there.
     """
 
     origin: Origin
@@ -51,22 +54,15 @@ class Effect:
     emitted: int
     compiled: int
     size_bytes: int
+    certain: bool
 
     @property
     def took_place(self) -> bool:
         return self.emitted >= self.planned and self.compiled >= _ENOUGH * self.planned
 
-    def __str__(self) -> str:
-        place = "  ".join(part for part in (self.origin.path, self.origin.operation, self.origin.source) if part)
-        return (
-            f"recomputing {place} ({format_bytes(self.size_bytes)}) was planned {self.planned} times, emitted"
-            f" {self.emitted} times, and is found {self.compiled} times in the compiled program: the compiler kept the"
-            " first result instead, and its bytes"
-        )
-
 
 def effects(joint: Joint, graph: Graph, schedule: Sequence[int], script: Script, compiled_text: str) -> list[Effect]:
-    """What became of each recomputation that can be recognised in a compiled program.
+    """What became of each recomputation, by the names in a compiled program.
 
     Args:
       joint, graph: the program.
@@ -83,7 +79,7 @@ def effects(joint: Joint, graph: Graph, schedule: Sequence[int], script: Script,
     instructions = _backward_names(compiled_text)
     groups: dict[str, list[int]] = {}
     for node in np.flatnonzero(repeats > 0).tolist():
-        if joint.eqns[node].primitive.name in _RECOGNISABLE:
+        if joint.eqns[node].primitive.name not in _FREE:
             groups.setdefault(_name_in_backward(joint.eqns[node]), []).append(node)
     return [
         Effect(
@@ -92,19 +88,47 @@ def effects(joint: Joint, graph: Graph, schedule: Sequence[int], script: Script,
             emitted=sum(emitted[id(joint.eqns[node])] for node in nodes),
             compiled=instructions[name],
             size_bytes=int(graph.node_bytes[nodes].sum()),
+            certain=joint.eqns[nodes[0]].primitive.name in _RECOGNISABLE,
         )
         for name, nodes in groups.items()
     ]
 
 
-def undone(found: Sequence[Effect]) -> tuple[str, ...]:
-    """One warning per recomputation that did not take place, the largest first; the rest are counted."""
-    missing = sorted((effect for effect in found if not effect.took_place), key=lambda e: -e.size_bytes)
-    warnings = tuple(map(str, missing[:_MOST_WARNINGS]))
-    if len(missing) > _MOST_WARNINGS:
-        rest = sum(effect.size_bytes for effect in missing[_MOST_WARNINGS:])
-        warnings += (f"and {len(missing) - _MOST_WARNINGS} smaller recomputations ({format_bytes(rest)}) likewise",)
+def undone(found: Sequence[Effect], suspicious: bool = False) -> tuple[str, ...]:
+    """One warning per recomputation that did not take place, alike ones as one, the largest first; the rest counted.
+
+    Args:
+      found: what became of each recomputation.
+      suspicious: whether the program takes more memory than it should, so that what is not found likely is not there.
+    """
+    alike: dict[tuple[str, str, str], list[Effect]] = {}
+    for effect in found:
+        if not effect.took_place and (suspicious or effect.certain):
+            key = without_numbers(effect.origin.path), effect.origin.operation, effect.origin.source
+            alike.setdefault(key, []).append(effect)
+    groups = sorted(alike.values(), key=lambda group: -_total_bytes(group))
+    warnings = tuple(map(_warning, groups[:_MOST_WARNINGS]))
+    if len(groups) > _MOST_WARNINGS:
+        rest = sum(map(_total_bytes, groups[_MOST_WARNINGS:]))
+        warnings += (f"and {len(groups) - _MOST_WARNINGS} smaller recomputations ({format_bytes(rest)}) likewise",)
     return warnings
+
+
+def _warning(group: Sequence[Effect]) -> str:
+    origin = group[0].origin
+    place = "  ".join(
+        part for part in (common_path([e.origin.path for e in group]), origin.operation, origin.source) if part
+    )
+    planned, emitted, compiled = (sum(getattr(e, stage) for e in group) for stage in ("planned", "emitted", "compiled"))
+    return (
+        f"recomputing {place} ({format_bytes(_total_bytes(group))}) was planned {planned} times, emitted {emitted}"
+        f" times, and is found {compiled} times in the compiled program: the compiler kept the first result instead,"
+        " and its bytes"
+    )
+
+
+def _total_bytes(group: Sequence[Effect]) -> int:
+    return sum(effect.size_bytes for effect in group)
 
 
 def _name_in_backward(eqn: Eqn) -> str:

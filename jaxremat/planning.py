@@ -13,11 +13,12 @@ from jaxremat.budget import Budget, budget_bytes, format_bytes, parse_budget
 from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.decision import Decision
 from jaxremat.emit.form import FORMS
-from jaxremat.errors import ArgumentError, BudgetError
+from jaxremat.errors import ArgumentError
 from jaxremat.plan import Plan, apply_flat, signature_of
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.forms import FormOutcome, FormPlanner, OwnNamesPlanner, planner_for
 from jaxremat.planner.planner import Outcome, Planner
+from jaxremat.refusal import refusal
 from jaxremat.solvers.registry import solver_named
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, read_primal
@@ -129,7 +130,7 @@ class Planning:
         start = time.perf_counter()
         predicted = _predicted(self.planner, limit)
         if predicted.best is None:
-            raise _refusal(predicted.smallest.peak_bytes, limit)
+            raise refusal(predicted.smallest.candidate, predicted.smallest.peak_bytes, limit)
         made = self._plan(predicted.best.candidate, limit, self.request.emit)
         return dataclasses.replace(made, solve_seconds=self._traced_seconds + time.perf_counter() - start)
 
@@ -161,7 +162,7 @@ class Planning:
             expected=lambda outcome: outcome.peak_bytes,
         )
         if correction.best is None:
-            raise _refusal(correction.smallest.peak_bytes, limit)
+            raise refusal(correction.smallest.candidate, correction.smallest.peak_bytes, limit)
         best = correction.best.candidate
         for outcome in self._contenders(best, int(_CONTENDER_ROOM * limit), measured):
             if outcome.cost < best.cost and measure(outcome)[0] <= limit:
@@ -258,13 +259,4 @@ def _decision(request: Request, primal: Primal, outcome: Outcome, emit: str) -> 
         schedule=tuple(outcome.schedule.tolist()) if emit == "schedule" else (),
         names=outcome.names if isinstance(outcome, FormOutcome) else (),
         extra=outcome.extra if isinstance(outcome, FormOutcome) else {},
-    )
-
-
-def _refusal(smallest_bytes: int, limit: int) -> BudgetError:
-    return BudgetError(
-        f"no plan fits in {format_bytes(limit)}; the minimum peak that was reached is {format_bytes(smallest_bytes)}"
-        f" ({smallest_bytes} bytes). A smaller batch, sharding, or a budget of at least that would do.",
-        min_peak_bytes=smallest_bytes,
-        budget_bytes=limit,
     )
