@@ -21,9 +21,9 @@ import jax
 from models import MODELS
 
 import jaxremat
+from jaxremat.compiled.compile import compile_gradient
 from jaxremat.cost.devices import resolve_target
 from jaxremat.cost.flops import program_flops
-from jaxremat.compiled.compile import compile_gradient
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FRACTIONS = (0.5, 0.25)

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxremat.compiled.compile import MemoryReport
 from jaxremat.decision import Decision
 from jaxremat.errors import PlanMismatchError
 from jaxremat.show.stretch import Value
 from jaxremat.trace.joint import Primal, describe
-from jaxremat.compiled.compile import MemoryReport
 
 _FORMAT = "jaxremat plan"
 _REMEDY = "plan again and save the result"

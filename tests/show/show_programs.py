@@ -45,14 +45,14 @@ def tower(layers=6, scan=False, batch=64, width=32):
 
 def unnamed():
     """The same kind of program without modules and without names."""
-    shapes = [jax.ShapeDtypeStruct((32, 32), jnp.float32)] * 4
+    shapes = [jax.ShapeDtypeStruct((32, 32), jnp.float32)] * 10
 
     def loss(weights, x):
         for w in weights:
             x = jnp.sin(x @ w)
         return x.sum()
 
-    return loss, (shapes, jax.ShapeDtypeStruct((128, 32), jnp.float32))
+    return loss, (shapes, jax.ShapeDtypeStruct((512, 32), jnp.float32))
 
 
 def tower_program():
