@@ -1,6 +1,14 @@
 """The only room that touches what JAX does not promise to keep. Everything else imports these names.
 
-Checked against jax 0.11.1, 0.11.2 and 0.12.0.1 by tests/test_compat.py.
+Checked against jax 0.11.1 and 0.12.0.1 by tests/test_compat.py. Which form keeps its saving under which remat flag:
+
+    form        default   JAX_REMAT3=1   JAX_REMAT_BARRIER_NO_COTANGENTS=1
+    schedule    yes       yes            yes: the barrier is our own
+    segments    yes       yes            not promised: the barrier is JAX's
+    names       yes       yes            not promised: the barrier is JAX's
+
+Bare callables as policies are ignored under JAX_REMAT3; policies of names are not. XLA:CPU honours barriers from
+jaxlib 0.11.1 on.
 """
 
 from __future__ import annotations

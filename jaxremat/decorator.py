@@ -9,11 +9,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
+
+from jaxremat._compat import Literal
 from jaxremat.budget import Budget, format_bytes
 from jaxremat.decision import Decision
 from jaxremat.emit.form import emit as emit_form
 from jaxremat.emit.form import scheduled_program
 from jaxremat.emit.scheduled import Script, emit_scheduled
+from jaxremat.errors import BudgetError
 from jaxremat.plan import Plan, apply_flat
 from jaxremat.planning import check_options, plan
 from jaxremat.trace import jaxpr as jaxprs
@@ -100,7 +104,7 @@ class PlanOnce:
         def planned(*args, **kwargs):
             free, dynamic = _bound(fun, args, kwargs, numbers, names)
             primal = read_primal(free, dynamic, None, has_aux)
-            return apply_flat(primal, self._emitted(primal), dynamic)
+            return apply_flat(primal, _forwarding(primal, self._emitted), dynamic)
 
         return planned
 
@@ -119,12 +123,23 @@ class PlanOnce:
 
         def flat(*inputs):
             outputs = jaxprs.evaluate(primal.jaxpr, inputs)
-            return outputs[:last], outputs[last:]
+            return (outputs[0] if last == 1 else outputs[:last]), outputs[last:]
 
         shapes = map(jaxprs.shape_of, primal.jaxpr.invars)
-        made = plan(flat, *shapes, argnums=primal.wrt, has_aux=True, **self.options)
+        made = self._planned(flat, shapes, primal.wrt)
         logger.info("%s: %s", self.name, _summary(made))
         return made.decision
+
+    def _planned(self, flat: Callable, shapes: Iterable, wrt: tuple[int, ...]) -> Plan:
+        """A plan as asked for; before a prediction alone refuses a budget, the compiler is heard."""
+        request = functools.partial(plan, flat, *shapes, argnums=wrt, has_aux=True)
+        try:
+            return request(**self.options)
+        except BudgetError as refusal:
+            if self.options["verify"] == "compile":
+                raise
+            logger.info("%s: %s Compiling to be sure.", self.name, refusal)
+            return request(**{**self.options, "verify": "compile"})
 
     def _emitted(self, primal: Primal) -> Callable[..., list]:
         if not primal.wrt or not primal.cotangents_of:
@@ -140,6 +155,27 @@ class PlanOnce:
             return scheduled_program(planned, decision)
 
         return emit_scheduled(primal, choose)
+
+
+def _forwarding(primal: Primal, emit: Callable[[Primal], Callable]) -> Callable[..., list]:
+    """The flat function of a primal, of which only results that are computed are emitted: inputs pass by themselves."""
+    position = {var: i for i, var in enumerate(primal.jaxpr.invars)}
+    atoms = primal.jaxpr.outvars
+    computed = [k for k, atom in enumerate(atoms) if not isinstance(atom, Literal) and atom not in position]
+
+    def run(*inputs):
+        outputs = jaxprs.evaluate(primal.jaxpr, inputs)
+        return [outputs[k] for k in computed]
+
+    jaxpr = jax.make_jaxpr(run)(*map(jaxprs.shape_of, primal.jaxpr.invars))
+    wanted = tuple(n for n, k in enumerate(computed) if k in set(primal.cotangents_of))
+    emitted = emit(dataclasses.replace(primal, jaxpr=jaxpr, cotangents_of=wanted, raw=None))
+
+    def flat(*inputs):
+        env = dict(zip(primal.jaxpr.invars, inputs)) | {atoms[k]: x for k, x in zip(computed, emitted(*inputs))}
+        return [jaxprs.value_of(env, atom) for atom in atoms]
+
+    return flat
 
 
 def _summary(made: Plan) -> str:

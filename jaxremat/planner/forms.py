@@ -44,7 +44,7 @@ _READ_AT_ONCE = 0.15
 _MOST_NAMES_IN_FULL = 7
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FormOutcome(Outcome):
     """A schedule that a form can express.
 
@@ -119,7 +119,14 @@ class FormPlanner:
         if key not in self._made:
             timeline, platform = replay(self.graph, schedule), self.device.platform
             self._made[key] = FormOutcome(
-                self.problem, schedule, timeline.peak_bytes, timeline.cost, platform, emitted, names, extra
+                problem=self.problem,
+                schedule=schedule,
+                replayed_bytes=timeline.peak_bytes,
+                cost=timeline.cost,
+                platform=platform,
+                emitted=emitted,
+                names=names,
+                extra=extra,
             )
         return self._made[key]
 
