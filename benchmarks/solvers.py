@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--graph-folder", type=Path, default=Path(__file__).parents[2] / "shared" / "graphs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "solvers")
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, graph in graphs(options.graph_folder).items():
         if options.graphs is not None and name not in options.graphs:
@@ -149,9 +150,8 @@ def main() -> None:
                 at = dict(graph=name, nodes=graph.num_nodes, edges=len(graph.edges), percent=percent, solver=solver)
                 rows.append(at | row)
                 print(f"{name} {percent} {solver}: {cell(row)}", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(markdown(rows, options.solvers))
+        options.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(markdown(rows, options.solvers))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ class Auto:
     first: FastSA = dataclasses.field(default_factory=FastSA)
     second: FastSA = dataclasses.field(
         default_factory=lambda: FastSA(
-            temperatures=(1e-3, 3e-3, 1e-2, 1e-2, 2e-2, 3e-2), moves=400_000, reheats=6, reheat_moves=250_000
+            temperatures=(1e-3, 3e-3, 1e-2, 1e-2, 2e-2, 3e-2),
+            moves=400_000,
+            reheats=10,
+            patience=4,
+            reheat_moves=250_000,
         )
     )
 

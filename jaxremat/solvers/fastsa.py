@@ -45,7 +45,8 @@ class FastSA:
       temperatures: first temperature of each chain of stage 1, relative to the objective; for graphs of less than a
         hundred nodes, where one node is more than 1 % of the cost, they rise in proportion.
       moves: moves of each chain in stage 1.
-      reheats: how often stage 2 is repeated at most; it ends after two repetitions in a row that gain nothing.
+      reheats: how often stage 2 is repeated at most.
+      patience: stage 2 ends after this many repetitions in a row that gain nothing.
       reheat_temperatures: first temperature of each chain of stage 2.
       reheat_moves: moves of each chain in one repetition of stage 2.
       cooling: last temperature of a chain over its first.
@@ -56,6 +57,7 @@ class FastSA:
     temperatures: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2)
     moves: int = 300_000
     reheats: int = 3
+    patience: int = 2
     reheat_temperatures: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     reheat_moves: int = 150_000
     cooling: float = 1e-3
@@ -143,7 +145,7 @@ class FastSA:
         """Stage 2: chains at several temperatures from the best schedule, again and again."""
         idle = 0
         for repetition in range(self.reheats):
-            if idle == 2 or deadline.passed() or population.is_least(best, budget_bytes):
+            if idle == self.patience or deadline.passed() or population.is_least(best, budget_bytes):
                 break
             weight = 1.0 if best.peak_bytes <= budget_bytes else _TIGHT_COST_WEIGHT
             coolings = self._coolings(population.graph, self.reheat_temperatures, self.reheat_moves, weight)

@@ -31,7 +31,7 @@ from jaxremat.solvers.base import Proposal
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.fastsa import FastSA, proposal_of
 from jaxremat.solvers.moccasin_model import improve_by_intervals
-from jaxremat.solvers.population import found, least_cost
+from jaxremat.solvers.population import Found, found, least_cost
 
 _BACKENDS = ("auto", "cp-sat", "search")
 
@@ -70,9 +70,7 @@ class Moccasin:
         if not isinstance(problem, Graph):
             raise ArgumentError("moccasin takes a Graph; for a Chain use solver='rotor' or 'auto'")
         deadline = Deadline(time_limit)
-        start = np.arange(problem.num_nodes)
-        annealer = dataclasses.replace(self.search, copies=self.copies)
-        best = annealer.search(problem, [start], budget_bytes, seed=seed, deadline=deadline)
+        best = self._searched(problem, budget_bytes, seed, deadline)
         proposal = proposal_of(problem, best, budget_bytes)
         exact = self.backend == "cp-sat" or (
             self.backend == "auto" and _has_ortools() and problem.num_nodes <= self.most_nodes
@@ -92,6 +90,18 @@ class Moccasin:
         best = min([best, exact_best], key=lambda f: f.key(budget_bytes))
         optimal = (improved.optimal and exact_best.cost <= best.cost) or best.cost <= least_cost(problem)
         return dataclasses.replace(proposal, schedule=best.schedule, optimal=optimal)
+
+    def _searched(self, graph: Graph, budget_bytes: int, seed: int, deadline: Deadline) -> Found:
+        """The best schedule with C copies per node; its order is learnt with as many copies as the annealer likes."""
+        listed = np.arange(graph.num_nodes)
+        free = self.search.search(graph, [listed], budget_bytes, seed=seed, deadline=deadline)
+        starts = [listed, np.asarray(list(dict.fromkeys(free.schedule.tolist())), np.int32)]
+        if np.bincount(free.schedule).max() <= self.copies:
+            if free.peak_bytes <= budget_bytes and free.cost <= least_cost(graph):
+                return free
+            starts.append(free.schedule)
+        limited = dataclasses.replace(self.search, copies=self.copies)
+        return limited.search(graph, starts, budget_bytes, seed=seed, deadline=deadline)
 
 
 def _has_ortools() -> bool:
