@@ -32,7 +32,7 @@ class Tower(nn.Module):
         return x
 
 
-def tower(layers=6, scan=False, batch=64, width=32):
+def tower(layers=6, scan=False, batch=256, width=32):
     """(loss, its arguments as shapes) of a stack of residual blocks."""
     model = Tower(layers, scan)
     x = jax.ShapeDtypeStruct((batch, width), jnp.float32)
