@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxremat import attention
 from jaxremat.budget import format_bytes
 from jaxremat.cost.devices import resolve_target
 from jaxremat.decision import Decision
@@ -31,6 +32,9 @@ from jaxremat.show.text import MOST_ROWS_AS_TEXT, to_text
 from jaxremat.storage import write_plan
 from jaxremat.trace.joint import Primal, describe, read_primal
 from jaxremat.compiled.compile import MemoryReport
+
+CHUNKED = "chunk_attention"
+"""Key of a decision's `extra`: the planned program is the function with its attention in chunks."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ class Plan:
 
         @functools.wraps(fun)
         def planned(*args, **kwargs):
-            bound = functools.partial(fun, **kwargs)
+            bound = as_decided(self.decision, functools.partial(fun, **kwargs))
             check_signature(self.decision, args)
             if self.decision.emit == "plain":
                 return bound(*args)
@@ -119,7 +123,7 @@ class Plan:
 
         @functools.wraps(fun)
         def named(*args, **kwargs):
-            bound = functools.partial(fun, **kwargs)
+            bound = as_decided(self.decision, functools.partial(fun, **kwargs))
             check_signature(self.decision, args)
             if self.decision.emit == "plain" or self.decision.extra.get("own"):
                 return bound(*args)
@@ -218,6 +222,11 @@ class Plan:
     @functools.cached_property
     def _planner(self) -> Planner:
         return Planner(self.problem.primal, resolve_target(self.target))
+
+
+def as_decided(decision: Decision, fun: Callable) -> Callable:
+    """The function that was planned: `fun`, or `fun` with its attention in chunks."""
+    return attention.rewrite(fun) if decision.extra.get(CHUNKED) else fun
 
 
 def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any:
