@@ -9,7 +9,7 @@ from jaxremat.cost.devices import resolve_target
 from jaxremat.cost.pricing import price
 from jaxremat.emit.loops import LoopDecision
 from jaxremat.graph import Graph
-from jaxremat.plan import Plan, check_signature
+from jaxremat.plan import Plan, as_decided, check_signature
 from jaxremat.planner.forms import planner_for
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import pose
@@ -52,7 +52,7 @@ def load_plan(path: str | Path, fun: Callable, *args) -> Plan:
     stored = read_plan(path)
     decision = stored.decision
     check_signature(decision, args)
-    primal = read_primal(fun, args, decision.argnums, decision.has_aux)
+    primal = read_primal(as_decided(decision, fun), args, decision.argnums, decision.has_aux)
     if primal.fingerprint != decision.fingerprint:
         check_listing(stored.listing, primal)
     device = resolve_target(stored.numbers["target"])
