@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxremat import attention
 from jaxremat.budget import Budget, budget_bytes, format_bytes, parse_budget
 from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.decision import Decision
 from jaxremat.emit.form import FORMS
-from jaxremat.errors import ArgumentError
-from jaxremat.plan import Plan, apply_flat, signature_of
+from jaxremat.errors import ArgumentError, BudgetError
+from jaxremat.plan import CHUNKED, Plan, apply_flat, signature_of
 from jaxremat.planner.correction import Correction, correct
+from jaxremat.planner.foreign import ForeignPlanner
 from jaxremat.planner.forms import FormOutcome, FormPlanner, OwnNamesPlanner, planner_for
 from jaxremat.planner.planner import Outcome, Planner
 from jaxremat.refusal import refusal
@@ -59,6 +61,7 @@ def plan(
     emit: str = "schedule",
     verify: str = "compile",
     seed: int = 0,
+    chunk_attention: bool = False,
 ) -> Plan:
     """Plans the gradient of a function so that its compiled program fits in a number of bytes.
 
@@ -68,11 +71,13 @@ def plan(
       budget: bytes (int), text such as "12GiB", or a fraction in (0, 1] of the plain program's peak. It bounds
         argument + output + temporary - alias bytes of the compiled `jit(value_and_grad(fun))` on one device.
       argnums, has_aux: as in `jax.grad`.
-      solver: name of a solver; "auto" is the planner's own search.
+      solver: name of a solver of graphs, such as "fastsa", or "auto", the planner's own search.
       target: device to plan for, such as "h200"; None is the default backend's.
       emit: "schedule", "names" or "segments".
       verify: "compile" compiles and corrects until the program fits; "replay" trusts the prediction.
       seed: for solvers that draw random numbers.
+      chunk_attention: whether softmax attention may run in chunks (`jaxremat.attention.rewrite`) where that is the
+        cheaper way to fit; values and gradients then agree up to rounding.
 
     Returns:
       A Plan. `plan.apply(fun)` is the function to differentiate.
@@ -82,7 +87,8 @@ def plan(
       ArgumentError: for a budget, solver, target, form or argnums that cannot be understood.
     """
     parse_budget(budget)
-    return Planning(checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed)).plan(budget)
+    planning = Planning(checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed))
+    return plan_with_chunked_attention(planning, budget) if chunk_attention else planning.plan(budget)
 
 
 class Planning:
@@ -196,10 +202,45 @@ class Planning:
         )
 
 
-def _planner(request: Request, primal: Primal) -> Planner | FormPlanner:
+def plan_with_chunked_attention(planning: Planning, budget: Budget) -> Plan:
+    """The cheaper of two plans: of the program as written, and of the same with its attention in chunks."""
+    limit = budget_bytes(budget, planning.plain_peak_bytes)
+    try:
+        made = planning.plan(limit)
+    except BudgetError as error:
+        refused = error
+    else:
+        refused = None
+        if made.overhead <= 0:
+            return made
+    request = planning.request
+    chunked = Planning(dataclasses.replace(request, fun=attention.rewrite(request.fun)))
+    try:
+        other = chunked.plan(limit)
+    except BudgetError as error:
+        if refused is not None:
+            raise min(refused, error, key=lambda e: e.min_peak_bytes) from None
+        return made
+    overhead = (1 + other.overhead) * chunked.plain.cost / planning.plain.cost - 1
+    if refused is None and made.overhead <= overhead:
+        return made
+    decision = dataclasses.replace(other.decision, extra={**other.decision.extra, CHUNKED: True})
+    baseline = planning.plain_peak_bytes
+    return dataclasses.replace(other, decision=decision, overhead=overhead, baseline_peak_bytes=baseline)
+
+
+def _planner(request: Request, primal: Primal) -> Planner | FormPlanner | ForeignPlanner:
+    if request.solver != "auto":
+        return _foreign_planner(request, primal)
     if request.emit == "schedule":
         return Planner(primal, request.device)
     return planner_for(request.emit, primal, request.device)
+
+
+def _foreign_planner(request: Request, primal: Primal) -> ForeignPlanner:
+    if request.emit != "schedule":
+        raise ArgumentError(f"solver={request.solver!r} decides schedules: emit='schedule', not {request.emit!r}")
+    return ForeignPlanner(primal, request.device, request.solver, request.seed)
 
 
 def _unrolled(primal: Primal) -> Callable:
@@ -207,7 +248,7 @@ def _unrolled(primal: Primal) -> Callable:
     return lambda *args: apply_flat(primal, lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs), args)
 
 
-def _predicted(planner: Planner | FormPlanner, limit: int) -> Correction[Outcome, None]:
+def _predicted(planner: Planner | FormPlanner | ForeignPlanner, limit: int) -> Correction[Outcome, None]:
     """The cheapest outcome whose predicted peak is within the limit."""
     offset = planner.plain.replayed_bytes - planner.plain.peak_bytes
     return correct(

@@ -50,7 +50,7 @@ def resident_bytes_of(joint: Joint) -> int:
 
 
 def occupants(outcome: Outcome) -> list[str]:
-    """What is live at an outcome's predicted peak, a line each: resident bytes, then the largest values, alike as one."""
+    """What is live at an outcome's predicted peak, a line each: resident bytes, then the largest values."""
     joint, graph, timeline = outcome.problem.joint, outcome.problem.graph, outcome.timeline
     value, first, last = timeline.spans.T
     live = np.flatnonzero((first <= timeline.peak_step) & (timeline.peak_step <= last))

@@ -1,0 +1,127 @@
+"""Plans by a solver of a graph, chosen by name: its schedule, made one that a gradient program can run.
+
+Solvers know neither loops nor that a gradient's forward ends before its backward begins. Loops are decided as the
+planner's own search decides them for the same budget; what the results need runs before the first backward node.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+
+from jaxremat.cost.devices import Device
+from jaxremat.errors import ArgumentError, BudgetError
+from jaxremat.graph import Graph
+from jaxremat.planner.assemble import forward_part
+from jaxremat.planner.planner import Outcome, Planner
+from jaxremat.planner.problem import Problem
+from jaxremat.schedule import replay
+from jaxremat.solvers.registry import solver_named
+from jaxremat.solvers.solve import solve
+from jaxremat.trace.joint import Primal
+
+_CHAINS_ONLY = ("rotor",)
+_MOST_NODES = {"checkmate": 120, "checkmate-lp": 200, "moccasin": 600}
+_MOST_SECONDS = {"checkmate": 30.0, "checkmate-lp": 30.0, "moccasin": 20.0}  # for each of several questions
+_GRAINS = 128  # budgets are told apart in parts of the plain program's peak: solvers are slow
+
+
+class ForeignPlanner:
+    """Outcomes for one program on one device, from a solver of graphs.
+
+    Args:
+      primal: the program.
+      device: what its costs and bytes are for.
+      solver: name of the solver.
+      seed: for solvers that draw random numbers.
+
+    Raises:
+      ArgumentError: for a solver of chains, or a program too large for the solver.
+    """
+
+    def __init__(self, primal: Primal, device: Device, solver: str, seed: int):
+        if solver_named(solver).name in _CHAINS_ONLY:
+            raise ArgumentError(
+                f"solver {solver!r} solves chains, and a program's gradient is a graph: plan with 'auto', 'fastsa' or"
+                " 'chen', or solve a jaxremat.Chain with jaxremat.solve"
+            )
+        self.solver = solver
+        self.seed = seed
+        self.own = Planner(primal, device)
+        self._fits: dict[int, Outcome] = {}
+        self._outcomes: dict[bytes, Outcome] = {}
+        self._require_size(self.plain.problem.graph)
+
+    @property
+    def plain(self) -> Outcome:
+        """The program as it stands."""
+        return self.own.plain
+
+    def fit(self, replayed_bytes: int) -> Outcome:
+        """The solver's outcome for a replayed peak, or the one with the smallest peak that it reached."""
+        if self.plain.replayed_bytes <= replayed_bytes:
+            return self.plain
+        grain = max(1, self.plain.replayed_bytes // _GRAINS)
+        return self._fit(max(1, replayed_bytes // grain * grain))
+
+    def _fit(self, budget_bytes: int) -> Outcome:
+        if budget_bytes not in self._fits:
+            problem = self.own.fit(budget_bytes).problem
+            try:
+                self._fits[budget_bytes] = self._solved(problem, budget_bytes)
+            except BudgetError as error:
+                self._fits[budget_bytes] = self._solved(problem, error.min_peak_bytes)
+        return self._fits[budget_bytes]
+
+    @functools.cached_property
+    def smallest(self) -> Outcome:
+        """The outcome with the smallest replayed peak that the solver reaches."""
+        return self.fit(1)
+
+    def _solved(self, problem: Problem, budget_bytes: int) -> Outcome:
+        with jax.ensure_compile_time_eval():
+            limit = _MOST_SECONDS.get(self.solver)
+            solution = solve(problem.graph, budget_bytes, self.solver, self.seed, time_limit=limit)
+        schedule = forward_first(problem.graph, solution.schedule)
+        key = schedule.tobytes()
+        if key not in self._outcomes:
+            timeline = replay(problem.graph, schedule)
+            platform = self.own.device.platform
+            self._outcomes[key] = Outcome(problem, schedule, timeline.peak_bytes, timeline.cost, platform)
+        return self._outcomes[key]
+
+    def _require_size(self, graph: Graph) -> None:
+        most = _MOST_NODES.get(self.solver)
+        if most is not None and graph.num_nodes > most:
+            raise ArgumentError(
+                f"solver {self.solver!r} takes gradient programs of up to {most} operations in bearable time; this one"
+                f" has {graph.num_nodes}. Plan with 'auto' or 'fastsa'."
+            )
+
+
+def forward_first(graph: Graph, schedule: np.ndarray) -> np.ndarray:
+    """A schedule in which all that the forward's outputs need, and its effects, run before the first backward node.
+
+    Args:
+      graph: a joint graph.
+      schedule: [T] node ids.
+
+    Returns:
+      [T] int32: what ran too late runs right before the first backward node, and its result is kept.
+    """
+    steps = np.asarray(schedule, np.int64)
+    backward = graph.backward[steps]
+    if not backward.any():
+        return steps.astype(np.int32)
+    start = int(backward.argmax())
+    ran = np.zeros(graph.num_nodes, bool)
+    ran[steps[:start]] = True
+    late = [node for node in forward_part(graph, np.zeros(graph.num_values, bool)) if not ran[node]]
+    rest = steps[start:]
+    if not late:
+        return steps.astype(np.int32)
+    _, first = np.unique(rest, return_index=True)
+    moved = first[np.isin(rest[first], late)]
+    return np.concatenate([steps[:start], late, np.delete(rest, moved)]).astype(np.int32)
