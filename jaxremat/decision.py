@@ -23,6 +23,8 @@ class Decision:
       loops: one JSON-able entry per loop of the program, None where the loop is left alone.
       schedule: node ids of the joint program in execution order, empty unless emit is "schedule".
       fences: steps of the schedule at which a barrier opens, or None for the default.
+      start: the step of the schedule at which the backward begins, or None for the default.
+      fenced: what enters through a barrier; see `emit.scheduled.write_script`.
       names: names of the values to save, for emit "names".
       extra: what a form needs beyond this, JSON-able.
     """
@@ -35,6 +37,8 @@ class Decision:
     loops: tuple[Any, ...] = ()
     schedule: tuple[int, ...] = ()
     fences: tuple[int, ...] | None = None
+    start: int | None = None
+    fenced: str = "all"
     names: tuple[str, ...] = ()
     extra: dict = dataclasses.field(default_factory=dict)
 

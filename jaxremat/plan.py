@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxremat import attention
 from jaxremat.budget import format_bytes
+from jaxremat.compiled.compile import MemoryReport
 from jaxremat.cost.devices import resolve_target
 from jaxremat.decision import Decision
 from jaxremat.emit.form import emit, emit_named
@@ -31,7 +32,6 @@ from jaxremat.show.stretch import Value
 from jaxremat.show.text import MOST_ROWS_AS_TEXT, to_text
 from jaxremat.storage import write_plan
 from jaxremat.trace.joint import Primal, describe, read_primal
-from jaxremat.compiled.compile import MemoryReport
 
 CHUNKED = "chunk_attention"
 """Key of a decision's `extra`: the planned program is the function with its attention in chunks."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxremat import attention
 from jaxremat.budget import Budget, budget_bytes, format_bytes, parse_budget
+from jaxremat.compiled.compile import MemoryReport, compile_gradient
 from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.decision import Decision
 from jaxremat.emit.form import FORMS
@@ -24,7 +25,6 @@ from jaxremat.refusal import refusal
 from jaxremat.solvers.registry import solver_named
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, read_primal
-from jaxremat.compiled.compile import MemoryReport, compile_gradient
 
 logger = logging.getLogger("jaxremat")
 
@@ -32,6 +32,7 @@ _MOST_COMPILATIONS = 8
 _MOST_CONTENDERS = 4
 _CONTENDER_ROOM = 0.1
 _MOST_PREDICTIONS = 6
+_MOST_SMALL = 24
 VERIFICATIONS = ("compile", "replay")
 
 
@@ -251,14 +252,21 @@ def _unrolled(primal: Primal) -> Callable:
 def _predicted(planner: Planner | FormPlanner | ForeignPlanner, limit: int) -> Correction[Outcome, None]:
     """The cheapest outcome whose predicted peak is within the limit."""
     offset = planner.plain.replayed_bytes - planner.plain.peak_bytes
-    return correct(
+
+    def measure(outcome: Outcome) -> tuple[int, None]:
+        return outcome.peak_bytes, None
+
+    correction = correct(
         planner.fit,
-        lambda outcome: (outcome.peak_bytes, None),
+        measure,
         limit,
         most_trials=_MOST_PREDICTIONS,
         first_aim=max(1, limit + offset),
         expected=lambda outcome: outcome.replayed_bytes,
     )
+    if correction.best or not isinstance(planner, Planner):
+        return correction
+    return correction.with_more(planner.smallest_few(_MOST_SMALL), measure, limit)
 
 
 def check_options(budget: Budget, solver: str, emit: str, verify: str) -> None:
@@ -298,6 +306,9 @@ def _decision(request: Request, primal: Primal, outcome: Outcome, emit: str) -> 
         emit=emit,
         loops=tuple(decision.to_json() for decision in outcome.problem.loops),
         schedule=tuple(outcome.schedule.tolist()) if emit == "schedule" else (),
+        fences=outcome.fences if emit == "schedule" else None,
+        start=outcome.start if emit == "schedule" else None,
+        fenced=outcome.fenced,
         names=outcome.names if isinstance(outcome, FormOutcome) else (),
         extra=outcome.extra if isinstance(outcome, FormOutcome) else {},
     )

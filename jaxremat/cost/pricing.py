@@ -9,9 +9,12 @@ from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.cost.flops import equation_flops, equation_seconds, is_contraction
 from jaxremat.cost.fusion import clusters
 from jaxremat.cost.memory import estimate_memory
+from jaxremat.cost.primitives import RENAMING
 from jaxremat.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+
+_VIEWS = RENAMING | {"transpose"}
 
 
 def price(joint: Joint, device: Device | None = None) -> Graph:
@@ -38,11 +41,13 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
             sizes.append(jaxprs.size_bytes(var))
     is_output = np.zeros(len(producer), bool)
     is_output[[value_of[v] for v in jaxprs.vars_of(joint.jaxpr.outvars) if v in value_of]] = True
+    own_bytes = np.where(is_output, 0, np.asarray(sizes, np.int64))
+    own_bytes[_renamed_gradients(joint, value_of)] = 0
     materialised = clusters(joint.jaxpr, device.platform).materialised
     return Graph(
         costs=np.asarray([_seconds(eqn, device, materialised) for eqn in eqns]),
         workspace_bytes=np.asarray([_workspace_bytes(eqn, device) for eqn in eqns], np.int64),
-        value_bytes=np.where(is_output, 0, np.asarray(sizes, np.int64)),
+        value_bytes=own_bytes,
         producer=np.asarray(producer, np.int32),
         reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
         is_output=is_output,
@@ -51,6 +56,21 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
         pinned=np.asarray([jaxprs.has_effects(eqn) for eqn in eqns]),
         names=tuple(eqn.primitive.name for eqn in eqns),
     )
+
+
+def _renamed_gradients(joint: Joint, value_of: dict[Var, int]) -> list[int]:
+    """Backward values that are read once, under another shape: they and what they become are one buffer."""
+    readers: dict[Var, list[Eqn]] = {}
+    for eqn in joint.eqns:
+        for var in jaxprs.vars_of(eqn.invars):
+            readers.setdefault(var, []).append(eqn)
+    outputs = set(jaxprs.vars_of(joint.jaxpr.outvars))
+    return [
+        value_of[var]
+        for eqn, late in zip(joint.eqns, joint.is_backward)
+        for var in eqn.outvars
+        if late and var not in outputs and [r.primitive.name in _VIEWS for r in readers.get(var, ())] == [True]
+    ]
 
 
 def _seconds(eqn: Eqn, device: Device, materialised: dict[Var, bool]) -> float:

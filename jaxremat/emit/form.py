@@ -47,7 +47,7 @@ def scheduled_program(primal: Primal, decision: Decision) -> tuple[Joint, Script
     """The joint program with its loops as decided, and the script of its schedule."""
     loops = tuple(map(LoopDecision.from_json, decision.loops))
     joint = differentiate(primal, rewritten(primal, loops) if loops else None)
-    return joint, write_script(joint, decision.schedule, decision.fences)
+    return joint, write_script(joint, decision.schedule, decision.fences, decision.start, decision.fenced)
 
 
 def _emit_schedule(primal: Primal, decision: Decision) -> Callable[..., list]:

@@ -53,7 +53,11 @@ class Script:
 
 
 def write_script(
-    joint: Joint, schedule: Sequence[int], fences: Sequence[int] | None = None, start: int | None = None
+    joint: Joint,
+    schedule: Sequence[int],
+    fences: Sequence[int] | None = None,
+    start: int | None = None,
+    fenced: str = "all",
 ) -> Script:
     """Splits a schedule where the backward begins, and the backward into fenced segments.
 
@@ -63,6 +67,9 @@ def write_script(
       fences: steps of the schedule at which a new segment opens; by default, wherever a recomputation follows a
         backward step.
       start: the step at which the backward begins; by default, its first step, or the repeats right before that.
+      fenced: "all" that a segment reads from outside enters through its barrier; or only the "sources" of what it
+        recomputes, with the cotangents it reads, which suits programs so small that buffers cost more than order.
+        A schedule that repeats nothing has no barrier.
     """
     steps = np.asarray(schedule, np.int64)
     backward = joint.is_backward[steps]
@@ -74,7 +81,10 @@ def write_script(
     forward = tuple(joint.eqns[node] for node in steps[:start])
     residuals = read_before_made(joint, [joint.eqns[node] for node in steps[start:]])
     segments = [tuple(joint.eqns[node] for node in steps[first:end]) for first, end in zip(bounds, bounds[1:])]
-    return Script(forward, residuals, tuple(Segment(eqns, _read_from_outside(joint, eqns)) for eqns in segments))
+    if np.unique(steps).size == steps.size:
+        return Script(forward, residuals, tuple(Segment(eqns, ()) for eqns in segments))
+    enters = {"all": _read_from_outside, "sources": _sources}[fenced]
+    return Script(forward, residuals, tuple(Segment(eqns, enters(joint, eqns)) for eqns in segments))
 
 
 def backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
@@ -180,6 +190,17 @@ def _read_from_outside(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
     own = {v for eqn in eqns for v in eqn.outvars} | set(joint.jaxpr.constvars)
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
     return tuple(v for v in read if v not in own and _can_be_fenced(v))
+
+
+def _sources(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
+    """What the recomputed equations of a segment read from outside, and the cotangents that the segment reads."""
+    forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.is_backward) if not late}
+    again = [eqn for eqn in eqns if id(eqn) in forward]
+    if not again:
+        return ()
+    values = {v for eqn in joint.eqns if id(eqn) in forward for v in eqn.outvars} | set(joint.inputs)
+    wanted = {v for eqn in again for v in eqn.invars if isinstance(v, Var)}
+    return tuple(v for v in _read_from_outside(joint, eqns) if v in wanted or v not in values)
 
 
 def _can_be_fenced(var: Var) -> bool:

@@ -7,7 +7,9 @@ import numpy as np
 from jaxremat.graph import Graph
 
 
-def assemble(graph: Graph, kept: np.ndarray, group: np.ndarray | None = None, across: np.ndarray | None = None):
+def assemble(
+    graph: Graph, kept: np.ndarray, group: np.ndarray | None = None, across: np.ndarray | None = None
+) -> np.ndarray:
     """The schedule that keeps `kept` for the backward and recomputes what else it reads.
 
     With groups, memory is saved on two levels: the forward leaves only `across` (and what the last group keeps); when
@@ -23,12 +25,21 @@ def assemble(graph: Graph, kept: np.ndarray, group: np.ndarray | None = None, ac
       [T] int32: forward nodes that an output or a value left by the forward needs, in order; then the backward nodes
       in order, each preceded by the forward nodes that it still needs.
     """
+    return assemble_parts(graph, kept, group, across)[0]
+
+
+def assemble_parts(
+    graph: Graph, kept: np.ndarray, group: np.ndarray | None = None, across: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """As `assemble`: (the schedule, the step at which its backward begins)."""
     group = np.zeros(graph.num_nodes, np.int64) if group is None else group
     value_group = group[graph.producer]
     last = int(group.max(initial=0))
     left = kept & (value_group == last)
     left |= (kept if across is None else across) & ~graph.backward[graph.producer]
-    return _Assembly(graph, kept, value_group, left, last).run()
+    assembly = _Assembly(graph, kept, value_group, left, last)
+    start = len(assembly.steps)
+    return assembly.run(), start
 
 
 class _Assembly:

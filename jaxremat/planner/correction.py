@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 _CLOSE_ENOUGH = 0.02
 _SAFETY = 0.002
+_STEP_DOWN, _STEP_UP = 0.97, 1.02
 
 
 class Candidate(Protocol):
@@ -44,6 +45,17 @@ class Correction(Generic[C, M]):
     smallest: Trial[C, M]
     trials: int
 
+    def with_more(
+        self, candidates: Iterable[C], measure: Callable[[C], tuple[int, M]], budget_bytes: int
+    ) -> Correction[C, M]:
+        """The same after some more candidates, of which the cheapest that fits, or the smallest, counts."""
+        more = [
+            Trial(candidate, measurement, peak)
+            for candidate in candidates
+            for peak, measurement in [measure(candidate)]
+        ]
+        return _concluded([*filter(None, (self.best, self.smallest)), *more], budget_bytes, self.trials + len(more))
+
 
 def correct(
     propose: Callable[[int], C],
@@ -70,28 +82,38 @@ def correct(
     trials: list[Trial[C, M]] = []
     fits, fails = None, None
     aim = first_aim
-    for _ in range(most_trials):
+    for _ in range(2 * most_trials):
         candidate = propose(aim)
-        if any(candidate is trial.candidate for trial in trials):
-            break
-        peak_bytes, measurement = measure(candidate)
-        trials.append(Trial(candidate, measurement, peak_bytes))
-        slack = budget_bytes - peak_bytes
+        tried = next((trial for trial in trials if trial.candidate is candidate), None)
+        if tried is None:
+            if len(trials) == most_trials:
+                break
+            peak_bytes, measurement = measure(candidate)
+            tried = Trial(candidate, measurement, peak_bytes)
+            trials.append(tried)
+        slack = budget_bytes - tried.peak_bytes
         if slack >= 0:
             fits = max(fits or 0, aim)
             if slack <= _CLOSE_ENOUGH * budget_bytes:
                 break
         else:
             fails = min(fails or aim, aim)
+        if fits and fails and fails - fits <= _SAFETY * budget_bytes:
+            break
         aim = _next_aim(expected(candidate) + slack - int(_SAFETY * budget_bytes), fits, fails)
+    return _concluded(trials, budget_bytes, len(trials))
+
+
+def _concluded(trials: Sequence[Trial[C, M]], budget_bytes: int, number: int) -> Correction[C, M]:
     within = [trial for trial in trials if trial.peak_bytes <= budget_bytes]
     best = min(within, key=lambda trial: (trial.candidate.cost, trial.peak_bytes)) if within else None
-    return Correction(best, min(trials, key=lambda trial: trial.peak_bytes), len(trials))
+    return Correction(best, min(trials, key=lambda trial: trial.peak_bytes), number)
 
 
 def _next_aim(learnt: int, fits: int | None, fails: int | None) -> int:
+    """The next aim: what was learnt, but above every aim that fitted and below every one that did not."""
     if fits is not None and fails is not None:
         return learnt if fits < learnt < fails else (fits + fails) // 2
     if fails is not None:
-        return min(learnt, int(0.97 * fails))
-    return max(1, learnt)
+        return max(1, min(learnt, int(_STEP_DOWN * fails)))
+    return max(learnt, int(_STEP_UP * fits)) if fits else learnt

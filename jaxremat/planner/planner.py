@@ -35,6 +35,7 @@ class Outcome:
       replayed_bytes: peak of the replay.
       cost: of the replay, in seconds.
       platform: what the prediction is for.
+      start, fences, fenced: as in `emit.scheduled.write_script`.
     """
 
     problem: Problem
@@ -42,11 +43,16 @@ class Outcome:
     replayed_bytes: int
     cost: float
     platform: str
+    start: int | None = dataclasses.field(default=None, kw_only=True)
+    fences: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
+    fenced: str = dataclasses.field(default="all", kw_only=True)
 
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The predicted timeline of the emitted program."""
-        return predict(self.problem.joint, self.problem.graph, self.schedule, self.platform)
+        problem = self.problem
+        script = self.fences, self.start, self.fenced
+        return predict(problem.joint, problem.graph, self.schedule, self.platform, *script)
 
     @property
     def peak_bytes(self) -> int:
@@ -97,6 +103,15 @@ class Planner:
         outcomes = [self._outcome(problem, search.smallest) for problem, search in posed]
         return min(outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
 
+    def smallest_few(self, number: int) -> list[Outcome]:
+        """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
+        prices = [None, *(self._loop_prices[::3] if self._loops else ())]
+        posed = [self._posed(self._decisions(price)) for price in prices]
+        each = [self._outcome(p, candidate) for p, search in posed for candidate in search.smallest_of_each_shape()]
+        by_size = sorted([self.smallest, *each], key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
+        distinct = list({id(outcome): outcome for outcome in by_size}.values())[: number // 2]
+        return [*distinct, *(dataclasses.replace(outcome, fenced="sources") for outcome in distinct)]
+
     def _refined(self, too_low: float, enough: float, replayed_bytes: int) -> Outcome:
         outcomes = []
         for _ in range(_REFINEMENTS):
@@ -133,14 +148,22 @@ class Planner:
     def _posed(self, decisions: tuple[LoopDecision, ...]) -> tuple[Problem, Search]:
         if decisions not in self._searches:
             problem = pose(self.primal, self.device, decisions)
-            self._searches[decisions] = problem, Search(problem.graph)
+            self._searches[decisions] = problem, Search(problem.graph, problem.run_seconds)
         return self._searches[decisions]
 
     def _outcome(self, problem: Problem, candidate: Candidate) -> Outcome:
         key = id(candidate)
         if key not in self._outcomes:
-            outcome = Outcome(
-                problem, candidate.schedule, candidate.peak_bytes, candidate.cost, self.device.platform
+            self._outcomes[key] = (
+                candidate,
+                Outcome(
+                    problem,
+                    candidate.schedule,
+                    candidate.peak_bytes,
+                    candidate.cost,
+                    self.device.platform,
+                    start=candidate.start,
+                    fences=candidate.fences,
+                ),
             )
-            self._outcomes[key] = candidate, outcome
         return self._outcomes[key][1]

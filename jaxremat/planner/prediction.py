@@ -1,7 +1,8 @@
 """What a schedule will occupy once it is compiled: the emitted program under the target's memory model.
 
 The replay ranks schedules value by value; a compiler fuses values away, copies others and chooses its own order. The
-prediction writes the program that would be emitted and follows the compiler's rules through it.
+prediction writes the program that would be emitted and follows the compiler's rules through it. Toy programs are
+replayed instead: there the compiler's alignment and fixed buffers outweigh what fusion saves.
 """
 
 from __future__ import annotations
@@ -15,20 +16,33 @@ from jaxremat._compat import Jaxpr
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.emit.scheduled import Script, run_backward, run_forward, write_script
 from jaxremat.graph import Graph
-from jaxremat.schedule import Timeline
+from jaxremat.schedule import Timeline, replay
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
+_SMALLEST_MODELLED_BYTES = 32 * 2**20  # all values of the program together
 
-def predict(joint: Joint, graph: Graph, schedule: Sequence[int] | np.ndarray, platform: str) -> Timeline:
+
+def predict(
+    joint: Joint,
+    graph: Graph,
+    schedule: Sequence[int] | np.ndarray,
+    platform: str,
+    fences: Sequence[int] | None = None,
+    start: int | None = None,
+    fenced: str = "all",
+) -> Timeline:
     """The timeline of a schedule as compiled: one step per kernel, one span per buffer.
 
     Args:
       joint, graph: the program.
       schedule: [T] node ids.
       platform: "cpu", "cuda" or "tpu".
+      fences, start, fenced: as in `write_script`.
     """
-    script = write_script(joint, schedule)
+    if graph.resident_bytes + int(graph.value_bytes.sum()) < _SMALLEST_MODELLED_BYTES:
+        return replay(graph, schedule)
+    script = write_script(joint, schedule, fences, start, fenced)
     emitted = _emitted(joint, script)
     node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
     estimate = estimate_memory(emitted, platform)
@@ -47,6 +61,8 @@ def predict(joint: Joint, graph: Graph, schedule: Sequence[int] | np.ndarray, pl
 
 
 def _emitted(joint: Joint, script: Script) -> Jaxpr:
+    """The emitted gradient program."""
+
     def gradient(inputs, cotangents):
         outputs, residuals = run_forward(joint, script, inputs)
         return outputs, run_backward(joint, script, residuals, cotangents)

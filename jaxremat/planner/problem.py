@@ -10,7 +10,10 @@ import numpy as np
 from jaxremat.cost.pricing import price
 from jaxremat.emit.loops import LoopDecision, rewritten
 from jaxremat.graph import Graph
+from jaxremat.planner.sharding import is_collective
 from jaxremat.trace.joint import Joint, Primal, differentiate
+
+_COLLECTIVE_SURCHARGE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +31,21 @@ class Problem:
     loops: tuple[LoopDecision, ...]
     joint: Joint
     graph: Graph
+
+    @functools.cached_property
+    def run_seconds(self) -> np.ndarray:
+        """[N] what running each node again is taken to cost: more than its time where that is to be avoided.
+
+        Effects never run again, nor do loops whose recomputation was decided with them; collectives only if nothing
+        else fits.
+        """
+        seconds = self.graph.costs.copy()
+        for node, eqn in enumerate(self.joint.eqns):
+            if self.graph.pinned[node] or (self.loops and eqn.primitive.name == "scan"):
+                seconds[node] = np.inf
+            elif is_collective(eqn):
+                seconds[node] += _COLLECTIVE_SURCHARGE * self.graph.costs.sum()
+        return seconds
 
     @functools.cached_property
     def in_order(self) -> np.ndarray:

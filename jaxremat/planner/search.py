@@ -23,7 +23,7 @@ import functools
 import numpy as np
 
 from jaxremat.graph import Graph
-from jaxremat.planner.assemble import assemble
+from jaxremat.planner.assemble import assemble_parts
 from jaxremat.planner.mincut import cheapest_cut
 from jaxremat.planner.structure import Structure
 from jaxremat.schedule import replay
@@ -33,6 +33,7 @@ _GROUPS = (2, 3, 4, 6, 8)
 _LAYER_SLOPE = 0.05
 _REFINEMENTS = 6
 _PRICES = np.logspace(-2, 2.5, 10)
+_FENCED_PARTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +53,16 @@ class Candidate:
     Attributes:
       dials: what it was made from, None for the plain program.
       schedule: [T] node ids.
-      kept: [V] bool, forward values kept for the backward.
+      start: the step at which the backward begins.
+      fences: steps at which a fenced segment of the backward opens.
       peak_bytes, cost: from the replay.
       peak_node: the first backward node at or after the replayed peak.
     """
 
     dials: Dials | None
     schedule: np.ndarray
-    kept: np.ndarray
+    start: int
+    fences: tuple[int, ...]
     peak_bytes: int
     cost: float
     peak_node: int
@@ -70,17 +73,21 @@ class Search:
 
     Args:
       graph: a joint graph.
+      run_seconds: [N] what running each forward node again is taken to cost, infinite where it must not; its cost by
+        default.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, run_seconds: np.ndarray | None = None):
         self.graph = graph
         self.structure = Structure(graph)
+        self._run_seconds = np.where(graph.pinned, np.inf, graph.costs) if run_seconds is None else run_seconds
         self._made: dict[Dials, Candidate] = {}
 
     @functools.cached_property
     def plain(self) -> Candidate:
         """The program as it stands: everything is computed once, in the given order."""
-        return self._judge(None, np.arange(self.graph.num_nodes, dtype=np.int32), self.structure.needed)
+        in_order = np.arange(self.graph.num_nodes, dtype=np.int32)
+        return self._judge(None, in_order, int(self.graph.backward.argmax()))
 
     def fit(self, budget_bytes: int) -> Candidate:
         """The cheapest candidate whose replayed peak is within the budget, or the one with the smallest peak."""
@@ -98,16 +105,20 @@ class Search:
     @functools.cached_property
     def smallest(self) -> Candidate:
         """The candidate with the smallest replayed peak."""
-        shapes = [*((segments, 1) for segments in _SEGMENTS), *self._two_levels]
-        every = [self.candidate(Dials(price, *shape)) for shape in shapes for price in self._prices[3:]]
-        least = min([*every, self.plain], key=_by_peak)
+        least = min([self.smallest_of_each_shape()[0], self.plain], key=_by_peak)
         if least.dials is None:
             return least
-        again = [
-            self.candidate(dataclasses.replace(least.dials, price=price, peak_node=least.peak_node))
-            for price in self._prices
-        ]
+        released = dataclasses.replace(least.dials, peak_node=least.peak_node)
+        again = [self.candidate(dataclasses.replace(released, price=price)) for price in self._prices]
         return min([least, *again], key=_by_peak)
+
+    def smallest_of_each_shape(self) -> list[Candidate]:
+        """For every number of segments and groups, the candidate with the smallest replayed peak, smallest first."""
+        shapes = [*((segments, 1) for segments in _SEGMENTS), *self._two_levels]
+        least = [
+            min((self.candidate(Dials(price, *shape)) for price in self._prices[3:]), key=_by_peak) for shape in shapes
+        ]
+        return sorted(least, key=_by_peak)
 
     def candidate(self, dials: Dials) -> Candidate:
         """The candidate that the dials describe."""
@@ -161,21 +172,42 @@ class Search:
         position = 1 + _LAYER_SLOPE * (1 - graph.producer / max(graph.num_nodes, 1))
         until_peak = structure.first_backward_read > dials.peak_node
         keep_price = dials.price * position * until_peak * graph.value_bytes
-        run_price = np.where(graph.pinned, np.inf, graph.costs)
-        kept, _ = cheapest_cut(graph, keep_price, run_price, structure.needed, must_keep)
+        kept, _ = cheapest_cut(graph, keep_price, self._run_seconds, structure.needed, must_keep)
         if dials.groups == 1:
-            return self._judge(dials, assemble(graph, kept), kept)
+            return self._judge(dials, *assemble_parts(graph, kept))
         ends = structure.boundaries(dials.segments)
         ends = ends[np.linspace(0, ends.size, dials.groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
         group = np.searchsorted(ends, np.arange(graph.num_nodes))
-        return self._judge(dials, assemble(graph, kept, group, structure.crossing_values(ends)), kept)
+        return self._judge(dials, *assemble_parts(graph, kept, group, structure.crossing_values(ends)))
 
-    def _judge(self, dials: Dials | None, schedule: np.ndarray, kept: np.ndarray) -> Candidate:
+    def _judge(self, dials: Dials | None, schedule: np.ndarray, start: int) -> Candidate:
         timeline = replay(self.graph, schedule)
         later = schedule[timeline.peak_step :]
         backward = later[self.graph.backward[later]]
         peak_node = int(backward[0]) if backward.size else 0
-        return Candidate(dials, schedule, kept, timeline.peak_bytes, timeline.cost, peak_node)
+        fences = self._fences(schedule, start)
+        return Candidate(dials, schedule, start, fences, timeline.peak_bytes, timeline.cost, peak_node)
+
+    def _fences(self, schedule: np.ndarray, start: int) -> tuple[int, ...]:
+        """Where recomputation moves on to another part of the forward: one fence per part keeps fusions whole."""
+        again = ~self.graph.backward[schedule]
+        again[:start] = False
+        opens = np.flatnonzero(again & ~np.roll(again, 1))
+        part = self._part[schedule]
+        fences, current = [], -1
+        for first in opens.tolist():
+            run = again[first:]
+            end = first + (int(run.argmin()) if not run.all() else run.size)
+            furthest = int(part[first:end].max())
+            if furthest != current:
+                fences.append(first)
+                current = furthest
+        return tuple(fences)
+
+    @functools.cached_property
+    def _part(self) -> np.ndarray:
+        """[N] in which of many small parts of the forward each node lies."""
+        return np.searchsorted(self.structure.boundaries(_FENCED_PARTS), np.arange(self.graph.num_nodes))
 
 
 def _by_peak(candidate: Candidate) -> tuple[int, float]:
