@@ -105,8 +105,8 @@ def main() -> None:
         stored.setdefault(key, {})[name] = run_model(name, options.target)
         print(to_markdown({name: stored[key][name]}), flush=True)
         path.write_text(json.dumps(stored, indent=1) + "\n")
-    text = "".join(f"### {key}\n\n{to_markdown(results)}\n" for key, results in stored.items())
-    path.with_suffix(".md").write_text(text)
+        text = "\n".join(f"{key}:\n\n{to_markdown(results)}" for key, results in stored.items())
+        path.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":
