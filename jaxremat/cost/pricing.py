@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxremat import _compat
 from jaxremat._compat import Eqn, Var
 from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.cost.flops import equation_flops, equation_seconds, is_contraction
@@ -59,7 +60,8 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
 
 
 def _renamed_gradients(joint: Joint, value_of: dict[Var, int]) -> list[int]:
-    """Backward values that are read once, under another shape: they and what they become are one buffer."""
+    """Backward values that are read once, under another shape or as a loop's first carry: what they become is the
+    same buffer."""
     readers: dict[Var, list[Eqn]] = {}
     for eqn in joint.eqns:
         for var in jaxprs.vars_of(eqn.invars):
@@ -69,8 +71,15 @@ def _renamed_gradients(joint: Joint, value_of: dict[Var, int]) -> list[int]:
         value_of[var]
         for eqn, late in zip(joint.eqns, joint.is_backward)
         for var in eqn.outvars
-        if late and var not in outputs and [r.primitive.name in _VIEWS for r in readers.get(var, ())] == [True]
+        if late and var not in outputs and [_takes_over(reader, var) for reader in readers.get(var, ())] == [True]
     ]
+
+
+def _takes_over(reader: Eqn, var: Var) -> bool:
+    if reader.primitive.name == "scan":
+        num_consts, num_carry = _compat.scan_arity(reader)
+        return var in reader.invars[num_consts : num_consts + num_carry]
+    return reader.primitive.name in _VIEWS
 
 
 def _seconds(eqn: Eqn, device: Device, materialised: dict[Var, bool]) -> float:
