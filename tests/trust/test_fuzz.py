@@ -24,7 +24,7 @@ def check_program(seed, verify):
     fraction = random.Random(seed).choice(_FRACTIONS)
     fun, args = random_program(seed), arguments()
     told = f"seed {seed}, budget {fraction}, verify {verify}"
-    print(told)
+    print(told)  # noqa: T201  the seed is what a failure is told by
     try:
         plan = jaxremat.plan(fun, *args, budget=fraction, argnums=(0, 1), verify=verify)
     except jaxremat.BudgetError as error:
