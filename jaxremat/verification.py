@@ -18,6 +18,7 @@ from jaxremat.planner.prediction import predict
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
 
+_SUSPICIOUS = 1.1
 _GROSSLY_OVER = 1.5
 
 
@@ -115,7 +116,7 @@ def verify(plan: Plan, target: str | None = None) -> Verification:
     device = resolve_target(plan.target if target is None else target)
     compiled = compile_plan(plan, device)
     predicted = _predicted_bytes(plan, device)
-    warnings = (*_undone(plan, compiled), *_swollen(compiled.report, predicted))
+    warnings = (*_undone(plan, compiled, predicted), *_swollen(compiled.report, predicted))
     return Verification(compiled.report, plan.budget_bytes, predicted, warnings)
 
 
@@ -153,16 +154,21 @@ def _predicted_bytes(plan: Plan, device: Device) -> int | None:
     if device.name == plan.target:
         return plan.peak_bytes
     if plan.decision.emit in ("plain", "schedule"):
-        return predict(plan.problem.joint, plan.problem.graph, plan.schedule, device.platform).peak_bytes
+        problem, decision = plan.problem, plan.decision
+        timeline = predict(
+            problem.joint, problem.graph, plan.schedule, device.platform, decision.fences, decision.start
+        )
+        return timeline.peak_bytes
     return None
 
 
-def _undone(plan: Plan, compiled: CompiledGradient) -> tuple[str, ...]:
+def _undone(plan: Plan, compiled: CompiledGradient, predicted_bytes: int | None) -> tuple[str, ...]:
     """Recomputation that is planned and not in the compiled program."""
     if plan.decision.emit != "schedule":
         return ()
     joint, script = scheduled_program(plan.problem.primal, plan.decision)
-    return undone(effects(joint, plan.problem.graph, plan.schedule, script, compiled.hlo_text()))
+    found = effects(joint, plan.problem.graph, plan.schedule, script, compiled.hlo_text())
+    return undone(found, suspicious=compiled.report.peak_bytes > _SUSPICIOUS * (predicted_bytes or 0))
 
 
 def _swollen(report: MemoryReport, predicted_bytes: int | None) -> tuple[str, ...]:
