@@ -1,6 +1,6 @@
 """Long contexts: the same attention, without its square of scores, in code that was never written for it.
 
-    python examples/long_context_attention.py
+python examples/long_context_attention.py
 """
 
 import flax.linen as nn

@@ -81,11 +81,11 @@ class Graph:
         if costs_array.size != n:
             raise GraphError(f"{n} sizes but {costs_array.size} costs: give one of each per node")
         edges_array = _integers(edges, "edges").reshape(-1, 2)
-        if edges_array.size and not (0 <= edges_array.min() and edges_array.max() < n):
+        if edges_array.size and not (edges_array.min() >= 0 and edges_array.max() < n):
             bad = edges_array[((edges_array < 0) | (edges_array >= n)).any(1)][0]
             raise GraphError(f"edge {tuple(map(int, bad))} names a node outside 0..{n - 1}")
         outputs_array = _integers(outputs, "outputs")
-        if outputs_array.size and not (0 <= outputs_array.min() and outputs_array.max() < n):
+        if outputs_array.size and not (outputs_array.min() >= 0 and outputs_array.max() < n):
             raise GraphError(f"outputs {sorted(map(int, outputs_array))} must lie in 0..{n - 1}")
         if np.any(edges_array[:, 0] >= edges_array[:, 1]):
             _refuse_unordered(edges_array, n)

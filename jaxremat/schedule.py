@@ -94,7 +94,9 @@ def replay(graph: Graph, schedule: Sequence[int] | np.ndarray) -> Timeline:
     np.add.at(change, spans[:, 1], graph.value_bytes[spans[:, 0]])
     np.add.at(change, spans[:, 2] + 1, -graph.value_bytes[spans[:, 0]])
     live = np.cumsum(change[:-1]) + graph.workspace_bytes[steps] + graph.resident_bytes
-    return Timeline(steps.astype(np.int32), live, float(graph.costs[steps].sum()), spans, graph.value_bytes[spans[:, 0]])
+    return Timeline(
+        steps.astype(np.int32), live, float(graph.costs[steps].sum()), spans, graph.value_bytes[spans[:, 0]]
+    )
 
 
 def replay_operations(chain: Chain | OptionChain, operations: Sequence[tuple]) -> tuple[int, float]:

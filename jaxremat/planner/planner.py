@@ -22,7 +22,8 @@ from jaxremat.trace.joint import Primal
 from jaxremat.trace.loops import Loop, find
 
 _LOOP_PRICES = np.logspace(-2, 4, 25)
-_REFINEMENTS = 6
+_REFINEMENTS = 10
+_STRIDE = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,15 +86,17 @@ class Planner:
         if not self._loops or self.plain.replayed_bytes <= replayed_bytes:
             return self._fit_at(None, replayed_bytes)
         prices = self._loop_prices
-        low, high = -1, len(prices) - 1
-        best = self._fit_at(prices[high], replayed_bytes)
-        if best.replayed_bytes > replayed_bytes:
+        fits = [i for i in range(0, len(prices), _STRIDE) if self._fits(prices[i], replayed_bytes)]
+        if not fits:
             return self.smallest
+        high, low = fits[0], fits[0] - _STRIDE
         while high - low > 1:
             middle = (low + high) // 2
-            outcome = self._fit_at(prices[middle], replayed_bytes)
-            low, high = (low, middle) if outcome.replayed_bytes <= replayed_bytes else (middle, high)
+            low, high = (low, middle) if self._fits(prices[middle], replayed_bytes) else (middle, high)
         return self._refined(prices[max(low, 0)], prices[high], replayed_bytes)
+
+    def _fits(self, price: float, replayed_bytes: int) -> bool:
+        return self._fit_at(price, replayed_bytes).replayed_bytes <= replayed_bytes
 
     @functools.cached_property
     def smallest(self) -> Outcome:
@@ -105,7 +108,7 @@ class Planner:
 
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
-        prices = [None, *(self._loop_prices[::3] if self._loops else ())]
+        prices = [None, *(self._loop_prices[::2] if self._loops else ())]
         posed = [self._posed(self._decisions(price)) for price in prices]
         each = [self._outcome(p, candidate) for p, search in posed for candidate in search.smallest_of_each_shape()]
         by_size = sorted([self.smallest, *each], key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
