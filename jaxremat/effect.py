@@ -61,7 +61,9 @@ class Effect:
         return self.emitted >= self.planned and self.compiled >= _ENOUGH * self.planned
 
 
-def effects(joint: Joint, graph: Graph, schedule: Sequence[int], script: Script, compiled_text: str) -> list[Effect]:
+def effects(
+    joint: Joint, graph: Graph, schedule: Sequence[int] | np.ndarray, script: Script, compiled_text: str
+) -> list[Effect]:
     """What became of each recomputation, by the names in a compiled program.
 
     Args:
