@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax._src import ad_checkpoint as _ad_checkpoint
@@ -108,5 +109,5 @@ def name_of(eqn: Eqn) -> str | None:
     """The name that a `mark` or a `checkpoint_name` equation gives, else None."""
     if eqn.primitive is _ad_checkpoint.name_p:
         return eqn.params["name"]
-    inner = eqn.params.get("_prim")
+    inner: Any = eqn.params.get("_prim")
     return inner.params.get("name") if type(inner).__name__ == "CheckpointName" else None

@@ -8,10 +8,11 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 
-from jaxremat._compat import Literal
+from jaxremat._compat import Literal, Var
 from jaxremat.budget import Budget, format_bytes
 from jaxremat.decision import Decision
 from jaxremat.emit.form import emit as emit_form
@@ -62,10 +63,9 @@ def remat(
             remat, budget=budget, has_aux=has_aux, static_argnums=static_argnums, static_argnames=static_argnames,
             solver=solver, target=target, emit=emit, verify=verify, seed=seed,
         )  # fmt: skip
-    options = {"budget": budget, "solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
-    return PlanOnce(getattr(fun, "__name__", type(fun).__name__), **options).decorate(
-        fun, has_aux=has_aux, static_argnums=static_argnums, static_argnames=static_argnames
-    )
+    name = getattr(fun, "__name__", type(fun).__name__)
+    once = PlanOnce(name, budget=budget, solver=solver, target=target, emit=emit, verify=verify, seed=seed)
+    return once.decorate(fun, has_aux=has_aux, static_argnums=static_argnums, static_argnames=static_argnames)
 
 
 class PlanOnce:
@@ -172,7 +172,8 @@ def _forwarding(primal: Primal, emit: Callable[[Primal], Callable]) -> Callable[
     emitted = emit(dataclasses.replace(primal, jaxpr=jaxpr, cotangents_of=wanted, raw=None))
 
     def flat(*inputs):
-        env = dict(zip(primal.jaxpr.invars, inputs)) | {atoms[k]: x for k, x in zip(computed, emitted(*inputs))}
+        env: dict[Var, Any] = dict(zip(primal.jaxpr.invars, inputs))
+        env.update(zip(jaxprs.vars_of([atoms[k] for k in computed]), emitted(*inputs)))
         return [jaxprs.value_of(env, atom) for atom in atoms]
 
     return flat

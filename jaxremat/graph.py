@@ -44,9 +44,9 @@ class Graph:
     names: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for field in ("backward", "pinned"):
-            if getattr(self, field).size == 0:
-                object.__setattr__(self, field, np.zeros(self.num_nodes, bool))
+        for name in ("backward", "pinned"):
+            if getattr(self, name).size == 0:
+                object.__setattr__(self, name, np.zeros(self.num_nodes, bool))
         self.validate()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -73,7 +73,8 @@ class Graph:
           names: one name per node, optional.
 
         Raises:
-          GraphError: for unequal lengths, negative or fractional sizes, edges out of range, a cycle, or an order that is not topological.
+          GraphError: for unequal lengths, negative or fractional sizes, edges out of range, a cycle, or an order that
+            is not topological.
         """
         sizes_array = _integers(sizes, "sizes")
         costs_array = np.asarray(costs, np.float64).reshape(-1)

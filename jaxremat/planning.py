@@ -181,7 +181,7 @@ class Planning:
         """Cheaper outcomes that may fit all the same: forms that stay plain JAX leave little to predict by."""
         if not isinstance(self.planner, FormPlanner):
             return []
-        untried = [o for o in self.planner.contenders(best, room_bytes) if id(o) not in measured]
+        untried: list[Outcome] = [o for o in self.planner.contenders(best, room_bytes) if id(o) not in measured]
         return untried[:_MOST_CONTENDERS]
 
     def _plan(self, outcome: Outcome, limit: int, emit: str) -> Plan:
@@ -206,12 +206,12 @@ class Planning:
 def plan_with_chunked_attention(planning: Planning, budget: Budget) -> Plan:
     """The cheaper of two plans: of the program as written, and of the same with its attention in chunks."""
     limit = budget_bytes(budget, planning.plain_peak_bytes)
+    refused: BudgetError | None = None
     try:
         made = planning.plan(limit)
     except BudgetError as error:
         refused = error
     else:
-        refused = None
         if made.overhead <= 0:
             return made
     request = planning.request

@@ -27,6 +27,7 @@ def emit(primal: Primal, decision: Decision) -> Callable[..., list]:
     if decision.emit == "schedule":
         return _emit_schedule(primal, decision)
     if decision.extra.get("own"):
+        assert primal.raw is not None  # the names are the author's own only where there is a raw program
         return emit_repoliced(primal.raw, decision.names)
     if decision.emit in ("names", "segments"):
         form = emit_in_one if decision.extra["outer"] else emit_pieces

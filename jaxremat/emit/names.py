@@ -29,7 +29,7 @@ def emit_repoliced(raw: Jaxpr, names: Sequence[str]) -> Callable[..., list]:
         body = jaxprs.inlined_body(eqn)
         if body is None:
             return None
-        run = functools.partial(_evaluate_flat, body, rule)
+        run: Callable[..., list] = functools.partial(_evaluate_flat, body, rule)
         with _compat.at_position_of(eqn):
             if is_checkpoint(eqn):
                 run = jax.checkpoint(run, policy=policy, prevent_cse=eqn.params["prevent_cse"])

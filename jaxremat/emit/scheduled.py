@@ -9,6 +9,7 @@ start it, or a copy of a kept value in another layout, before the backward has c
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ class Script:
 
 def write_script(
     joint: Joint,
-    schedule: Sequence[int],
+    schedule: Sequence[int] | np.ndarray,
     fences: Sequence[int] | None = None,
     start: int | None = None,
     fenced: str = "all",
@@ -80,7 +81,7 @@ def write_script(
     bounds = sorted({start, *(t for t in fences if t > start), steps.size})
     forward = tuple(joint.eqns[node] for node in steps[:start])
     residuals = read_before_made(joint, [joint.eqns[node] for node in steps[start:]])
-    segments = [tuple(joint.eqns[node] for node in steps[first:end]) for first, end in zip(bounds, bounds[1:])]
+    segments = [tuple(joint.eqns[node] for node in steps[first:end]) for first, end in itertools.pairwise(bounds)]
     if np.unique(steps).size == steps.size:
         return Script(forward, residuals, tuple(Segment(eqns, ()) for eqns in segments))
     enters = {"all": _read_from_outside, "sources": _sources}[fenced]
@@ -204,7 +205,7 @@ def _sources(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
 
 
 def _can_be_fenced(var: Var) -> bool:
-    return not jax.dtypes.issubdtype(var.aval.dtype, jax.dtypes.extended)
+    return not jax.dtypes.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended)
 
 
 def _constants(joint: Joint) -> dict[Var, Any]:
@@ -218,7 +219,8 @@ def _run(eqns: Sequence[Eqn], env: dict[Var, Any]) -> None:
 
 def _instantiated(cotangent, var: Var):
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return jnp.zeros(var.aval.shape, var.aval.dtype)
+        aval: Any = var.aval
+        return jnp.zeros(aval.shape, aval.dtype)
     return cotangent
 
 
@@ -228,10 +230,10 @@ def _refuse_auxiliary(primal: Primal, cotangents: Sequence) -> None:
     used = [
         i
         for i in auxiliary
-        if not isinstance(cotangents[i], zero) and jnp.issubdtype(primal.jaxpr.outvars[i].aval.dtype, jnp.inexact)
+        if not isinstance(cotangents[i], zero) and jnp.issubdtype(jaxprs.dtype_of(primal.jaxpr.outvars[i]), jnp.inexact)
     ]
     if used:
         raise EmissionError(
-            f"{len(used)} auxiliary outputs are differentiated; the plan was made with has_aux=True, where only the first"
-            " result is. Plan again with has_aux=False."
+            f"{len(used)} auxiliary outputs are differentiated; the plan was made with has_aux=True, where only the"
+            " first result is. Plan again with has_aux=False."
         )

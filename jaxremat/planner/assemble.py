@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxremat.graph import Graph
@@ -85,7 +87,7 @@ class _Assembly:
         }
         return groups - self.restored
 
-    def _missing(self, readers: list[int], include: list[int] = ()) -> list[int]:
+    def _missing(self, readers: list[int], include: Sequence[int] = ()) -> list[int]:
         """Forward nodes to run, in order, so that the readers can (and those to include)."""
         missing: set[int] = set(include)
         waiting = list(readers)

@@ -32,8 +32,10 @@ def assemble_in_groups(graph: Graph, kept: np.ndarray, group: np.ndarray) -> np.
 
 
 def _inherited(groups: np.ndarray) -> list[int]:
-    carried = itertools.accumulate(groups.tolist(), lambda before, own: own if own >= 0 else before)
-    return list(carried)
+    def carry(before: int, own: int) -> int:
+        return own if own >= 0 else before
+
+    return list(itertools.accumulate(groups.tolist(), carry))
 
 
 def _needed_by(graph: Graph, values, kept: np.ndarray | None) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 _CLOSE_ENOUGH = 0.02
 _SAFETY = 0.002
@@ -18,12 +18,8 @@ class Candidate(Protocol):
     def cost(self) -> float: ...
 
 
-C = TypeVar("C", bound=Candidate)
-M = TypeVar("M")
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Trial(Generic[C, M]):
+class Trial[C: Candidate, M]:
     """A candidate with what was measured of it."""
 
     candidate: C
@@ -32,7 +28,7 @@ class Trial(Generic[C, M]):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Correction(Generic[C, M]):
+class Correction[C: Candidate, M]:
     """How a correction loop ended.
 
     Attributes:
@@ -57,7 +53,7 @@ class Correction(Generic[C, M]):
         return _concluded([*filter(None, (self.best, self.smallest)), *more], budget_bytes, self.trials + len(more))
 
 
-def correct(
+def correct[C: Candidate, M](
     propose: Callable[[int], C],
     measure: Callable[[C], tuple[int, M]],
     budget_bytes: int,
@@ -104,7 +100,7 @@ def correct(
     return _concluded(trials, budget_bytes, len(trials))
 
 
-def _concluded(trials: Sequence[Trial[C, M]], budget_bytes: int, number: int) -> Correction[C, M]:
+def _concluded[C: Candidate, M](trials: Sequence[Trial[C, M]], budget_bytes: int, number: int) -> Correction[C, M]:
     within = [trial for trial in trials if trial.peak_bytes <= budget_bytes]
     best = min(within, key=lambda trial: (trial.candidate.cost, trial.peak_bytes)) if within else None
     return Correction(best, min(trials, key=lambda trial: trial.peak_bytes), number)

@@ -102,7 +102,7 @@ class FormPlanner:
             return min(self.outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
         return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
 
-    def contenders(self, best: FormOutcome, room_bytes: int) -> list[FormOutcome]:
+    def contenders(self, best: Outcome, room_bytes: int) -> list[FormOutcome]:
         """Cheaper outcomes that are predicted to need little more than one that fits, the least demanding first."""
         cheaper = [outcome for outcome in self.outcomes if outcome.cost < best.cost - 1e-9]
         near = [outcome for outcome in cheaper if outcome.replayed_bytes <= best.replayed_bytes + room_bytes]
@@ -158,7 +158,7 @@ class PiecePlanner(FormPlanner):
         lower = [factor for factor in _PRICES if factor < enough]
         if not lower:
             return best
-        too_low, enough = lower[-1], min(enough, 10 * _PRICES[-1])
+        too_low, enough = float(lower[-1]), min(enough, 10 * float(_PRICES[-1]))
         for _ in range(_REFINEMENTS):
             middle = float(np.sqrt(too_low * enough))
             if self._at(count, middle).replayed_bytes <= replayed_bytes:
@@ -245,7 +245,7 @@ class PiecePlanner(FormPlanner):
         """[V] bool: marked values that a later piece of the primal reads."""
         alone = self._primal_structure
         crosses = alone.crossing_values(np.asarray(pieces.ends, np.int64))
-        places = set()
+        places: set[str] = set()
         for node, values in enumerate(alone.graph.values_of):
             places.update(f"{node}.{k}" for k, value in enumerate(values) if crosses[value])
         nodes = np.asarray([mark in places for mark in self.origins.marks]) & ~self.graph.backward
@@ -281,7 +281,9 @@ class OwnNamesPlanner(FormPlanner):
     """
 
     def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]):
+        assert primal.raw is not None  # that is where the names were found
         super().__init__(primal, device, trace_regions(primal, primal.raw))
+        self.raw = primal.raw
         self.names = names
 
     @functools.cached_property
@@ -305,7 +307,7 @@ class OwnNamesPlanner(FormPlanner):
         named = np.asarray([mark in chosen for mark in self.origins.marks]) & ~graph.backward
         kept = self.structure.is_forward_value & (self._always_kept | named[graph.producer])
         schedule = assemble_in_groups(graph, kept, group)
-        emitted = emit_repoliced(self.primal.raw, chosen)
+        emitted = emit_repoliced(self.raw, chosen)
         return self._outcome(chosen, schedule, emitted, chosen, {"own": True})
 
     @functools.cached_property
@@ -339,7 +341,8 @@ def planner_for(form: str, primal: Primal, device: Device) -> FormPlanner:
     return PiecePlanner(primal, device, outer=False)
 
 
-def _place(mark: str) -> tuple[int, int]:
+def _place(mark: str | None) -> tuple[int, int]:
+    assert mark is not None  # of a marked node
     equation, k = mark.split(".")
     return int(equation), int(k)
 

@@ -99,6 +99,7 @@ class Search:
         if best is None:
             return self.smallest
         dials = best.dials
+        assert dials is not None  # not the plain candidate
         around = [(dials.segments, dials.groups), *((s, 1) for s in _SEGMENTS if s < dials.segments)]
         return self._fit_all(around, best.peak_node, budget_bytes, best) or best
 
@@ -158,6 +159,7 @@ class Search:
 
     def _refined(self, too_low: float | None, enough: Candidate, budget_bytes: int) -> Candidate:
         for _ in range(_REFINEMENTS if too_low else 0):
+            assert too_low is not None and enough.dials is not None
             middle = float(np.sqrt(too_low * enough.dials.price))
             candidate = self.candidate(dataclasses.replace(enough.dials, price=middle))
             if candidate.peak_bytes <= budget_bytes:

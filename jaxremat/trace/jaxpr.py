@@ -124,13 +124,19 @@ def vars_of(atoms: Sequence[Atom]) -> list[Var]:
 
 def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
     """Shape, dtype and weak type of a variable, as an abstract argument."""
-    aval = atom.aval
+    aval: Any = atom.aval
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def dtype_of(atom: Atom) -> Any:
+    """The dtype of a variable's array, extended ones such as PRNG keys included."""
+    aval: Any = atom.aval
+    return aval.dtype
 
 
 def size_bytes(atom: Atom) -> int:
     """Bytes of a variable's array; typed PRNG keys count their raw words; tokens count nothing."""
-    aval = atom.aval
+    aval: Any = atom.aval
     if not hasattr(aval, "shape"):
         return 0
     dtype = aval.dtype

@@ -231,10 +231,10 @@ def _differentiated_leaves(args: Sequence, argnums, num_captured: int, jaxpr: Ja
     leaves = jaxpr.invars[num_captured:]
     chosen = [i for i, argument in enumerate(leaf_argument) if argument in wanted]
     for i in chosen:
-        if not jnp.issubdtype(leaves[i].aval.dtype, jnp.inexact):
+        if not jnp.issubdtype(jaxprs.dtype_of(leaves[i]), jnp.inexact):
             raise ArgumentError(
-                f"argument {leaf_argument[i]} holds a leaf of dtype {leaves[i].aval.dtype}; gradients need floating"
-                f" or complex leaves. Choose other arguments with argnums=..."
+                f"argument {leaf_argument[i]} holds a leaf of dtype {jaxprs.dtype_of(leaves[i])}; gradients need"
+                f" floating or complex leaves. Choose other arguments with argnums=..."
             )
     if not chosen:
         raise ArgumentError(f"argnums={argnums} names arguments without any array: there is nothing to differentiate")
@@ -253,14 +253,14 @@ def _differentiated_outputs(out_tree, has_aux: bool, jaxpr: Jaxpr) -> tuple[int,
 
 def _refuse_nothing_to_differentiate(outputs: Sequence[int], jaxpr: Jaxpr) -> None:
     if not outputs:
-        dtypes = sorted({str(v.aval.dtype) for v in jaxpr.outvars})
+        dtypes = sorted({str(jaxprs.dtype_of(v)) for v in jaxpr.outvars})
         raise ArgumentError(
             f"the function returns only {', '.join(dtypes) or 'nothing'}: there is nothing to differentiate"
         )
 
 
 def _inexact(atoms: Sequence) -> tuple[int, ...]:
-    return tuple(i for i, atom in enumerate(atoms) if jnp.issubdtype(atom.aval.dtype, jnp.inexact))
+    return tuple(i for i, atom in enumerate(atoms) if jnp.issubdtype(jaxprs.dtype_of(atom), jnp.inexact))
 
 
 def _complement(indices: Sequence[int], number: int) -> tuple[int, ...]:
