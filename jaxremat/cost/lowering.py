@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from jaxremat import _compat
 from jaxremat._compat import Atom, Eqn, Jaxpr, Literal, Var
 from jaxremat.cost.primitives import CALLS, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS, RENAMING
 from jaxremat.trace import jaxpr as jaxprs
@@ -32,6 +33,7 @@ class Op:
       in_library: a contraction or reduction that XLA:CPU hands to its library.
       constant: identity of a broadcast literal, or None.
       bodies: jaxprs that it runs (loops, branches).
+      takes_over: operation whose buffer the result lives in (a loop's carry), or -1.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Op:
     in_library: bool = False
     constant: Hashable = None
     bodies: tuple[Jaxpr, ...] = ()
+    takes_over: int = -1
 
     @property
     def elements(self) -> int:
@@ -85,11 +88,14 @@ class _Lowering:
         self._known: dict[Hashable, int] = {}
         self._dot_copies = dot_copies
         self._equation = -1
+        self._readers: dict[Atom, int] = {}
 
     def make_input(self, var: Var) -> int:
         return self._append(_op("input", (), var))
 
     def run(self, jaxpr: Jaxpr, env: dict[Var, int], equation: int | None) -> None:
+        for atom in (*(v for eqn in jaxpr.eqns for v in jaxprs.vars_of(eqn.invars)), *jaxprs.vars_of(jaxpr.outvars)):
+            self._readers[atom] = self._readers.get(atom, 0) + 1
         for index, eqn in enumerate(jaxpr.eqns):
             self._equation = index if equation is None else equation
             name = eqn.primitive.name
@@ -128,8 +134,22 @@ class _Lowering:
             return
         bodies = tuple(jaxprs.subjaxprs(eqn)) if eqn.primitive.name in LOOPS else ()
         base = self._append(Op(eqn.primitive.name, reads, (), "", 0, self._equation, bodies=bodies))
-        for var in eqn.outvars:
-            env[var] = self._append(dataclasses.replace(_op("part", (base,), var), equation=self._equation))
+        taken = self._taken_over(eqn, reads)
+        for k, var in enumerate(eqn.outvars):
+            part = dataclasses.replace(_op("part", (base,), var), equation=self._equation, takes_over=taken.get(k, -1))
+            env[var] = self._append(part)
+
+    def _taken_over(self, eqn: Eqn, reads: tuple[int, ...]) -> dict[int, int]:
+        """For a scan, the carries that no one else reads: its results live in their buffers."""
+        if eqn.primitive.name != "scan":
+            return {}
+        num_consts, num_carry = _compat.scan_arity(eqn)
+        carries = enumerate(zip(eqn.invars[num_consts:], reads[num_consts:][:num_carry]))
+        return {
+            k: read
+            for k, (atom, read) in carries
+            if self._readers.get(atom) == 1 and self.ops[read].constant is None and self.ops[read].kind != "input"
+        }
 
     def _single(self, eqn: Eqn, env: dict[Var, int]) -> int:
         name, out = eqn.primitive.name, eqn.outvars[0]

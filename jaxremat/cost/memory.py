@@ -131,6 +131,8 @@ def _renamed(fusion: Fusion, kernel: int) -> int:
         op = ops[kernel]
         if op.kind == "fenced":
             kernel = op.reads[1]
+        elif op.takes_over in fusion.buffers_read:
+            kernel = op.takes_over
         elif op.kind == "bitcast" and fusion.buffers_read.get(kernel) == frozenset(op.reads):
             kernel = op.reads[0]
         else:

@@ -73,7 +73,7 @@ class Planner:
         self.primal = primal
         self.device = device
         self._searches: dict[tuple[LoopDecision, ...], tuple[Problem, Search]] = {}
-        self._outcomes: dict[int, tuple[Candidate, Outcome]] = {}
+        self._outcomes: dict[tuple[tuple[LoopDecision, ...], bytes], Outcome] = {}
 
     @functools.cached_property
     def plain(self) -> Outcome:
@@ -155,18 +155,16 @@ class Planner:
         return self._searches[decisions]
 
     def _outcome(self, problem: Problem, candidate: Candidate) -> Outcome:
-        key = id(candidate)
+        """One outcome per schedule, so that what was predicted or compiled of it is not asked for twice."""
+        key = problem.loops, candidate.schedule.tobytes()
         if key not in self._outcomes:
-            self._outcomes[key] = (
-                candidate,
-                Outcome(
-                    problem,
-                    candidate.schedule,
-                    candidate.peak_bytes,
-                    candidate.cost,
-                    self.device.platform,
-                    start=candidate.start,
-                    fences=candidate.fences,
-                ),
+            self._outcomes[key] = Outcome(
+                problem,
+                candidate.schedule,
+                candidate.peak_bytes,
+                candidate.cost,
+                self.device.platform,
+                start=candidate.start,
+                fences=candidate.fences,
             )
-        return self._outcomes[key][1]
+        return self._outcomes[key]

@@ -82,6 +82,7 @@ class Search:
         self.structure = Structure(graph)
         self._run_seconds = np.where(graph.pinned, np.inf, graph.costs) if run_seconds is None else run_seconds
         self._made: dict[Dials, Candidate] = {}
+        self._laid_out: dict[tuple[bytes, int, int], Candidate] = {}
 
     @functools.cached_property
     def plain(self) -> Candidate:
@@ -175,6 +176,13 @@ class Search:
         until_peak = structure.first_backward_read > dials.peak_node
         keep_price = dials.price * position * until_peak * graph.value_bytes
         kept, _ = cheapest_cut(graph, keep_price, self._run_seconds, structure.needed, must_keep)
+        shape = (kept.tobytes(), dials.groups, dials.segments if dials.groups > 1 else 0)
+        if shape not in self._laid_out:
+            self._laid_out[shape] = self._lay_out(dials, kept)
+        return dataclasses.replace(self._laid_out[shape], dials=dials)
+
+    def _lay_out(self, dials: Dials, kept: np.ndarray) -> Candidate:
+        graph, structure = self.graph, self.structure
         if dials.groups == 1:
             return self._judge(dials, *assemble_parts(graph, kept))
         ends = structure.boundaries(dials.segments)

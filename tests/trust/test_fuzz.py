@@ -52,7 +52,7 @@ def test_random_programs_compile_within_their_budgets():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 200, 40))
+@pytest.mark.parametrize("first", range(0, 60, 20))
 def test_hundreds_of_random_programs(first):
-    planned = [check_program(seed, "compile" if seed % 20 == 0 else "replay") for seed in range(first, first + 40)]
-    assert sum(planned) >= 16
+    planned = [check_program(seed, "compile" if seed % 20 == 0 else "replay") for seed in range(first, first + 20)]
+    assert sum(planned) >= 8
