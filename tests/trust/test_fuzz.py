@@ -48,7 +48,7 @@ def test_random_programs_keep_their_gradients_and_their_budgets():
 
 
 def test_random_programs_compile_within_their_budgets():
-    assert sum(check_program(seed, "compile") for seed in range(2000, 2002)) >= 1
+    assert sum(check_program(seed, "compile") for seed in range(2000, 2006)) >= 1
 
 
 @pytest.mark.slow
