@@ -40,7 +40,7 @@ def predict(
       platform: "cpu", "cuda" or "tpu".
       fences, start, fenced: as in `write_script`.
     """
-    if graph.resident_bytes + int(graph.value_bytes.sum()) < _SMALLEST_MODELLED_BYTES:
+    if is_toy(graph):
         return replay(graph, schedule)
     script = write_script(joint, schedule, fences, start, fenced)
     emitted = _emitted(joint, script)
@@ -58,6 +58,11 @@ def predict(
         spans=np.stack([value, *estimate.spans[:, 2:].T], 1)[known].astype(np.int32),
         span_bytes=estimate.spans[known, 1],
     )
+
+
+def is_toy(graph: Graph) -> bool:
+    """Whether a program is too small for the memory model."""
+    return graph.resident_bytes + int(graph.value_bytes.sum()) < _SMALLEST_MODELLED_BYTES
 
 
 def _emitted(joint: Joint, script: Script) -> Jaxpr:
