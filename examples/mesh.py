@@ -5,7 +5,7 @@ Run it anywhere: XLA_FLAGS=--xla_force_host_platform_device_count=8 python examp
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
