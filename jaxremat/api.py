@@ -62,7 +62,8 @@ def load_plan(path: str | Path, fun: Callable, *args) -> Plan:
     else:
         problem = pose(primal, device, tuple(map(LoopDecision.from_json, decision.loops)))
         schedule = problem.in_order if decision.emit == "plain" else stored.schedule
-        timeline = predict(problem.joint, problem.graph, schedule, device.platform)
+        script = decision.fences, decision.start, decision.fenced
+        timeline = predict(problem.joint, problem.graph, schedule, device.platform, *script)
     return Plan(
         decision=decision,
         problem=problem,

@@ -19,7 +19,7 @@ from jaxremat.cost.devices import Device
 from jaxremat.cost.pricing import price
 from jaxremat.emit.loops import LoopDecision, Piece, body_joint
 from jaxremat.graph import Graph
-from jaxremat.planner.assemble import assemble, forward_part
+from jaxremat.planner.assemble import assemble_parts
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.structure import Structure
@@ -68,8 +68,8 @@ def evaluate_preset(name: str, policy: Policy, plain: Problem, plain_timeline: T
       device: what bytes and seconds are for.
     """
     problem = pose(plain.primal, device, _decisions(plain.primal, policy, device)) if find(plain.primal) else plain
-    schedule = assemble(problem.graph, _kept(problem.joint, problem.graph, policy))
-    timeline = predict(problem.joint, problem.graph, schedule, device.platform)
+    schedule, start = assemble_parts(problem.graph, _kept(problem.joint, problem.graph, policy))
+    timeline = predict(problem.joint, problem.graph, schedule, device.platform, start=start)
     return Preset(name, timeline.peak_bytes, float(problem.graph.costs[schedule].sum() / plain_timeline.cost - 1))
 
 
@@ -137,6 +137,5 @@ def _decision(body: Body, length: int, policy: Policy, device: Device) -> LoopDe
     joint = body_joint(body, inner)
     graph = price(joint, device)
     kept = chosen_by(joint, policy)
-    schedule = assemble(graph, kept)
-    start = len(forward_part(graph, kept))
+    schedule, start = assemble_parts(graph, kept)
     return LoopDecision((Piece(length, tuple(schedule[:start].tolist()), tuple(schedule[start:].tolist())),), inner)

@@ -155,9 +155,8 @@ def _predicted_bytes(plan: Plan, device: Device) -> int | None:
         return plan.peak_bytes
     if plan.decision.emit in ("plain", "schedule"):
         problem, decision = plan.problem, plan.decision
-        timeline = predict(
-            problem.joint, problem.graph, plan.schedule, device.platform, decision.fences, decision.start
-        )
+        script = decision.fences, decision.start, decision.fenced
+        timeline = predict(problem.joint, problem.graph, plan.schedule, device.platform, *script)
         return timeline.peak_bytes
     return None
 

@@ -15,7 +15,7 @@ from jaxremat._compat import Var
 from jaxremat.cost.pricing import price
 from jaxremat.emit.loops import LoopDecision, body_joint
 from jaxremat.graph import Graph
-from jaxremat.planner.assemble import assemble, forward_part
+from jaxremat.planner.assemble import assemble_parts
 from jaxremat.planner.mincut import cheapest_cut
 from jaxremat.planner.sharding import is_collective
 from jaxremat.trace import jaxpr as jaxprs
@@ -143,8 +143,7 @@ def _corners(cut, most: tuple, least: tuple, limit: int) -> list[tuple]:
 
 
 def _option(body: Body, graph: Graph, kept: np.ndarray) -> IterationOption:
-    start = len(forward_part(graph, kept))
-    steps = assemble(graph, kept)
+    steps, start = assemble_parts(graph, kept)
     again = steps[start:][~graph.backward[steps[start:]]]
     inside = (steps >= body.num_carry) & (steps < graph.num_nodes - 1)
     position = np.arange(steps.size)
