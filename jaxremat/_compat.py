@@ -17,7 +17,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src import core as _core
 from jax._src import source_info_util as _source
@@ -94,10 +93,6 @@ def scan_arity(eqn: Eqn) -> tuple[int, int]:
         consts, carry, _ = (len(group.vals) for group in eqn.params["ft_in"].unpack())
         return consts, carry
     return eqn.params["num_consts"], eqn.params["num_carry"]
-
-
-def jax_version() -> tuple[int, ...]:
-    return jax.__version_info__
 
 
 def mark(x, name: str):

@@ -153,13 +153,6 @@ class Graph:
         return total
 
     @functools.cached_property
-    def node_is_output(self) -> np.ndarray:
-        """[N] bool: nodes that produce a value which stays live to the end."""
-        marked = np.zeros(self.num_nodes, bool)
-        marked[self.producer[self.is_output]] = True
-        return marked
-
-    @functools.cached_property
     def values_read(self) -> tuple[tuple[int, ...], ...]:
         """For each node, the values that it reads."""
         return _group(self.reads[:, 1], self.reads[:, 0], self.num_nodes)

@@ -53,9 +53,8 @@ class Checkmate:
         """The cheapest frontier-advancing schedule; where time runs out, the best found, with a lower bound."""
         graph = require_graph(problem, self.name)
         deadline = time.perf_counter() + (self.default_seconds if time_limit is None else time_limit)
-        plain = np.arange(graph.num_nodes, dtype=np.int32)
-        if replay(graph, plain).peak_bytes <= budget_bytes:
-            return Proposal(schedule=plain, lower_bound=float(graph.costs.sum()), optimal=True)
+        if unchanged := order_that_fits(graph, budget_bytes):
+            return unchanged
         if max(graph.num_nodes, graph.num_values) <= self.exhaustive_nodes:
             return _exhausted(graph, budget_bytes)
         planned = planned_schedule(graph, budget_bytes, deadline)
@@ -71,6 +70,14 @@ class Checkmate:
         if np.isfinite(recomputed):
             return Proposal(schedule=planned)
         return Proposal(schedule=_smallest(model, graph, planned, deadline))
+
+
+def order_that_fits(graph: Graph, budget_bytes: int) -> Proposal | None:
+    """The given order, which nothing can beat, where it fits in the budget as it is."""
+    plain = np.arange(graph.num_nodes, dtype=np.int32)
+    if replay(graph, plain).peak_bytes > budget_bytes:
+        return None
+    return Proposal(schedule=plain, lower_bound=float(graph.costs.sum()), optimal=True)
 
 
 def planned_schedule(graph: Graph, budget_bytes: int, deadline: float) -> np.ndarray:

@@ -24,7 +24,7 @@ import numpy as np
 from jaxremat.graph import Chain, Graph
 from jaxremat.schedule import replay
 from jaxremat.solvers.base import Proposal, require_graph
-from jaxremat.solvers.checkmate import planned_schedule, schedule_rank
+from jaxremat.solvers.checkmate import order_that_fits, planned_schedule, schedule_rank
 from jaxremat.solvers.checkmate_model import CheckmateModel, build_model, memory_entries
 from jaxremat.solvers.highs import minimize
 from jaxremat.solvers.idle import without_idle_runs
@@ -55,9 +55,8 @@ class CheckmateLP:
         """The cheapest rounding that fits in the budget, else what the planner finds."""
         graph = require_graph(problem, self.name)
         deadline = time.perf_counter() + (self.default_seconds if time_limit is None else time_limit)
-        plain = np.arange(graph.num_nodes, dtype=np.int32)
-        if replay(graph, plain).peak_bytes <= budget_bytes:
-            return Proposal(schedule=plain, lower_bound=float(graph.costs.sum()), optimal=True)
+        if unchanged := order_that_fits(graph, budget_bytes):
+            return unchanged
         random, lower_bound, schedules = np.random.default_rng(seed), None, []
         if memory_entries(graph, budget_bytes) <= self.most_entries:
             for margin in self.margins:
