@@ -6,10 +6,11 @@ The compiler's own count sees a loop body once and misses library calls, so it i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from jaxremat._compat import Atom, Eqn, Jaxpr
+from jaxremat._compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.cost.devices import Device
 from jaxremat.cost.primitives import CUMULATIVE, EXPENSIVE, MOVING, RENAMING
 from jaxremat.trace import jaxpr as jaxprs
@@ -50,12 +51,15 @@ def equation_bytes(eqn: Eqn) -> int:
     if bodies := _bodies(eqn):
         counts = [sum(map(equation_bytes, body.eqns)) for body in bodies]
         return max(counts) if name == "cond" else _trips(eqn) * sum(counts)
-    written = sum(map(jaxprs.size_bytes, eqn.outvars))
-    if name in ("gather", "slice", "dynamic_slice"):
+    written = sum(written_bytes(eqn, var) for var in eqn.outvars)
+    if name in ("gather", "slice", "dynamic_slice", "dynamic_update_slice"):
         return 2 * written
-    if name == "dynamic_update_slice":
-        return 2 * jaxprs.size_bytes(eqn.invars[1])
     return written + sum(map(jaxprs.size_bytes, jaxprs.vars_of(eqn.invars)))
+
+
+def written_bytes(eqn: Eqn, var: Var) -> int:
+    """Bytes that an equation writes of one of its results: an update in place writes the update."""
+    return jaxprs.size_bytes(eqn.invars[1] if eqn.primitive.name == "dynamic_update_slice" else var)
 
 
 def equation_seconds(eqn: Eqn, device: Device) -> float:
@@ -63,13 +67,20 @@ def equation_seconds(eqn: Eqn, device: Device) -> float:
     name = eqn.primitive.name
     if name in RENAMING:
         return 0.0
-    if bodies := _bodies(eqn):
-        times = [sum(equation_seconds(inner, device) for inner in body.eqns) for body in bodies]
-        return device.launch_seconds + (max(times) if name == "cond" else _trips(eqn) * sum(times))
+    if _bodies(eqn):
+        return device.launch_seconds + body_seconds(
+            eqn, lambda body: sum(equation_seconds(inner, device) for inner in body.eqns)
+        )
     matrix = name in _MATRIX
     peak = device.matrix_flops(_widest(eqn)) if matrix else device.vector_flops_per_second
     arithmetic = equation_flops(eqn) / peak
     return max(arithmetic, equation_bytes(eqn) / device.bandwidth_bytes_per_second) + device.launch_seconds
+
+
+def body_seconds(eqn: Eqn, seconds_of: Callable[[Jaxpr], float]) -> float:
+    """Time of what an equation runs inside: all trips of a loop, the slowest branch of a conditional."""
+    times = [seconds_of(body) for body in _bodies(eqn)]
+    return max(times) if eqn.primitive.name == "cond" else _trips(eqn) * sum(times)
 
 
 def _bodies(eqn: Eqn) -> list[Jaxpr]:

@@ -140,16 +140,18 @@ class _Lowering:
             env[var] = self._append(part)
 
     def _taken_over(self, eqn: Eqn, reads: tuple[int, ...]) -> dict[int, int]:
-        """For a scan, the carries that no one else reads: its results live in their buffers."""
+        """For a scan, the carries that no one else reads: its results live in their buffers. Carries that start as the
+        same constant share its buffer no longer; the first takes it."""
         if eqn.primitive.name != "scan":
             return {}
         num_consts, num_carry = _compat.scan_arity(eqn)
-        carries = enumerate(zip(eqn.invars[num_consts:], reads[num_consts:][:num_carry]))
-        return {
-            k: read
-            for k, (atom, read) in carries
-            if self._readers.get(atom) == 1 and self.ops[read].constant is None and self.ops[read].kind != "input"
-        }
+        taken: dict[int, int] = {}
+        for k, (atom, read) in enumerate(zip(eqn.invars[num_consts:], reads[num_consts:][:num_carry])):
+            constant = self.ops[read].constant is not None
+            if read not in taken.values() and self.ops[read].kind != "input":
+                if constant or self._readers.get(atom) == 1:
+                    taken[k] = read
+        return taken
 
     def _single(self, eqn: Eqn, env: dict[Var, int]) -> int:
         name, out = eqn.primitive.name, eqn.outvars[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from jaxremat import _compat
-from jaxremat._compat import Eqn, Var
+from jaxremat._compat import Eqn, Jaxpr, Var
 from jaxremat.cost.devices import Device, resolve_target
-from jaxremat.cost.flops import equation_flops, equation_seconds, is_contraction
+from jaxremat.cost.flops import body_seconds, equation_flops, equation_seconds, is_contraction, written_bytes
 from jaxremat.cost.fusion import clusters
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.primitives import RENAMING
@@ -16,6 +16,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
 _VIEWS = RENAMING | {"transpose"}
+_STRUCTURED = ("scan", "while", "cond")
 
 
 def price(joint: Joint, device: Device | None = None) -> Graph:
@@ -82,17 +83,25 @@ def _takes_over(reader: Eqn, var: Var) -> bool:
     return reader.primitive.name in _VIEWS
 
 
+def program_seconds(jaxpr: Jaxpr, device: Device) -> float:
+    """Time of one run of a program on a device, its fusions counted."""
+    materialised = clusters(jaxpr, device.platform).materialised
+    return sum(_seconds(eqn, device, materialised) for eqn in jaxpr.eqns)
+
+
 def _seconds(eqn: Eqn, device: Device, materialised: dict[Var, bool]) -> float:
     """Time of one equation; an element-wise one that is fused into its readers moves no bytes of its own."""
+    if eqn.primitive.name in _STRUCTURED:
+        return device.launch_seconds + body_seconds(eqn, lambda body: program_seconds(body, device))
     if is_contraction(eqn) or jaxprs.subjaxprs(eqn):
         return equation_seconds(eqn, device)
     arithmetic = equation_flops(eqn) / device.vector_flops_per_second
-    written = sum(jaxprs.size_bytes(v) for v in eqn.outvars if materialised.get(v, True))
+    written = sum(written_bytes(eqn, v) for v in eqn.outvars if materialised.get(v, True))
     return max(arithmetic, written / device.bandwidth_bytes_per_second)
 
 
 def _workspace_bytes(eqn: Eqn, device: Device) -> int:
     """Bytes that the bodies of a loop or branch need while they run."""
-    if eqn.primitive.name not in ("scan", "while", "cond"):
+    if eqn.primitive.name not in _STRUCTURED:
         return 0
     return max(estimate_memory(body, device.platform).temp_bytes for body in jaxprs.subjaxprs(eqn))

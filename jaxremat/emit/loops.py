@@ -194,7 +194,7 @@ def _iteration(
 ) -> _Iteration:
     joint = body_joint(body, inner)
     script = scheduled.write_script(joint, (*forward, *backward), start=len(forward))
-    if not fenced:
+    if not fenced and len(set(backward)) == len(backward):
         loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
         script = dataclasses.replace(script, backward=loose)
     return _Iteration(body, joint, script)

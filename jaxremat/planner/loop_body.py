@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from jaxremat.graph import Graph
 from jaxremat.planner.assemble import assemble_parts
 from jaxremat.planner.mincut import cheapest_cut
 from jaxremat.planner.sharding import is_collective
+from jaxremat.planner.structure import Structure
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.loops import Body
@@ -25,6 +27,7 @@ from jaxremat.trace.loops import Body
 _COLLECTIVE_SURCHARGE = 64.0
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
 _MOST_OPTIONS = 48
+_PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))  # and groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +73,12 @@ def iteration_hull(body: Body, inner: tuple[LoopDecision, ...] = (), device=None
     for node, eqn in enumerate(joint.eqns, body.num_carry):
         if is_collective(eqn):
             run_seconds[node] *= _COLLECTIVE_SURCHARGE
-    options = tuple(_option(body, graph, kept) for kept in _hull(body, graph, run_seconds))
+    kept = _hull(body, graph, run_seconds)
+    options = [_option(body, graph, *assemble_parts(graph, each), each) for each in kept]
+    options += _checkpointed(body, graph, run_seconds, kept[-1])
     carry = joint.inputs[body.num_consts : body.num_consts + body.num_carry]
     forward_seconds = sum(graph.costs[node + body.num_carry] for node in options[-1].forward)
-    return IterationHull(options, sum(map(jaxprs.size_bytes, carry)), float(forward_seconds))
+    return IterationHull(tuple(options), sum(map(jaxprs.size_bytes, carry)), float(forward_seconds))
 
 
 def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
@@ -142,8 +147,27 @@ def _corners(cut, most: tuple, least: tuple, limit: int) -> list[tuple]:
     return left + _corners(cut, between, least, limit // 2 + 1)[1:]
 
 
-def _option(body: Body, graph: Graph, kept: np.ndarray) -> IterationOption:
-    steps, start = assemble_parts(graph, kept)
+def _checkpointed(body: Body, graph: Graph, run_seconds: np.ndarray, kept: np.ndarray) -> list[IterationOption]:
+    """Ways to run an iteration again in parts, where it leaves as little as it can: its backward is a program of its
+    own, with a forward that keeps what passes between parts, so that one part at a time is live."""
+    forward, start = assemble_parts(graph, kept)
+    alone = dataclasses.replace(graph, is_output=np.zeros_like(graph.is_output))
+    structure = Structure(alone)
+    mean = graph.costs.sum() / max(int(alone.value_bytes.sum()), 1)
+    found: dict[bytes, IterationOption] = {}
+    for (parts, groups), price in itertools.product(_PARTS, (mean, _LARGEST_PRICE)):
+        ends = structure.boundaries(parts)
+        passing = structure.crossing_values(ends) | kept
+        inside, _ = cheapest_cut(alone, price * alone.value_bytes, run_seconds, structure.needed, passing)
+        ends = ends[np.linspace(0, ends.size, groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
+        group = np.searchsorted(ends, np.arange(graph.num_nodes))
+        steps = assemble_parts(alone, inside | kept, group, structure.crossing_values(ends) | kept)[0]
+        both = np.concatenate([forward[:start], steps])
+        found.setdefault(steps.tobytes(), _option(body, graph, both, start, kept))
+    return list(found.values())
+
+
+def _option(body: Body, graph: Graph, steps: np.ndarray, start: int, kept: np.ndarray) -> IterationOption:
     again = steps[start:][~graph.backward[steps[start:]]]
     inside = (steps >= body.num_carry) & (steps < graph.num_nodes - 1)
     position = np.arange(steps.size)
@@ -159,12 +183,20 @@ def _option(body: Body, graph: Graph, kept: np.ndarray) -> IterationOption:
 
 def _transient_bytes(graph: Graph, kept: np.ndarray, steps: np.ndarray) -> int:
     """The most that the steps of a backward hold together, beyond what is kept; gradients stay to the end."""
-    last = {value: t for t, node in enumerate(steps.tolist()) for value in graph.values_read[node] if not kept[value]}
-    change = np.zeros(steps.size + 1, np.int64)
+    read = set(graph.reads[:, 0].tolist())
+    made: dict[int, int] = {}
+    value, first, last = [], [], []
     for t, node in enumerate(steps.tolist()):
-        change[t] += graph.workspace_bytes[node]
-        change[t + 1] -= graph.workspace_bytes[node]
-        for value in graph.values_of[node]:
-            change[t] += graph.value_bytes[value]
-            change[last.get(value, t if not graph.backward[node] else steps.size - 1) + 1] -= graph.value_bytes[value]
-    return int(np.cumsum(change).max(initial=0))
+        for seen in graph.values_read[node]:
+            if seen in made:
+                last[made[seen]] = t
+        for new in graph.values_of[node]:
+            made[new] = len(value)
+            value.append(new)
+            first.append(t)
+            last.append(t if new in read else steps.size - 1)
+    size = np.where(kept, 0, graph.value_bytes)[np.asarray(value, np.int64)]
+    change = np.zeros(steps.size + 1, np.int64)
+    np.add.at(change, first, size)
+    np.add.at(change, np.asarray(last, np.int64) + 1, -size)
+    return int((np.cumsum(change[:-1]) + graph.workspace_bytes[steps]).max(initial=0))

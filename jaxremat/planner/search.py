@@ -188,7 +188,13 @@ class Search:
         ends = structure.boundaries(dials.segments)
         ends = ends[np.linspace(0, ends.size, dials.groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
         group = np.searchsorted(ends, np.arange(graph.num_nodes))
-        return self._judge(dials, *assemble_parts(graph, kept, group, structure.crossing_values(ends)))
+        across = structure.crossing_values(ends) | self._made_once
+        return self._judge(dials, *assemble_parts(graph, kept, group, across))
+
+    @functools.cached_property
+    def _made_once(self) -> np.ndarray:
+        """[V] forward values whose producer must not run again: the forward leaves them, whatever group they are of."""
+        return self.structure.is_forward_value & ~np.isfinite(self._run_seconds[self.graph.producer])
 
     def _judge(self, dials: Dials | None, schedule: np.ndarray, start: int) -> Candidate:
         timeline = replay(self.graph, schedule)

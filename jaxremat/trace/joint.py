@@ -7,6 +7,7 @@ any of them, which a jaxpr of the primal function alone would not allow.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -89,14 +90,32 @@ class Joint:
 
     @functools.cached_property
     def is_backward(self) -> np.ndarray:
-        """[N] bool: equations that depend on a cotangent."""
+        """[N] bool: equations that depend on a cotangent, and constants that one of those is the only one to read."""
         dependent = set(self.cotangents)
         backward = np.zeros(len(self.eqns), bool)
         for index, eqn in enumerate(self.eqns):
             if any(var in dependent for var in jaxprs.vars_of(eqn.invars)):
                 dependent.update(eqn.outvars)
                 backward[index] = True
+        backward[self._constants_of(backward)] = True
         return backward
+
+    def _constants_of(self, backward: np.ndarray) -> list[int]:
+        """Equations among the backward ones that read nothing, and whose result only one of those reads."""
+        first = int(backward.argmax()) if backward.any() else len(self.eqns)
+        readers = collections.Counter(var for eqn in self.eqns for var in jaxprs.vars_of(eqn.invars))
+        readers.update(jaxprs.vars_of(self.jaxpr.outvars))
+        once = {
+            var
+            for index in np.flatnonzero(backward)
+            for var in jaxprs.vars_of(self.eqns[index].invars)
+            if readers[var] == 1
+        }
+        return [
+            index
+            for index, eqn in enumerate(self.eqns[first:], first)
+            if not jaxprs.vars_of(eqn.invars) and not jaxprs.has_effects(eqn) and once.issuperset(eqn.outvars)
+        ]
 
 
 def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | None, has_aux: bool) -> Primal:
