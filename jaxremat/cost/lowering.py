@@ -147,10 +147,9 @@ class _Lowering:
         num_consts, num_carry = _compat.scan_arity(eqn)
         taken: dict[int, int] = {}
         for k, (atom, read) in enumerate(zip(eqn.invars[num_consts:], reads[num_consts:][:num_carry])):
-            constant = self.ops[read].constant is not None
-            if read not in taken.values() and self.ops[read].kind != "input":
-                if constant or self._readers.get(atom) == 1:
-                    taken[k] = read
+            given_up = self.ops[read].constant is not None or self._readers.get(atom) == 1
+            if given_up and read not in taken.values() and self.ops[read].kind != "input":
+                taken[k] = read
         return taken
 
     def _single(self, eqn: Eqn, env: dict[Var, int]) -> int:

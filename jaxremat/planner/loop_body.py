@@ -155,10 +155,10 @@ def _checkpointed(body: Body, graph: Graph, run_seconds: np.ndarray, kept: np.nd
     structure = Structure(alone)
     mean = graph.costs.sum() / max(int(alone.value_bytes.sum()), 1)
     found: dict[bytes, IterationOption] = {}
-    for (parts, groups), price in itertools.product(_PARTS, (mean, _LARGEST_PRICE)):
+    for (parts, groups), keep_price in itertools.product(_PARTS, (mean, _LARGEST_PRICE)):
         ends = structure.boundaries(parts)
         passing = structure.crossing_values(ends) | kept
-        inside, _ = cheapest_cut(alone, price * alone.value_bytes, run_seconds, structure.needed, passing)
+        inside, _ = cheapest_cut(alone, keep_price * alone.value_bytes, run_seconds, structure.needed, passing)
         ends = ends[np.linspace(0, ends.size, groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
         group = np.searchsorted(ends, np.arange(graph.num_nodes))
         steps = assemble_parts(alone, inside | kept, group, structure.crossing_values(ends) | kept)[0]
@@ -185,7 +185,9 @@ def _transient_bytes(graph: Graph, kept: np.ndarray, steps: np.ndarray) -> int:
     """The most that the steps of a backward hold together, beyond what is kept; gradients stay to the end."""
     read = set(graph.reads[:, 0].tolist())
     made: dict[int, int] = {}
-    value, first, last = [], [], []
+    value: list[int] = []
+    first: list[int] = []
+    last: list[int] = []
     for t, node in enumerate(steps.tolist()):
         for seen in graph.values_read[node]:
             if seen in made:
