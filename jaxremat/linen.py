@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.core.lift as lift
 import flax.linen as nn
+import jax
 
 from jaxremat.budget import Budget
 from jaxremat.decorator import PlanOnce
 
 
 def remat(
-    target: Any,
+    module: Any = None,
+    /,
     *,
     budget: Budget,
     variables: Any = True,
     rngs: Any = True,
     static_argnums: int | tuple[int, ...] = (),
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    static_argnames: str | Iterable[str] = (),
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     **options,
 ) -> Any:
     """A module class, or a method of one, whose gradient is planned for a budget where it is differentiated.
@@ -29,37 +32,60 @@ def remat(
     plan is made once per program, whatever the number of instances.
 
     Args:
-      target: a Module class, or a function that takes a Module first.
+      module: a Module class, or a function that takes a Module first, such as a method; without it, a decorator.
       budget: as in `jaxremat.plan`; a fraction is of the module's own gradient program.
       variables, rngs: collections and random streams to lift, as in `flax.linen.remat`.
       static_argnums: arguments that are no arrays, as in `flax.linen.remat`: `self` is number 0.
-      methods: names of the methods to plan, `__call__` by default; or a dictionary from names to options.
+      static_argnames: the same, where they are given as keywords.
+      methods: names of a class's methods to plan, `__call__` by default; or a dictionary from names to options.
       options: `solver`, `target`, `emit`, `verify` and `seed`, as in `jaxremat.remat`.
 
     Returns:
       What was given, planned.
     """
+    common = {
+        "budget": budget,
+        "variables": variables,
+        "rngs": rngs,
+        "static_argnums": static_argnums,
+        "static_argnames": static_argnames,
+        **options,
+    }
+    if module is None:
+        return functools.partial(remat, methods=methods, **common)
+    cls = _class_of(module)
+    if cls is None:
+        return nn.transforms.lift_transform(_planned, module, **_lifting(_name_of(module), **common))
+    own = methods if isinstance(methods, Mapping) else {method: {} for method in methods or ("__call__",)}
+    lifted = {method: _lifting(_name_of(cls, method), **{**common, **own[method]}) for method in own}
+    planned = nn.transforms.lift_transform(_planned, module, methods=lifted)
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):  # unnamed submodules are named after these
+        setattr(_class_of(planned), attribute, getattr(cls, attribute))
+    return planned
+
+
+def _class_of(module: Any) -> type | None:
+    cls = module.func if isinstance(module, functools.partial) else module
+    return cls if isinstance(cls, type) else None
+
+
+def _name_of(target: Any, method: str = "__call__") -> str:
     name = getattr(target, "__name__", type(target).__name__)
-    common = {"budget": budget, "variables": variables, "rngs": rngs, "static_argnums": static_argnums, **options}
-    if isinstance(methods, Mapping):
-        methods = {method: _lifting(f"{name}.{method}", **{**common, **own}) for method, own in methods.items()}
-        planned = nn.transforms.lift_transform(_planned, target, methods=methods)
-    else:
-        planned = nn.transforms.lift_transform(_planned, target, methods=methods, **_lifting(name, **common))
-    return _named_as(planned, target)
+    return name if method == "__call__" else f"{name}.{method}"
 
 
-def _lifting(name: str, *, variables, rngs, static_argnums, **options) -> dict[str, Any]:
+def _lifting(name: str, *, variables, rngs, static_argnums, static_argnames, **options) -> dict[str, Any]:
     numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     return {
         "memory": PlanOnce(name, **options),
         "variables": variables,
         "rngs": rngs,
         "static_argnums": tuple(i + 1 if i >= 0 else i for i in numbers),  # two trees of state stand for `self`
+        "static_argnames": static_argnames,
     }
 
 
-def _planned(fn: Callable, memory: PlanOnce, variables, rngs, static_argnums: tuple[int, ...]) -> Callable:
+def _planned(fn: Callable, memory: PlanOnce, variables, rngs, **static) -> Callable:
     """The lifted transformation: state goes in and comes out as arguments and results of the planned function."""
 
     def inner(scope_fn, repack_fn, variable_groups, rng_groups, *args, **kwargs):
@@ -68,16 +94,9 @@ def _planned(fn: Callable, memory: PlanOnce, variables, rngs, static_argnums: tu
             scope = scope_fn(variable_groups, rng_groups)
             return fn(scope, *args, **kwargs), repack_fn(scope)
 
-        return memory.decorate(pure, static_argnums=static_argnums)(variable_groups, rng_groups, *args, **kwargs)
+        scopes = jax.tree.leaves(scope_fn(variable_groups, rng_groups))
+        if any(scope.get_flag("initializing", False) for scope in scopes):  # same bits: op by op, as Flax does it
+            return pure(variable_groups, rng_groups, *args, **kwargs)
+        return memory.decorate(pure, **static)(variable_groups, rng_groups, *args, **kwargs)
 
     return lift.pack(inner, (variables,), (variables,), (rngs,), name="remat", enable_kwargs=True)
-
-
-def _named_as(planned: Any, target: Any) -> Any:
-    """Flax names unnamed submodules after their class: the planned class bears the same name."""
-    cls = planned.func if isinstance(planned, functools.partial) else planned
-    original = target.func if isinstance(target, functools.partial) else target
-    if isinstance(cls, type):
-        for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
-            setattr(cls, attribute, getattr(original, attribute))
-    return planned

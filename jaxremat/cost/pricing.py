@@ -27,7 +27,8 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
       device: None is the default backend's.
 
     Inputs of the program are resident, and so are its outputs: a compiled program holds their buffers throughout.
-    An output value therefore occupies nothing of its own in the graph. What a loop's body needs is its workspace.
+    An output value therefore occupies nothing of its own in the graph, and nor does a constant. What a loop's body
+    needs is its workspace.
     """
     device = device or resolve_target(None)
     eqns = joint.eqns
@@ -45,6 +46,7 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
     is_output[[value_of[v] for v in jaxprs.vars_of(joint.jaxpr.outvars) if v in value_of]] = True
     own_bytes = np.where(is_output, 0, np.asarray(sizes, np.int64))
     own_bytes[_renamed_gradients(joint, value_of)] = 0
+    own_bytes[[value_of[v] for eqn in joint.constants for v in eqn.outvars]] = 0
     materialised = clusters(joint.jaxpr, device.platform).materialised
     return Graph(
         costs=np.asarray([_seconds(eqn, device, materialised) for eqn in eqns]),

@@ -46,11 +46,14 @@ class Script:
       forward: equations of the forward pass.
       residuals: variables that the backward reads from the forward, inputs of the program included.
       backward: segments of the backward pass.
+      constants: equations that both passes start with; what they make is neither kept nor fenced, so that the compiler
+        can write it where it is read.
     """
 
     forward: tuple[Eqn, ...]
     residuals: tuple[Var, ...]
     backward: tuple[Segment, ...]
+    constants: tuple[Eqn, ...] = ()
 
 
 def write_script(
@@ -79,13 +82,21 @@ def write_script(
     if fences is None:
         fences = [t for t in range(start + 1, steps.size) if backward[t - 1] and not backward[t]]
     bounds = sorted({start, *(t for t in fences if t > start), steps.size})
-    forward = tuple(joint.eqns[node] for node in steps[:start])
-    residuals = read_before_made(joint, [joint.eqns[node] for node in steps[start:]])
-    segments = [tuple(joint.eqns[node] for node in steps[first:end]) for first, end in itertools.pairwise(bounds)]
-    if np.unique(steps).size == steps.size:
-        return Script(forward, residuals, tuple(Segment(eqns, ()) for eqns in segments))
+    anywhere = set(map(id, joint.constants))
+    eqns = [joint.eqns[node] for node in steps]
+
+    def part(first: int, end: int) -> tuple[Eqn, ...]:
+        return tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
+
     enters = {"all": _read_from_outside, "sources": _sources}[fenced]
-    return Script(forward, residuals, tuple(Segment(eqns, enters(joint, eqns)) for eqns in segments))
+    segments = [part(first, end) for first, end in itertools.pairwise(bounds)]
+    repeats = len(set(map(id, part(0, steps.size)))) < len(part(0, steps.size))
+    return Script(
+        forward=part(0, start),
+        residuals=read_before_made(joint, part(start, steps.size)),
+        backward=tuple(Segment(eqns, enters(joint, eqns) if repeats else ()) for eqns in segments if eqns),
+        constants=joint.constants,
+    )
 
 
 def backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
@@ -107,6 +118,7 @@ def backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
 def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, list]:
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint) | dict(zip(joint.inputs, inputs, strict=True))
+    _run(script.constants, env)
     _run(script.forward, env)
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
@@ -115,6 +127,7 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence, cotangents: 
     """One gradient per differentiated input."""
     env = _constants(joint) | dict(zip(script.residuals, residuals, strict=True))
     env.update(zip(joint.cotangents, cotangents, strict=True))
+    _run(script.constants, env)
     for segment in script.backward:
         inside = dict(env)
         if segment.fenced:
@@ -178,7 +191,7 @@ class _Residuals:
 
 def read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
     """What a stretch of the program that runs to its end, gradients included, reads from before it."""
-    made: set[Var] = {*joint.cotangents, *joint.jaxpr.constvars}
+    made = {*joint.cotangents, *_available_anywhere(joint)}
     read: dict[Var, None] = {}
     for eqn in tail:
         read.update((v, None) for v in jaxprs.vars_of(eqn.invars) if v not in made)
@@ -188,9 +201,13 @@ def read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
 
 
 def _read_from_outside(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
-    own = {v for eqn in eqns for v in eqn.outvars} | set(joint.jaxpr.constvars)
+    own = {v for eqn in eqns for v in eqn.outvars} | _available_anywhere(joint)
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
     return tuple(v for v in read if v not in own and _can_be_fenced(v))
+
+
+def _available_anywhere(joint: Joint) -> set[Var]:
+    return {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars)}
 
 
 def _sources(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:

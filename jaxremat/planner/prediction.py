@@ -80,7 +80,8 @@ def _emitted(joint: Joint, script: Script) -> Jaxpr:
 def _nodes_of_equations(joint: Joint, script: Script, number: int) -> np.ndarray:
     """[E] the joint program's node of each emitted equation; a barrier counts as the node that follows it."""
     node = {id(eqn): index for index, eqn in enumerate(joint.eqns)}
-    nodes = [node[id(eqn)] for eqn in script.forward]
+    constants = [node[id(eqn)] for eqn in script.constants]
+    nodes = [*constants, *(node[id(eqn)] for eqn in script.forward), *constants]
     for segment in script.backward:
         if segment.fenced:
             nodes.append(node[id(segment.eqns[0])])

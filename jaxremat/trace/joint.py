@@ -7,7 +7,6 @@ any of them, which a jaxpr of the primal function alone would not allow.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -24,6 +23,8 @@ from jaxremat import _compat
 from jaxremat._compat import Eqn, Jaxpr, Var
 from jaxremat.errors import ArgumentError
 from jaxremat.trace import jaxpr as jaxprs
+
+_CONSTANT = ("broadcast_in_dim", "iota")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,32 +91,19 @@ class Joint:
 
     @functools.cached_property
     def is_backward(self) -> np.ndarray:
-        """[N] bool: equations that depend on a cotangent, and constants that one of those is the only one to read."""
+        """[N] bool: equations that depend on a cotangent."""
         dependent = set(self.cotangents)
         backward = np.zeros(len(self.eqns), bool)
         for index, eqn in enumerate(self.eqns):
             if any(var in dependent for var in jaxprs.vars_of(eqn.invars)):
                 dependent.update(eqn.outvars)
                 backward[index] = True
-        backward[self._constants_of(backward)] = True
         return backward
 
-    def _constants_of(self, backward: np.ndarray) -> list[int]:
-        """Equations among the backward ones that read nothing, and whose result only one of those reads."""
-        first = int(backward.argmax()) if backward.any() else len(self.eqns)
-        readers = collections.Counter(var for eqn in self.eqns for var in jaxprs.vars_of(eqn.invars))
-        readers.update(jaxprs.vars_of(self.jaxpr.outvars))
-        once = {
-            var
-            for index in np.flatnonzero(backward)
-            for var in jaxprs.vars_of(self.eqns[index].invars)
-            if readers[var] == 1
-        }
-        return [
-            index
-            for index, eqn in enumerate(self.eqns[first:], first)
-            if not jaxprs.vars_of(eqn.invars) and not jaxprs.has_effects(eqn) and once.issuperset(eqn.outvars)
-        ]
+    @functools.cached_property
+    def constants(self) -> tuple[Eqn, ...]:
+        """Equations that spread a number over an array, or count: a compiler writes their results where they are read."""
+        return tuple(eqn for eqn in self.eqns if eqn.primitive.name in _CONSTANT and not jaxprs.vars_of(eqn.invars))
 
 
 def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | None, has_aux: bool) -> Primal:
