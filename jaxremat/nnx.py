@@ -44,7 +44,7 @@ def remat(
     Raises:
       ArgumentError: for a method that is bound to a module, whose state would be left out.
     """
-    static = {"static_argnums": static_argnums, "static_argnames": static_argnames}
+    static: dict[str, Any] = {"static_argnums": static_argnums, "static_argnames": static_argnames}
     if module is None:
         return functools.partial(remat, budget=budget, methods=methods, **static, **options)
     if inspect.ismethod(module):

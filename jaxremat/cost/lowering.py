@@ -169,17 +169,20 @@ class _Lowering:
             library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and _dtype(out) != "bfloat16")
             return self._add("reduce", reads, out, (name, _params_key(eqn)), in_library=library)
         if name == "select_and_scatter_add" and self._dot_copies:
-            reads += self._window_indices(out)
+            reads = self._searched_windows(eqn, reads)
         if name in MOVING:
             return self._add(name, reads, out, _params_key(eqn))
         return self._add(name, reads, out, None if eqn.effects else _params_key(eqn))
 
-    def _window_indices(self, like: Var) -> tuple[int, ...]:
-        """XLA:CPU expands select-and-scatter over one array of indices per axis, and zeros to scatter into."""
-        size = 4 * math.prod(_shape(like))
-        axes = range(len(_shape(like)))
-        indices = [self._keyed(Op("iota", (), _shape(like), "int32", size, -1), ("axis", axis)) for axis in axes]
-        return (*indices, self._literal("0.0", like))
+    def _searched_windows(self, eqn: Eqn, reads: tuple[int, ...]) -> tuple[int, ...]:
+        """XLA:CPU finds the maxima with one array of indices per axis, then scatters the source there into zeros."""
+        (source, operand), out = reads, eqn.outvars[0]
+        axes = range(len(_shape(out)))
+        size = 4 * math.prod(_shape(out))
+        indices = [self._keyed(Op("iota", (), _shape(out), "int32", size, -1), ("axis", axis)) for axis in axes]
+        shape = (*_shape(eqn.invars[0]), len(axes))
+        found = Op("gather", (operand, *indices), shape, "int32", 4 * math.prod(shape), self._equation)
+        return source, self._keyed(found, _params_key(eqn)), self._literal("0.0", out)
 
     def _elementwise(self, eqn: Eqn, env: dict[Var, int]) -> int:
         name, out = eqn.primitive.name, eqn.outvars[0]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counting import count
+from gradient_programs import count
 from jax.ad_checkpoint import checkpoint_name
 
 import jaxremat

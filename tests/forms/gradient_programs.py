@@ -1,0 +1,50 @@
+"""Counts in gradient programs, and comparisons of results, that tests of several forms share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def count(fun, *args, primitive="dot_general"):
+    """How many equations of a kind the gradient of a function has, bodies of calls included at every call."""
+    return _count(jax.make_jaxpr(jax.grad(fun))(*args).jaxpr, primitive)
+
+
+def _count(jaxpr, primitive):
+    total = 0
+    for eqn in jaxpr.eqns:
+        total += eqn.primitive.name == primitive
+        bodies = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"))
+        total += sum(
+            _count(getattr(b, "jaxpr", b), primitive) for b in bodies if hasattr(b, "eqns") or hasattr(b, "jaxpr")
+        )
+    return total
+
+
+def is_planned(fun, *args):
+    """Whether the gradient of a function recomputes behind a barrier."""
+    return count(fun, *args, primitive="optimization_barrier") > 0
+
+
+def assert_same(ours, theirs, rtol=1e-4):
+    """Two trees are alike: the same structure, and leaves that differ by rounding alone, to the scale of the tree."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    pairs = list(zip(map(_numbers, jax.tree.leaves(ours)), map(_numbers, jax.tree.leaves(theirs)), strict=True))
+    largest = max((np.abs(b).max(initial=0) for _, b in pairs), default=0)
+    for a, b in pairs:
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert np.abs(a - b).max(initial=0) <= rtol * (np.abs(b).max(initial=0) + 0.01 * largest)
+
+
+def assert_identical(ours, theirs):
+    """Two trees hold the same bits."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(map(_numbers, jax.tree.leaves(ours)), map(_numbers, jax.tree.leaves(theirs)), strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
+
+
+def _numbers(leaf):
+    if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    numbers = np.asarray(leaf)
+    return numbers if numbers.dtype.kind in "fc" else numbers.astype(np.int64)
