@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -201,18 +201,18 @@ def read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
 
 
 def _read_from_outside(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
-    own = {v for eqn in eqns for v in eqn.outvars} | _available_anywhere(joint) | set(map(searched_window, eqns))
+    own = {v for eqn in eqns for v in eqn.outvars} | _available_anywhere(joint) | searched_windows(eqns)
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
     return tuple(v for v in read if v not in own and _can_be_fenced(v))
 
 
-def searched_window(eqn: Eqn) -> Var | None:
-    """What the gradient of a pooling maximum searches again for its maxima, if the equation is one.
+def searched_windows(eqns: Iterable[Eqn]) -> set[Var]:
+    """What gradients of pooling maxima search again for the maxima.
 
-    XLA:CPU expands the search to one array of indices per axis, as large as this operand, held from the start of the
-    program until the operand is there. It is therefore never fenced, and best kept.
+    XLA:CPU expands the search to one array of indices per axis, as large as what is searched, held from the start of
+    the program until that is there. It is therefore never fenced, and best kept.
     """
-    return eqn.invars[1] if eqn.primitive.name == "select_and_scatter_add" else None
+    return set(jaxprs.vars_of([eqn.invars[1] for eqn in eqns if eqn.primitive.name == "select_and_scatter_add"]))
 
 
 def _available_anywhere(joint: Joint) -> set[Var]:

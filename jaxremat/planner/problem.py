@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxremat.cost.pricing import price
 from jaxremat.emit.loops import LoopDecision, rewritten
-from jaxremat.emit.scheduled import searched_window
+from jaxremat.emit.scheduled import searched_windows
 from jaxremat.graph import Graph
 from jaxremat.planner.sharding import is_collective
 from jaxremat.trace.joint import Joint, Primal, differentiate
@@ -37,11 +37,11 @@ class Problem:
     def run_seconds(self) -> np.ndarray:
         """[N] what running each node again is taken to cost: more than its time where that is to be avoided.
 
-        Effects never run again, nor do loops whose recomputation was decided with them, nor what `searched_window`
+        Effects never run again, nor do loops whose recomputation was decided with them, nor what `searched_windows`
         names; collectives only if nothing else fits.
         """
         seconds = self.graph.costs.copy()
-        searched = set(map(searched_window, self.joint.eqns))
+        searched = searched_windows(self.joint.eqns)
         for node, eqn in enumerate(self.joint.eqns):
             decided = self.loops and eqn.primitive.name == "scan"
             if self.graph.pinned[node] or decided or not searched.isdisjoint(eqn.outvars):

@@ -102,7 +102,7 @@ class Joint:
 
     @functools.cached_property
     def constants(self) -> tuple[Eqn, ...]:
-        """Equations that spread a number over an array, or count: a compiler writes their results where they are read."""
+        """Equations that spread a number over an array, or count: compilers write their results where they are read."""
         return tuple(eqn for eqn in self.eqns if eqn.primitive.name in _CONSTANT and not jaxprs.vars_of(eqn.invars))
 
 

@@ -21,9 +21,19 @@ def _count(jaxpr, primitive):
     return total
 
 
-def is_planned(fun, *args):
-    """Whether the gradient of a function recomputes behind a barrier."""
-    return count(fun, *args, primitive="optimization_barrier") > 0
+def value_and_gradient(fun, *args, has_aux=False):
+    """(what `jax.value_and_grad` gives, compiled quickly; whether the program recomputes behind a barrier)."""
+    traced = jax.jit(jax.value_and_grad(fun, has_aux=has_aux)).trace(*args)
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    run = traced.lower().compile(compiler_options=quick)
+    return run(*args), _count(traced.jaxpr, "optimization_barrier") > 0
+
+
+def numbers_like(shapes, seed=0):
+    """Random numbers in place of the floating leaves of a tree of shapes."""
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 3, s.dtype), shapes)
 
 
 def assert_same(ours, theirs, rtol=1e-4):
