@@ -7,15 +7,11 @@ from pathlib import Path
 
 from jaxremat.cost.devices import resolve_target
 from jaxremat.cost.pricing import price
-from jaxremat.emit.loops import LoopDecision
 from jaxremat.graph import Graph
-from jaxremat.plan import Plan, as_decided, check_signature
-from jaxremat.planner.forms import planner_for
-from jaxremat.planner.prediction import predict
-from jaxremat.planner.problem import pose
-from jaxremat.schedule import replay
-from jaxremat.storage import check_listing, read_plan
-from jaxremat.trace.joint import read_primal, trace_joint
+from jaxremat.plan import Plan
+from jaxremat.restoring import restored
+from jaxremat.storage import read_plan
+from jaxremat.trace.joint import trace_joint
 
 
 def trace(
@@ -49,26 +45,4 @@ def load_plan(path: str | Path, fun: Callable, *args) -> Plan:
     Raises:
       PlanMismatchError: if the file is damaged, or the function or its arguments have changed; with the difference.
     """
-    stored = read_plan(path)
-    decision = stored.decision
-    check_signature(decision, args)
-    primal = read_primal(as_decided(decision, fun), args, decision.argnums, decision.has_aux)
-    if primal.fingerprint != decision.fingerprint:
-        check_listing(stored.listing, primal)
-    device = resolve_target(stored.numbers["target"])
-    if decision.emit in ("names", "segments"):
-        problem, schedule = planner_for(decision.emit, primal, device).problem, stored.schedule
-        timeline = replay(problem.graph, schedule)
-    else:
-        problem = pose(primal, device, tuple(map(LoopDecision.from_json, decision.loops)))
-        schedule = problem.in_order if decision.emit == "plain" else stored.schedule
-        script = decision.fences, decision.start, decision.fenced
-        timeline = predict(problem.joint, problem.graph, schedule, device.platform, *script)
-    return Plan(
-        decision=decision,
-        problem=problem,
-        schedule=schedule,
-        timeline=timeline,
-        compiled=stored.compiled,
-        **stored.numbers,
-    )
+    return restored(read_plan(path), fun, args)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from jaxremat import attention
 from jaxremat.budget import Budget, budget_bytes, format_bytes, parse_budget
 from jaxremat.compiled.compile import MemoryReport, compile_gradient
@@ -16,13 +18,16 @@ from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.decision import Decision
 from jaxremat.emit.form import FORMS
 from jaxremat.errors import ArgumentError, BudgetError
+from jaxremat.hosts import agree
 from jaxremat.plan import CHUNKED, Plan, apply_flat, signature_of
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.foreign import ForeignPlanner
 from jaxremat.planner.forms import FormOutcome, FormPlanner, OwnNamesPlanner, planner_for
 from jaxremat.planner.planner import Outcome, Planner
 from jaxremat.refusal import refusal
+from jaxremat.restoring import restored
 from jaxremat.solvers.registry import solver_named
+from jaxremat.storage import parse_plan, plan_text
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, read_primal
 
@@ -81,15 +86,24 @@ def plan(
         cheaper way to fit; values and gradients then agree up to rounding.
 
     Returns:
-      A Plan. `plan.apply(fun)` is the function to differentiate.
+      A Plan. `plan.apply(fun)` is the function to differentiate. Under `jax.distributed` all processes must call this
+      alike: process 0 plans, and the others receive its plan.
 
     Raises:
       BudgetError: if nothing that was found fits; it carries the smallest peak.
       ArgumentError: for a budget, solver, target, form or argnums that cannot be understood.
     """
     parse_budget(budget)
-    planning = Planning(checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed))
-    return plan_with_chunked_attention(planning, budget) if chunk_attention else planning.plan(budget)
+    request = checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed)
+
+    def make() -> Plan:
+        planning = Planning(request)
+        return plan_with_chunked_attention(planning, budget) if chunk_attention else planning.plan(budget)
+
+    if jax.process_count() == 1:
+        return make()
+    received = agree(lambda: plan_text(make()).encode()).decode()
+    return restored(parse_plan(received, "the plan of process 0"), fun, args)
 
 
 class Planning:

@@ -55,6 +55,20 @@ class StoredPlan:
 
 def write_plan(path: str | Path, plan: Any, values: Sequence[Value]) -> None:
     """Writes a plan; `values` are what it decided about, for people who read the file."""
+    Path(path).write_text(plan_text(plan, values))
+
+
+def read_plan(path: str | Path) -> StoredPlan:
+    """Reads what `write_plan` wrote.
+
+    Raises:
+      PlanMismatchError: if the file is damaged or of another format; the message says where.
+    """
+    return parse_plan(Path(path).read_text(), str(path))
+
+
+def plan_text(plan: Any, values: Sequence[Value] = ()) -> str:
+    """A plan as JSON."""
     data = {
         "format": _FORMAT,
         "decision": plan.decision.to_json(),
@@ -64,21 +78,17 @@ def write_plan(path: str | Path, plan: Any, values: Sequence[Value]) -> None:
         "actions": [_action(value) for value in values],
         "program": _packed(describe(plan.problem.primal.jaxpr)),
     }
-    Path(path).write_text(json.dumps(data, indent=1))
+    return json.dumps(data, indent=1)
 
 
-def read_plan(path: str | Path) -> StoredPlan:
-    """Reads what `write_plan` wrote.
-
-    Raises:
-      PlanMismatchError: if the file is damaged or of another format; the message says where.
-    """
+def parse_plan(text: str, source: str) -> StoredPlan:
+    """Reads what `plan_text` made; `source` says in messages where the text is from."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(text)
     except ValueError as error:
-        raise PlanMismatchError(f"{path} is no plan, or is damaged: {error}; {_REMEDY}") from error
+        raise PlanMismatchError(f"{source} is no plan, or is damaged: {error}; {_REMEDY}") from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise PlanMismatchError(f"{path} holds no plan of this library; {_REMEDY}")
+        raise PlanMismatchError(f"{source} holds no plan of this library; {_REMEDY}")
     try:
         decision = Decision.from_json(data["decision"])
         report = data["compiled"]
@@ -92,7 +102,7 @@ def read_plan(path: str | Path) -> StoredPlan:
             actions=[{key: action[key] for key in _ACTION} for action in data["actions"]],
         )
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
-        raise PlanMismatchError(f"{path} is damaged at {error}; {_REMEDY}") from error
+        raise PlanMismatchError(f"{source} is damaged at {error}; {_REMEDY}") from error
 
 
 def check_listing(planned: Sequence[str], primal: Primal) -> None:

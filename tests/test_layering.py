@@ -19,10 +19,10 @@ RANKS = (
     ("show",),
     ("chunk", "compact", "attention", "effect", "gradients", "storage", "progress", "presets"),
     ("plan",),
-    ("refusal", "verification"),
+    ("refusal", "verification", "restoring", "hosts"),
     ("api", "planning"),
     ("decorator", "pareto"),
-    ("linen", "nnx", "hosts", "report"),
+    ("linen", "nnx"),
     ("__init__", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

@@ -11,7 +11,7 @@ from jaxremat.cost.pricing import price
 from jaxremat.emit.loops import LoopDecision, rewritten
 from jaxremat.emit.scheduled import searched_windows
 from jaxremat.graph import Graph
-from jaxremat.planner.sharding import is_collective
+from jaxremat.cost.sharding import is_collective
 from jaxremat.trace.joint import Joint, Primal, differentiate
 
 _COLLECTIVE_SURCHARGE = 0.1

@@ -10,40 +10,30 @@ import sys
 import jax
 import pytest
 
-from jaxremat.planner.hosts import agree
+from jaxremat.hosts import agree
 
 PROCESS = """
-import hashlib, json, sys
+import hashlib, sys
 import jax
 port, index, fails = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "fails"
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
 import jax.numpy as jnp
 from jax import lax
-from jaxremat.errors import JaxrematError
-from jaxremat.planner import loops
-from jaxremat.planner.hosts import agree
-from jaxremat.trace.joint import fingerprint, differentiate, read_primal
+import jaxremat
 
 def loss(w):
     return jnp.sum(lax.scan(lambda c, _: (jnp.tanh(c @ w), None), jnp.ones((2, 64)), None, length=32)[0])
 
-primal = read_primal(loss, (jax.ShapeDtypeStruct((64, 64), jnp.float32),), 0, False)
-
-def make():
-    if fails:
-        raise ValueError("no plan")
-    # each process would decide otherwise: only process 0 is asked
-    price = 1e-2 if jax.process_index() == 0 else 0.0
-    return json.dumps([loops.decide(loop, price).to_json() for loop in loops.find(primal)]).encode()
-
+shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+# each process would decide otherwise: only process 0 is asked
+budget = 1 if fails else (0.85 if index == 0 else 0.95)
 try:
-    received = agree(make)
-except (ValueError, JaxrematError) as error:
+    plan = jaxremat.plan(loss, shape, budget=budget, verify="replay")
+except jaxremat.JaxrematError as error:
     print("RESULT", type(error).__name__)
 else:
-    decisions = [loops.LoopDecision.from_json(d) for d in json.loads(received)]
-    joint = differentiate(primal, loops.rewritten(primal, decisions))
-    print("RESULT", len(received), decisions[0].pieces[0].count, fingerprint(joint.jaxpr))
+    program = str(jax.make_jaxpr(jax.grad(plan.apply(loss)))(shape))
+    print("RESULT", plan.peak_bytes, hashlib.sha256(program.encode()).hexdigest(), plan.budget_bytes)
 """
 
 
@@ -69,11 +59,12 @@ def environment():
 def test_others_receive_the_plan_of_process_0(environment):
     first, second = run_two(environment, "works")
     assert first == second
-    assert int(first.split()[2]) < 32  # nested: the decision of process 0
+    peak_bytes, _, budget_bytes = first.split()[1:]
+    assert int(peak_bytes) <= int(budget_bytes)
 
 
 def test_failure_reaches_every_process(environment):
-    assert run_two(environment, "fails") == ["RESULT ValueError", "RESULT JaxrematError"]
+    assert run_two(environment, "fails") == ["RESULT BudgetError", "RESULT JaxrematError"]
 
 
 def test_one_process_asks_nobody():

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxremat.planner.sharding import device_fraction, is_collective
+from jaxremat.cost.sharding import device_fraction, is_collective
 from jaxremat.trace.joint import trace_joint
 
 MESH = AbstractMesh((4, 2), ("data", "model"))
