@@ -31,7 +31,6 @@ def value_and_gradient(fun, *args, has_aux=False):
 
 def numbers_like(shapes, seed=0):
     """Random numbers in place of the floating leaves of a tree of shapes."""
-    print("seed", seed)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 3, s.dtype), shapes)
 
