@@ -99,6 +99,14 @@ def test_errors_without_any_order_never_break_the_promise():
             assert found.best.candidate.cost == min(rung.cost for rung in within), f"seed {seed}"
 
 
+def test_where_nothing_is_learnt_the_aim_steps_down():
+    """Ten rungs in a row measure a hair too much: what is learnt from each would only lead to the next."""
+    budget = 5_000_000
+    measured_of = lambda rung: int(1.0005 * budget) if rung.expected > 0.9 * budget else rung.expected
+    found, _ = run(ladder(400), measured_of, budget)
+    assert found.best is not None and found.best.peak_bytes >= 0.85 * budget
+
+
 def test_one_trial_is_one_trial():
     found, seen = run(ladder(50), affine(1.5, 0), 5_000_000, most_trials=1)
     assert found.trials == len(seen) == 1 and found.best is None

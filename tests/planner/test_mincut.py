@@ -105,3 +105,12 @@ def test_nothing_needed_keeps_nothing():
     graph = gradient_chain(3)
     kept, again = cheapest_cut(graph, np.ones(6), np.ones(6), np.zeros(6, bool), np.ones(6, bool))
     assert not kept.any() and not again.any()
+
+
+def test_what_must_not_run_is_kept_whatever_it_costs():
+    """The price of keeping it is far above all other prices together, and no reason to do without."""
+    graph = gradient_chain(6, pinned=(5,))
+    keep_price = np.where(graph.pinned, 1e6, 1.0)
+    run_price = np.where(graph.pinned, np.inf, 1e-3)
+    kept, again = cheapest_cut(graph, keep_price, run_price, Structure(graph).needed, np.zeros(12, bool))
+    assert np.flatnonzero(kept).tolist() == [5] and np.flatnonzero(again).tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,199 @@
+"""A schedule as equations: where the backward begins, what it keeps, what is fenced, and that it computes the same."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from emitted import ARGS, FORMS, array, assert_same, counts, network, network_plan, quickly
+from jax import lax
+
+from jaxremat.cost.pricing import price
+from jaxremat.emit.scheduled import backward_start, run_backward, run_forward, write_script
+from jaxremat.planner.assemble import assemble_parts
+from jaxremat.planner.search import Dials, Search
+from jaxremat.planner.structure import Structure
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import trace_joint
+
+
+def branching(w, x, key):
+    """Fan-out, several results of one equation, integers, a key, a loop and a branch."""
+    y = jnp.tanh(x @ w)
+    first, index = lax.top_k(y, 4)
+    y = jnp.where(
+        jax.random.bernoulli(key, 0.5, y.shape), jnp.sin(y) * y, jnp.take_along_axis(y, index[:, ::-1], 1).sum()
+    )
+    z = lax.scan(lambda c, row: (jnp.cos(c @ w) + row, c.sum()), y, jnp.stack([y, x]))
+    z = lax.cond(first[0, 0] > 0, lambda a: a * a, lambda a: a @ w, z[0]) + z[1][0]
+    return jnp.sum(z * z), first, index
+
+
+@functools.cache
+def joint_of(name):
+    """(joint, graph, inputs, cotangents)."""
+    fun, args = {
+        "network": (network, ARGS),
+        "branching": (branching, (array(8, 8), array(16, 8, seed=1), jax.random.key(3))),
+    }[name]
+    joint = trace_joint(fun, *args)
+    cotangents = [jnp.ones(joint.outputs[i].aval.shape) for i in joint.primal.cotangents_of]
+    return joint, price(joint), jax.tree.leaves(args), cotangents
+
+
+def random_schedules(graph, seed, number):
+    """Schedules that keep some values, on one level and on two, with the step at which the backward begins."""
+    rng = np.random.default_rng(seed)
+    needed = Structure(graph).needed
+    for k in range(number):
+        kept = needed & (rng.random(graph.num_values) < rng.choice([0.0, 0.3, 0.7]))
+        group = np.cumsum(rng.random(graph.num_nodes) < 0.1) if k % 2 else None
+        yield assemble_parts(graph, kept, group, kept & (rng.random(graph.num_values) < 0.5))
+
+
+def read_from(joint, eqns):
+    """Variables that equations read and that are not made by an earlier one of them."""
+    made, read = set(joint.jaxpr.constvars), {}
+    for eqn in eqns:
+        read.update((v, None) for v in jaxprs.vars_of(eqn.invars) if v not in made)
+        made.update(eqn.outvars)
+    return set(read)
+
+
+@pytest.mark.parametrize(
+    "steps,start",
+    [
+        ([0, 1, 2, 3, 4, 5], 3),
+        ([0, 1, 2, 0, 3, 1, 4, 5], 3),
+        ([0, 1, 2, 0, 1, 3, 4, 5], 3),
+        ([0, 1, 0, 2, 3, 0, 4, 5], 4),
+        ([0, 1, 2], 3),
+    ],
+    ids=["in order", "a repeat right before", "two repeats", "a repeat in the forward", "no backward"],
+)
+def test_the_backward_begins_with_its_first_step_or_the_repeats_before_it(steps, start):
+    assert backward_start(np.arange(6) >= 3, np.asarray(steps)) == start
+
+
+@pytest.mark.parametrize("name,seed", [("network", 0), ("branching", 1)])
+def test_any_schedule_computes_the_same(name, seed):
+    joint, graph, inputs, cotangents = joint_of(name)
+
+    def scheduled(script):
+        def run(inputs, cotangents):
+            outputs, residuals = run_forward(joint, script, inputs)
+            return [*outputs, *run_backward(joint, script, residuals, cotangents)]
+
+        return quickly(run)(inputs, cotangents)
+
+    expected = quickly(lambda *given: jaxprs.evaluate(joint.jaxpr, given))(*inputs, *cotangents)
+    for k, (schedule, start) in enumerate(random_schedules(graph, seed, 2)):
+        script = write_script(joint, schedule, start=start, fenced=("all", "sources")[k % 2])
+        assert_same(scheduled(script), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name,seed", [("network", 2), ("branching", 3)])
+def test_scripts_run_what_the_schedule_says(name, seed):
+    joint, graph, _, _ = joint_of(name)
+    constants = set(map(id, joint.constants))
+    for schedule, start in random_schedules(graph, seed, 20):
+        script = write_script(joint, schedule, start=start)
+        told = [joint.eqns[node] for node in schedule]
+        late = [eqn for segment in script.backward for eqn in segment.eqns]
+        assert [*script.forward, *late] == [eqn for eqn in told if id(eqn) not in constants]
+        assert len(script.forward) == sum(id(eqn) not in constants for eqn in told[:start])
+        given = {*joint.cotangents, *(v for eqn in joint.constants for v in eqn.outvars)}
+        needed = read_from(joint, late) | (set(jaxprs.vars_of(joint.gradients)) - {v for e in late for v in e.outvars})
+        assert set(script.residuals) == needed - given
+        assert len(script.residuals) == len(set(script.residuals))
+
+
+@pytest.mark.parametrize("name,seed", [("network", 4), ("branching", 5)])
+def test_recomputation_waits_behind_what_it_reads_and_a_cotangent(name, seed):
+    joint, graph, _, _ = joint_of(name)
+    constants = {v for eqn in joint.constants for v in eqn.outvars}
+    late = {v for eqn, is_late in zip(joint.eqns, joint.is_backward) if is_late for v in eqn.outvars}
+    segments = 0
+    for schedule, start in random_schedules(graph, seed, 20):
+        for segment in write_script(joint, schedule, start=start).backward:
+            outside = read_from(joint, segment.eqns) - constants
+            assert set(segment.fenced) == {v for v in outside if not _is_key(v)}
+            assert set(segment.fenced) & (late | set(joint.cotangents))
+            segments += 1
+    assert segments > 40
+
+
+def _is_key(var):
+    return jax.dtypes.issubdtype(var.aval.dtype, jax.dtypes.prng_key)
+
+
+def test_a_schedule_that_repeats_nothing_has_no_barrier():
+    joint, graph, _, _ = joint_of("network")
+    script = write_script(joint, np.arange(graph.num_nodes))
+    assert not any(segment.fenced for segment in script.backward)
+    late = [eqn for segment in script.backward for eqn in segment.eqns]
+    assert [*script.forward, *late] == [eqn for eqn in joint.eqns if eqn not in joint.constants]
+
+
+def test_fences_open_where_they_are_told_to():
+    joint, graph, _, _ = joint_of("network")
+    schedule, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
+    late = schedule.size - start
+    fences = [start + late // 3, start + 2 * late // 3]
+    script = write_script(joint, schedule, fences, start)
+    assert len(script.backward) == 3
+    assert write_script(joint, schedule, [0, start, *fences], start).backward[1].eqns == script.backward[1].eqns
+    assert len(write_script(joint, schedule, [], start).backward) == 1
+
+
+def test_constants_are_neither_kept_nor_fenced():
+    def fun(x):
+        for _ in range(3):
+            x = jnp.sin(x) * jnp.full(x.shape, 2.0) + lax.iota(jnp.float32, 8)
+        return jnp.sum(x)
+
+    joint = trace_joint(fun, array(8))
+    graph = price(joint)
+    made = {v for eqn in joint.constants for v in eqn.outvars}
+    assert made and all(not jaxprs.vars_of(eqn.invars) for eqn in joint.constants)
+    schedule, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
+    script = write_script(joint, schedule, start=start)
+    assert not made & set(script.residuals)
+    assert not any(made & set(segment.fenced) for segment in script.backward)
+
+
+def emitted_counts(joint, script, inputs, cotangents):
+    def gradient(inputs, cotangents):
+        outputs, residuals = run_forward(joint, script, inputs)
+        return outputs, run_backward(joint, script, residuals, cotangents)
+
+    jaxpr = jax.make_jaxpr(gradient)(inputs, cotangents)
+    return collections.Counter(eqn.primitive.name for eqn in jaxpr.eqns)
+
+
+@pytest.mark.parametrize("price_factor", [0.1, 1.0, 100.0])
+def test_every_primitive_is_emitted_as_often_as_scheduled(price_factor):
+    joint, graph, inputs, cotangents = joint_of("network")
+    search = Search(graph)
+    mean = graph.costs.sum() / graph.value_bytes.sum()
+    candidate = search.candidate(Dials(price_factor * mean, 4, 2))
+    script = write_script(joint, candidate.schedule, candidate.fences, candidate.start)
+    constants = set(map(id, joint.constants))
+    scheduled = collections.Counter(
+        joint.eqns[node].primitive.name for node in candidate.schedule if id(joint.eqns[node]) not in constants
+    )
+    scheduled.update(2 * [eqn.primitive.name for eqn in joint.constants])
+    scheduled["optimization_barrier"] = sum(bool(segment.fenced) for segment in script.backward)
+    assert emitted_counts(joint, script, inputs, cotangents) == +scheduled
+    assert price_factor < 1 or scheduled["optimization_barrier"] > 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_products_of_a_plan_are_emitted_as_often_as_scheduled(form):
+    plan = network_plan(form)
+    eqns = plan.problem.joint.eqns
+    for primitive in ("dot_general", "tanh"):
+        scheduled = sum(eqns[node].primitive.name == primitive for node in plan.schedule)
+        assert counts(jax.value_and_grad(plan.apply(network)), *ARGS)[primitive] == scheduled
