@@ -29,6 +29,11 @@ def value_and_gradient(fun, *args, has_aux=False):
     return run(*args), _count(traced.jaxpr, "optimization_barrier") > 0
 
 
+def is_planned(fun, *args):
+    """Whether the gradient of a function recomputes behind a barrier."""
+    return count(fun, *args, primitive="optimization_barrier") > 0
+
+
 def numbers_like(shapes, seed=0):
     """Random numbers in place of the floating leaves of a tree of shapes."""
     rng = np.random.default_rng(seed)

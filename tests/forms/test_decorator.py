@@ -53,16 +53,34 @@ def test_says_once_per_signature_what_it_decided(caplog):
     assert len(told) == 2 and all("layered" in line and "budget" not in line for line in told)
 
 
-def test_threads_share_one_plan(caplog):
+def test_threads_plan_each_signature_once(caplog):
     planned = jaxremat.remat(layered, budget=0.8)
-    results = []
-    run = lambda: results.append(jax.grad(planned)(WEIGHTS, X))
+    inputs, results = [X, X[:128]], {}
+    together = threading.Barrier(4)
+
+    def run(k):
+        together.wait()
+        results[k] = jax.grad(planned)(WEIGHTS, inputs[k % 2])
+
     with caplog.at_level(logging.INFO, logger="jaxremat"):
-        threads = [threading.Thread(target=run) for _ in range(4)]
+        threads = [threading.Thread(target=run, args=(k,)) for k in range(4)]
         [t.start() for t in threads]
         [t.join() for t in threads]
-    assert len(results) == 4
-    assert sum("layered" in r.getMessage() for r in caplog.records) == 1
+    assert sum("layered" in r.getMessage() for r in caplog.records) == 2
+    for k, x in enumerate(inputs):
+        expected = jax.grad(layered)(WEIGHTS, x)
+        assert_close(results[k], expected)
+        assert_close(results[k + 2], expected)
+
+
+def test_under_vmap_and_scan_the_inner_function_is_planned(caplog):
+    planned, rows = jaxremat.remat(layered, budget=0.6), X.reshape(4, 64, 16)
+    scan = lambda ws: jax.lax.scan(lambda total, x: (total + planned(ws, x), None), 0.0, rows)[0]
+    mapped = lambda ws: jnp.sum(jax.vmap(lambda x: planned(ws, x))(rows))
+    with caplog.at_level(logging.INFO, logger="jaxremat"):
+        for fun in (lambda ws: planned(ws, rows[0]), scan, mapped):
+            assert count(fun, WEIGHTS, primitive="optimization_barrier") > 0
+    assert len(caplog.records) == 1  # one program, that of one row: it is planned once
 
 
 def test_not_differentiated_is_the_plain_function():
