@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from jaxremat import _compat
@@ -11,6 +13,7 @@ from jaxremat.cost.flops import body_seconds, equation_flops, equation_seconds, 
 from jaxremat.cost.fusion import clusters
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.primitives import RENAMING
+from jaxremat.cost.sharding import device_fraction, device_share
 from jaxremat.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
@@ -44,22 +47,69 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
             sizes.append(jaxprs.size_bytes(var))
     is_output = np.zeros(len(producer), bool)
     is_output[[value_of[v] for v in jaxprs.vars_of(joint.jaxpr.outvars) if v in value_of]] = True
-    own_bytes = np.where(is_output, 0, np.asarray(sizes, np.int64))
+    share = shares(joint)
+    own_bytes = np.where(is_output, 0, np.ceil(np.asarray(sizes) * share.held)).astype(np.int64)
     own_bytes[_renamed_gradients(joint, value_of)] = 0
     own_bytes[[value_of[v] for eqn in joint.constants for v in eqn.outvars]] = 0
     materialised = clusters(joint.jaxpr, device.platform).materialised
     return Graph(
-        costs=np.asarray([_seconds(eqn, device, materialised) for eqn in eqns]),
-        workspace_bytes=np.asarray([_workspace_bytes(eqn, device) for eqn in eqns], np.int64),
+        costs=np.asarray([_seconds(eqn, device, materialised) for eqn in eqns]) * share.run,
+        workspace_bytes=np.ceil(np.asarray([_workspace_bytes(eqn, device) for eqn in eqns]) * share.run).astype(
+            np.int64
+        ),
         value_bytes=own_bytes,
         producer=np.asarray(producer, np.int32),
         reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
         is_output=is_output,
-        resident_bytes=sum(map(jaxprs.size_bytes, (*joint.jaxpr.invars, *joint.jaxpr.outvars))),
+        resident_bytes=resident_bytes(joint),
         backward=joint.is_backward,
         pinned=np.asarray([jaxprs.has_effects(eqn) for eqn in eqns]),
         names=tuple(eqn.primitive.name for eqn in eqns),
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shares:
+    """The part of a program that one device of its mesh holds and runs.
+
+    Attributes:
+      held: [V] of each value.
+      run: [N] of each equation, by the bytes that it makes.
+      read: [N] the smallest part among the values that each equation reads: of copies that it makes of them.
+    """
+
+    held: np.ndarray
+    run: np.ndarray
+    read: np.ndarray
+
+
+def shares(joint: Joint) -> Shares:
+    """What one device holds and runs: everything, where no input is sharded over a mesh."""
+    numbers = [len(eqn.outvars) for eqn in joint.eqns]
+    if not any(joint.primal.shardings):
+        return Shares(np.ones(sum(numbers)), np.ones(len(numbers)), np.ones(len(numbers)))
+    held = device_fraction(joint, joint.primal.shardings)
+    made = [v for eqn in joint.eqns for v in eqn.outvars]
+    part = dict(zip(made, held.tolist()))
+    whole = np.asarray([jaxprs.size_bytes(v) for v in made], float)
+    equation = np.repeat(np.arange(len(numbers)), numbers)
+    total = np.bincount(equation, whole, len(numbers))
+    here = np.bincount(equation, whole * held, len(numbers))
+    run = np.divide(here, total, out=np.ones(len(numbers)), where=total > 0)
+    read = [min((part.get(v, 1.0) for v in jaxprs.vars_of(eqn.invars)), default=1.0) for eqn in joint.eqns]
+    return Shares(held, run, np.asarray(read))
+
+
+def resident_bytes(joint: Joint) -> int:
+    """Bytes of the program's inputs and outputs on one device: what is computed as its shardings say, gradients as
+    what they are gradients of."""
+    shardings = joint.primal.shardings or (None,) * len(joint.inputs)
+    part = {v: device_share(v, s) for v, s in zip(joint.inputs, shardings, strict=True)}
+    part.update(zip((v for eqn in joint.eqns for v in eqn.outvars), shares(joint).held))
+    gradients = [part[joint.inputs[i]] for i in joint.primal.wrt]
+    parts = [part.get(v, 1.0) for v in (*joint.jaxpr.invars, *joint.outputs)] + gradients
+    atoms = (*joint.jaxpr.invars, *joint.jaxpr.outvars)
+    return sum(int(np.ceil(jaxprs.size_bytes(atom) * share)) for atom, share in zip(atoms, parts, strict=True))
 
 
 def _renamed_gradients(joint: Joint, value_of: dict[Var, int]) -> list[int]:

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxremat import _compat
 from jaxremat._compat import Eqn, Jaxpr, Var
+from jaxremat.cost.primitives import ELEMENTWISE
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
@@ -31,6 +32,8 @@ _COLLECTIVES = frozenset(
         *("psum_scatter", "unreduced_psum", "unreduced_reduce_scatter", "reshard"),
     )
 )
+_SPREADING = frozenset({"broadcast_in_dim", "iota"})
+_UPDATING = frozenset({"scatter-add", "scatter", "dynamic_update_slice", "convert_element_type"})
 
 
 def is_collective(eqn: Eqn) -> bool:
@@ -54,8 +57,14 @@ def device_fraction(joint: Joint, shardings: Sequence[jax.sharding.Sharding | No
     results = [joint.outputs[i] for i in joint.primal.cotangents_of]
     late = {cotangent: result for cotangent, result in zip(joint.cotangents, results) if isinstance(result, Var)}
     _propagate(joint.jaxpr, layouts, late)
+    _follow_readers(joint.eqns, layouts)
     made = [v for eqn in joint.eqns for v in eqn.outvars]
     return np.asarray([1.0 / _parts(layouts[v]) for v in made], np.float64)
+
+
+def device_share(var: Var, sharding: Any) -> float:
+    """The part of an input that one device holds."""
+    return 1.0 / _parts(_of_sharding(var, sharding))
 
 
 def _shape(atom) -> tuple[int, ...]:
@@ -106,6 +115,24 @@ def _propagate(jaxpr: Jaxpr, layouts: dict[Var, Layout], late: dict[Var, Var]) -
         outputs = _outputs(eqn, [layout(v) for v in eqn.invars])
         layouts.update(zip(eqn.outvars, map(_without_repeats, outputs), strict=True))
     return [layout(v) for v in jaxpr.outvars]
+
+
+def _follow_readers(eqns: Sequence[Eqn], layouts: dict[Var, Layout]) -> None:
+    """What is made from nothing, or spread, is made in the parts in which it is read; so are updates of such."""
+    spread: set[Var] = set()
+    for eqn in eqns:
+        into = [v for v in jaxprs.vars_of(eqn.invars[:1]) if v in spread]
+        if eqn.primitive.name in _SPREADING or (into and eqn.primitive.name in _UPDATING):
+            spread.update(eqn.outvars)
+    for eqn in reversed(eqns):
+        followers = eqn.invars[:1] if eqn.primitive.name in _UPDATING else eqn.invars
+        if eqn.primitive.name not in ELEMENTWISE | _UPDATING or len(eqn.outvars) != 1:
+            continue
+        layout = layouts[eqn.outvars[0]]
+        for var in jaxprs.vars_of(followers):
+            same = _shape(var) == _shape(eqn.outvars[0])
+            if var in spread and same and _parts(layouts[var]) < _parts(layout):
+                layouts[var] = layout
 
 
 def _outputs(eqn: Eqn, inputs: list[Layout]) -> list[Layout]:

@@ -14,11 +14,11 @@ import numpy as np
 
 from jaxremat._compat import Var
 from jaxremat.cost.pricing import price
+from jaxremat.cost.sharding import is_collective
 from jaxremat.emit.loops import LoopDecision, body_joint
 from jaxremat.graph import Graph
 from jaxremat.planner.assemble import assemble_parts
 from jaxremat.planner.mincut import cheapest_cut
-from jaxremat.cost.sharding import is_collective
 from jaxremat.planner.structure import Structure
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint

@@ -1,5 +1,6 @@
 """Pieces by hand: what is cut where, what is named, and what every piece computes for itself."""
 
+import functools
 import json
 
 import jax
@@ -32,8 +33,16 @@ PRODUCTS = [i for i, name in enumerate(NAMES) if name == "dot_general"]
 TANHS = [i for i, name in enumerate(NAMES) if name == "tanh"]
 ENDS = (PRODUCTS[2] - 1, PRODUCTS[4] - 1)  # pieces of two layers each
 MASK = tuple(range(PRODUCTS[0]))
-PLAIN = quickly(jax.value_and_grad(layered))(WS, X)
-PLAIN_COUNTS = counts(jax.grad(layered), WS, X)
+
+
+@functools.cache
+def plain():
+    return quickly(jax.value_and_grad(layered))(WS, X)
+
+
+@functools.cache
+def plain_counts():
+    return counts(jax.grad(layered), WS, X)
 
 
 def emitted(ends=ENDS, sunk=(), labels=None, form=emit_pieces):
@@ -43,7 +52,7 @@ def emitted(ends=ENDS, sunk=(), labels=None, form=emit_pieces):
 
 def extra(fun, primitive):
     """How many more equations of a kind its gradient has than the plain one."""
-    return counts(jax.grad(fun), WS, X)[primitive] - PLAIN_COUNTS[primitive]
+    return counts(jax.grad(fun), WS, X)[primitive] - plain_counts()[primitive]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ def extra(fun, primitive):
     ids=["one", "three", "sunk", "an equation each", "named", "in one"],
 )
 def test_any_cut_computes_the_same(made):
-    assert_same(quickly(jax.value_and_grad(emitted(**made)))(WS, X), PLAIN, rtol=1e-4)
+    assert_same(quickly(jax.value_and_grad(emitted(**made)))(WS, X), plain(), rtol=1e-4)
 
 
 def test_all_pieces_but_the_last_run_again():

@@ -23,11 +23,6 @@ def array(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape) / 3, jnp.float32)
 
 
-def quickly(fun):
-    """`jax.jit`, for programs that take longer to compile than to run."""
-    return jax.jit(fun, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def layers(ws, x):
     """Slices, a constant, element-wise values of several sizes, a stacked result."""
     table = jnp.linspace(0, 1, 8)
@@ -96,7 +91,7 @@ def test_the_corners_trade_bytes_for_seconds(name):
         corners.append(option)
     assert corners[0].seconds == 0 < corners[-1].seconds
     assert [o.seconds for o in corners] == sorted(o.seconds for o in corners)
-    assert all(option.stacked_bytes >= hull.carry_bytes for option in corners[:1])
+    assert corners[0].stacked_bytes > corners[-1].stacked_bytes > 0
     rest = hull.options[len(corners) :]
     assert {o.stacked_bytes for o in rest} == {corners[-1].stacked_bytes}
     carry = loop.body.primal.jaxpr.invars[loop.body.num_consts :][: loop.body.num_carry]
@@ -130,11 +125,12 @@ def test_every_option_gives_the_exact_gradient(name, fenced):
             (out,) = jaxprs.evaluate(primal.jaxpr, jax.tree.leaves(args), rule)
             return out
 
-        return quickly(jax.value_and_grad(planned, (0, 1)))(*args)
+        return jax.value_and_grad(planned, (0, 1))(*args)
 
-    plain = quickly(jax.value_and_grad(fun, (0, 1)))(*args)
-    for option in hull.options[:: 4 if fenced else 1]:
-        decision = LoopDecision((Piece(loop.length, option.forward, option.backward),), fenced=fenced)
-        assert LoopDecision.from_json(json.loads(json.dumps(decision.to_json()))) == decision
-        for a, b in zip(jax.tree.leaves(gradient(decision)), jax.tree.leaves(plain), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * float(jnp.abs(b).max()))
+    with jax.disable_jit():  # one operation after the other: compiling every option takes far longer
+        plain = jax.value_and_grad(fun, (0, 1))(*args)
+        for option in hull.options:
+            decision = LoopDecision((Piece(loop.length, option.forward, option.backward),), fenced=fenced)
+            assert LoopDecision.from_json(json.loads(json.dumps(decision.to_json()))) == decision
+            for a, b in zip(jax.tree.leaves(gradient(decision)), jax.tree.leaves(plain), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * float(jnp.abs(b).max()))

@@ -1,6 +1,7 @@
 """The prediction writes the program that would be emitted, and follows what the compiler keeps of it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,22 +31,26 @@ def search_of(rows):
     return problem, Search(problem.graph, problem.run_seconds)
 
 
-LARGE, LARGE_SEARCH = search_of(8192)
-SMALLEST = LARGE_SEARCH.smallest
+@functools.cache
+def large():
+    """(a program that the memory model is for, its smallest candidate)."""
+    problem, search = search_of(8192)
+    return problem, search.smallest
 
 
 def test_toy_programs_are_replayed():
     problem, search = search_of(32)
-    assert is_toy(problem.graph) and not is_toy(LARGE.graph)
+    assert is_toy(problem.graph) and not is_toy(large()[0].graph)
     predicted = predict(problem.joint, problem.graph, search.smallest.schedule, "cpu")
     assert predicted.live_bytes.tolist() == replay(problem.graph, search.smallest.schedule).live_bytes.tolist()
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_less_kept_is_less_predicted(platform):
-    graph, joint = LARGE.graph, LARGE.joint
-    plain = predict(joint, graph, LARGE.in_order, platform)
-    small = predict(joint, graph, SMALLEST.schedule, platform, SMALLEST.fences, SMALLEST.start)
+    problem, smallest = large()
+    graph, joint = problem.graph, problem.joint
+    plain = predict(joint, graph, problem.in_order, platform)
+    small = predict(joint, graph, smallest.schedule, platform, smallest.fences, smallest.start)
     activation = 8192 * WIDTH * 4
     assert plain.peak_bytes - graph.resident_bytes >= (LAYERS - 1) * activation
     assert small.peak_bytes < 0.75 * plain.peak_bytes
@@ -57,22 +62,26 @@ def test_less_kept_is_less_predicted(platform):
 
 
 def test_spans_are_values_of_the_graph():
-    timeline = predict(LARGE.joint, LARGE.graph, SMALLEST.schedule, "cpu", SMALLEST.fences, SMALLEST.start)
+    problem, smallest = large()
+    graph = problem.graph
+    timeline = predict(problem.joint, graph, smallest.schedule, "cpu", smallest.fences, smallest.start)
     value, first, last = timeline.spans.T
-    assert ((value >= 0) & (value < LARGE.graph.num_values)).all() and timeline.span_bytes.size == value.size
+    assert ((value >= 0) & (value < graph.num_values)).all() and timeline.span_bytes.size == value.size
     assert ((first >= 0) & (first <= last) & (last < timeline.live_bytes.size)).all()
-    again = np.flatnonzero(np.bincount(SMALLEST.schedule) > 1)
-    shown = np.unique(LARGE.graph.producer[value])
+    again = np.flatnonzero(np.bincount(smallest.schedule) > 1)
+    shown = np.unique(graph.producer[value])
     assert np.isin(again, shown).sum() > LAYERS / 2, "what is recomputed is on the timeline"
 
 
 @pytest.mark.parametrize("fenced", ["all", "sources"])
 def test_every_way_to_fence_is_predicted(fenced):
-    timeline = predict(LARGE.joint, LARGE.graph, SMALLEST.schedule, "cpu", fenced=fenced)
-    assert timeline.peak_bytes < predict(LARGE.joint, LARGE.graph, LARGE.in_order, "cpu").peak_bytes
+    problem, smallest = large()
+    timeline = predict(problem.joint, problem.graph, smallest.schedule, "cpu", fenced=fenced)
+    assert timeline.peak_bytes < predict(problem.joint, problem.graph, problem.in_order, "cpu").peak_bytes
 
 
 def test_prediction_is_deterministic():
-    again = pose(dataclasses.replace(LARGE.primal), resolve_target("cpu"))
-    first, second = (predict(p.joint, p.graph, SMALLEST.schedule, "cuda") for p in (LARGE, again))
+    problem, smallest = large()
+    again = pose(dataclasses.replace(problem.primal), resolve_target("cpu"))
+    first, second = (predict(p.joint, p.graph, smallest.schedule, "cuda") for p in (problem, again))
     assert first.live_bytes.tolist() == second.live_bytes.tolist()
