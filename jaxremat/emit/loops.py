@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxremat._compat import Eqn, Var
+from jaxremat._compat import Eqn, Jaxpr, Var
 from jaxremat.emit import scheduled
 from jaxremat.errors import EmissionError, PlanMismatchError
 from jaxremat.trace import jaxpr as jaxprs
@@ -115,16 +115,30 @@ def body_joint(body: Body, inner: tuple[LoopDecision, ...] = ()) -> Joint:
 def _rewritten(primal: Primal, loops: Sequence[Loop], decisions: Sequence[LoopDecision]) -> Callable[[Sequence], list]:
     if len(loops) != len(decisions):
         raise PlanMismatchError(f"{len(decisions)} loop decisions meet a program with {len(loops)} loops: plan again")
-    emitted = {
-        primal.jaxpr.eqns[loop.position].outvars[0]: emit_loop(loop, decision)
-        for loop, decision in zip(loops, decisions)
-    }
+    emitted: dict[Var, dict[int | None, Callable[[Sequence], list]]] = {}
+    for loop, decision in zip(loops, decisions):
+        parts = emitted.setdefault(primal.jaxpr.eqns[loop.position].outvars[0], {})
+        parts[loop.branch] = emit_loop(loop, decision)
 
     def rule(eqn: Eqn, inputs: list) -> list | None:
-        run = emitted.get(eqn.outvars[0]) if eqn.outvars else None
-        return run(inputs) if run else None
+        parts = emitted.get(eqn.outvars[0]) if eqn.outvars else None
+        if parts is None:
+            return None
+        return parts[None](inputs) if None in parts else _chosen(eqn, parts, inputs)
 
     return lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs, rule)
+
+
+def _chosen(eqn: Eqn, parts: Mapping[int | None, Callable[[Sequence], list]], inputs: list) -> list:
+    """A conditional of which some branches are emitted as loops of one iteration."""
+
+    def branch(number: int, closed: Jaxpr) -> Callable:
+        if number in parts:
+            return lambda *operands: [result[0] for result in parts[number](operands)]
+        return lambda *operands: jaxprs.evaluate(closed, operands)
+
+    branches = [branch(number, closed) for number, closed in enumerate(eqn.params["branches"])]
+    return lax.switch(inputs[0], branches, *inputs[1:])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

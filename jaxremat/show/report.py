@@ -188,16 +188,22 @@ def _sentences(plan: Planned) -> Iterator[str]:
 
 def _sentence(eqn, loop: Loop, decision: LoopDecision) -> str:
     origin = origin_of(eqn)
+    if loop.branch is not None:
+        where = origin.path or origin.source or "a conditional"
+        return f"branch {loop.branch} of {where}: {_again(decision.pieces[0], 'its')}"
     where = origin.path or origin.source or "a scan"
     return f"loop over {loop.length} iterations ({where}): " + ", then ".join(map(_piece, decision.pieces))
 
 
 def _piece(piece: Piece) -> str:
     if not piece.inside:
-        again = len(piece.forward) + len(piece.backward) - len({*piece.forward, *piece.backward})
-        what = f"run {again} of their equations again" if again else "keep all that they need"
-        return f"{piece.length} iterations {what}"
+        return f"{piece.length} iterations: {_again(piece, 'their')}"
     return f"{piece.length} iterations in {piece.count} segments, each run again from its carry"
+
+
+def _again(piece: Piece, whose: str) -> str:
+    again = len(piece.forward) + len(piece.backward) - len({*piece.forward, *piece.backward})
+    return f"{again} of {whose} equations run again" if again else f"all that {whose} backward needs is kept"
 
 
 def _warnings(plan: Planned) -> Iterator[str]:

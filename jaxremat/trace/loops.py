@@ -1,9 +1,13 @@
-"""The differentiable loops of a program, each with its body as a program of its own."""
+"""The differentiable loops of a program, each with its body as a program of its own.
+
+A branch of a conditional is a loop too, of one iteration that carries nothing: what it keeps for its backward and what
+it runs again is decided and emitted in the same way.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -12,6 +16,8 @@ from jaxremat._compat import Eqn, Jaxpr, Var
 from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, fingerprint
+
+_FEWEST_EQUATIONS = 3  # in a branch that is worth a decision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,10 +64,11 @@ class Body:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:
-    """A scan that a gradient passes through.
+    """A scan that a gradient passes through, or a branch of a conditional.
 
     Attributes:
       position: index of its equation in the program.
+      branch: which branch of a conditional it is; None for a scan.
       length, reverse, unroll: as in `lax.scan`.
       invariants: from the scan's constants to the body's: what depends on constants only and is no larger than what
         it is made of is computed once, before the loop.
@@ -74,10 +81,11 @@ class Loop:
     unroll: int
     invariants: Jaxpr
     body: Body
+    branch: int | None = None
 
 
 def find(primal: Primal) -> tuple[Loop, ...]:
-    """The scans of a program that its gradient passes through, without those that have effects."""
+    """The scans and branches of a program that its gradient passes through, without those that have effects."""
     return _find(primal, {})
 
 
@@ -85,15 +93,30 @@ def _find(primal: Primal, bodies: dict[tuple, Body]) -> tuple[Loop, ...]:
     jaxpr = primal.jaxpr
     perturbed = activity.perturbed_vars(jaxpr, [i in primal.wrt for i in range(len(jaxpr.invars))])
     wanted = activity.wanted_vars(jaxpr, [i in primal.cotangents_of for i in range(len(jaxpr.outvars))], perturbed)
-    loops = []
+    loops: list[Loop] = []
     for position, eqn in enumerate(jaxpr.eqns):
-        if eqn.primitive.name != "scan" or not eqn.params["length"] or jaxprs.has_effects(eqn):
-            continue
         inputs = [isinstance(v, Var) and v in perturbed for v in eqn.invars]
         outputs = [v in wanted for v in eqn.outvars]
-        if any(inputs) and any(outputs):
+        if jaxprs.has_effects(eqn) or not any(inputs) or not any(outputs):
+            continue
+        if eqn.primitive.name == "scan" and eqn.params["length"]:
             loops.append(_read_loop(position, eqn, inputs, outputs, bodies))
+        elif eqn.primitive.name == "cond":
+            loops.extend(_read_branches(position, eqn, inputs[1:], bodies))
     return tuple(loops)
+
+
+def _read_branches(position: int, eqn: Eqn, inputs: list[bool], bodies: dict[tuple, Body]) -> Iterator[Loop]:
+    """Loops of one iteration over the branches that hold anything for their backward."""
+    for branch, closed in enumerate(eqn.params["branches"]):
+        flat = jaxprs.inline_calls(closed)
+        if len(flat.eqns) < _FEWEST_EQUATIONS and not any(map(jaxprs.subjaxprs, flat.eqns)):
+            continue
+        given = flat.invars
+        same = _section(flat, (), given, given)
+        body = _read_body(flat, len(given), 0, inputs, [True] * len(flat.outvars), bodies)
+        if body.primal.wrt and body.primal.cotangents_of:
+            yield Loop(position, 1, False, 1, same, body, branch)
 
 
 def _read_loop(position: int, eqn: Eqn, inputs: list[bool], outputs: list[bool], bodies: dict[tuple, Body]) -> Loop:
