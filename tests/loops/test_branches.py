@@ -39,7 +39,7 @@ def two_results(w, x, flag):
     def branch(w, x, n):
         return deep(w, x), jnp.sin(x) * n, n + 1
 
-    y, unused, n = lax.cond(flag, branch, lambda w, x, n: (x, jnp.zeros_like(x), n), w, x @ w, 3)
+    y, _, n = lax.cond(flag, branch, lambda w, x, n: (x, jnp.zeros_like(x), n), w, x @ w, 3)
     return jnp.sum(y) * n
 
 
