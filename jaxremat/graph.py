@@ -77,7 +77,7 @@ class Graph:
             is not topological.
         """
         sizes_array = _integers(sizes, "sizes")
-        costs_array = np.asarray(costs, np.float64).reshape(-1)
+        costs_array = np.array(costs, np.float64).reshape(-1)
         n = sizes_array.size
         if costs_array.size != n:
             raise GraphError(f"{n} sizes but {costs_array.size} costs: give one of each per node")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import operator
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -292,7 +293,7 @@ def check_options(budget: Budget, solver: str, emit: str, verify: str) -> None:
 def checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed) -> Request:
     """The arguments of `plan`, without the budget; raises ArgumentError where one cannot be understood."""
     _check_names(solver, emit, verify)
-    argnums = argnums if isinstance(argnums, int) else tuple(argnums)
+    argnums = operator.index(argnums) if hasattr(argnums, "__index__") else tuple(map(operator.index, argnums))
     return Request(fun, args, argnums, has_aux, solver, resolve_target(target), emit, verify, seed)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Var
+from jaxremat._compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.cost.devices import Device, resolve_target
 from jaxremat.cost.flops import body_seconds, equation_flops, equation_seconds, is_contraction, written_bytes
 from jaxremat.cost.fusion import clusters
@@ -101,15 +101,19 @@ def shares(joint: Joint) -> Shares:
 
 
 def resident_bytes(joint: Joint) -> int:
-    """Bytes of the program's inputs and outputs on one device: what is computed as its shardings say, gradients as
-    what they are gradients of."""
+    """Bytes of the program's inputs and outputs on one device: results in the parts in which they are made, gradients
+    in those of what they are gradients of."""
     shardings = joint.primal.shardings or (None,) * len(joint.inputs)
-    part = {v: device_share(v, s) for v, s in zip(joint.inputs, shardings, strict=True)}
-    part.update(zip((v for eqn in joint.eqns for v in eqn.outvars), shares(joint).held))
-    gradients = [part[joint.inputs[i]] for i in joint.primal.wrt]
-    parts = [part.get(v, 1.0) for v in (*joint.jaxpr.invars, *joint.outputs)] + gradients
-    atoms = (*joint.jaxpr.invars, *joint.jaxpr.outvars)
-    return sum(int(np.ceil(jaxprs.size_bytes(atom) * share)) for atom, share in zip(atoms, parts, strict=True))
+    part: dict[Atom, float] = {v: device_share(v, s) for v, s in zip(joint.inputs, shardings, strict=True)}
+    part.update(zip((v for eqn in joint.eqns for v in eqn.outvars), shares(joint).held.tolist()))
+    gradient_of = dict(zip(map(id, joint.gradients), (joint.inputs[i] for i in joint.primal.wrt)))
+
+    def held(atom: Atom) -> int:
+        source = gradient_of.get(id(atom), atom)
+        share = part.get(source, 1.0) if isinstance(source, Var) else 1.0
+        return int(np.ceil(jaxprs.size_bytes(atom) * share))
+
+    return sum(map(held, (*joint.jaxpr.invars, *joint.outputs, *joint.gradients)))
 
 
 def _renamed_gradients(joint: Joint, value_of: dict[Var, int]) -> list[int]:
