@@ -98,7 +98,8 @@ def _topology(device: Device):
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise TargetError(
             f"the compiler for target={device.name!r} is installed but refused: {reason}. "
-            f"Check that its version matches jax {jax.__version__}: {_PIP_LINES[device.platform]}"
+            f"Check that its version matches jax {jax.__version__}: {_PIP_LINES[device.platform]}. On a machine without"
+            " the device, start Python with JAX_PLATFORMS=cpu, so that JAX does not try to run on it."
         ) from error
 
 
