@@ -29,6 +29,9 @@ Literal = _core.Literal
 DropVar = _core.DropVar
 Atom = Var | Literal
 
+NamesToSave: Any = getattr(_ad_checkpoint, "SaveOnlyTheseNames", object)
+"""jax 0.11 ignores, under JAX_REMAT3=1, policies of names that are not of this class; later ones ask any policy."""
+
 
 def check_jaxpr(jaxpr: Jaxpr) -> None:
     """Type-checks a jaxpr; raises JAX's own JaxprTypeError."""
@@ -98,6 +101,18 @@ def scan_arity(eqn: Eqn) -> tuple[int, int]:
 def mark(x, name: str):
     """An identity with a name that survives differentiation, whatever the remat flags; for analysis only."""
     return _ad_checkpoint.name_p.bind(x, name=name)
+
+
+def checkpoint_body(eqn: Eqn) -> Jaxpr | None:
+    """The body of a `jax.checkpoint` as JAX_REMAT3=1 writes it, else None."""
+    inner: Any = eqn.params.get("_prim")
+    return inner.params["jaxpr"] if type(inner).__name__ == "RematTraced" else None
+
+
+def prevents_cse(eqn: Eqn) -> bool | tuple[bool, ...]:
+    """What a `jax.checkpoint` equation was given as `prevent_cse`."""
+    inner: Any = eqn.params.get("_prim")
+    return (eqn if inner is None else inner).params["prevent_cse"]
 
 
 def name_of(eqn: Eqn) -> str | None:

@@ -79,11 +79,15 @@ class PlanOnce:
       ArgumentError: for an option that cannot be understood.
     """
 
-    def __init__(self, name: str, *, budget: Budget, solver="auto", emit="schedule", verify="replay", **options):
+    def __init__(
+        self, name: str, *, budget: Budget, solver="auto", target=None, emit="schedule", verify="replay", seed=0
+    ):
         check_options(budget, solver, emit, verify)
         self.name = name
         self.emit = emit
-        self.options = {"budget": budget, "solver": solver, "emit": emit, "verify": verify, **options}
+        self.options = {
+            "budget": budget, "solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed
+        }  # fmt: skip
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._made: dict[str, Decision] = {}
@@ -194,15 +198,22 @@ def _bound(fun: Callable, args: Sequence, kwargs: dict, numbers: Sequence[int], 
     static_positions = {i % len(args) for i in numbers if -len(args) <= i < len(args)}
     static_positions |= _positions_of(fun, names)
     static_keywords = {name: kwargs[name] for name in kwargs if name in names}
-    dynamic = [arg for i, arg in enumerate(args) if i not in static_positions]
+    dynamic = [None if i in static_positions else arg for i, arg in enumerate(args)]
     keywords = {name: value for name, value in kwargs.items() if name not in static_keywords}
+    leaves, tree = jax.tree.flatten((dynamic, keywords))
 
-    def free(*given):
-        arrays = iter(given[:-1])
-        full = [arg if i in static_positions else next(arrays) for i, arg in enumerate(args)]
-        return fun(*full, **given[-1], **static_keywords)
+    def free(*arrays):
+        given = iter(arrays)
+        full, named = jax.tree.unflatten(tree, [next(given) if _is_array(leaf) else leaf for leaf in leaves])
+        full = [arg if i in static_positions else full[i] for i, arg in enumerate(args)]
+        return fun(*full, **named, **static_keywords)
 
-    return free, (*dynamic, keywords)
+    return free, tuple(filter(_is_array, leaves))
+
+
+def _is_array(leaf) -> bool:
+    """Whether JAX can trace a leaf: activation functions and axis names, which Equinox modules hold, it cannot."""
+    return hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__") or isinstance(leaf, bool | int | float | complex)
 
 
 def _positions_of(fun: Callable, names: Sequence[str]) -> set[int]:

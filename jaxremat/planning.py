@@ -21,7 +21,7 @@ from jaxremat.emit.form import FORMS
 from jaxremat.errors import ArgumentError, BudgetError
 from jaxremat.hosts import agree
 from jaxremat.plan import CHUNKED, Plan, apply_flat, signature_of
-from jaxremat.planner.correction import Correction, correct
+from jaxremat.planner.correction import Correction, Trial, correct
 from jaxremat.planner.foreign import ForeignPlanner
 from jaxremat.planner.forms import FormOutcome, FormPlanner, OwnNamesPlanner, planner_for
 from jaxremat.planner.planner import Outcome, Planner
@@ -152,7 +152,7 @@ class Planning:
         start = time.perf_counter()
         predicted = _predicted(self.planner, limit)
         if predicted.best is None:
-            raise refusal(predicted.smallest.candidate, predicted.smallest.peak_bytes, limit)
+            raise self._refusal(predicted.smallest, limit)
         made = self._plan(predicted.best.candidate, limit, self.request.emit)
         return dataclasses.replace(made, solve_seconds=self._traced_seconds + time.perf_counter() - start)
 
@@ -184,13 +184,21 @@ class Planning:
             expected=lambda outcome: outcome.peak_bytes,
         )
         if correction.best is None:
-            raise refusal(correction.smallest.candidate, correction.smallest.peak_bytes, limit)
+            raise self._refusal(correction.smallest, limit)
         best = correction.best.candidate
         for outcome in self._contenders(best, int(_CONTENDER_ROOM * limit), measured):
             if outcome.cost < best.cost and measure(outcome)[0] <= limit:
                 best = outcome
         made = measured[id(best)][1]
         return dataclasses.replace(made, compilations=len(measured) + 1, solve_seconds=spent[0])
+
+    def _refusal(self, smallest: Trial, limit: int) -> BudgetError:
+        """The error for this limit; where the form stays plain JAX, with what a schedule is predicted to need."""
+        schedule_bytes = None
+        if isinstance(self.planner, FormPlanner):
+            predicted = _predicted(Planner(self.primal, self.request.device), limit)
+            schedule_bytes = (predicted.best or predicted.smallest).peak_bytes
+        return refusal(smallest.candidate, smallest.peak_bytes, limit, schedule_bytes)
 
     def _contenders(self, best: Outcome, room_bytes: int, measured: dict[int, Any]) -> list[Outcome]:
         """Cheaper outcomes that may fit all the same: forms that stay plain JAX leave little to predict by."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 
+from jaxremat import _compat
 
-@dataclasses.dataclass(frozen=True)
-class NamePolicy:
+
+@dataclasses.dataclass(frozen=True, init=False)
+class NamePolicy(_compat.NamesToSave):
     """Saves the values that carry one of some names, recomputes everything else.
 
     Works wherever a `jax.checkpoint` policy does: `flax.linen.remat`, `flax.nnx.remat`, `equinox.filter_checkpoint`.
@@ -19,8 +22,9 @@ class NamePolicy:
 
     names: tuple[str, ...]
 
-    def __post_init__(self):
-        object.__setattr__(self, "names", tuple(sorted(set(self.names))))
+    def __init__(self, names: Iterable[str]):
+        object.__setattr__(self, "names", tuple(sorted(set(names))))
+        object.__setattr__(self, "saveable_names", frozenset(names))  # the field of jax 0.11's class
 
     def __call__(self, primitive, *avals, **params):
         return jax.checkpoint_policies.save_only_these_names(*self.names)(primitive, *avals, **params)

@@ -21,23 +21,28 @@ _DOMINATES = 0.1
 _TELLING = 0.02
 
 
-def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int) -> BudgetError:
+def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int, schedule_bytes: int | None = None) -> BudgetError:
     """The error for a budget that nothing found keeps to.
 
     Args:
       smallest: the outcome of the smallest peak.
       peak_bytes: that peak: compiled where plans are, predicted otherwise.
       budget_bytes: the budget.
+      schedule_bytes: what a schedule is predicted to need, where another form was asked for.
     """
     joint = smallest.problem.joint
     resident_bytes = resident_bytes_of(joint)
+    remedies = _remedies(joint, resident_bytes, peak_bytes, budget_bytes)
+    if schedule_bytes is not None and schedule_bytes < peak_bytes:
+        fits = "fits" if schedule_bytes <= budget_bytes else "reaches lower"
+        remedies.insert(0, f'emit="schedule": it {fits}, with a predicted peak of {format_bytes(schedule_bytes)}')
     lines = [
         f"no plan fits in {format_bytes(budget_bytes)}; the minimum peak that was reached is"
         f" {format_bytes(peak_bytes)} ({peak_bytes} bytes).",
         f"There, {_running(smallest)}:",
         *(f"  {line}" for line in occupants(smallest)),
         "What would lower it:",
-        *(f"  - {remedy}" for remedy in _remedies(joint, resident_bytes, peak_bytes, budget_bytes)),
+        *(f"  - {remedy}" for remedy in remedies),
     ]
     return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes)
 

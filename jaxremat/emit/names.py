@@ -32,7 +32,7 @@ def emit_repoliced(raw: Jaxpr, names: Sequence[str]) -> Callable[..., list]:
         run: Callable[..., list] = functools.partial(_evaluate_flat, body, rule)
         with _compat.at_position_of(eqn):
             if is_checkpoint(eqn):
-                run = jax.checkpoint(run, policy=policy, prevent_cse=eqn.params["prevent_cse"])
+                run = jax.checkpoint(run, policy=policy, prevent_cse=_compat.prevents_cse(eqn))
             return run(*inputs)
 
     return lambda *inputs: jaxprs.evaluate(raw, inputs, rule)

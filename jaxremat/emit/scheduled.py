@@ -155,7 +155,7 @@ def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joi
         return jaxprs.evaluate(primal.jaxpr, inputs)
 
     def forward(*inputs):
-        joint, script = choose(tuple(i for i, given in enumerate(inputs) if given.perturbed))
+        joint, script = choose(tuple(i for i, given in enumerate(inputs) if given.perturbed and _has_gradient(given)))
         outputs, residuals = run_forward(joint, script, [given.value for given in inputs])
         return outputs, _Residuals(tuple(residuals), joint, script)
 
@@ -170,6 +170,11 @@ def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joi
 
     scheduled.defvjp(forward, backward, symbolic_zeros=True)
     return scheduled
+
+
+def _has_gradient(given) -> bool:
+    """Integers that another planned function computed count as perturbed, too."""
+    return jnp.issubdtype(jax.typeof(given.value).dtype, jnp.inexact)
 
 
 @jax.tree_util.register_pytree_node_class

@@ -88,7 +88,8 @@ class Search:
     def plain(self) -> Candidate:
         """The program as it stands: everything is computed once, in the given order."""
         in_order = np.arange(self.graph.num_nodes, dtype=np.int32)
-        return self._judge(None, in_order, int(self.graph.backward.argmax()))
+        backward = self.graph.backward
+        return self._judge(None, in_order, int(backward.argmax()) if backward.any() else in_order.size)
 
     def fit(self, budget_bytes: int) -> Candidate:
         """The cheapest candidate whose replayed peak is within the budget, or the one with the smallest peak."""

@@ -55,7 +55,7 @@ def read(fun: Callable, *args) -> Program:
 def inlined_body(eqn: Eqn) -> Jaxpr | None:
     """The jaxpr of a call-like equation (jit, closed_call, remat) that means no more than its body; else None."""
     key = _INLINE.get(eqn.primitive.name)
-    return eqn.params[key] if key else None
+    return eqn.params[key] if key else _compat.checkpoint_body(eqn)
 
 
 def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: Sequence | None = None) -> list:
@@ -88,11 +88,11 @@ def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: S
 
 def inline_rule(eqn: Eqn, inputs: list) -> list | None:
     """A rule for `evaluate` that flattens call-like equations, at every depth outside loops and custom rules."""
-    body = inlined_body(eqn)
-    if body is None:
-        return None
+    body, name = inlined_body(eqn), _compat.name_of(eqn)
     with _compat.at_position_of(eqn):
-        return evaluate(body, inputs, inline_rule)
+        if body is not None:
+            return evaluate(body, inputs, inline_rule)
+        return None if name is None else [_compat.mark(inputs[0], name)]
 
 
 def inline_calls(jaxpr: Jaxpr) -> Jaxpr:
@@ -149,7 +149,8 @@ def size_bytes(atom: Atom) -> int:
 
 def subjaxprs(eqn: Eqn) -> list[Jaxpr]:
     """Every jaxpr among an equation's parameters: loop bodies, branches, call bodies."""
-    return [x for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=_compat.is_jaxpr) if _compat.is_jaxpr(x)]
+    found = jax.tree.leaves([*eqn.params.values(), _compat.checkpoint_body(eqn)], is_leaf=_compat.is_jaxpr)
+    return [x for x in found if _compat.is_jaxpr(x)]
 
 
 def has_effects(eqn: Eqn) -> bool:

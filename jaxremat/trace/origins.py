@@ -77,7 +77,8 @@ def trace_regions(primal: Primal, raw: Jaxpr) -> Origins:
 
 def is_checkpoint(eqn: Eqn) -> bool:
     """Whether an equation is a checkpoint that has not been differentiated yet."""
-    return eqn.primitive.name in ("remat2", "checkpoint") and not eqn.params.get("differentiated", False)
+    known = eqn.primitive.name in ("remat2", "checkpoint") or _compat.checkpoint_body(eqn) is not None
+    return known and not eqn.params.get("differentiated", False)
 
 
 def _origins(joint: Joint) -> Origins:
