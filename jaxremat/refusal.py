@@ -9,11 +9,11 @@ import numpy as np
 from jaxremat import attention, chunk
 from jaxremat.budget import format_bytes
 from jaxremat.chunk.rewriting import Finding
+from jaxremat.cost.pricing import resident_bytes
 from jaxremat.errors import BudgetError
 from jaxremat.planner.planner import Outcome
 from jaxremat.show.folding import common_path, without_numbers
 from jaxremat.show.paths import Origin, origin_of
-from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
 _MOST_VALUES = 6
@@ -31,8 +31,8 @@ def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int, schedule_byte
       schedule_bytes: what a schedule is predicted to need, where another form was asked for.
     """
     joint = smallest.problem.joint
-    resident_bytes = resident_bytes_of(joint)
-    remedies = _remedies(joint, resident_bytes, peak_bytes, budget_bytes)
+    resident = resident_bytes(joint)
+    remedies = _remedies(joint, resident, peak_bytes, budget_bytes)
     if schedule_bytes is not None and schedule_bytes < peak_bytes:
         fits = "fits" if schedule_bytes <= budget_bytes else "reaches lower"
         remedies.insert(0, f'emit="schedule": it {fits}, with a predicted peak of {format_bytes(schedule_bytes)}')
@@ -47,13 +47,6 @@ def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int, schedule_byte
     return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes)
 
 
-def resident_bytes_of(joint: Joint) -> int:
-    """Bytes of a gradient program's arguments and results: they are there whatever is planned."""
-    primal = joint.primal
-    results = [joint.outputs[i] for i in range(len(primal.jaxpr.outvars))]
-    return sum(map(jaxprs.size_bytes, (*joint.inputs, *results, *joint.gradients)))
-
-
 def occupants(outcome: Outcome) -> list[str]:
     """What is live at an outcome's predicted peak, a line each: resident bytes, then the largest values."""
     joint, graph, timeline = outcome.problem.joint, outcome.problem.graph, outcome.timeline
@@ -65,12 +58,12 @@ def occupants(outcome: Outcome) -> list[str]:
         key = without_numbers(origin.path), origin.operation, origin.source
         groups.setdefault(key, []).append((origin, int(timeline.span_bytes[span])))
     ordered = sorted(groups.values(), key=lambda group: -_total_bytes(group))
-    lines = [f"{format_bytes(resident_bytes_of(joint))}  arguments, results and gradients"]
+    lines = [f"{format_bytes(resident_bytes(joint))}  arguments, results and gradients"]
     lines += [_occupant(group) for group in ordered[:_MOST_VALUES]]
     rest = ordered[_MOST_VALUES:]
     if rest:
         lines.append(f"{format_bytes(sum(map(_total_bytes, rest)))}  {sum(map(len, rest))} smaller values")
-    inside = timeline.peak_bytes - resident_bytes_of(joint) - int(timeline.span_bytes[live].sum())
+    inside = timeline.peak_bytes - resident_bytes(joint) - int(timeline.span_bytes[live].sum())
     if inside >= _TELLING * timeline.peak_bytes:
         lines.append(f"{format_bytes(inside)}  inside the equation that runs (a loop's body, say), and constants")
     return lines
@@ -97,7 +90,7 @@ def _total_bytes(group: Sequence[tuple[Origin, int]]) -> int:
     return sum(size_bytes for _, size_bytes in group)
 
 
-def _remedies(joint: Joint, resident_bytes: int, peak_bytes: int, budget_bytes: int) -> list[str]:
+def _remedies(joint: Joint, resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:
     remedies = []
     scores = _dominating(attention.find(joint.primal.jaxpr), peak_bytes)
     if scores is not None:
@@ -111,16 +104,16 @@ def _remedies(joint: Joint, resident_bytes: int, peak_bytes: int, budget_bytes: 
             f"a chunked loss: the logits {list(logits.shape)} at {logits.where} take"
             f" {format_bytes(logits.large_bytes)}; jaxremat.chunk.rewrite(fun)"
         )
-    if resident_bytes > budget_bytes:
+    if resident > budget_bytes:
         remedies.append(
             f"sharding the parameters, or a narrower dtype: arguments, results and gradients alone take"
-            f" {format_bytes(resident_bytes)}, and no plan can go below them"
+            f" {format_bytes(resident)}, and no plan can go below them"
         )
-    elif resident_bytes > 0.5 * peak_bytes:
-        remedies.append(f"sharding the parameters: with results and gradients, {format_bytes(resident_bytes)}")
-    if resident_bytes < 0.9 * peak_bytes:
+    elif resident > 0.5 * peak_bytes:
+        remedies.append(f"sharding the parameters: with results and gradients, {format_bytes(resident)}")
+    if resident < 0.9 * peak_bytes:
         remedies.append(
-            f"a smaller batch, or sharding it: {format_bytes(peak_bytes - resident_bytes)} are intermediate values"
+            f"a smaller batch, or sharding it: {format_bytes(peak_bytes - resident)} are intermediate values"
         )
     return [*remedies, f"a budget of at least {peak_bytes} bytes"]
 
