@@ -181,7 +181,7 @@ class _Lowering:
         size = 4 * math.prod(_shape(out))
         indices = [self._keyed(Op("iota", (), _shape(out), "int32", size, -1), ("axis", axis)) for axis in axes]
         shape = (*_shape(eqn.invars[0]), len(axes))
-        found = Op("gather", (operand, *indices), shape, "int32", 4 * math.prod(shape), self._equation)
+        found = Op("reduce_window", (operand, *indices), shape, "int32", 4 * math.prod(shape), self._equation)
         return source, self._keyed(found, _params_key(eqn)), self._literal("0.0", out)
 
     def _elementwise(self, eqn: Eqn, env: dict[Var, int]) -> int:
