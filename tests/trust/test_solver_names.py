@@ -22,7 +22,7 @@ X = np.random.default_rng(1).normal(size=(256, 32)).astype(np.float32)
 
 @pytest.mark.parametrize("solver", [pytest.param("fastsa", marks=pytest.mark.slow), "chen", "chen-recursive"])
 def test_a_solver_plans_and_the_gradient_stays(solver):
-    plan = jaxremat.plan(program, W, X, budget=0.7, has_aux=True, solver=solver)
+    plan = jaxremat.plan(program, W, X, budget=0.75, has_aux=True, solver=solver)
     assert plan.solver == solver
     assert plan.compiled.peak_bytes <= plan.budget_bytes
     plain, _ = jax.jit(jax.grad(program, has_aux=True))(W, X)
