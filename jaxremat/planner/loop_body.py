@@ -19,7 +19,7 @@ from jaxremat.emit.loops import LoopDecision, body_joint
 from jaxremat.graph import Graph
 from jaxremat.planner.assemble import assemble_parts
 from jaxremat.planner.mincut import cheapest_cut
-from jaxremat.planner.structure import Structure
+from jaxremat.planner.structure import Structure, ends_of_groups
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.loops import Body
@@ -159,7 +159,7 @@ def _checkpointed(body: Body, graph: Graph, run_seconds: np.ndarray, kept: np.nd
         ends = structure.boundaries(parts)
         passing = structure.crossing_values(ends) | kept
         inside, _ = cheapest_cut(alone, keep_price * alone.value_bytes, run_seconds, structure.needed, passing)
-        ends = ends[np.linspace(0, ends.size, groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
+        ends = ends_of_groups(ends, groups)
         group = np.searchsorted(ends, np.arange(graph.num_nodes))
         steps = assemble_parts(alone, inside | kept, group, structure.crossing_values(ends) | kept)[0]
         both = np.concatenate([forward[:start], steps])

@@ -25,7 +25,7 @@ import numpy as np
 from jaxremat.graph import Graph
 from jaxremat.planner.assemble import assemble_parts
 from jaxremat.planner.mincut import cheapest_cut
-from jaxremat.planner.structure import Structure
+from jaxremat.planner.structure import Structure, ends_of_groups
 from jaxremat.schedule import replay
 
 _SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
@@ -186,8 +186,7 @@ class Search:
         graph, structure = self.graph, self.structure
         if dials.groups == 1:
             return self._judge(dials, *assemble_parts(graph, kept))
-        ends = structure.boundaries(dials.segments)
-        ends = ends[np.linspace(0, ends.size, dials.groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
+        ends = ends_of_groups(structure.boundaries(dials.segments), dials.groups)
         group = np.searchsorted(ends, np.arange(graph.num_nodes))
         across = structure.crossing_values(ends) | self._made_once
         return self._judge(dials, *assemble_parts(graph, kept, group, across))

@@ -90,3 +90,8 @@ class Structure:
         for end in boundaries:
             crosses |= (self.graph.producer <= end) & (self.last_forward_read > end)
         return crosses & self.is_forward_value & ~self.is_cheap
+
+
+def ends_of_groups(ends: np.ndarray, groups: int) -> np.ndarray:
+    """Of the nodes that end all but the last of some parts, those that end all but the last of `groups` groups."""
+    return ends[np.linspace(0, ends.size, groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
