@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxremat._compat import Jaxpr
-from jaxremat.cost.fusion import RULES, Fusion, FusionRules, fuse
+from jaxremat.cost.fusion import RULES, Fusion, fuse
 from jaxremat.cost.lowering import lower
 from jaxremat.cost.primitives import ELEMENTWISE
 from jaxremat.trace import jaxpr as jaxprs
@@ -22,19 +22,27 @@ class MemoryEstimate:
     """Predicted bytes of a compiled program.
 
     Attributes:
-      temp_bytes: largest sum of live intermediate buffers.
       argument_bytes, output_bytes: of the program's inputs and outputs.
       steps: [T] the equation whose kernel runs at each step.
-      live_bytes: [T] intermediate bytes that are live at each step.
+      workspace_bytes: [T] bytes that the loop body or branch that runs at each step needs.
+      live_bytes: [T] intermediate bytes that are live at each step, workspace included.
       spans: [S, 4] one row (equation, bytes, first step, last step) per intermediate buffer; equation -1 is a constant.
     """
 
-    temp_bytes: int
     argument_bytes: int
     output_bytes: int
     steps: np.ndarray
-    live_bytes: np.ndarray
+    workspace_bytes: np.ndarray
     spans: np.ndarray
+
+    @property
+    def live_bytes(self) -> np.ndarray:
+        return live_bytes(self.spans[:, 1], self.spans, self.workspace_bytes)
+
+    @property
+    def temp_bytes(self) -> int:
+        """The largest sum of live intermediate buffers."""
+        return int(self.live_bytes.max(initial=0))
 
     @property
     def peak_bytes(self) -> int:
@@ -43,30 +51,28 @@ class MemoryEstimate:
 
 def estimate_memory(jaxpr: Jaxpr, platform: str = "cpu") -> MemoryEstimate:
     """Predicts the memory of a compiled jaxpr on a platform: `cpu`, `cuda` or `tpu`."""
-    steps, live_bytes, spans = _temporaries(jaxpr, RULES[platform])
-    return MemoryEstimate(
-        temp_bytes=int(live_bytes.max(initial=0)),
-        argument_bytes=sum(map(jaxprs.size_bytes, jaxpr.invars)),
-        output_bytes=sum(map(jaxprs.size_bytes, jaxpr.outvars)),
-        steps=steps,
-        live_bytes=live_bytes,
-        spans=spans,
-    )
-
-
-def _temporaries(jaxpr: Jaxpr, rules: FusionRules) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rules = RULES[platform]
     fusion = fuse(lower(jaxpr, dot_copies=rules.dot_copies), rules)
     order = _breadth_first(fusion) if rules.breadth_first else fusion.kernels
     ops = fusion.program.ops
     rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in _buffer_spans(fusion, order)]
-    spans = np.asarray(rows, np.int64).reshape(-1, 4)
-    change = np.zeros(len(order) + 1, np.int64)
-    np.add.at(change, spans[:, 2], spans[:, 1])
-    np.add.at(change, spans[:, 3] + 1, -spans[:, 1])
-    live = np.cumsum(change[:-1])
-    for step, kernel in enumerate(order):
-        live[step] += max((_temporaries(body, rules)[1].max(initial=0) for body in ops[kernel].bodies), default=0)
-    return np.asarray([ops[kernel].equation for kernel in order], np.int64), live, spans
+    inside = [max((estimate_memory(b, platform).temp_bytes for b in ops[k].bodies), default=0) for k in order]
+    return MemoryEstimate(
+        argument_bytes=sum(map(jaxprs.size_bytes, jaxpr.invars)),
+        output_bytes=sum(map(jaxprs.size_bytes, jaxpr.outvars)),
+        steps=np.asarray([ops[kernel].equation for kernel in order], np.int64),
+        workspace_bytes=np.asarray(inside, np.int64),
+        spans=np.asarray(rows, np.int64).reshape(-1, 4),
+    )
+
+
+def live_bytes(span_bytes: np.ndarray, spans: np.ndarray, workspace_bytes: np.ndarray) -> np.ndarray:
+    """[T] bytes at each step, where spans (as in `MemoryEstimate`) hold `span_bytes` [S] and the steps themselves need
+    `workspace_bytes` [T]."""
+    change = np.zeros(workspace_bytes.size + 1, np.int64)
+    np.add.at(change, spans[:, 2], span_bytes)
+    np.add.at(change, spans[:, 3] + 1, -span_bytes)
+    return np.cumsum(change[:-1]) + workspace_bytes
 
 
 def _breadth_first(fusion: Fusion) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -83,6 +84,7 @@ class Shares:
     read: np.ndarray
 
 
+@functools.lru_cache(maxsize=8)
 def shares(joint: Joint) -> Shares:
     """What one device holds and runs: everything, where no input is sharded over a mesh."""
     numbers = [len(eqn.outvars) for eqn in joint.eqns]

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxremat._compat import Jaxpr
 from jaxremat.cost.flops import is_contraction
-from jaxremat.cost.memory import MemoryEstimate, estimate_memory
+from jaxremat.cost.memory import MemoryEstimate, estimate_memory, live_bytes
 from jaxremat.cost.pricing import Shares, shares
 from jaxremat.emit.scheduled import Script, run_backward, run_forward, write_script
 from jaxremat.graph import Graph
@@ -48,14 +48,14 @@ def predict(
     emitted = _emitted(joint, script)
     node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
     estimate = estimate_memory(emitted, platform)
-    live_bytes, span_bytes = _on_one_device(estimate, emitted, shares(joint), node_of)
+    live, span_bytes = _on_one_device(estimate, emitted, shares(joint), node_of)
     first_value = np.asarray([values[0] if values else -1 for values in graph.values_of])
     made_by = estimate.spans[:, 0]
     value = np.where(made_by >= 0, first_value[node_of[made_by]], -1)
     known = value >= 0
     return Timeline(
         schedule=node_of[estimate.steps].astype(np.int32),
-        live_bytes=live_bytes + graph.resident_bytes,
+        live_bytes=live + graph.resident_bytes,
         cost=float(graph.costs[np.asarray(schedule)].sum()),
         spans=np.stack([value, *estimate.spans[:, 2:].T], 1)[known].astype(np.int32),
         span_bytes=span_bytes[known],
@@ -67,7 +67,7 @@ def _on_one_device(
 ) -> tuple[np.ndarray, np.ndarray]:
     """([T] live bytes, [S] bytes of spans) on one device, which holds a part of what each equation makes and copies; of
     constants, the part that it holds on average."""
-    made_by, whole, first, last = estimate.spans.T
+    made_by, whole = estimate.spans[:, :2].T
     known = made_by >= 0
     made = np.asarray([max(map(jaxprs.size_bytes, eqn.outvars), default=0) for eqn in emitted.eqns], np.int64)
     copied = np.asarray([is_contraction(eqn) for eqn in emitted.eqns])[made_by] & (whole != made[made_by])
@@ -75,19 +75,8 @@ def _on_one_device(
     typical = np.average(share[known], weights=whole[known]) if whole[known].sum() else 1.0
     share = np.where(known, share, typical)
     span_bytes = np.ceil(whole * share).astype(np.int64)
-    elsewhere = np.zeros(estimate.steps.size + 1, np.int64)
-    np.add.at(elsewhere, first, span_bytes - whole)
-    np.add.at(elsewhere, last + 1, whole - span_bytes)
-    workspace = estimate.live_bytes - _live(estimate.spans, estimate.steps.size)
-    runs_elsewhere = np.floor(workspace * (1 - part.run[node_of[estimate.steps]])).astype(np.int64)
-    return estimate.live_bytes + np.cumsum(elsewhere[:-1]) - runs_elsewhere, span_bytes
-
-
-def _live(spans: np.ndarray, steps: int) -> np.ndarray:
-    change = np.zeros(steps + 1, np.int64)
-    np.add.at(change, spans[:, 2], spans[:, 1])
-    np.add.at(change, spans[:, 3] + 1, -spans[:, 1])
-    return np.cumsum(change[:-1])
+    workspace_bytes = np.ceil(estimate.workspace_bytes * part.run[node_of[estimate.steps]]).astype(np.int64)
+    return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
 
 
 def is_toy(graph: Graph) -> bool:
