@@ -20,6 +20,7 @@ from jaxremat.graph import Graph
 from jaxremat.planner.assemble import assemble_parts
 from jaxremat.planner.mincut import cheapest_cut
 from jaxremat.planner.structure import Structure, ends_of_groups
+from jaxremat.schedule import replay
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.loops import Body
@@ -174,31 +175,21 @@ def _option(body: Body, graph: Graph, steps: np.ndarray, start: int, kept: np.nd
     forward, backward = (steps[inside & part] - body.num_carry for part in (position < start, position >= start))
     return IterationOption(
         int(graph.value_bytes[kept].sum()),
-        _transient_bytes(graph, kept, steps[start:]),
+        _transient_bytes(graph, kept, steps, start),
         float(graph.costs[again].sum()),
         tuple(forward.tolist()),
         tuple(backward.tolist()),
     )
 
 
-def _transient_bytes(graph: Graph, kept: np.ndarray, steps: np.ndarray) -> int:
-    """The most that the steps of a backward hold together, beyond what is kept; gradients stay to the end."""
-    read = set(graph.reads[:, 0].tolist())
-    made: dict[int, int] = {}
-    value: list[int] = []
-    first: list[int] = []
-    last: list[int] = []
-    for t, node in enumerate(steps.tolist()):
-        for seen in graph.values_read[node]:
-            if seen in made:
-                last[made[seen]] = t
-        for new in graph.values_of[node]:
-            made[new] = len(value)
-            value.append(new)
-            first.append(t)
-            last.append(t if new in read else steps.size - 1)
-    size = np.where(kept, 0, graph.value_bytes)[np.asarray(value, np.int64)]
-    change = np.zeros(steps.size + 1, np.int64)
-    np.add.at(change, first, size)
-    np.add.at(change, np.asarray(last, np.int64) + 1, -size)
-    return int((np.cumsum(change[:-1]) + graph.workspace_bytes[steps]).max(initial=0))
+def _transient_bytes(graph: Graph, kept: np.ndarray, steps: np.ndarray, start: int) -> int:
+    """The most that the backward of a schedule holds at once, beyond what is kept; gradients stay to the end."""
+    read = np.zeros(graph.num_values, bool)
+    read[graph.reads[:, 0]] = True
+    beyond = dataclasses.replace(
+        graph,
+        value_bytes=np.where(kept, 0, graph.value_bytes),
+        is_output=~read & graph.backward[graph.producer],
+        resident_bytes=0,
+    )
+    return int(replay(beyond, steps).live_bytes[start:].max(initial=0))
