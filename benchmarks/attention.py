@@ -23,8 +23,8 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from jaxremat import attention
+from jaxremat.backends.devices import resolve_target
 from jaxremat.compiled.targets import compiler_lock, target_devices
-from jaxremat.cost.devices import resolve_target
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 LENGTHS = [2**k for k in range(8, 21, 2)]

@@ -21,8 +21,8 @@ import jax
 from models import MODELS
 
 import jaxremat
+from jaxremat.backends.devices import resolve_target
 from jaxremat.compiled.compile import compile_gradient
-from jaxremat.cost.devices import resolve_target
 from jaxremat.cost.flops import program_flops
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -9,15 +9,15 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 
-from jaxremat.api import load_plan
-from jaxremat.budget import Budget
+from jaxremat.backends.devices import DEVICES
+from jaxremat.base.budget import Budget
+from jaxremat.base.errors import ArgumentError, JaxrematError
 from jaxremat.compiled.targets import list_targets
-from jaxremat.cost.devices import DEVICES
-from jaxremat.emit.form import FORMS
-from jaxremat.errors import ArgumentError, JaxrematError
-from jaxremat.planning import VERIFICATIONS, plan
+from jaxremat.planner.emission import FORMS
+from jaxremat.planning.api import load_plan
+from jaxremat.planning.planning import VERIFICATIONS, plan
+from jaxremat.planning.storage import read_plan
 from jaxremat.show.stored import stored_to_text
-from jaxremat.storage import read_plan
 
 _PROGRAM = "module:function that takes no arguments and returns (function to plan, tuple of its arguments)"
 

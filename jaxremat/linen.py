@@ -10,8 +10,8 @@ import flax.core.lift as lift
 import flax.linen as nn
 import jax
 
-from jaxremat.budget import Budget
-from jaxremat.decorator import PlanOnce
+from jaxremat.base.budget import Budget
+from jaxremat.planning.decorator import PlanOnce
 
 
 def remat(

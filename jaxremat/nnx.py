@@ -10,9 +10,9 @@ from typing import Any
 from flax import nnx
 from flax.nnx.transforms import general
 
-from jaxremat.budget import Budget
-from jaxremat.decorator import PlanOnce
-from jaxremat.errors import ArgumentError
+from jaxremat.base.budget import Budget
+from jaxremat.base.errors import ArgumentError
+from jaxremat.planning.decorator import PlanOnce
 
 _TAG = "jaxremat"
 

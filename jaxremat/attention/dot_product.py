@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxremat.base.errors import ArgumentError
 from jaxremat.chunk.stream import Scores, softmax_mean
 from jaxremat.chunk.tiling import Span, Tiling, Window, attention_tiling
-from jaxremat.errors import ArgumentError
 
 # With operands of 16 bits and a result of 32, the default would differentiate in mixed precision (jax issue 24047).
 _PRECISION = {jnp.dtype(jnp.bfloat16): lax.DotAlgorithmPreset.BF16_BF16_F32}

@@ -13,8 +13,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Literal, Var
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 from jaxremat.chunk.region import Region, operand_windows, producers, region
 from jaxremat.chunk.rewriting import Finding, readers_of
 from jaxremat.chunk.stream import Scores, softmax_mean
@@ -72,7 +72,7 @@ class AttentionFinder:
         softmax = _trace_softmax(weights, window, len(box) - 1, made_by)
         if softmax is None:
             return None
-        finding = Finding(KIND, _compat.source_line(mix), shape_of(softmax.scores).shape, size_bytes(softmax.scores))
+        finding = Finding(KIND, compat.source_line(mix), shape_of(softmax.scores).shape, size_bytes(softmax.scores))
         if len(box) - len(batch[side]) < 2:
             return dataclasses.replace(finding, reason="it has no axis of queries")
         tiling = attention_tiling(box, self.query_chunk_size, self.key_chunk_size)
@@ -207,7 +207,7 @@ def _read_elsewhere(inside: set[int], mix: Eqn, jaxpr: Jaxpr, readers) -> str:
             if reader is None:
                 return "as a result of the function"
             if id(reader) not in inside:
-                return f"by {reader.primitive.name} at {_compat.source_line(reader)}"
+                return f"by {reader.primitive.name} at {compat.source_line(reader)}"
     return ""
 
 
@@ -234,7 +234,7 @@ def _emit(mix: Eqn, side: int, order: list[int], tile: _RegionTile, values: list
         precision=mix.params["precision"],
         out_dtype=shape_of(mix.outvars[0]).dtype,
     )
-    with _compat.at_position_of(mix):
+    with compat.at_position_of(mix):
         out, _ = softmax_mean(scores, operands, value)
     rows = order[rank:-1]
     out = out.reshape(*out.shape[:-1], *depth_shape)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxremat._compat import Jaxpr
 from jaxremat.attention.pattern import AttentionFinder
+from jaxremat.base.compat import Jaxpr
 from jaxremat.chunk.rewriting import Report, findings, inline_jits, rewritten
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxremat.base.errors import ArgumentError
 from jaxremat.chunk.stream import Scores, log_sum_exp
 from jaxremat.chunk.tiling import Span, attention_tiling
-from jaxremat.errors import ArgumentError
 
 
 def softmax_cross_entropy(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Var
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.chunk.mapping import TileMap, map_tiles
 from jaxremat.chunk.region import Region, producers, region
 from jaxremat.chunk.rewriting import Finding, readers_of
@@ -49,7 +49,7 @@ class LossHeadFinder:
         if vocabulary is None or "dot_general" in cones[vocabulary].leaves_by:
             return None
         cone = cones[vocabulary]
-        finding = Finding(KIND, _compat.source_line(product), shape, size_bytes(logits))
+        finding = Finding(KIND, compat.source_line(product), shape, size_bytes(logits))
         if cone.escapes:
             return dataclasses.replace(finding, reason=f"logits are also read {cone.escapes}")
         lengths = {tuple(n for n in shape_of(v).shape if n != 1) for v in cone.outputs}
@@ -157,5 +157,5 @@ def _tiling(lengths, vocabulary: int, token_chunk_size: int | None) -> Tiling:
 def _emit(product: Eqn, cut: Region, tiling: Tiling, values: list) -> list:
     windows = tuple(window for _, window in cut.sources)
     task = TileMap(_RegionTiles(cut, tiling), tiling, windows, tuple(window for _, window in cut.outputs))
-    with _compat.at_position_of(product):
+    with compat.at_position_of(product):
         return map_tiles(task, values)

@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxremat import _compat
+from jaxremat.base import compat
+from jaxremat.base.errors import ArgumentError
 from jaxremat.chunk.sweep import linear_sweep
 from jaxremat.chunk.tiling import Span, Tiling, Window, even_size
-from jaxremat.errors import ArgumentError
 from jaxremat.trace.jaxpr import evaluate, shape_of
 
 
@@ -84,7 +84,7 @@ def map_chunks(fun: Callable, chunk_size: int, *, in_axes: int | tuple[int | Non
             return out
 
         shapes = [jax.ShapeDtypeStruct(tiling.block_sizes(w, x.shape), x.dtype) for (x, _), w in zip(leaves, windows)]
-        jaxpr, constants = _compat.with_constants_as_inputs(jax.make_jaxpr(flat)(*shapes))
+        jaxpr, constants = compat.with_constants_as_inputs(jax.make_jaxpr(flat)(*shapes))
         ranks = [len(shape_of(v).shape) for v in jaxpr.outvars]
         task = TileMap(
             tile=lambda blocks, reads: evaluate(jaxpr, blocks),

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import jax
 from jax import lax
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Literal, Var
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 from jaxremat.chunk.tiling import Span, Tiling, Window
 from jaxremat.trace.jaxpr import shape_of
 
@@ -216,7 +216,7 @@ def _run(eqn: Eqn, window: Window, inputs: list, reads: Sequence, tiling: Tiling
     """One equation on blocks."""
     sizes = tiling.block_sizes(window, shape_of(eqn.outvars[0]).shape)
     name, params = eqn.primitive.name, eqn.params
-    with _compat.at_position_of(eqn):
+    with compat.at_position_of(eqn):
         if name == "iota":
             axis = params["dimension"]
             start = tiling.starts((window[axis],), reads)[0]
@@ -228,4 +228,4 @@ def _run(eqn: Eqn, window: Window, inputs: list, reads: Sequence, tiling: Tiling
         if name == "slice":
             starts = [0 if span else start for span, start in zip(window, params["start_indices"])]
             return lax.slice(inputs[0], starts, [start + size for start, size in zip(starts, sizes)])
-        return _compat.bind(eqn, inputs)[0]
+        return compat.bind(eqn, inputs)[0]

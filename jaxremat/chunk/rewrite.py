@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxremat._compat import Jaxpr
+from jaxremat.base.compat import Jaxpr
 from jaxremat.chunk.loss_head import LossHeadFinder
 from jaxremat.chunk.rewriting import Report, findings, inline_jits, rewritten
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Literal, Var
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 from jaxremat.trace.jaxpr import evaluate, shape_of, value_of, vars_of
 
 _INLINE = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
@@ -107,11 +107,11 @@ def inline_jits(jaxpr: Jaxpr) -> Jaxpr:
         body = _inlined(eqn)
         if body is None:
             return None
-        with _compat.at_position_of(eqn):
+        with compat.at_position_of(eqn):
             return evaluate(body, inputs, rule)
 
     flat = jax.make_jaxpr(lambda *xs: evaluate(jaxpr, xs, rule))(*[shape_of(v) for v in jaxpr.invars])
-    return _compat.without_dead_code(flat)
+    return compat.without_dead_code(flat)
 
 
 def findings(jaxpr: Jaxpr, finder: Finder) -> Iterator[Finding]:
@@ -125,7 +125,7 @@ def findings(jaxpr: Jaxpr, finder: Finder) -> Iterator[Finding]:
 def run(jaxpr: Jaxpr, inputs: Sequence, finder: Finder) -> list:
     """Evaluates a jaxpr with its findings replaced."""
     found = [f for f in finder(jaxpr) if f.replaced]
-    env = dict(zip(jaxpr.constvars, _compat.consts_of(jaxpr)))
+    env = dict(zip(jaxpr.constvars, compat.consts_of(jaxpr)))
     env.update(zip(jaxpr.invars, inputs, strict=True))
     for node in _in_order(jaxpr, found):
         if isinstance(node, Finding):
@@ -140,15 +140,15 @@ def run(jaxpr: Jaxpr, inputs: Sequence, finder: Finder) -> list:
 def _run_equation(eqn: Eqn, values: list, finder: Finder) -> list:
     bodies = [inline_jits(body) for body in _bodies(eqn)]
     if not any(f.replaced for body in bodies for f in findings(body, finder)):
-        return _compat.bind(eqn, values)
+        return compat.bind(eqn, values)
     if eqn.primitive.name in _REMAT:
         options = {key: eqn.params[key] for key in ("prevent_cse", "policy")}
-        with _compat.at_position_of(eqn):
+        with compat.at_position_of(eqn):
             return jax.checkpoint(lambda *xs: run(bodies[0], xs, finder), **options)(*values)
     new = [jax.make_jaxpr(lambda *xs, b=b: run(b, xs, finder))(*map(shape_of, b.invars)) for b in bodies]
     (key,) = _BODIES[eqn.primitive.name]
     params = eqn.params | {key: tuple(new) if isinstance(eqn.params[key], tuple) else new[0]}
-    return _compat.bind(eqn.replace(params=params), values)
+    return compat.bind(eqn.replace(params=params), values)
 
 
 def _in_order(jaxpr: Jaxpr, found: Sequence[Finding]) -> Iterator[Eqn | Finding]:

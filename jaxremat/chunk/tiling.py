@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxremat.errors import ArgumentError
+from jaxremat.base.errors import ArgumentError
 
 
 class Span(NamedTuple):

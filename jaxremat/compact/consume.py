@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxremat import _compat
-from jaxremat._compat import Atom, Eqn, Jaxpr, Var
+from jaxremat.base import compat
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.compact.projection import expand, lift, projection, with_derivative
 from jaxremat.compact.weight import FOLLOW, LoopIndex, UnfollowedError, Weight
 from jaxremat.trace.jaxpr import evaluate, shape_of, vars_of
@@ -48,7 +48,7 @@ class Uses:
     refusals: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def refuse(self, weight: Weight, reason: str, eqn: Eqn) -> None:
-        where = _compat.source_line(eqn)
+        where = compat.source_line(eqn)
         text = f"{reason} (`{eqn.primitive.name}`{f' at {where}' if where else ''})"
         self.refusals.setdefault(weight.parameter.leaf, text)
 
@@ -100,13 +100,13 @@ class Consumer:
             return self._recognise(eqn, inputs)
         plain = [x.value if isinstance(x, Weight) else x for x in inputs]
         if self.needed.isdisjoint(eqn.outvars) or not any(_has_gradient(v) for v in eqn.outvars):
-            return _compat.bind(eqn, plain)
+            return compat.bind(eqn, plain)
         try:
             return self._consume(eqn, inputs, weights)
         except UnfollowedError as error:
             for weight in weights:
                 self.uses.refuse(weight, str(error), eqn)
-            return _compat.bind(eqn, plain)
+            return compat.bind(eqn, plain)
 
     def _consume(self, eqn: Eqn, inputs: list, weights: list[Weight]) -> list:
         name = eqn.primitive.name
@@ -114,12 +114,12 @@ class Consumer:
             return [self._product(eqn, inputs)]
         inside = self._inside(name)
         if inside is not None:
-            with _compat.at_position_of(eqn):
+            with compat.at_position_of(eqn):
                 return inside(eqn, inputs)
         if name in _OWN_RULES:
             return self._own_rule(eqn, inputs)
         if name == "stop_gradient":
-            return _compat.bind(eqn, [weights[0].value])
+            return compat.bind(eqn, [weights[0].value])
         if name in FOLLOW and (len(weights) == 1 or name == "optimization_barrier"):
             return FOLLOW[name](eqn, inputs, weights[0])
         raise UnfollowedError("it is consumed by something other than a matrix product")
@@ -135,7 +135,7 @@ class Consumer:
             return None
         inputs_seen = [self._first(x) for x in inputs]
         key = (eqn.primitive, str(eqn.params), *map(id, inputs_seen))
-        outputs = _compat.bind(eqn, inputs)
+        outputs = compat.bind(eqn, inputs)
         _, first = self.repeated.setdefault(key, (inputs_seen, outputs[0]))
         self.first[id(outputs[0])] = outputs[0], first
         return outputs
@@ -155,10 +155,10 @@ class Consumer:
         pairs = sorted(zip(numbers[0][side], numbers[0][1 - side]), key=lambda pair: _place(weight.dims[pair[0]]))
         shared = self._first(other)
         self._record(weight, shared, pairs)
-        value = _compat.bind(eqn, [weight.value, other] if side == 0 else [other, weight.value])[0]
+        value = compat.bind(eqn, [weight.value, other] if side == 0 else [other, weight.value])[0]
         if self.key is None:
             return value
-        with _compat.at_position_of(eqn):
+        with compat.at_position_of(eqn):
             left = self._project(weight, shared, [x for _, x in pairs])
         compressed = _compressed_numbers(numbers, tuple(len(shape_of(v).shape) for v in eqn.invars))
         product = _Product(side, compressed, eqn.params["precision"], value.dtype)
@@ -214,7 +214,7 @@ class Consumer:
 
     def _scan(self, eqn: Eqn, inputs: list) -> list:
         body, length = eqn.params["jaxpr"], eqn.params["length"]
-        n_consts, n_carry = _compat.scan_arity(eqn)
+        n_consts, n_carry = compat.scan_arity(eqn)
         n_fixed = n_consts + n_carry
         fixed, xs = list(inputs[:n_fixed]), inputs[n_fixed:]
         for i in range(n_consts, n_fixed):
@@ -245,8 +245,8 @@ class Consumer:
         """Keeps a function's own differentiation rule, and projects the weight gradient that it returns."""
         if self.key is None:
             self._plain(eqn, self.run(eqn.params[_OWN_RULES[eqn.primitive.name]], inputs))
-            return _compat.bind(eqn, [x.value if isinstance(x, Weight) else x for x in inputs])
-        return _compat.bind(eqn, [self._lifted(x) if isinstance(x, Weight) else x for x in inputs])
+            return compat.bind(eqn, [x.value if isinstance(x, Weight) else x for x in inputs])
+        return compat.bind(eqn, [self._lifted(x) if isinstance(x, Weight) else x for x in inputs])
 
     def _lifted(self, weight: Weight) -> jax.Array:
         if weight.parameter.leaf not in self.uses.group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxremat import _compat
+from jaxremat.base import compat
 from jaxremat.trace.jaxpr import vars_of
 
 
@@ -19,8 +19,8 @@ def is_decoupled(update, params) -> bool:
         return jax.jvp(update, (params,), (tangents,))[1][0]
 
     n_params = len(jax.tree.leaves(params))
-    slope = _compat.without_dead_code(jax.make_jaxpr(derivative)(params, params))
-    state = _compat.without_dead_code(jax.make_jaxpr(lambda params: update(params)[1])(params))
+    slope = compat.without_dead_code(jax.make_jaxpr(derivative)(params, params))
+    state = compat.without_dead_code(jax.make_jaxpr(lambda params: update(params)[1])(params))
     return not _reads(slope, slope.invars[:n_params]) and not _reads(state, state.invars)
 
 

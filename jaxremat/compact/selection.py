@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxremat.errors import ArgumentError
+from jaxremat.base.errors import ArgumentError
 
 _LEFT_FULL = re.compile(
     r"embed|^(wte|wpe|position|pos|lm_head|head|heads|logits|readout|classifier|decoder)$|norm"

@@ -17,6 +17,7 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxremat.base.errors import ArgumentError
 from jaxremat.compact.consume import Uses, compress, find_uses
 from jaxremat.compact.decay import decay_rates, is_decoupled
 from jaxremat.compact.projection import compressed_shape, rank_last
@@ -31,7 +32,6 @@ from jaxremat.compact.selection import (
 )
 from jaxremat.compact.update import drawn_late, moved_weight, shrunk_weight
 from jaxremat.compact.weight import Parameter, whole
-from jaxremat.errors import ArgumentError
 from jaxremat.trace.jaxpr import read
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Literal
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Literal
 
 
 class UnfollowedError(Exception):
@@ -134,7 +134,7 @@ def _sliced(dim: Dim, size: int) -> Dim:
 
 
 def _same(eqn: Eqn, inputs: list, weight: Weight) -> list:
-    values = _compat.bind(eqn, [x.value if isinstance(x, Weight) else x for x in inputs])
+    values = compat.bind(eqn, [x.value if isinstance(x, Weight) else x for x in inputs])
     return [
         x.becomes(value, x.dims, lambda z, *_: z) if isinstance(x, Weight) else value
         for x, value in zip(inputs, values, strict=True)
@@ -142,7 +142,7 @@ def _same(eqn: Eqn, inputs: list, weight: Weight) -> list:
 
 
 def _convert(eqn: Eqn, inputs: list, weight: Weight) -> list:
-    (value,) = _compat.bind(eqn, [weight.value])
+    (value,) = compat.bind(eqn, [weight.value])
     return [weight.becomes(value, weight.dims, lambda z, *_: z.astype(value.dtype))]
 
 
@@ -152,11 +152,11 @@ def _transpose(eqn: Eqn, inputs: list, weight: Weight) -> list:
     def step(z, before, after):
         return z.transpose(*[before.index(d) for d in order if d in before], z.ndim - 1)
 
-    return [weight.becomes(_compat.bind(eqn, [weight.value])[0], [weight.dims[d] for d in order], step)]
+    return [weight.becomes(compat.bind(eqn, [weight.value])[0], [weight.dims[d] for d in order], step)]
 
 
 def _reshape(eqn: Eqn, inputs: list, weight: Weight) -> list:
-    (value,) = _compat.bind(eqn, [weight.value])
+    (value,) = compat.bind(eqn, [weight.value])
 
     def step(z, before, after):
         return z.reshape(*[value.shape[d] for d in after], z.shape[-1])
@@ -165,7 +165,7 @@ def _reshape(eqn: Eqn, inputs: list, weight: Weight) -> list:
 
 
 def _broadcast(eqn: Eqn, inputs: list, weight: Weight) -> list:
-    (value,) = _compat.bind(eqn, [weight.value, *inputs[1:]])
+    (value,) = compat.bind(eqn, [weight.value, *inputs[1:]])
     targets = list(eqn.params["broadcast_dimensions"])
     dims: list[Dim] = [(Atom(-1, 1, size),) if size > 1 else () for size in value.shape]
     for source, target in enumerate(targets):
@@ -197,12 +197,12 @@ def _slice(eqn: Eqn, inputs: list, weight: Weight) -> list:
         pick = lambda xs, last: (*[xs[d] for d in kept], last)
         return lax.slice(z, pick(starts, 0), pick(limits, z.shape[-1]), strides and pick(strides, 1))
 
-    return [_cut(weight, _compat.bind(eqn, [weight.value])[0], cut)]
+    return [_cut(weight, compat.bind(eqn, [weight.value])[0], cut)]
 
 
 def _dynamic_slice(eqn: Eqn, inputs: list, weight: Weight) -> list:
     _, *starts = inputs
-    (value,) = _compat.bind(eqn, [weight.value, *starts])
+    (value,) = compat.bind(eqn, [weight.value, *starts])
 
     def cut(z, kept):
         zero = jnp.zeros((), starts[0].dtype if starts else jnp.int32)
@@ -216,7 +216,7 @@ def _split(eqn: Eqn, inputs: list, weight: Weight) -> list:
     axis, sizes = eqn.params["axis"], eqn.params["sizes"]
     starts = np.cumsum((0, *sizes[:-1])).tolist()
     cut = lambda start, size: lambda z, kept: lax.slice_in_dim(z, start, start + size, axis=kept.index(axis))
-    values = _compat.bind(eqn, [weight.value])
+    values = compat.bind(eqn, [weight.value])
     return [_cut(weight, v, cut(start, size)) for v, start, size in zip(values, starts, sizes, strict=True)]
 
 
@@ -229,7 +229,7 @@ def _scale(eqn: Eqn, inputs: list, weight: Weight) -> list:
     values = [x.value if x is weight else x for x in inputs]
     operation = {"mul": lambda z: z * factors[0], "div": lambda z: z / factors[0], "neg": lambda z: -z}
     step = lambda z, *_: operation[eqn.primitive.name](z).astype(z.dtype)
-    return [weight.becomes(_compat.bind(eqn, values)[0], weight.dims, step)]
+    return [weight.becomes(compat.bind(eqn, values)[0], weight.dims, step)]
 
 
 FOLLOW: dict[str, Callable[[Eqn, list, Weight], list]] = {

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from jaxremat.budget import format_bytes
+from jaxremat.backends.devices import Device, resolve_target
+from jaxremat.base.budget import format_bytes
+from jaxremat.base.errors import TargetError
 from jaxremat.compiled.targets import compiler_lock, target_devices
-from jaxremat.cost.devices import Device, resolve_target
-from jaxremat.errors import TargetError
 
 _COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cuda": {"xla_gpu_autotune_level": 0}}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 from jax.experimental import topologies
 
+from jaxremat.backends.devices import DEVICES, Device, resolve_target
+from jaxremat.base.errors import JaxrematError, TargetError
 from jaxremat.compiled.gpu_configs import target_config
-from jaxremat.cost.devices import DEVICES, Device, resolve_target
-from jaxremat.errors import JaxrematError, TargetError
 
 _TPU_TOPOLOGIES = {
     "tpu-v5e": ("v5e:2x2", "v5litepod-4"),

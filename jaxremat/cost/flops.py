@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxremat._compat import Atom, Eqn, Jaxpr, Var
-from jaxremat.cost.devices import Device
-from jaxremat.cost.primitives import CUMULATIVE, EXPENSIVE, MOVING, RENAMING
+from jaxremat.backends.devices import Device
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.primitives import CUMULATIVE, EXPENSIVE, MOVING, RENAMING
 
 _EXPENSIVE_FLOPS = 10
 _MATRIX = frozenset({"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated", "triangular_solve"})

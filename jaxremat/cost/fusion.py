@@ -20,9 +20,9 @@ import heapq
 
 import numpy as np
 
-from jaxremat._compat import Jaxpr, Var
-from jaxremat.cost.lowering import FLOATS, Op, Program, lower
-from jaxremat.cost.primitives import ELEMENTWISE, EXPENSIVE, IN_LIBRARY, MOVING
+from jaxremat.base.compat import Jaxpr, Var
+from jaxremat.cost.hlo_model import FLOATS, Op, Program, lower
+from jaxremat.trace.primitives import ELEMENTWISE, EXPENSIVE, IN_LIBRARY, MOVING
 
 _LIBRARY_STARTERS = ("dot", "conv", "reduce")
 _LIBRARY_MIN_ELEMENTS = 4096

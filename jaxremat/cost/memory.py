@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxremat._compat import Jaxpr
+from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.fusion import RULES, Fusion, fuse
-from jaxremat.cost.lowering import lower
-from jaxremat.cost.primitives import ELEMENTWISE
+from jaxremat.cost.hlo_model import lower
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.primitives import ELEMENTWISE
 
 _IN_PLACE = ELEMENTWISE | {"dynamic_update_slice", "scatter", "scatter-add", "bitcast", "concatenate", "pad", "rev"}
 

@@ -7,17 +7,17 @@ import functools
 
 import numpy as np
 
-from jaxremat import _compat
-from jaxremat._compat import Atom, Eqn, Jaxpr, Var
-from jaxremat.cost.devices import Device, resolve_target
+from jaxremat.backends.devices import Device, resolve_target
+from jaxremat.base import compat
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.cost.flops import body_seconds, equation_flops, equation_seconds, is_contraction, written_bytes
 from jaxremat.cost.fusion import clusters
 from jaxremat.cost.memory import estimate_memory
-from jaxremat.cost.primitives import RENAMING
 from jaxremat.cost.sharding import device_fraction, device_share
-from jaxremat.graph import Graph
+from jaxremat.graph.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.primitives import RENAMING
 
 _VIEWS = RENAMING | {"transpose"}
 _STRUCTURED = ("scan", "while", "cond")
@@ -136,7 +136,7 @@ def _renamed_gradients(joint: Joint, value_of: dict[Var, int]) -> list[int]:
 
 def _takes_over(reader: Eqn, var: Var) -> bool:
     if reader.primitive.name == "scan":
-        num_consts, num_carry = _compat.scan_arity(reader)
+        num_consts, num_carry = compat.scan_arity(reader)
         return var in reader.invars[num_consts : num_consts + num_carry]
     return reader.primitive.name in _VIEWS
 

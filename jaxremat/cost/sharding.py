@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Var
-from jaxremat.cost.primitives import ELEMENTWISE
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.primitives import ELEMENTWISE
 
 Axes = tuple[tuple[str, int], ...]  # mesh axes (name, size) along one dimension
 Layout = tuple[Axes, ...]  # one entry per dimension
@@ -165,7 +165,7 @@ def _through(jaxpr: Jaxpr, inputs: list[Layout]) -> list[Layout]:
 
 
 def _through_scan(eqn: Eqn, inputs: list[Layout]) -> list[Layout]:
-    num_consts, num_carry = _compat.scan_arity(eqn)
+    num_consts, num_carry = compat.scan_arity(eqn)
     first = num_consts + num_carry
     slices = [layout[1:] for layout in inputs[first:]]
     outputs = _through(eqn.params["jaxpr"], [*inputs[:first], *slices])

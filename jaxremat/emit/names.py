@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr
-from jaxremat.policy import NamePolicy
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr
+from jaxremat.base.policy import NamePolicy
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.origins import is_checkpoint
 
@@ -30,9 +30,9 @@ def emit_repoliced(raw: Jaxpr, names: Sequence[str]) -> Callable[..., list]:
         if body is None:
             return None
         run: Callable[..., list] = functools.partial(_evaluate_flat, body, rule)
-        with _compat.at_position_of(eqn):
+        with compat.at_position_of(eqn):
             if is_checkpoint(eqn):
-                run = jax.checkpoint(run, policy=policy, prevent_cse=_compat.prevents_cse(eqn))
+                run = jax.checkpoint(run, policy=policy, prevent_cse=compat.prevents_cse(eqn))
             return run(*inputs)
 
     return lambda *inputs: jaxprs.evaluate(raw, inputs, rule)

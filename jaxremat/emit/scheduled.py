@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Var
-from jaxremat.errors import EmissionError
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Var
+from jaxremat.base.errors import EmissionError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
 
@@ -240,12 +240,12 @@ def _can_be_fenced(var: Var) -> bool:
 
 
 def _constants(joint: Joint) -> dict[Var, Any]:
-    return dict(zip(joint.jaxpr.constvars, _compat.consts_of(joint.jaxpr)))
+    return dict(zip(joint.jaxpr.constvars, compat.consts_of(joint.jaxpr)))
 
 
 def _run(eqns: Sequence[Eqn], env: dict[Var, Any]) -> None:
     for eqn in eqns:
-        env.update(zip(eqn.outvars, _compat.bind(eqn, [jaxprs.value_of(env, v) for v in eqn.invars]), strict=True))
+        env.update(zip(eqn.outvars, compat.bind(eqn, [jaxprs.value_of(env, v) for v in eqn.invars]), strict=True))
 
 
 def _instantiated(cotangent, var: Var):

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Var
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Var
+from jaxremat.base.policy import NamePolicy
 from jaxremat.emit.names import Labels, name_results
-from jaxremat.policy import NamePolicy
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
 
@@ -64,13 +64,13 @@ def emit_pieces(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[...,
     number = {id(eqn): index for index, eqn in enumerate(primal.jaxpr.eqns)}
     parts = _parts(primal, pieces)
     policy = NamePolicy(tuple(labels.values())) if labels else None
-    constants = dict(zip(primal.jaxpr.constvars, _compat.consts_of(primal.jaxpr)))
+    constants = dict(zip(primal.jaxpr.constvars, compat.consts_of(primal.jaxpr)))
 
     def runner(part: _Part) -> Callable:
         def run(*inputs):
             env = constants | dict(zip(part.reads, inputs))
             for eqn in part.eqns:
-                outputs = _compat.bind(eqn, [jaxprs.value_of(env, atom) for atom in eqn.invars])
+                outputs = compat.bind(eqn, [jaxprs.value_of(env, atom) for atom in eqn.invars])
                 env.update(zip(eqn.outvars, name_results(number[id(eqn)], outputs, labels)))
             return [env[v] for v in part.makes]
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from jaxremat.graph import Graph
+from jaxremat.graph.graph import Graph
 
 
 def assemble_in_groups(graph: Graph, kept: np.ndarray, group: np.ndarray) -> np.ndarray:

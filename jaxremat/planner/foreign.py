@@ -11,13 +11,13 @@ import functools
 import jax
 import numpy as np
 
-from jaxremat.cost.devices import Device
-from jaxremat.errors import ArgumentError, BudgetError
-from jaxremat.graph import Graph
-from jaxremat.planner.assemble import forward_part
+from jaxremat.backends.devices import Device
+from jaxremat.base.errors import ArgumentError, BudgetError
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import replay
 from jaxremat.planner.planner import Outcome, Planner
 from jaxremat.planner.problem import Problem
-from jaxremat.schedule import replay
+from jaxremat.solvers.mincut.assemble import forward_part
 from jaxremat.solvers.registry import solver_named
 from jaxremat.solvers.solve import solve
 from jaxremat.trace.joint import Primal

@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from jaxremat import _compat
-from jaxremat.cost.devices import Device
+from jaxremat.backends.devices import Device
+from jaxremat.base import compat
+from jaxremat.base.errors import EmissionError
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.pricing import price
 from jaxremat.emit.names import emit_repoliced
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
-from jaxremat.errors import EmissionError
-from jaxremat.graph import Graph
-from jaxremat.planner.assemble import assemble
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import Timeline, replay
 from jaxremat.planner.blocks import assemble_in_groups
-from jaxremat.planner.mincut import cheapest_cut
 from jaxremat.planner.planner import Outcome
 from jaxremat.planner.prediction import is_toy
 from jaxremat.planner.problem import Problem
-from jaxremat.planner.structure import Structure
-from jaxremat.schedule import Timeline, replay
+from jaxremat.solvers.mincut.assemble import assemble
+from jaxremat.solvers.mincut.cut import cheapest_cut
+from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, gradient_jaxpr
 from jaxremat.trace.origins import Origins, names_in, trace_equations, trace_regions
@@ -271,7 +271,7 @@ class PiecePlanner(FormPlanner):
     def _label(self, node: int) -> str:
         equation, k = _place(self.origins.marks[node])
         eqn = self.primal.jaxpr.eqns[equation]
-        path = re.sub(r"\w+\(|\)", "", _compat.name_stack(eqn))
+        path = re.sub(r"\w+\(|\)", "", compat.name_stack(eqn))
         return "/".join(filter(None, (path, f"{eqn.primitive.name}:{equation}" + (f".{k}" if k else ""))))
 
 

@@ -11,15 +11,15 @@ import functools
 
 import numpy as np
 
-from jaxremat.cost.devices import Device
-from jaxremat.emit.loops import LoopDecision
-from jaxremat.planner import loops as looping
+from jaxremat.backends.devices import Device
+from jaxremat.graph.replay import Timeline
+from jaxremat.loops import decide as looping
+from jaxremat.loops.emit import LoopDecision
+from jaxremat.loops.find import Loop, find
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
-from jaxremat.planner.search import Candidate, Search
-from jaxremat.schedule import Timeline
+from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.trace.joint import Primal
-from jaxremat.trace.loops import Loop, find
 
 _LOOP_PRICES = np.logspace(-2, 4, 25)
 _REFINEMENTS = 10

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxremat._compat import Jaxpr
+from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.flops import is_contraction
 from jaxremat.cost.memory import MemoryEstimate, estimate_memory, live_bytes
 from jaxremat.cost.pricing import Shares, shares
 from jaxremat.emit.scheduled import Script, run_backward, run_forward, write_script
-from jaxremat.graph import Graph
-from jaxremat.schedule import Timeline, replay
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import Timeline, replay
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 

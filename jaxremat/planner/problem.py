@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import is_collective
-from jaxremat.emit.loops import LoopDecision, rewritten
 from jaxremat.emit.scheduled import searched_windows
-from jaxremat.graph import Graph
+from jaxremat.graph.graph import Graph
+from jaxremat.loops.emit import LoopDecision, rewritten
 from jaxremat.trace.joint import Joint, Primal, differentiate
 
 _COLLECTIVE_SURCHARGE = 0.1

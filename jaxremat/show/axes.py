@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from jaxremat.budget import format_bytes
+from jaxremat.base.budget import format_bytes
 
 
 @dataclasses.dataclass(frozen=True)

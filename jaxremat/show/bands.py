@@ -7,8 +7,8 @@ import itertools
 
 import numpy as np
 
-from jaxremat.graph import Graph
-from jaxremat.schedule import Timeline
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import Timeline
 
 KINDS = ("parameters", "saved", "recomputed", "transient")
 """Resident arguments and results; forward values waiting for the backward; forward values made again; all else."""

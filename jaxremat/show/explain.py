@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxremat.budget import format_bytes
-from jaxremat.errors import ArgumentError
+from jaxremat.base.budget import format_bytes
+from jaxremat.base.errors import ArgumentError
+from jaxremat.graph.replay import replay
 from jaxremat.planner.problem import Problem
-from jaxremat.schedule import replay
 from jaxremat.show.report import Planned, main_stretch, stretches_of
 from jaxremat.show.stretch import Stretch, Value
 from jaxremat.show.text import format_seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxremat.budget import format_bytes
+from jaxremat.base.budget import format_bytes
 from jaxremat.show.axes import Scale, byte_ticks, percent_ticks
 from jaxremat.show.figure import Dot, Figure, Label, Line, Mark, to_svg
 from jaxremat.show.html import framed, table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from jaxremat.budget import format_bytes
+from jaxremat.base.budget import format_bytes
 from jaxremat.show.figure import COLOURS, to_svg
 from jaxremat.show.folding import Row
 from jaxremat.show.report import Fact, Report

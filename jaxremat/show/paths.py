@@ -7,8 +7,8 @@ import re
 import sysconfig
 from pathlib import Path
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn
 
 _TRANSFORMATIONS = re.compile(r"\b(?:jvp|transpose|vmap|jit|pjit|remat|checkpoint|shard_map|pmap)\(([^()]*)\)")
 _MARKS = frozenset({"checkpoint", "rematted_computation", "remat", "while", "body", "closed_call", "core_call"})
@@ -33,9 +33,9 @@ class Origin:
 
 def origin_of(eqn: Eqn) -> Origin:
     """Reads an equation's name stack and traceback."""
-    *modules, last = clean_path(_compat.name_stack(eqn)).split("/")
+    *modules, last = clean_path(compat.name_stack(eqn)).split("/")
     formula = last if "->" in last else ""
-    frames = _compat.source_frames(eqn)
+    frames = compat.source_frames(eqn)
     caller = formula or _library_class(frames)
     operation = f"{caller} {eqn.primitive.name}".strip()
     return Origin("/".join(modules if formula else [*modules, last]), operation, _user_line(frames))

@@ -8,17 +8,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxremat.budget import format_bytes
-from jaxremat.cost.devices import resolve_target
+from jaxremat.backends.devices import resolve_target
+from jaxremat.base.budget import format_bytes
 from jaxremat.cost.pricing import price
-from jaxremat.emit.loops import LoopDecision, Piece, body_joint
+from jaxremat.graph.replay import Timeline
+from jaxremat.loops.emit import LoopDecision, Piece, body_joint
+from jaxremat.loops.find import Body, Loop, find
 from jaxremat.planner.problem import Problem
-from jaxremat.schedule import Timeline
 from jaxremat.show.bands import Bands, bands_of
 from jaxremat.show.folding import Row, fold
 from jaxremat.show.paths import origin_of
 from jaxremat.show.stretch import Stretch
-from jaxremat.trace.loops import Body, Loop, find
 
 MOST_ROWS = 40
 _STACKS = ("scan",)  # what loops stack is told by their iterations

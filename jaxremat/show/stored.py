@@ -6,7 +6,7 @@ import collections
 import re
 from typing import Any
 
-from jaxremat.budget import format_bytes
+from jaxremat.base.budget import format_bytes
 from jaxremat.show.report import facts_of
 from jaxremat.show.text import headline
 

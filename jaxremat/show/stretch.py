@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jaxremat._compat import Var
+from jaxremat.base.compat import Var
 from jaxremat.emit.scheduled import backward_start
-from jaxremat.graph import Graph
-from jaxremat.planner.assemble import assemble
-from jaxremat.planner.structure import Structure
-from jaxremat.schedule import Timeline, replay
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import Timeline, replay
 from jaxremat.show.paths import Origin, origin_of
+from jaxremat.solvers.mincut.assemble import assemble
+from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Joint
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxremat.budget import format_bytes
+from jaxremat.base.budget import format_bytes
 from jaxremat.show.bands import Bands
 from jaxremat.show.folding import Row
 from jaxremat.show.report import Fact, Report

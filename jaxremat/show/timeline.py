@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from jaxremat.budget import format_bytes
+from jaxremat.base.budget import format_bytes
 from jaxremat.show.axes import Scale, byte_ticks, second_ticks
 from jaxremat.show.bands import KINDS, Bands
 from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Line, Mark, Swatch

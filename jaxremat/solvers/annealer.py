@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxremat.schedule_jax import GraphTables, replay_q
+from jaxremat.graph.replay_jax import GraphTables, replay_q
 
 _NEAR_SLOTS = 32
 _PICKS = 8

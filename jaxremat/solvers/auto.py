@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxremat.graph import Chain, Graph
+from jaxremat.graph.graph import Chain, Graph
 from jaxremat.solvers.base import Proposal
 from jaxremat.solvers.chen import Chen
 from jaxremat.solvers.deadline import Deadline

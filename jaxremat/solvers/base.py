@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxremat.errors import ArgumentError
-from jaxremat.graph import Chain, Graph
+from jaxremat.base.errors import ArgumentError
+from jaxremat.graph.graph import Chain, Graph
 
 
 class Status(enum.Enum):

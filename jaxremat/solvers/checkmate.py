@@ -19,8 +19,8 @@ import time
 
 import numpy as np
 
-from jaxremat.graph import Chain, Graph
-from jaxremat.schedule import replay
+from jaxremat.graph.graph import Chain, Graph
+from jaxremat.graph.replay import replay
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.checkmate_model import CheckmateModel, build_model, memory_entries, peak_model
 from jaxremat.solvers.chen import Chen, ChenRecursive

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxremat.graph import Chain, Graph
-from jaxremat.schedule import replay
+from jaxremat.graph.graph import Chain, Graph
+from jaxremat.graph.replay import replay
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.checkmate import order_that_fits, planned_schedule, schedule_rank
 from jaxremat.solvers.checkmate_model import CheckmateModel, build_model, memory_entries

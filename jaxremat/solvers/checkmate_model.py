@@ -26,7 +26,7 @@ import math
 import numpy as np
 import scipy.sparse
 
-from jaxremat.graph import Graph
+from jaxremat.graph.graph import Graph
 
 # The objective of a model sums to this much for one run of every node, so that absolute tolerances of a solver
 # (about 1e-6) are far below any difference between schedules.

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxremat.graph import Chain, Graph
-from jaxremat.schedule import replay
+from jaxremat.graph.graph import Chain, Graph
+from jaxremat.graph.replay import replay
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.segments import Front, Splitter, segmented_schedule
 

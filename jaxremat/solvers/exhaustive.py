@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxremat.graph import Graph
+from jaxremat.graph.graph import Graph
 
 Advance = Callable[[float, float, int], float]
 

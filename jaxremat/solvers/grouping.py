@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxremat.graph import Graph
+from jaxremat.graph.graph import Graph
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

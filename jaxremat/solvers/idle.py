@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxremat.graph import Graph
+from jaxremat.graph.graph import Graph
 
 
 def without_idle_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:

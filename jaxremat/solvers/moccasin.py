@@ -25,8 +25,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxremat.errors import ArgumentError
-from jaxremat.graph import Chain, Graph
+from jaxremat.base.errors import ArgumentError
+from jaxremat.graph.graph import Chain, Graph
 from jaxremat.solvers.base import Proposal
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.fastsa import FastSA, proposal_of

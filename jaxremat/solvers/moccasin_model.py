@@ -11,9 +11,9 @@ import dataclasses
 
 import numpy as np
 
-from jaxremat.errors import GraphError
-from jaxremat.graph import Graph
-from jaxremat.schedule import replay
+from jaxremat.base.errors import GraphError
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import replay
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

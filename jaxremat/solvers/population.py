@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxremat.graph import Graph
-from jaxremat.schedule import replay
-from jaxremat.schedule_jax import quanta_of, size_class, tables_of
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import replay
+from jaxremat.graph.replay_jax import quanta_of, size_class, tables_of
 from jaxremat.solvers.annealer import Rules, walk
 from jaxremat.solvers.deadline import Deadline
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxremat.errors import ArgumentError
+from jaxremat.base.errors import ArgumentError
 from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.checkmate import Checkmate

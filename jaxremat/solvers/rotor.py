@@ -19,9 +19,9 @@ import dataclasses
 import functools
 import math
 
-from jaxremat.graph import Chain, Graph
-from jaxremat.option_chain import OptionChain
-from jaxremat.schedule import replay_operations
+from jaxremat.graph.graph import Chain, Graph
+from jaxremat.graph.option_chain import OptionChain
+from jaxremat.graph.replay import replay_operations
 from jaxremat.solvers.base import Proposal, require_chain
 from jaxremat.solvers.rotor_peak import PeakTable
 from jaxremat.solvers.rotor_steps import Operation

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxremat.option_chain import OptionChain
+from jaxremat.graph.option_chain import OptionChain
 from jaxremat.solvers.rotor_steps import CHECKPOINT, ChainSizes, Decision, Operation, unfolded
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxremat.option_chain import OptionChain
+from jaxremat.graph.option_chain import OptionChain
 
 Operation = tuple[str, int, int]  # kind, stage from 1, option or -1
 CHECKPOINT = -1

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxremat.option_chain import OptionChain, StageOption
+from jaxremat.graph.option_chain import OptionChain, StageOption
 from jaxremat.solvers.rotor_steps import CHECKPOINT, ChainSizes, Decision, Operation, unfolded
 
 _LARGE_TABLE = 25_000_000  # entries; beyond, times are kept in single precision

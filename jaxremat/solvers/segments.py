@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxremat.graph import Graph
+from jaxremat.graph.graph import Graph
 
 
 class Splitter(Protocol):

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 
-from jaxremat.errors import ArgumentError, BudgetError, GraphError
-from jaxremat.graph import Chain, Graph
-from jaxremat.schedule import Timeline, replay, replay_operations
+from jaxremat.base.errors import ArgumentError, BudgetError, GraphError
+from jaxremat.graph.graph import Chain, Graph
+from jaxremat.graph.replay import Timeline, replay, replay_operations
 from jaxremat.solvers.base import Proposal, Solution, Solver, Status
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.registry import solver_named

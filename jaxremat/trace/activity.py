@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Var
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
 
 Flags = list[bool]
@@ -87,7 +87,7 @@ def _pushed(eqn: Eqn, inputs: Flags) -> Flags:
     if name == "stop_gradient":
         return [False] * len(eqn.outvars)
     if name == "scan":
-        return scan_perturbed(params["jaxpr"], *_compat.scan_arity(eqn), inputs)[1]
+        return scan_perturbed(params["jaxpr"], *compat.scan_arity(eqn), inputs)[1]
     if name == "while":
         skip, consts = params["cond_nconsts"], params["body_nconsts"]
         return scan_perturbed(params["body_jaxpr"], consts, len(eqn.outvars), inputs[skip:])[1]
@@ -105,7 +105,7 @@ def _through(jaxpr: Jaxpr, inputs: Flags) -> Flags:
 def _pulled(eqn: Eqn, outputs: Flags, perturbed: Flags) -> Flags:
     name, params = eqn.primitive.name, eqn.params
     if name == "scan" and not jaxprs.has_effects(eqn):
-        num_consts, num_carry = _compat.scan_arity(eqn)
+        num_consts, num_carry = compat.scan_arity(eqn)
         inside, _ = scan_perturbed(params["jaxpr"], num_consts, num_carry, perturbed)
         return scan_wanted(params["jaxpr"], num_consts, num_carry, inside, outputs)[0]
     body = jaxprs.inlined_body(eqn)

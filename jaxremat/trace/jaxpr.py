@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxremat import _compat
-from jaxremat._compat import Atom, Eqn, Jaxpr, Literal, Var
+from jaxremat.base import compat
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
 
 Rule = Callable[[Eqn, list], list | None]
 
@@ -55,7 +55,7 @@ def read(fun: Callable, *args) -> Program:
 def inlined_body(eqn: Eqn) -> Jaxpr | None:
     """The jaxpr of a call-like equation (jit, closed_call, remat) that means no more than its body; else None."""
     key = _INLINE.get(eqn.primitive.name)
-    return eqn.params[key] if key else _compat.checkpoint_body(eqn)
+    return eqn.params[key] if key else compat.checkpoint_body(eqn)
 
 
 def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: Sequence | None = None) -> list:
@@ -71,14 +71,14 @@ def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: S
     Returns:
       One value per `jaxpr.outvars`.
     """
-    env: dict[Var, Any] = dict(zip(jaxpr.constvars, _compat.consts_of(jaxpr) if consts is None else consts))
+    env: dict[Var, Any] = dict(zip(jaxpr.constvars, compat.consts_of(jaxpr) if consts is None else consts))
     env.update(zip(jaxpr.invars, inputs, strict=True))
     last = last_readers(jaxpr)
     for index, eqn in enumerate(jaxpr.eqns):
         values = [value_of(env, atom) for atom in eqn.invars]
         outputs = rule(eqn, values) if rule else None
         if outputs is None:
-            outputs = _compat.bind(eqn, values)
+            outputs = compat.bind(eqn, values)
         env.update(zip(eqn.outvars, outputs, strict=True))
         for atom in {*vars_of(eqn.invars), *eqn.outvars}:
             if last.get(atom, -1) <= index:
@@ -88,18 +88,18 @@ def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: S
 
 def inline_rule(eqn: Eqn, inputs: list) -> list | None:
     """A rule for `evaluate` that flattens call-like equations, at every depth outside loops and custom rules."""
-    body, name = inlined_body(eqn), _compat.name_of(eqn)
-    with _compat.at_position_of(eqn):
+    body, name = inlined_body(eqn), compat.name_of(eqn)
+    with compat.at_position_of(eqn):
         if body is not None:
             return evaluate(body, inputs, inline_rule)
-        return None if name is None else [_compat.mark(inputs[0], name)]
+        return None if name is None else [compat.mark(inputs[0], name)]
 
 
 def inline_calls(jaxpr: Jaxpr) -> Jaxpr:
     """The same program with jit, closed_call and remat equations replaced by their bodies; dead code removed."""
     flat = jax.make_jaxpr(lambda *xs: evaluate(jaxpr, xs, inline_rule))(*[shape_of(v) for v in jaxpr.invars])
-    flat = _compat.without_dead_code(flat)
-    _compat.check_jaxpr(flat)
+    flat = compat.without_dead_code(flat)
+    compat.check_jaxpr(flat)
     return flat
 
 
@@ -149,8 +149,8 @@ def size_bytes(atom: Atom) -> int:
 
 def subjaxprs(eqn: Eqn) -> list[Jaxpr]:
     """Every jaxpr among an equation's parameters: loop bodies, branches, call bodies."""
-    found = jax.tree.leaves([*eqn.params.values(), _compat.checkpoint_body(eqn)], is_leaf=_compat.is_jaxpr)
-    return [x for x in found if _compat.is_jaxpr(x)]
+    found = jax.tree.leaves([*eqn.params.values(), compat.checkpoint_body(eqn)], is_leaf=compat.is_jaxpr)
+    return [x for x in found if compat.is_jaxpr(x)]
 
 
 def has_effects(eqn: Eqn) -> bool:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr, Var
-from jaxremat.errors import ArgumentError
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.base.errors import ArgumentError
 from jaxremat.trace import jaxpr as jaxprs
 
 _CONSTANT = ("broadcast_in_dim", "iota")
@@ -119,7 +119,7 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
       ArgumentError: if `argnums` is out of range, or there is nothing to differentiate.
     """
     program = jaxprs.read(fun, *args)
-    captured = tuple(c for c in _compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
+    captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
     jaxpr = jaxprs.inline_calls(raw := _explicit_captures(program.jaxpr, captured))
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
     shardings = tuple(map(_mesh_sharding, (*captured, *jax.tree.leaves(tuple(args)))))
@@ -201,9 +201,9 @@ def describe(jaxpr: Jaxpr) -> list[str]:
 def _stable_params(eqn: Eqn) -> str:
     parts = []
     for key, value in sorted(eqn.params.items()):
-        if _compat.is_jaxpr(value):
+        if compat.is_jaxpr(value):
             parts.append(f"{key}={'|'.join(describe(value))}")
-        elif isinstance(value, tuple) and value and all(map(_compat.is_jaxpr, value)):
+        elif isinstance(value, tuple) and value and all(map(compat.is_jaxpr, value)):
             parts.append(f"{key}={';'.join('|'.join(describe(v)) for v in value)}")
         elif not callable(value):
             parts.append(f"{key}={re.sub(r'0x[0-9a-f]+', '', str(value))}")
@@ -219,7 +219,7 @@ def _explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
     if not captured:
         return jaxpr
     position = {id(c): i for i, c in enumerate(captured)}
-    own = _compat.consts_of(jaxpr)
+    own = compat.consts_of(jaxpr)
 
     def run(*inputs):
         consts = [inputs[position[id(c)]] if id(c) in position else c for c in own]

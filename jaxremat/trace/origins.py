@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxremat import _compat
-from jaxremat._compat import Eqn, Jaxpr
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
 
@@ -47,8 +47,8 @@ def trace_equations(primal: Primal) -> Origins:
     def rule(eqn: Eqn, inputs: list) -> list:
         index = number[id(eqn)]
         with jax.named_scope(f"@{index}@"):
-            outputs = _compat.bind(eqn, inputs)
-            return [_compat.mark(x, f"{index}.{k}") if _can_be_named(x) else x for k, x in enumerate(outputs)]
+            outputs = compat.bind(eqn, inputs)
+            return [compat.mark(x, f"{index}.{k}") if _can_be_named(x) else x for k, x in enumerate(outputs)]
 
     return _origins(differentiate(primal, lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs, rule)))
 
@@ -67,7 +67,7 @@ def trace_regions(primal: Primal, raw: Jaxpr) -> Origins:
         if body is None:
             return None
         if inside or not is_checkpoint(eqn):
-            with _compat.at_position_of(eqn):
+            with compat.at_position_of(eqn):
                 return jaxprs.evaluate(body, inputs, functools.partial(rule, inside=inside))
         with jax.named_scope(f"@{next(opened)}@"):
             return jaxprs.evaluate(body, inputs, functools.partial(rule, inside=True))
@@ -77,14 +77,14 @@ def trace_regions(primal: Primal, raw: Jaxpr) -> Origins:
 
 def is_checkpoint(eqn: Eqn) -> bool:
     """Whether an equation is a checkpoint that has not been differentiated yet."""
-    known = eqn.primitive.name in ("remat2", "checkpoint") or _compat.checkpoint_body(eqn) is not None
+    known = eqn.primitive.name in ("remat2", "checkpoint") or compat.checkpoint_body(eqn) is not None
     return known and not eqn.params.get("differentiated", False)
 
 
 def _origins(joint: Joint) -> Origins:
-    found = [_SCOPE.search(_compat.name_stack(eqn)) for eqn in joint.eqns]
+    found = [_SCOPE.search(compat.name_stack(eqn)) for eqn in joint.eqns]
     group = np.asarray([int(match[1]) if match else -1 for match in found], np.int64)
-    return Origins(joint, group, tuple(map(_compat.name_of, joint.eqns)))
+    return Origins(joint, group, tuple(map(compat.name_of, joint.eqns)))
 
 
 def _can_be_named(x) -> bool:
@@ -97,7 +97,7 @@ def names_in(jaxpr: Jaxpr) -> Sequence[str]:
 
     def visit(jaxpr: Jaxpr, inside: bool) -> None:
         for eqn in jaxpr.eqns:
-            name = _compat.name_of(eqn)
+            name = compat.name_of(eqn)
             if inside and name is not None:
                 found[name] = None
             for body in jaxprs.subjaxprs(eqn):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxremat.base.errors import TargetError
 from jaxremat.compiled.compile import compile_gradient
 from jaxremat.compiled.targets import target_devices
 from jaxremat.cost.memory import estimate_memory
-from jaxremat.errors import TargetError
 
 pytestmark = pytest.mark.aot
 

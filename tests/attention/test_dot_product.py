@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from jaxremat.attention import dot_product_attention
-from jaxremat.errors import ArgumentError
+from jaxremat.base.errors import ArgumentError
 
 CHUNKS = {"query_chunk_size": 4, "key_chunk_size": 5}
 MIB = 2**20

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from jaxremat import chunk
+from jaxremat.base.errors import ArgumentError
 from jaxremat.chunk.blocks import add_block, read_block
 from jaxremat.chunk.tiling import Span, Tiling, attention_tiling, dividing_size, even_size
-from jaxremat.errors import ArgumentError
 
 
 @settings(deadline=None)

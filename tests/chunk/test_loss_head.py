@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxremat import chunk
-from jaxremat.errors import ArgumentError
+from jaxremat.base.errors import ArgumentError
 
 BATCH, LENGTH, WIDTH, VOCABULARY = 2, 7, 8, 40
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}

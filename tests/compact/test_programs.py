@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from programs import CASES, arguments
+from compact_programs import CASES, arguments
 
 from jaxremat.compact import CompAct, projection
 from jaxremat.compact.consume import group_key

@@ -14,8 +14,8 @@ import optax
 import pytest
 from jax import lax
 
+from jaxremat.base.errors import ArgumentError
 from jaxremat.compact import CompAct, default_select
-from jaxremat.errors import ArgumentError
 
 
 def mlp(params, x):
@@ -250,7 +250,7 @@ def test_shardings_stay():
     """Four devices in a process of their own: parameters keep their shardings, moments lose the input axis."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parents[1])])
+    paths = os.pathsep.join([str(here), str(here.parent / "helpers"), str(here.parents[1])])
     environment = os.environ | flags | {"PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxremat import __main__ as command_line
+from jaxremat.backends.devices import DEVICES
+from jaxremat.base.errors import ArgumentError, TargetError
 from jaxremat.compiled import targets
 from jaxremat.compiled.compile import compile_for, compile_gradient
-from jaxremat.cost.devices import DEVICES
-from jaxremat.errors import ArgumentError, TargetError
 
 W, X = jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((32, 64), jnp.float32)
 

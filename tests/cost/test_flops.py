@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxremat.cost.devices import resolve_target
+from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.flops import equation_bytes, equation_flops, equation_seconds, program_flops
 
 f32 = jnp.float32

@@ -13,11 +13,11 @@ from jax import lax
 from jax.experimental import io_callback
 
 from jaxremat.cost.pricing import price
-from jaxremat.emit.form import emit as emit_form
 from jaxremat.emit.scheduled import emit_scheduled, write_script
-from jaxremat.plan import apply_flat
-from jaxremat.planner.assemble import assemble_parts
-from jaxremat.planner.search import Search
+from jaxremat.planner.emission import emit as emit_form
+from jaxremat.planning.plan import apply_flat
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import trace_joint
 
 WS = [array(8, 8, seed=i, scale=0.4) for i in range(6)]

@@ -10,7 +10,7 @@ import pytest
 from emitted import array, assert_same, counts, quickly
 
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
-from jaxremat.plan import apply_flat
+from jaxremat.planning.plan import apply_flat
 from jaxremat.trace.joint import read_primal
 
 WS = [array(8, 8, seed=i, scale=0.4) for i in range(6)]

@@ -9,9 +9,9 @@ import pytest
 from emitted import FORMS, array
 
 import jaxremat
-from jaxremat.emit.form import scheduled_program
 from jaxremat.emit.scheduled import emit_scheduled
-from jaxremat.plan import apply_flat
+from jaxremat.planner.emission import scheduled_program
+from jaxremat.planning.plan import apply_flat
 
 WS = [array(32, 32, seed=i, scale=0.2) for i in range(12)]
 X = array(4096, 32, seed=20)

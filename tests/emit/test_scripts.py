@@ -12,9 +12,9 @@ from jax import lax
 
 from jaxremat.cost.pricing import price
 from jaxremat.emit.scheduled import backward_start, run_backward, run_forward, write_script
-from jaxremat.planner.assemble import assemble_parts
-from jaxremat.planner.search import Dials, Search
-from jaxremat.planner.structure import Structure
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.solvers.mincut.search import Dials, Search
+from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import trace_joint
 

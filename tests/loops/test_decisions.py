@@ -11,9 +11,9 @@ import pytest
 from jax import lax
 from loop_programs import applied, array, decided, decisions_of, recurrence, split_price
 
-from jaxremat.emit.loops import body_joint
-from jaxremat.errors import EmissionError, PlanMismatchError
-from jaxremat.planner import loops
+from jaxremat.base.errors import EmissionError, PlanMismatchError
+from jaxremat.loops import decide as loops
+from jaxremat.loops.emit import body_joint
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import read_primal
 

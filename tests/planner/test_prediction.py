@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxremat.cost.devices import resolve_target
+from jaxremat.backends.devices import resolve_target
+from jaxremat.graph.replay import replay
 from jaxremat.planner.prediction import is_toy, predict
 from jaxremat.planner.problem import pose
-from jaxremat.planner.search import Search
-from jaxremat.schedule import replay
+from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import read_primal
 
 WIDTH, LAYERS = 256, 10

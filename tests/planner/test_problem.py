@@ -7,13 +7,13 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxremat.cost.devices import resolve_target
-from jaxremat.planner import loops
-from jaxremat.planner.loop_body import iteration_hull
+from jaxremat.backends.devices import resolve_target
+from jaxremat.graph.replay import replay
+from jaxremat.loops import decide as loops
+from jaxremat.loops.options import iteration_hull
 from jaxremat.planner.planner import Planner
 from jaxremat.planner.problem import pose
-from jaxremat.planner.search import Search
-from jaxremat.schedule import replay
+from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import read_primal
 
 CPU = resolve_target("cpu")

@@ -7,6 +7,7 @@ import pytest
 import show_programs
 
 import jaxremat
+from jaxremat.base.budget import format_bytes
 from jaxremat.show.bands import KINDS, bands_of
 from jaxremat.show.paths import clean_path
 
@@ -21,8 +22,8 @@ def test_headline_and_size(any_plan):
 
 def test_numbers_are_those_of_the_plan(plan):
     text = str(plan)
-    assert jaxremat.budget.format_bytes(plan.budget_bytes) in text
-    assert jaxremat.budget.format_bytes(plan.peak_bytes) in text
+    assert format_bytes(plan.budget_bytes) in text
+    assert format_bytes(plan.peak_bytes) in text
     assert f"{plan.overhead:.1%}" in text
 
 

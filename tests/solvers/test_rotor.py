@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxremat
-from jaxremat.option_chain import OptionChain, StageOption
-from jaxremat.schedule import replay_operations
+from jaxremat.graph.option_chain import OptionChain, StageOption
+from jaxremat.graph.replay import replay_operations
 from jaxremat.solvers import Rotor, Status, solve_options
 from jaxremat.solvers.rotor import plans_within
 

@@ -6,10 +6,10 @@ import pytest
 from jax import lax
 from joint_programs import array
 
+from jaxremat.loops.find import find
 from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import read_primal
-from jaxremat.trace.loops import find
 
 X = array(4)
 

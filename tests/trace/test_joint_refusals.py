@@ -6,7 +6,7 @@ import pytest
 from joint_programs import array
 
 import jaxremat
-from jaxremat.errors import ArgumentError
+from jaxremat.base.errors import ArgumentError
 from jaxremat.trace.joint import read_primal, trace_joint
 
 X = array(3, 4)

@@ -1,0 +1,63 @@
+"""Budgets as people write them: bytes, "12GiB", or a fraction of the program's own peak."""
+
+from __future__ import annotations
+
+import numbers
+import re
+
+from jaxremat.base.errors import ArgumentError
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
+_UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
+_BY_LOWER = {unit.lower(): factor for unit, factor in _UNITS.items()}
+_HELP = 'give bytes (12884901888), text with a unit ("12GiB", "800MB"), or a fraction of the plain peak in (0, 1] (0.5)'
+
+Budget = int | float | str
+
+
+def parse_budget(budget: Budget) -> int | float:
+    """A budget as an int (bytes, at least 1) or a float (fraction of the plain peak, in (0, 1]).
+
+    Raises:
+      ArgumentError: if it is neither.
+    """
+    if isinstance(budget, bool):
+        raise ArgumentError(f"budget={budget!r} is no size: {_HELP}")
+    if isinstance(budget, str):
+        return _positive(_parse_text(budget), budget)
+    if isinstance(budget, numbers.Integral):
+        return _positive(int(budget), budget)
+    if isinstance(budget, numbers.Real):
+        if not 0 < budget <= 1:
+            raise ArgumentError(f"budget={budget!r} is not a fraction in (0, 1]: {_HELP}")
+        return float(budget)
+    raise ArgumentError(f"budget={budget!r} cannot be read: {_HELP}")
+
+
+def budget_bytes(budget: Budget, plain_peak_bytes: int) -> int:
+    """The budget in bytes, rounded down; a fraction is taken of `plain_peak_bytes`."""
+    parsed = parse_budget(budget)
+    return max(1, int(parsed * plain_peak_bytes)) if isinstance(parsed, float) else parsed
+
+
+def format_bytes(number: float) -> str:
+    """`1.5 GiB`, `820.0 MiB`, `17 B`."""
+    for unit, factor in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if abs(number) >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{int(number)} B"
+
+
+def _parse_text(text: str) -> int:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    factor = _BY_LOWER.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ArgumentError(f"budget={text!r} cannot be read: {_HELP}")
+    return int(float(match[1]) * factor)
+
+
+def _positive(number: int, budget: Budget) -> int:
+    if number < 1:
+        raise ArgumentError(f"budget={budget!r} leaves no byte: {_HELP}")
+    return number

@@ -1,0 +1,123 @@
+"""The only room that touches what JAX does not promise to keep. Everything else imports these names.
+
+Checked against jax 0.11.1 and 0.12.0.1 by tests/base/test_compat.py. Which form keeps its saving under which flag:
+
+    form        default   JAX_REMAT3=1   JAX_REMAT_BARRIER_NO_COTANGENTS=1
+    schedule    yes       yes            yes: the barrier is our own
+    segments    yes       yes            not promised: the barrier is JAX's
+    names       yes       yes            not promised: the barrier is JAX's
+
+Bare callables as policies are ignored under JAX_REMAT3; policies of names are not. XLA:CPU honours barriers from
+jaxlib 0.11.1 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from jax._src import ad_checkpoint as _ad_checkpoint
+from jax._src import core as _core
+from jax._src import source_info_util as _source
+from jax._src.interpreters import partial_eval as _partial_eval
+
+Jaxpr = _core.Jaxpr
+Eqn = _core.JaxprEqn
+Var = _core.Var
+Literal = _core.Literal
+DropVar = _core.DropVar
+Atom = Var | Literal
+
+NamesToSave: Any = getattr(_ad_checkpoint, "SaveOnlyTheseNames", object)
+"""jax 0.11 ignores, under JAX_REMAT3=1, policies of names that are not of this class; later ones ask any policy."""
+
+
+def check_jaxpr(jaxpr: Jaxpr) -> None:
+    """Type-checks a jaxpr; raises JAX's own JaxprTypeError."""
+    _core.check_jaxpr(jaxpr)
+
+
+def is_jaxpr(x) -> bool:
+    return isinstance(x, Jaxpr)
+
+
+def consts_of(jaxpr: Jaxpr) -> list:
+    """The constants that a jaxpr carries, one per `constvars`."""
+    return list(jaxpr.consts)
+
+
+def with_constants_as_inputs(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
+    """The same jaxpr with its constants as leading inputs, and their values."""
+    return _partial_eval.convert_constvars_jaxpr(jaxpr), list(jaxpr.consts)
+
+
+def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
+    """The same jaxpr without equations that neither reach an output nor have an effect; inputs stay."""
+    return _partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
+
+
+def bind(eqn: Eqn, inputs: list) -> list:
+    """Applies an equation's primitive to new inputs, under its own context, name stack and source position."""
+    stack = _source.current_name_stack() + eqn.source_info.name_stack
+    with _source.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
+        out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+@contextlib.contextmanager
+def at_position_of(eqn: Eqn) -> Iterator[None]:
+    """Work done inside is attributed to the equation's source position and name stack."""
+    stack = _source.current_name_stack() + eqn.source_info.name_stack
+    with _source.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
+        yield
+
+
+def name_stack(eqn: Eqn) -> str:
+    """The name stack of an equation, such as `GPT/block_3/query`, transformations included (`jvp(GPT)/...`)."""
+    return str(eqn.source_info.name_stack)
+
+
+def source_line(eqn: Eqn) -> str:
+    """`file.py:12 (function)` of the user's frame that made the equation, or an empty string."""
+    frame = _source.user_frame(eqn.source_info.traceback)
+    return f"{frame.file_name}:{frame.start_line} ({frame.function_name})" if frame else ""
+
+
+def source_frames(eqn: Eqn) -> list[tuple[str, int, str]]:
+    """(file, line, qualified function) of the frames outside JAX that made the equation, the innermost first."""
+    frames = _source.user_frames(eqn.source_info.traceback)
+    return [(frame.file_name, frame.start_line, frame.function_name) for frame in frames]
+
+
+def scan_arity(eqn: Eqn) -> tuple[int, int]:
+    """(number of constants, number of carries) of a scan equation; the other inputs are scanned over."""
+    if "ft_in" in eqn.params:
+        consts, carry, _ = (len(group.vals) for group in eqn.params["ft_in"].unpack())
+        return consts, carry
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def mark(x, name: str):
+    """An identity with a name that survives differentiation, whatever the remat flags; for analysis only."""
+    return _ad_checkpoint.name_p.bind(x, name=name)
+
+
+def checkpoint_body(eqn: Eqn) -> Jaxpr | None:
+    """The body of a `jax.checkpoint` as JAX_REMAT3=1 writes it, else None."""
+    inner: Any = eqn.params.get("_prim")
+    return inner.params["jaxpr"] if type(inner).__name__ == "RematTraced" else None
+
+
+def prevents_cse(eqn: Eqn) -> bool | tuple[bool, ...]:
+    """What a `jax.checkpoint` equation was given as `prevent_cse`."""
+    inner: Any = eqn.params.get("_prim")
+    return (eqn if inner is None else inner).params["prevent_cse"]
+
+
+def name_of(eqn: Eqn) -> str | None:
+    """The name that a `mark` or a `checkpoint_name` equation gives, else None."""
+    if eqn.primitive is _ad_checkpoint.name_p:
+        return eqn.params["name"]
+    inner: Any = eqn.params.get("_prim")
+    return inner.params.get("name") if type(inner).__name__ == "CheckpointName" else None

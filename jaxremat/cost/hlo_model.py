@@ -1,0 +1,346 @@
+"""A jaxpr as the small operations that a compiler fuses: close to XLA's HLO after simplification.
+
+Reshapes vanish, literals become broadcasts, size-1 dimensions are broadcast explicitly, a division by a broadcast
+value becomes a multiplication by the broadcast of its reciprocal, equal operations are merged (never across an
+optimization barrier), and contractions get the transposed copies that their operands need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from jaxremat.base import compat
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.primitives import CALLS, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS, RENAMING
+
+FLOATS = frozenset({"float32", "bfloat16", "float64"})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Op:
+    """One operation with one result.
+
+    Attributes:
+      kind: a primitive's name, or one of `input`, `broadcast`, `bitcast`, `reduce`, `dot`, `conv`, `part`, `barrier`.
+      reads: operations whose results it reads.
+      shape, dtype, size_bytes: of its result.
+      equation: index of the top-level equation that it comes from; -1 for inputs and constants.
+      in_library: a contraction or reduction that XLA:CPU hands to its library.
+      constant: identity of a broadcast literal, or None.
+      bodies: jaxprs that it runs (loops, branches).
+      takes_over: operation whose buffer the result lives in (a loop's carry), or -1.
+    """
+
+    kind: str
+    reads: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+    equation: int = -1
+    in_library: bool = False
+    constant: Hashable = None
+    bodies: tuple[Jaxpr, ...] = ()
+    takes_over: int = -1
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """Operations in executable order.
+
+    Attributes:
+      ops: the operations; inputs first.
+      op_of: the operation that computes each top-level variable.
+      outputs: operations whose results the program returns.
+    """
+
+    ops: tuple[Op, ...]
+    op_of: dict[Var, int]
+    outputs: tuple[int, ...]
+
+
+def lower(jaxpr: Jaxpr, *, dot_copies: bool = True) -> Program:
+    """Lowers a jaxpr.
+
+    Args:
+      jaxpr: any jaxpr; call-like equations are followed into their bodies.
+      dot_copies: whether contractions read transposed copies of operands that are not laid out for them.
+    """
+    lowering = _Lowering(dot_copies)
+    env: dict[Var, int] = {}
+    for var in (*jaxpr.constvars, *jaxpr.invars):
+        env[var] = lowering.make_input(var)
+    lowering.run(jaxpr, env, None)
+    return Program(tuple(lowering.ops), env, tuple(env[v] for v in jaxprs.vars_of(jaxpr.outvars)))
+
+
+class _Lowering:
+    def __init__(self, dot_copies: bool):
+        self.ops: list[Op] = []
+        self._known: dict[Hashable, int] = {}
+        self._dot_copies = dot_copies
+        self._equation = -1
+        self._readers: dict[Atom, int] = {}
+
+    def make_input(self, var: Var) -> int:
+        return self._append(_op("input", (), var))
+
+    def run(self, jaxpr: Jaxpr, env: dict[Var, int], equation: int | None) -> None:
+        for atom in (*(v for eqn in jaxpr.eqns for v in jaxprs.vars_of(eqn.invars)), *jaxprs.vars_of(jaxpr.outvars)):
+            self._readers[atom] = self._readers.get(atom, 0) + 1
+        for index, eqn in enumerate(jaxpr.eqns):
+            self._equation = index if equation is None else equation
+            name = eqn.primitive.name
+            if name in CALLS and (bodies := jaxprs.subjaxprs(eqn)):
+                self._call(eqn, bodies[0], env)
+            elif name == "optimization_barrier":
+                self._barrier(eqn, env)
+            elif len(eqn.outvars) == 1 and name not in LOOPS:
+                env[eqn.outvars[0]] = self._single(eqn, env)
+            else:
+                self._many(eqn, env)
+
+    def _call(self, eqn: Eqn, body: Jaxpr, env: dict[Var, int]) -> None:
+        inner = {var: self.make_input(var) for var in body.constvars}
+        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
+        fenced = eqn.params.get("prevent_cse", False) and eqn.params.get("differentiated", False)
+        inner.update(zip(body.invars, self._fenced(reads, body.invars) if fenced is True else reads))
+        self.run(body, inner, self._equation)
+        env.update(zip(eqn.outvars, [self._read(a, inner, _shape(a)) for a in body.outvars]))
+
+    def _barrier(self, eqn: Eqn, env: dict[Var, int]) -> None:
+        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
+        env.update(zip(eqn.outvars, self._fenced(reads, eqn.outvars)))
+
+    def _fenced(self, reads: tuple[int, ...], like: Sequence[Var]) -> list[int]:
+        """The same values behind an optimization barrier."""
+        fence = self._append(Op("barrier", reads, (), "", 0, self._equation))
+        fenced = [_op("fenced", (fence, read), var) for var, read in zip(like, reads)]
+        return [self._append(dataclasses.replace(op, equation=self._equation)) for op in fenced]
+
+    def _many(self, eqn: Eqn, env: dict[Var, int]) -> None:
+        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
+        if eqn.primitive.name == "split":
+            for k, var in enumerate(eqn.outvars):
+                env[var] = self._add("slice", reads, var, ("split", k, _params_key(eqn)))
+            return
+        bodies = tuple(jaxprs.subjaxprs(eqn)) if eqn.primitive.name in LOOPS else ()
+        base = self._append(Op(eqn.primitive.name, reads, (), "", 0, self._equation, bodies=bodies))
+        taken = self._taken_over(eqn, reads)
+        for k, var in enumerate(eqn.outvars):
+            part = dataclasses.replace(_op("part", (base,), var), equation=self._equation, takes_over=taken.get(k, -1))
+            env[var] = self._append(part)
+
+    def _taken_over(self, eqn: Eqn, reads: tuple[int, ...]) -> dict[int, int]:
+        """For a scan, the carries that no one else reads: its results live in their buffers. Carries that start as the
+        same constant share its buffer no longer; the first takes it."""
+        if eqn.primitive.name != "scan":
+            return {}
+        num_consts, num_carry = compat.scan_arity(eqn)
+        taken: dict[int, int] = {}
+        for k, (atom, read) in enumerate(zip(eqn.invars[num_consts:], reads[num_consts:][:num_carry])):
+            given_up = self.ops[read].constant is not None or self._readers.get(atom) == 1
+            if given_up and read not in taken.values() and self.ops[read].kind != "input":
+                taken[k] = read
+        return taken
+
+    def _single(self, eqn: Eqn, env: dict[Var, int]) -> int:
+        name, out = eqn.primitive.name, eqn.outvars[0]
+        if name in RENAMING:
+            return self._reshaped(self._read(eqn.invars[0], env, _shape(out)), out)
+        if name == "broadcast_in_dim":
+            return self._broadcast(self._read(eqn.invars[0], env, _shape(out)), out, _params_key(eqn))
+        if name in ELEMENTWISE:
+            return self._elementwise(eqn, env)
+        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
+        if name == "dot_general":
+            return self._dot(eqn, reads)
+        if name == "conv_general_dilated":
+            return self._conv(eqn, reads)
+        if name in REDUCTIONS:
+            library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and _dtype(out) != "bfloat16")
+            return self._add("reduce", reads, out, (name, _params_key(eqn)), in_library=library)
+        if name == "select_and_scatter_add" and self._dot_copies:
+            reads = self._searched_windows(eqn, reads)
+        if name in MOVING:
+            return self._add(name, reads, out, _params_key(eqn))
+        return self._add(name, reads, out, None if eqn.effects else _params_key(eqn))
+
+    def _searched_windows(self, eqn: Eqn, reads: tuple[int, ...]) -> tuple[int, ...]:
+        """XLA:CPU finds the maxima with one array of indices per axis, then scatters the source there into zeros."""
+        (source, operand), out = reads, eqn.outvars[0]
+        axes = range(len(_shape(out)))
+        size = 4 * math.prod(_shape(out))
+        indices = [self._keyed(Op("iota", (), _shape(out), "int32", size, -1), ("axis", axis)) for axis in axes]
+        shape = (*_shape(eqn.invars[0]), len(axes))
+        found = Op("reduce_window", (operand, *indices), shape, "int32", 4 * math.prod(shape), self._equation)
+        return source, self._keyed(found, _params_key(eqn)), self._literal("0.0", out)
+
+    def _elementwise(self, eqn: Eqn, env: dict[Var, int]) -> int:
+        name, out = eqn.primitive.name, eqn.outvars[0]
+        reads = tuple(self._widened(self._read(a, env, _shape(out)), out) for a in eqn.invars)
+        if reads and all(self.ops[r].constant is not None for r in reads):
+            return self._literal((name, tuple(self.ops[r].constant for r in reads), _params_key(eqn)), out)
+        if name == "div" and self.ops[reads[1]].kind == "broadcast":
+            return self._add("mul", (reads[0], self._reciprocal(reads[1], out)), out, "")
+        if name == "square":
+            return self._add("mul", (reads[0], reads[0]), out, "")
+        if name == "integer_pow" and eqn.params["y"] in (2, 3):
+            square = self._add("mul", (reads[0], reads[0]), out, "")
+            return square if eqn.params["y"] == 2 else self._add("mul", (square, reads[0]), out, "")
+        if name == "one_minus_square":
+            one = self._literal("1", out)
+            factors = (self._add("add", (one, reads[0]), out, ""), self._add("sub", (one, reads[0]), out, ""))
+            return self._add("mul", factors, out, "")
+        if name in ("add", "add_any"):
+            for scattered, other in (reads, reads[::-1]):
+                op = self.ops[scattered]
+                if op.kind == "scatter-add" and self.ops[op.reads[0]].constant is not None:
+                    return self._add(op.kind, (other, *op.reads[1:]), out, None)
+        return self._add(name, reads, out, _params_key(eqn))
+
+    def _reciprocal(self, divisor: int, like: Var) -> int:
+        """The broadcast of 1/y for a broadcast of y."""
+        op = self.ops[divisor]
+        if op.constant is not None:
+            return self._literal(("1/", op.constant), like)
+        source = self.ops[op.reads[0]]
+        one = self._keyed(Op("broadcast", (), source.shape, op.dtype, source.size_bytes, -1, constant="1"), "1")
+        inverse = dataclasses.replace(source, kind="div", reads=(one, op.reads[0]), equation=self._equation, bodies=())
+        return self._keyed(dataclasses.replace(op, reads=(self._keyed(inverse, ""),)), ("1/", divisor))
+
+    def _widened(self, read: int, like: Var) -> int:
+        op = self.ops[read]
+        if op.elements == math.prod(_shape(like)):
+            return read
+        if op.constant is not None:
+            return self._literal(op.constant, like, op)
+        return self._keyed(_resized(op, "broadcast", (read,), _shape(like), self._equation), ("to", _shape(like)))
+
+    def _broadcast(self, read: int, out: Var, key: Hashable) -> int:
+        op = self.ops[read]
+        if op.constant is not None:
+            return self._literal(op.constant, out)
+        return read if op.elements == math.prod(_shape(out)) else self._add("broadcast", (read,), out, key)
+
+    def _reshaped(self, read: int, out: Var) -> int:
+        return self._literal(self.ops[read].constant, out) if self.ops[read].constant is not None else read
+
+    def _dot(self, eqn: Eqn, reads: tuple[int, ...]) -> int:
+        (contracts, batches), out = eqn.params["dimension_numbers"], eqn.outvars[0]
+        operands = [
+            self._laid_out(read, atom, contract, batch)
+            for read, atom, contract, batch in zip(reads, eqn.invars, contracts, batches)
+        ]
+        rank = len(_shape(eqn.invars[0]))
+        trailing = sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank))
+        plain = trailing or operands[0] != reads[0]
+        if self._dot_copies and not plain and not batches[0] and rank > 2:
+            operands[0] = self._copy(reads[0], eqn.invars[0], "contracted first")
+        elif not batches[0]:
+            operands = [self._flattened(new, atom) for new, atom in zip(operands, eqn.invars)]
+        matrix = all(_free_size(a, c, b) > 1 for a, c, b in zip(eqn.invars, contracts, batches))
+        library = plain and matrix and _dtype(out) in FLOATS
+        return self._add("dot", tuple(operands), out, _params_key(eqn), in_library=library)
+
+    def _laid_out(self, read: int, atom: Atom, contract: Sequence[int], batch: Sequence[int]) -> int:
+        """The operand, copied where its batch dimensions do not lead or its contracted dimensions are torn apart."""
+        rank, leading = len(_shape(atom)), list(batch) == list(range(len(batch)))
+        dims = sorted(contract)
+        joined = dims in (list(range(len(batch), len(batch) + len(dims))), list(range(rank - len(dims), rank)))
+        fits = not self._dot_copies or (leading and joined)
+        return read if fits else self._copy(read, atom, (tuple(contract), tuple(batch)))
+
+    def _copy(self, read: int, atom: Atom, key: Hashable) -> int:
+        return self._keyed(_resized(self.ops[read], "transpose", (read,), _shape(atom), self._equation), key)
+
+    def _flattened(self, read: int, atom: Atom) -> int:
+        op = self.ops[read]
+        if len(_shape(atom)) <= 2 or op.kind == "transpose":
+            return read
+        return self._keyed(_resized(op, "bitcast", (read,), op.shape, self._equation), "matrix")
+
+    def _conv(self, eqn: Eqn, reads: tuple[int, ...]) -> int:
+        out, dims = eqn.outvars[0], eqn.params["dimension_numbers"]
+        kernel = reads[1]
+        if self._dot_copies and tuple(dims.rhs_spec) != (3, 2, 0, 1):
+            kernel = self._copy(kernel, eqn.invars[1], "kernel")
+        library = _conv_in_library(eqn)
+        return self._add("conv", (reads[0], kernel, *reads[2:]), out, _params_key(eqn), in_library=library)
+
+    def _read(self, atom: Atom, env: dict[Var, int], shape: tuple[int, ...]) -> int:
+        if not isinstance(atom, Literal):
+            return env[atom]
+        size = math.prod(shape) * np.dtype(_dtype(atom)).itemsize
+        value = repr(atom.val)
+        return self._keyed(Op("broadcast", (), shape, _dtype(atom), size, -1, constant=value), value)
+
+    def _literal(self, constant: Hashable, like: Var, op: Op | None = None) -> int:
+        template = _op("broadcast", (), like)
+        if op is not None:
+            template = _resized(op, "broadcast", (), template.shape, -1)
+        return self._keyed(dataclasses.replace(template, constant=constant), constant)
+
+    def _add(self, kind: str, reads: tuple[int, ...], out: Var, key: Hashable, *, in_library: bool = False) -> int:
+        op = dataclasses.replace(_op(kind, reads, out), equation=self._equation, in_library=in_library)
+        return self._append(op) if key is None else self._keyed(op, key)
+
+    def _keyed(self, op: Op, key: Hashable) -> int:
+        """Merges equal operations."""
+        identity = (op.kind, op.reads, op.shape, op.dtype, key)
+        if identity not in self._known:
+            self._known[identity] = self._append(op)
+        return self._known[identity]
+
+    def _append(self, op: Op) -> int:
+        self.ops.append(op)
+        return len(self.ops) - 1
+
+
+def _op(kind: str, reads: tuple[int, ...], var: Var) -> Op:
+    return Op(kind, reads, _shape(var), _dtype(var), jaxprs.size_bytes(var))
+
+
+def _resized(op: Op, kind: str, reads: tuple[int, ...], shape: tuple[int, ...], equation: int) -> Op:
+    itemsize = op.size_bytes // max(op.elements, 1)
+    return Op(kind, reads, shape, op.dtype, itemsize * math.prod(shape), equation)
+
+
+def _shape(atom: Atom) -> tuple[int, ...]:
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+def _dtype(atom: Atom) -> str:
+    return str(getattr(atom.aval, "dtype", ""))
+
+
+def _free_size(atom: Atom, contract: Sequence[int], batch: Sequence[int]) -> int:
+    return math.prod(size for dim, size in enumerate(_shape(atom)) if dim not in contract and dim not in batch)
+
+
+def _conv_in_library(eqn: Eqn) -> bool:
+    """Two-dimensional NHWC convolutions without dilation of the input and with enough channels."""
+    dims, out, image = eqn.params["dimension_numbers"], _shape(eqn.outvars[0]), _shape(eqn.invars[0])
+    channels_last = tuple(dims.lhs_spec) == (0, 3, 1, 2) == tuple(dims.out_spec)
+    return (
+        len(out) == 4
+        and channels_last
+        and eqn.params["batch_group_count"] == 1
+        and set(eqn.params["lhs_dilation"]) <= {1}
+        and max(out[3], image[3]) > 16
+        and out[1] <= image[1]
+        and out[2] <= image[2]
+        and _dtype(eqn.outvars[0]) in ("float32", "float64")
+    )
+
+
+def _params_key(eqn: Eqn) -> str:
+    return repr([(k, v) for k, v in sorted(eqn.params.items()) if k not in ("sharding", "out_sharding")])

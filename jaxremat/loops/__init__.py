@@ -1,0 +1,1 @@
+"""Scans and branches, read top to bottom: find, body, options, decide, emit."""

@@ -1,0 +1,229 @@
+"""Decisions for loops: what each iteration stacks, which iterations run again in segments, at a price per byte.
+
+An iteration is solved once, by minimum cuts, into a hull of options (`loop_body`). The loop is a homogeneous chain
+over them: at a price of one byte for the time it is held, every iteration takes the option that is cheapest; early
+iterations hold their bytes longer, so their price is slightly higher, and around a corner of the hull the loop falls
+into a piece that saves less and one that saves more. Nested segments extend the hull beyond 'only the carry': with d
+levels, n iterations hold of the order of n^(1/(d+1)) carries, and every level runs the forward once more. (The uniform
+relative of Griewank's treeverse, Optimization Methods and Software 1992, and of Chen et al., 2016.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxremat.backends.devices import Device, resolve_target
+from jaxremat.loops.emit import LoopDecision, Piece, emit_loop, rewritten
+from jaxremat.loops.find import Body, Loop, find
+from jaxremat.loops.options import IterationHull, IterationOption, iteration_hull
+
+__all__ = ["Loop", "LoopDecision", "LoopOption", "decide", "emit_loop", "find", "options", "rewritten"]
+
+_EARLY_SURCHARGE = 0.05
+_MOST_PIECES = 3
+_DEEPEST = 4
+_SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopOption:
+    """A decision and what it is expected to take.
+
+    Attributes:
+      held_bytes: between the loop's forward and its backward.
+      transient_bytes: during its backward, beyond that.
+      extra_seconds: time added by running again.
+      decision: what to emit.
+    """
+
+    held_bytes: int
+    transient_bytes: int
+    extra_seconds: float
+    decision: LoopDecision
+
+    def price(self, seconds_per_byte: float) -> float:
+        return self.extra_seconds + seconds_per_byte * (self.held_bytes + self.transient_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """One way to treat an iteration: an option of the hull at a depth of nesting (0: none), per iteration."""
+
+    option: IterationOption
+    depth: int
+    bytes: float
+    seconds: float
+
+
+def decide(loop: Loop, seconds_per_byte: float, device: Device | None = None) -> LoopDecision:
+    """The cheapest decision when holding one byte costs `seconds_per_byte`, deterministic."""
+    return estimate(loop, seconds_per_byte, device).decision
+
+
+def estimate(loop: Loop, seconds_per_byte: float, device: Device | None = None) -> LoopOption:
+    """`decide`, with what the decision is expected to take."""
+    price = min(max(seconds_per_byte, _SMALLEST_PRICE), _LARGEST_PRICE)
+    candidates = [
+        _at_price(loop, inner, price, device) for inner in _inner_candidates(loop.body, loop.length, price, device)
+    ]
+    return _on(device, min(candidates, key=lambda candidate: candidate.price(price)))
+
+
+def options(loop: Loop, device: Device | None = None) -> tuple[LoopOption, ...]:
+    """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
+    found: dict[LoopDecision, LoopOption] = {}
+    for inner in _all_inner(loop.body, device):
+        hull = iteration_hull(loop.body, inner, device)
+        for choice in _choices(hull, loop.length):
+            option = _on(device, _uniform(hull, choice, loop.length, inner))
+            found.setdefault(option.decision, option)
+    return tuple(_lower_hull(found.values(), lambda o: o.held_bytes + o.transient_bytes, lambda o: o.extra_seconds))
+
+
+def _on(device: Device | None, option: LoopOption) -> LoopOption:
+    """The option as a device's compiler wants it."""
+    fenced = (device or resolve_target(None)).platform == "cpu"
+    return dataclasses.replace(option, decision=dataclasses.replace(option.decision, fenced=fenced))
+
+
+def _at_price(loop: Loop, inner: tuple[LoopDecision, ...], seconds_per_byte: float, device) -> LoopOption:
+    hull = iteration_hull(loop.body, inner, device)
+    choices = _choices(hull, loop.length)
+    late = 1 - (np.arange(loop.length) + 0.5) / loop.length
+    prices = seconds_per_byte * (1 + _EARLY_SURCHARGE * late)
+    totals = np.asarray([c.seconds + prices * c.bytes for c in choices])
+    runs = [(choices[i], len(list(group))) for i, group in itertools.groupby(totals.argmin(0).tolist())]
+    return _combined(hull, _without_remainders(hull, _at_most(_MOST_PIECES, runs)), inner)
+
+
+def _at_most(limit: int, runs: list[tuple[_Choice, int]]) -> list[tuple[_Choice, int]]:
+    """Fewer runs: the shortest joins the neighbour that holds less."""
+    runs = list(runs)
+    while len(runs) > limit:
+        shortest = min(range(len(runs)), key=lambda i: runs[i][1])
+        near = [i for i in (shortest - 1, shortest + 1) if 0 <= i < len(runs)]
+        target = min(near, key=lambda i: runs[i][0].bytes)
+        runs[target] = runs[target][0], runs[target][1] + runs[shortest][1]
+        del runs[shortest]
+    return runs
+
+
+def _without_remainders(hull: IterationHull, runs: list[tuple[_Choice, int]]) -> list[tuple[_Choice, int]]:
+    """Iterations that do not fill a segment join the next run, which saves more."""
+    out, carried = [], 0
+    for i, (choice, length) in enumerate(runs):
+        first = _nested(hull, choice.option, length + carried, choice.depth)[0]
+        used = first.length if i + 1 < len(runs) else length + carried
+        carried = length + carried - used
+        out.append((choice, used))
+    return out
+
+
+def _combined(hull: IterationHull, runs: Sequence[tuple[_Choice, int]], inner: tuple[LoopDecision, ...]) -> LoopOption:
+    parts = [_uniform(hull, choice, length, inner) for choice, length in runs]
+    return LoopOption(
+        sum(part.held_bytes for part in parts),
+        max(part.transient_bytes for part in parts),
+        sum(part.extra_seconds for part in parts),
+        LoopDecision(tuple(piece for part in parts for piece in part.decision.pieces), inner),
+    )
+
+
+def _uniform(hull: IterationHull, choice: _Choice, length: int, inner: tuple[LoopDecision, ...]) -> LoopOption:
+    pieces = _nested(hull, choice.option, length, choice.depth)
+    held, transient, seconds = _measure(hull, choice.option, pieces)
+    return LoopOption(held, transient + choice.option.transient_bytes, seconds, LoopDecision(pieces, inner))
+
+
+def _choices(hull: IterationHull, length: int) -> list[_Choice]:
+    """Plain and nested ways to treat `length` iterations, on their lower hull, from the most bytes to the fewest."""
+    found = []
+    for option in hull.options:
+        for depth in range(_DEEPEST + 1):
+            pieces = _nested(hull, option, length, depth)
+            if depth and not pieces[0].inside:
+                break
+            held, transient, seconds = _measure(hull, option, pieces)
+            total = held + transient + option.transient_bytes
+            found.append(_Choice(option, depth, total / length, seconds / length))
+    return _lower_hull(found, lambda c: c.bytes, lambda c: c.seconds)
+
+
+def _nested(hull: IterationHull, option: IterationOption, length: int, depth: int) -> tuple[Piece, ...]:
+    """Pieces for `length` iterations with `depth` levels of segments; what does not divide is a last, flatter piece."""
+    leaf = Piece(length, option.forward, option.backward)
+    if depth == 0 or length < 2:
+        return (leaf,)
+    inside = _segment_length(length, depth, option.stacked_bytes, max(hull.carry_bytes, 1))
+    count, rest = divmod(length, inside)
+    if count < 2:
+        return (leaf,)
+    pieces = [Piece(count, inside=_nested(hull, option, inside, depth - 1))]
+    return (*pieces, *(_nested(hull, option, rest, depth - 1) if rest else ()))
+
+
+def _segment_length(length: int, depth: int, stacked_bytes: int, carry_bytes: int) -> int:
+    """Iterations per outermost segment: near what balances the levels, without a remainder where that is near too."""
+    count = max((length * stacked_bytes / carry_bytes) ** (1 / (depth + 1)), 1.0)
+    best = min(max(round(length / count), 1), length)
+    near = range(max(math.ceil(0.8 * best), 1), min(math.floor(1.25 * best), length) + 1)
+    even = [inside for inside in near if length % inside == 0]
+    return min(even, key=lambda inside: abs(inside - best)) if even else best
+
+
+def _measure(hull: IterationHull, option: IterationOption, pieces: Sequence[Piece]) -> tuple[int, int, float]:
+    """(bytes held, bytes held in addition while a segment runs, seconds added)."""
+    held, transient, seconds = 0, 0, 0.0
+    for piece in pieces:
+        if piece.inside:
+            inner_held, inner_transient, inner_seconds = _measure(hull, option, piece.inside)
+            held += piece.count * hull.carry_bytes
+            transient = max(transient, inner_held + inner_transient)
+            seconds += piece.count * inner_seconds + piece.length * hull.forward_seconds
+        else:
+            held += piece.count * option.stacked_bytes
+            seconds += piece.count * option.seconds
+    return held, transient, seconds
+
+
+def _inner_candidates(body: Body, length: int, price: float, device) -> list[tuple[LoopDecision, ...]]:
+    """Decisions for the loops inside, whether their stacks are kept over all iterations or only within one."""
+    if not body.loops:
+        return [()]
+    prices = {_rounded(price), _rounded(price * length)}
+    return list(dict.fromkeys(tuple(decide(inner, p, device) for inner in body.loops) for p in sorted(prices)))
+
+
+def _all_inner(body: Body, device) -> list[tuple[LoopDecision, ...]]:
+    """Decisions for the loops inside at a range of prices."""
+    if not body.loops:
+        return [()]
+    prices = 10.0 ** np.arange(-14, -5)
+    return list(dict.fromkeys(tuple(decide(inner, float(p), device) for inner in body.loops) for p in prices))
+
+
+def _rounded(price: float) -> float:
+    """The next power of two: few distinct prices mean few bodies to solve."""
+    return 2.0 ** round(math.log2(price))
+
+
+def _lower_hull(items, size, seconds) -> list:
+    """The lower convex hull of (size, seconds), from the largest size to the smallest."""
+    hull: list = []
+    for item in sorted(items, key=lambda i: (size(i), seconds(i))):
+        if hull and seconds(item) >= seconds(hull[-1]):
+            continue
+        while len(hull) > 1 and _is_above(hull[-2], hull[-1], item, size, seconds):
+            hull.pop()
+        hull.append(item)
+    return hull[::-1]
+
+
+def _is_above(a, b, c, size, seconds) -> bool:
+    """Whether b lies on or above the line from a to c."""
+    return (seconds(b) - seconds(a)) * (size(c) - size(a)) >= (seconds(c) - seconds(a)) * (size(b) - size(a))

@@ -1,0 +1,216 @@
+"""The differentiable loops of a program, each with its body as a program of its own.
+
+A branch of a conditional is a loop too, of one iteration that carries nothing: what it keeps for its backward and what
+it runs again is decided and emitted in the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.trace import activity
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Primal, fingerprint
+
+_FEWEST_EQUATIONS = 3  # in a branch that is worth a decision
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Body:
+    """One iteration. Equal bodies of one program are one object.
+
+    Attributes:
+      primal: inputs are constants, carries, then slices of what is scanned over; outputs are carries, then slices.
+        What is differentiated is what a gradient really passes through, in any iteration.
+      num_consts, num_carry: how many of the inputs are constants and carries.
+      perturbed, constant_results: the inputs that depend on what is differentiated, and the outputs that do not,
+        whether a gradient is wanted or not.
+      loops: the differentiable loops inside.
+    """
+
+    primal: Primal
+    num_consts: int
+    num_carry: int
+    perturbed: tuple[int, ...]
+    constant_results: tuple[int, ...]
+    loops: tuple[Loop, ...]
+
+    @property
+    def active_consts(self) -> tuple[int, ...]:
+        """Constants that are differentiated."""
+        return tuple(i for i in self.primal.wrt if i < self.num_consts)
+
+    @property
+    def active_carry(self) -> tuple[int, ...]:
+        """Carries that have a cotangent in some iteration."""
+        return tuple(i for i in self.primal.cotangents_of if i < self.num_carry)
+
+    @property
+    def active_slices(self) -> tuple[int, ...]:
+        """Scanned inputs that are differentiated, counted from the first one."""
+        first = self.num_consts + self.num_carry
+        return tuple(i - first for i in self.primal.wrt if i >= first)
+
+    @property
+    def active_results(self) -> tuple[int, ...]:
+        """Stacked outputs that have a cotangent, counted from the first one."""
+        return tuple(i - self.num_carry for i in self.primal.cotangents_of if i >= self.num_carry)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """A scan that a gradient passes through, or a branch of a conditional.
+
+    Attributes:
+      position: index of its equation in the program.
+      branch: which branch of a conditional it is; None for a scan.
+      length, reverse, unroll: as in `lax.scan`.
+      invariants: from the scan's constants to the body's: what depends on constants only and is no larger than what
+        it is made of is computed once, before the loop.
+      body: one iteration.
+    """
+
+    position: int
+    length: int
+    reverse: bool
+    unroll: int
+    invariants: Jaxpr
+    body: Body
+    branch: int | None = None
+
+
+def find(primal: Primal) -> tuple[Loop, ...]:
+    """The scans and branches of a program that its gradient passes through, without those that have effects."""
+    return _find(primal, {})
+
+
+def _find(primal: Primal, bodies: dict[tuple, Body]) -> tuple[Loop, ...]:
+    jaxpr = primal.jaxpr
+    perturbed = activity.perturbed_vars(jaxpr, [i in primal.wrt for i in range(len(jaxpr.invars))])
+    wanted = activity.wanted_vars(jaxpr, [i in primal.cotangents_of for i in range(len(jaxpr.outvars))], perturbed)
+    loops: list[Loop] = []
+    for position, eqn in enumerate(jaxpr.eqns):
+        inputs = [isinstance(v, Var) and v in perturbed for v in eqn.invars]
+        outputs = [v in wanted for v in eqn.outvars]
+        if jaxprs.has_effects(eqn) or not any(inputs) or not any(outputs):
+            continue
+        if eqn.primitive.name == "scan" and eqn.params["length"]:
+            loops.append(_read_loop(position, eqn, inputs, outputs, bodies))
+        elif eqn.primitive.name == "cond":
+            loops.extend(_read_branches(position, eqn, inputs[1:], bodies))
+    return tuple(loops)
+
+
+def _read_branches(position: int, eqn: Eqn, inputs: list[bool], bodies: dict[tuple, Body]) -> Iterator[Loop]:
+    """Loops of one iteration over the branches that hold anything for their backward."""
+    for branch, closed in enumerate(eqn.params["branches"]):
+        flat = jaxprs.inline_calls(closed)
+        if len(flat.eqns) < _FEWEST_EQUATIONS and not any(map(jaxprs.subjaxprs, flat.eqns)):
+            continue
+        given = flat.invars
+        same = _section(flat, (), given, given)
+        body = _read_body(flat, len(given), 0, inputs, [True] * len(flat.outvars), bodies)
+        if body.primal.wrt and body.primal.cotangents_of:
+            yield Loop(position, 1, False, 1, same, body, branch)
+
+
+def _read_loop(position: int, eqn: Eqn, inputs: list[bool], outputs: list[bool], bodies: dict[tuple, Body]) -> Loop:
+    num_consts, num_carry = compat.scan_arity(eqn)
+    source = jaxprs.inline_calls(eqn.params["jaxpr"])
+    invariants, flat, num_body_consts = _without_invariants(source, num_consts)
+    made = activity.perturbed_vars(invariants, inputs[:num_consts])
+    given = [isinstance(v, Var) and v in made for v in invariants.outvars] + inputs[num_consts:]
+    body = _read_body(flat, num_body_consts, num_carry, given, outputs, bodies)
+    params = eqn.params
+    return Loop(position, params["length"], params["reverse"], int(params["unroll"]), invariants, body)
+
+
+def _read_body(
+    flat: Jaxpr, num_consts: int, num_carry: int, inputs: list[bool], outputs: list[bool], bodies: dict[tuple, Body]
+) -> Body:
+    perturbed, produced = activity.scan_perturbed(flat, num_consts, num_carry, inputs)
+    used, received = activity.scan_wanted(flat, num_consts, num_carry, perturbed, outputs)
+    wrt = tuple(i for i, (a, b) in enumerate(zip(perturbed, used)) if a and b)
+    cotangents_of = tuple(i for i, (a, b) in enumerate(zip(produced, received)) if a and b)
+    key = fingerprint(flat), _identities(flat), num_consts, num_carry, wrt, cotangents_of, tuple(perturbed)
+    if key not in bodies:
+        wrt = _with_matching_carries(wrt, cotangents_of, num_consts, num_carry)
+        primal = Primal(flat, (), wrt, cotangents_of, None, None)
+        bodies[key] = Body(
+            primal,
+            num_consts=num_consts,
+            num_carry=num_carry,
+            perturbed=tuple(i for i, flag in enumerate(perturbed) if flag),
+            constant_results=tuple(i for i, flag in enumerate(produced) if not flag),
+            loops=_find(primal, bodies),
+        )
+    return bodies[key]
+
+
+def _identities(jaxpr: Jaxpr) -> tuple[int, ...]:
+    """What a fingerprint does not see: which constants and which functions a jaxpr holds."""
+    own = [id(const) for const in compat.consts_of(jaxpr)]
+    for eqn in jaxpr.eqns:
+        own += [id(value) for value in eqn.params.values() if callable(value)]
+        own += [identity for inner in jaxprs.subjaxprs(eqn) for identity in _identities(inner)]
+    return tuple(own)
+
+
+def _with_matching_carries(wrt, cotangents_of, num_consts: int, num_carry: int) -> tuple[int, ...]:
+    """Inputs to differentiate: a carry exactly where its output has a cotangent."""
+    carries = {num_consts + i for i in cotangents_of if i < num_carry}
+    return tuple(sorted(carries | {i for i in wrt if not num_consts <= i < num_consts + num_carry}))
+
+
+def _without_invariants(body: Jaxpr, num_consts: int) -> tuple[Jaxpr, Jaxpr, int]:
+    """Splits off what an iteration computes from constants alone, where the result is not larger than its sources.
+
+    Returns:
+      (from the constants to those of the remaining body, the remaining body, how many constants it has).
+    """
+    constant = set(body.invars[:num_consts])
+    before, inside = [], []
+    for eqn in body.eqns:
+        if _is_invariant(eqn, constant):
+            constant.update(eqn.outvars)
+            before.append(eqn)
+        else:
+            inside.append(eqn)
+    candidates = [*body.invars[:num_consts], *(v for eqn in before for v in eqn.outvars)]
+    read = {v for eqn in inside for v in jaxprs.vars_of(eqn.invars)} | set(jaxprs.vars_of(body.outvars))
+    consts = [v for v in candidates if v in read]
+    invariants = _section(body, before, body.invars[:num_consts], consts)
+    rest = _section(body, inside, [*consts, *body.invars[num_consts:]], body.outvars)
+    return invariants, rest, len(consts)
+
+
+def _is_invariant(eqn: Eqn, constant: set[Var]) -> bool:
+    read = set(jaxprs.vars_of(eqn.invars))
+    if not read or not read <= constant or jaxprs.has_effects(eqn) or _narrows(eqn):
+        return False
+    return sum(map(jaxprs.size_bytes, eqn.outvars)) <= sum(map(jaxprs.size_bytes, read))
+
+
+def _narrows(eqn: Eqn) -> bool:
+    """Whether gradients would be summed over iterations in fewer bits than the constant has."""
+    narrow = [jaxprs.shape_of(v).dtype.itemsize for v in eqn.outvars if activity.is_differentiable(v)]
+    wide = [jaxprs.shape_of(v).dtype.itemsize for v in jaxprs.vars_of(eqn.invars) if activity.is_differentiable(v)]
+    return bool(narrow and wide) and min(narrow) < max(wide)
+
+
+def _section(jaxpr: Jaxpr, eqns: Sequence[Eqn], inputs: Sequence[Var], outputs: Sequence) -> Jaxpr:
+    """A jaxpr of some of the equations."""
+
+    def run(*values):
+        env = dict(zip(jaxpr.constvars, compat.consts_of(jaxpr))) | dict(zip(inputs, values, strict=True))
+        for eqn in eqns:
+            results = compat.bind(eqn, [jaxprs.value_of(env, v) for v in eqn.invars])
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [jaxprs.value_of(env, v) for v in outputs]
+
+    return compat.without_dead_code(jax.make_jaxpr(run)(*map(jaxprs.shape_of, inputs)))

@@ -1,0 +1,195 @@
+"""One iteration of a loop as a graph, and the hull of what it can stack against what it then runs again.
+
+The carry that enters an iteration is the output of the one before: in the graph it is a value that only stacking
+makes available. Constants and slices of what is scanned over are free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+
+from jaxremat.base.compat import Var
+from jaxremat.cost.pricing import price
+from jaxremat.cost.sharding import is_collective
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import replay
+from jaxremat.loops.emit import LoopDecision, body_joint
+from jaxremat.loops.find import Body
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.solvers.mincut.cut import cheapest_cut
+from jaxremat.solvers.mincut.structure import Structure, ends_of_groups
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint
+
+_COLLECTIVE_SURCHARGE = 64.0
+_SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
+_MOST_OPTIONS = 48
+_PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))  # and groups
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationOption:
+    """What one iteration may do.
+
+    Attributes:
+      stacked_bytes: what it leaves for the backward.
+      transient_bytes: what its backward needs at most beyond that.
+      seconds: what it runs again.
+      forward, backward: its schedule, as node ids of the body's joint program.
+    """
+
+    stacked_bytes: int
+    transient_bytes: int
+    seconds: float
+    forward: tuple[int, ...]
+    backward: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationHull:
+    """The lower convex hull of an iteration's options, from the most stacked bytes to the fewest.
+
+    Attributes:
+      options: its corners.
+      carry_bytes: what enters an iteration from the one before.
+      forward_seconds: one run of the forward.
+    """
+
+    options: tuple[IterationOption, ...]
+    carry_bytes: int
+    forward_seconds: float
+
+
+@functools.lru_cache(maxsize=256)
+def iteration_hull(body: Body, inner: tuple[LoopDecision, ...] = (), device=None) -> IterationHull:
+    """Solves a body once, for every price of a byte."""
+    joint = body_joint(body, inner)
+    graph = _with_ends(body, joint, price(joint, device))
+    run_seconds = graph.costs.copy()
+    run_seconds[: body.num_carry] = np.inf
+    for node, eqn in enumerate(joint.eqns, body.num_carry):
+        if is_collective(eqn):
+            run_seconds[node] *= _COLLECTIVE_SURCHARGE
+    kept = _hull(body, graph, run_seconds)
+    options = [_option(body, graph, *assemble_parts(graph, each), each) for each in kept]
+    options += _checkpointed(body, graph, run_seconds, kept[-1])
+    carry = joint.inputs[body.num_consts : body.num_consts + body.num_carry]
+    forward_seconds = sum(graph.costs[node + body.num_carry] for node in options[-1].forward)
+    return IterationHull(tuple(options), sum(map(jaxprs.size_bytes, carry)), float(forward_seconds))
+
+
+def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
+    """The graph between two kinds of extra nodes: one before it per carry, and a last one that reads every gradient
+    that does not depend on a cotangent, so that it is not taken for an output of the forward. An output of an
+    iteration is a value like any other: to stack it takes its bytes."""
+    number = body.num_carry
+    carry = {v: i for i, v in enumerate(joint.inputs[body.num_consts : body.num_consts + number])}
+    value_of: dict[Var, int] = dict(carry)
+    made = [v for eqn in joint.eqns for v in eqn.outvars]
+    value_of.update((v, number + i) for i, v in enumerate(made))
+    last = number + graph.num_nodes
+    forward = {v for eqn, late in zip(joint.eqns, joint.is_backward) if not late for v in eqn.outvars}
+    reads = [(value + number, node + number) for value, node in graph.reads.tolist()]
+    for node, eqn in enumerate(joint.eqns, number):
+        reads += [(carry[v], node) for v in set(jaxprs.vars_of(eqn.invars)) & carry.keys()]
+    early = {v for v in jaxprs.vars_of(joint.gradients) if v in carry or v in forward}
+    reads += [(value_of[v], last) for v in early]
+    is_output = np.zeros(number + graph.num_values, bool)
+    is_output[[value_of[v] for v in jaxprs.vars_of(joint.outputs) if v in forward]] = True
+    return Graph(
+        costs=np.concatenate([np.zeros(number), graph.costs, [0.0]]),
+        workspace_bytes=np.concatenate([np.zeros(number, np.int64), graph.workspace_bytes, [0]]),
+        value_bytes=np.asarray([jaxprs.size_bytes(v) for v in (*carry, *made)], np.int64),
+        producer=np.concatenate([np.arange(number), graph.producer + number]).astype(np.int32),
+        reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
+        is_output=is_output,
+        backward=np.concatenate([np.zeros(number, bool), graph.backward, [True]]),
+        pinned=np.concatenate([np.zeros(number, bool), graph.pinned, [False]]),
+    )
+
+
+def _hull(body: Body, graph: Graph, run_seconds: np.ndarray) -> list[np.ndarray]:
+    """The sets of kept values at the corners of the hull, by falling bytes."""
+    needed = np.zeros(graph.num_values, bool)
+    values, nodes = graph.reads.T
+    needed[values[graph.backward[nodes]]] = True
+    needed &= ~graph.backward[graph.producer]
+    only_kept = np.zeros(graph.num_values, bool)
+    only_kept[: body.num_carry] = True
+    size = graph.value_bytes.astype(float)
+
+    def cut(seconds_per_byte: float) -> tuple[float, float, np.ndarray]:
+        kept, again = cheapest_cut(graph, seconds_per_byte * size, run_seconds, needed, only_kept)
+        return float(size[kept].sum()), float(run_seconds[again & np.isfinite(run_seconds)].sum()), kept
+
+    corners = _corners(cut, cut(_SMALLEST_PRICE), cut(_LARGEST_PRICE), _MOST_OPTIONS)
+    return [kept for _, _, kept in corners]
+
+
+def _corners(cut, most: tuple, least: tuple, limit: int) -> list[tuple]:
+    """The corners from `most` to `least` stacked bytes, both included."""
+    saved_bytes, added_seconds = most[0] - least[0], least[1] - most[1]
+    if saved_bytes <= 0:
+        return [min(most, least, key=lambda point: point[:2])]
+    if added_seconds <= 0:
+        return [least]
+    if limit <= 2:
+        return [most, least]
+    price = added_seconds / saved_bytes
+    between = cut(price)
+    gain = (most[1] + price * most[0]) - (between[1] + price * between[0])
+    if gain <= 1e-6 * (most[1] + price * most[0]) or not least[0] < between[0] < most[0]:
+        return [most, least]
+    left = _corners(cut, most, between, limit // 2 + 1)
+    return left + _corners(cut, between, least, limit // 2 + 1)[1:]
+
+
+def _checkpointed(body: Body, graph: Graph, run_seconds: np.ndarray, kept: np.ndarray) -> list[IterationOption]:
+    """Ways to run an iteration again in parts, where it leaves as little as it can: its backward is a program of its
+    own, with a forward that keeps what passes between parts, so that one part at a time is live."""
+    forward, start = assemble_parts(graph, kept)
+    alone = dataclasses.replace(graph, is_output=np.zeros_like(graph.is_output))
+    structure = Structure(alone)
+    mean = graph.costs.sum() / max(int(alone.value_bytes.sum()), 1)
+    found: dict[bytes, IterationOption] = {}
+    for (parts, groups), keep_price in itertools.product(_PARTS, (mean, _LARGEST_PRICE)):
+        ends = structure.boundaries(parts)
+        passing = structure.crossing_values(ends) | kept
+        inside, _ = cheapest_cut(alone, keep_price * alone.value_bytes, run_seconds, structure.needed, passing)
+        ends = ends_of_groups(ends, groups)
+        group = np.searchsorted(ends, np.arange(graph.num_nodes))
+        steps = assemble_parts(alone, inside | kept, group, structure.crossing_values(ends) | kept)[0]
+        both = np.concatenate([forward[:start], steps])
+        found.setdefault(steps.tobytes(), _option(body, graph, both, start, kept))
+    return list(found.values())
+
+
+def _option(body: Body, graph: Graph, steps: np.ndarray, start: int, kept: np.ndarray) -> IterationOption:
+    again = steps[start:][~graph.backward[steps[start:]]]
+    inside = (steps >= body.num_carry) & (steps < graph.num_nodes - 1)
+    position = np.arange(steps.size)
+    forward, backward = (steps[inside & part] - body.num_carry for part in (position < start, position >= start))
+    return IterationOption(
+        int(graph.value_bytes[kept].sum()),
+        _transient_bytes(graph, kept, steps, start),
+        float(graph.costs[again].sum()),
+        tuple(forward.tolist()),
+        tuple(backward.tolist()),
+    )
+
+
+def _transient_bytes(graph: Graph, kept: np.ndarray, steps: np.ndarray, start: int) -> int:
+    """The most that the backward of a schedule holds at once, beyond what is kept; gradients stay to the end."""
+    read = np.zeros(graph.num_values, bool)
+    read[graph.reads[:, 0]] = True
+    beyond = dataclasses.replace(
+        graph,
+        value_bytes=np.where(kept, 0, graph.value_bytes),
+        is_output=~read & graph.backward[graph.producer],
+        resident_bytes=0,
+    )
+    return int(replay(beyond, steps).live_bytes[start:].max(initial=0))

@@ -1,0 +1,1 @@
+"""From a program and a number of bytes to a decision: one planner per form of emission, under one protocol."""

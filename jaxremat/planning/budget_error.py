@@ -1,0 +1,124 @@
+"""What a refusal says: the floor that was reached, what occupies it, and what would lower it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxremat import attention, chunk
+from jaxremat.base.budget import format_bytes
+from jaxremat.base.errors import BudgetError
+from jaxremat.chunk.rewriting import Finding
+from jaxremat.cost.pricing import resident_bytes
+from jaxremat.planner.planner import Outcome
+from jaxremat.show.folding import common_path, without_numbers
+from jaxremat.show.paths import Origin, origin_of
+from jaxremat.trace.joint import Joint
+
+_MOST_VALUES = 6
+_DOMINATES = 0.1
+_TELLING = 0.02
+
+
+def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int, schedule_bytes: int | None = None) -> BudgetError:
+    """The error for a budget that nothing found keeps to.
+
+    Args:
+      smallest: the outcome of the smallest peak.
+      peak_bytes: that peak: compiled where plans are, predicted otherwise.
+      budget_bytes: the budget.
+      schedule_bytes: what a schedule is predicted to need, where another form was asked for.
+    """
+    joint = smallest.problem.joint
+    resident = resident_bytes(joint)
+    remedies = _remedies(joint, resident, peak_bytes, budget_bytes)
+    if schedule_bytes is not None and schedule_bytes < peak_bytes:
+        fits = "fits" if schedule_bytes <= budget_bytes else "reaches lower"
+        remedies.insert(0, f'emit="schedule": it {fits}, with a predicted peak of {format_bytes(schedule_bytes)}')
+    lines = [
+        f"no plan fits in {format_bytes(budget_bytes)}; the minimum peak that was reached is"
+        f" {format_bytes(peak_bytes)} ({peak_bytes} bytes).",
+        f"There, {_running(smallest)}:",
+        *(f"  {line}" for line in occupants(smallest)),
+        "What would lower it:",
+        *(f"  - {remedy}" for remedy in remedies),
+    ]
+    return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes)
+
+
+def occupants(outcome: Outcome) -> list[str]:
+    """What is live at an outcome's predicted peak, a line each: resident bytes, then the largest values."""
+    joint, graph, timeline = outcome.problem.joint, outcome.problem.graph, outcome.timeline
+    value, first, last = timeline.spans.T
+    live = np.flatnonzero((first <= timeline.peak_step) & (timeline.peak_step <= last))
+    groups: dict[tuple[str, str, str], list[tuple[Origin, int]]] = {}
+    for span in live.tolist():
+        origin = origin_of(joint.eqns[graph.producer[value[span]]])
+        key = without_numbers(origin.path), origin.operation, origin.source
+        groups.setdefault(key, []).append((origin, int(timeline.span_bytes[span])))
+    ordered = sorted(groups.values(), key=lambda group: -_total_bytes(group))
+    lines = [f"{format_bytes(resident_bytes(joint))}  arguments, results and gradients"]
+    lines += [_occupant(group) for group in ordered[:_MOST_VALUES]]
+    rest = ordered[_MOST_VALUES:]
+    if rest:
+        lines.append(f"{format_bytes(sum(map(_total_bytes, rest)))}  {sum(map(len, rest))} smaller values")
+    inside = timeline.peak_bytes - resident_bytes(joint) - int(timeline.span_bytes[live].sum())
+    if inside >= _TELLING * timeline.peak_bytes:
+        lines.append(f"{format_bytes(inside)}  inside the equation that runs (a loop's body, say), and constants")
+    return lines
+
+
+def _running(outcome: Outcome) -> str:
+    timeline = outcome.timeline
+    node = int(timeline.schedule[timeline.peak_step])
+    part = "backward" if outcome.problem.graph.backward[node] else "forward"
+    return f"while the {part} runs {_place(origin_of(outcome.problem.joint.eqns[node]))}, these are live"
+
+
+def _place(origin: Origin, path: str | None = None) -> str:
+    return "  ".join(part for part in (origin.path if path is None else path, origin.operation, origin.source) if part)
+
+
+def _occupant(group: Sequence[tuple[Origin, int]]) -> str:
+    path = common_path([origin.path for origin, _ in group])
+    count = f"  × {len(group)}" if len(group) > 1 else ""
+    return f"{format_bytes(_total_bytes(group))}  {_place(group[0][0], path)}{count}"
+
+
+def _total_bytes(group: Sequence[tuple[Origin, int]]) -> int:
+    return sum(size_bytes for _, size_bytes in group)
+
+
+def _remedies(joint: Joint, resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:
+    remedies = []
+    scores = _dominating(attention.find(joint.primal.jaxpr), peak_bytes)
+    if scores is not None:
+        remedies.append(
+            f"chunked attention: the scores {list(scores.shape)} at {scores.where} take"
+            f" {format_bytes(scores.large_bytes)}; jaxremat.attention.rewrite(fun), or plan(..., chunk_attention=True)"
+        )
+    logits = _dominating(chunk.find(joint.primal.jaxpr), peak_bytes)
+    if logits is not None:
+        remedies.append(
+            f"a chunked loss: the logits {list(logits.shape)} at {logits.where} take"
+            f" {format_bytes(logits.large_bytes)}; jaxremat.chunk.rewrite(fun)"
+        )
+    if resident > budget_bytes:
+        remedies.append(
+            f"sharding the parameters, or a narrower dtype: arguments, results and gradients alone take"
+            f" {format_bytes(resident)}, and no plan can go below them"
+        )
+    elif resident > 0.5 * peak_bytes:
+        remedies.append(f"sharding the parameters: with results and gradients, {format_bytes(resident)}")
+    if resident < 0.9 * peak_bytes:
+        remedies.append(
+            f"a smaller batch, or sharding it: {format_bytes(peak_bytes - resident)} are intermediate values"
+        )
+    return [*remedies, f"a budget of at least {peak_bytes} bytes"]
+
+
+def _dominating(found: Sequence[Finding], peak_bytes: int) -> Finding | None:
+    """The largest finding that can be replaced, if it matters."""
+    large = [f for f in found if f.replaced and f.large_bytes >= _DOMINATES * peak_bytes]
+    return max(large, key=lambda finding: finding.large_bytes, default=None)

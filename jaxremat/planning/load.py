@@ -1,0 +1,45 @@
+"""A plan that was made elsewhere, put together again for the function that it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxremat.backends.devices import resolve_target
+from jaxremat.graph.replay import replay
+from jaxremat.loops.emit import LoopDecision
+from jaxremat.planner.forms import planner_for
+from jaxremat.planner.prediction import predict
+from jaxremat.planner.problem import pose
+from jaxremat.planning.plan import Plan, as_decided, check_signature
+from jaxremat.planning.storage import StoredPlan, check_listing
+from jaxremat.trace.joint import read_primal
+
+
+def restored(stored: StoredPlan, fun: Callable, args: tuple) -> Plan:
+    """The plan of a function. Traces it, but solves nothing.
+
+    Raises:
+      PlanMismatchError: if the function or its arguments are not those that were planned; with the difference.
+    """
+    decision = stored.decision
+    check_signature(decision, args)
+    primal = read_primal(as_decided(decision, fun), args, decision.argnums, decision.has_aux)
+    if primal.fingerprint != decision.fingerprint:
+        check_listing(stored.listing, primal)
+    device = resolve_target(stored.numbers["target"])
+    if decision.emit in ("names", "segments"):
+        problem, schedule = planner_for(decision.emit, primal, device).problem, stored.schedule
+        timeline = replay(problem.graph, schedule)
+    else:
+        problem = pose(primal, device, tuple(map(LoopDecision.from_json, decision.loops)))
+        schedule = problem.in_order if decision.emit == "plain" else stored.schedule
+        script = decision.fences, decision.start, decision.fenced
+        timeline = predict(problem.joint, problem.graph, schedule, device.platform, *script)
+    return Plan(
+        decision=decision,
+        problem=problem,
+        schedule=schedule,
+        timeline=timeline,
+        compiled=stored.compiled,
+        **stored.numbers,
+    )

@@ -1,0 +1,150 @@
+"""The curve of peak memory against extra time of one program, with what people choose by hand drawn on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from jaxremat.base.budget import Budget, budget_bytes, format_bytes, parse_budget
+from jaxremat.base.errors import BudgetError
+from jaxremat.planning.plan import Plan
+from jaxremat.planning.planning import Planning, checked_request
+from jaxremat.planning.presets import Policy, Preset, dots, evaluate_preset, nothing
+from jaxremat.show.front import FrontView, PointView, front_to_html, front_to_text
+from jaxremat.show.progress import track
+
+DEFAULT_BUDGETS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Point:
+    """One plan on the curve.
+
+    Attributes:
+      plan: the plan.
+      peak_bytes: compiled where the plan was compiled, predicted otherwise.
+      overhead: extra time, as a fraction.
+    """
+
+    plan: Plan
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.plan.compiled.peak_bytes if self.plan.compiled else self.plan.peak_bytes
+
+    @property
+    def overhead(self) -> float:
+        return self.plan.overhead
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Front:
+    """Plans of one program, from the most memory and the least time to the opposite; the program as written is among
+    them unless a plan takes less memory and no more time.
+
+    Attributes:
+      points: falling in peak, rising in overhead; none beats another in both.
+      presets: what checkpoints by hand are predicted to take.
+      unmet: the budgets, in bytes, in which nothing was found.
+    """
+
+    points: tuple[Point, ...]
+    presets: tuple[Preset, ...]
+    unmet: tuple[int, ...] = ()
+
+    def best(self, budget: Budget) -> Plan:
+        """The plan of the curve with the least extra time whose peak is within a budget.
+
+        Args:
+          budget: bytes, text such as "12GiB", or a fraction of the peak of the program as written.
+
+        Raises:
+          BudgetError: if no point of the curve is within it.
+        """
+        limit = budget_bytes(budget, self.points[0].plan.baseline_peak_bytes)
+        within = [point for point in self.points if point.peak_bytes <= limit]
+        if not within:
+            least = min(point.peak_bytes for point in self.points)
+            raise BudgetError(
+                f"no point of the curve is within {format_bytes(limit)}; the smallest has {format_bytes(least)}"
+                f" ({least} bytes). Ask for that, or compute the curve for smaller budgets.",
+                min_peak_bytes=least,
+                budget_bytes=limit,
+            )
+        return min(within, key=lambda point: (point.overhead, point.peak_bytes)).plan
+
+    def __str__(self) -> str:
+        return front_to_text(self._view)
+
+    def _repr_html_(self) -> str:
+        return front_to_html(self._view)
+
+    @property
+    def _view(self) -> FrontView:
+        first = self.points[0].plan
+        return FrontView(
+            points=tuple(_view(point) for point in self.points),
+            presets=tuple(PointView(p.name, p.peak_bytes, p.overhead) for p in self.presets),
+            baseline_bytes=first.baseline_peak_bytes,
+            target=first.target,
+            unmet_bytes=self.unmet,
+        )
+
+
+def pareto(
+    fun: Callable,
+    *args,
+    budgets: Sequence[Budget] | None = None,
+    policies: Mapping[str, Policy] | None = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    solver: str = "auto",
+    target: str | None = None,
+    emit: str = "schedule",
+    compile: bool = False,
+    seed: int = 0,
+) -> Front:
+    """Plans a program for several budgets, and predicts what checkpoints by hand would take.
+
+    Args:
+      fun: any JAX function.
+      args: arrays or ShapeDtypeStructs, in trees.
+      budgets: as in `jaxremat.plan`; eight fractions from 0.9 to 0.2 by default. Those that cannot be met are left out.
+      policies: further policies of `jax.checkpoint` by name, drawn beside "none", "full" and "dots".
+      argnums, has_aux, solver, target, emit, seed: as in `jaxremat.plan`.
+      compile: whether every plan is compiled and corrected until it fits; predicted otherwise.
+
+    Returns:
+      A Front: `points`, `presets`, `best(budget)`; it draws itself in a notebook.
+    """
+    budgets = DEFAULT_BUDGETS if budgets is None else tuple(budgets)
+    for budget in budgets:
+        parse_budget(budget)
+    verify = "compile" if compile else "replay"
+    planning = Planning(checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed))
+    plans, unmet = [planning.plan(1.0)], []
+    for budget in track(budgets, "planning"):
+        try:
+            plans.append(planning.plan(budget))
+        except BudgetError as error:
+            unmet.append(error.budget_bytes)
+    presets = [Preset("none", plans[0].baseline_timeline.peak_bytes, 0.0)]
+    for name, policy in {"full": nothing, "dots": dots, **(policies or {})}.items():
+        device = planning.request.device
+        presets.append(evaluate_preset(name, policy, planning.plain.problem, plans[0].baseline_timeline, device))
+    return Front(_monotone([Point(plan) for plan in plans]), tuple(presets), tuple(unmet))
+
+
+def _monotone(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points that no other one beats in both memory and time, by falling peak."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.overhead, p.peak_bytes)):
+        if not front or point.peak_bytes < front[-1].peak_bytes:
+            front.append(point)
+    return tuple(front)
+
+
+def _view(point: Point) -> PointView:
+    share = point.plan.budget_bytes / max(point.plan.baseline_peak_bytes, 1)
+    compiled = point.plan.compiled.peak_bytes if point.plan.compiled else None
+    return PointView(f"{share:.0%}", point.plan.peak_bytes, point.overhead, compiled)

@@ -1,0 +1,141 @@
+"""What people choose by hand, on the same scales: `jax.checkpoint` around every block, with a policy.
+
+A block is a numbered module that has siblings, such as `block_0` to `block_11`; a checkpoint around it keeps its
+inputs, whatever its policy keeps inside, and everything outside of blocks. A loop's body is a block. A program
+without blocks is one block as a whole.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.base.compat import Eqn, Var
+from jaxremat.cost.pricing import price
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import Timeline
+from jaxremat.loops.emit import LoopDecision, Piece, body_joint
+from jaxremat.loops.find import Body, find
+from jaxremat.planner.prediction import predict
+from jaxremat.planner.problem import Problem, pose
+from jaxremat.show.paths import origin_of
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.solvers.mincut.structure import Structure
+from jaxremat.trace.joint import Joint, Primal
+
+Policy = Callable[..., object]
+"""As `jax.checkpoint` takes it: from a primitive, abstract inputs and parameters to whether the result is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A choice by hand and what is predicted for it.
+
+    Attributes:
+      name: what the choice is called.
+      peak_bytes: predicted.
+      overhead: extra time over the program as written, as a fraction.
+    """
+
+    name: str
+    peak_bytes: int
+    overhead: float
+
+
+def nothing(_primitive, *_, **__) -> bool:
+    """The policy that keeps nothing inside a block: full recomputation."""
+    return False
+
+
+def dots(primitive, *_, **__) -> bool:
+    """The policy that keeps the results of contractions."""
+    return primitive.name in ("dot_general", "conv_general_dilated", "ragged_dot_general")
+
+
+def evaluate_preset(name: str, policy: Policy, plain: Problem, plain_timeline: Timeline, device: Device) -> Preset:
+    """Predicts `jax.checkpoint(block, policy=policy)` for every block of a program.
+
+    Args:
+      name: for the preset.
+      policy: what is kept inside a block.
+      plain: the program with its loops left alone.
+      plain_timeline: its timeline as written.
+      device: what bytes and seconds are for.
+    """
+    problem = pose(plain.primal, device, _decisions(plain.primal, policy, device)) if find(plain.primal) else plain
+    schedule, start = assemble_parts(problem.graph, _kept(problem.joint, problem.graph, policy))
+    timeline = predict(problem.joint, problem.graph, schedule, device.platform, start=start)
+    return Preset(name, timeline.peak_bytes, float(problem.graph.costs[schedule].sum() / plain_timeline.cost - 1))
+
+
+def _kept(joint: Joint, graph: Graph, policy: Policy) -> np.ndarray:
+    """[V] bool: what checkpoints around the blocks keep for the backward."""
+    block = blocks_of(joint)
+    inside = block[graph.producer] >= 0
+    if not (block >= 0).any() and not find(joint.primal):
+        return chosen_by(joint, policy)
+    kept = Structure(graph).needed & ~inside
+    value, node = graph.reads[~graph.backward[graph.reads[:, 1]]].T
+    kept[value[(block[node] >= 0) & (block[node] != block[graph.producer[value]])]] = True
+    return (kept | (chosen_by(joint, policy) & inside)) & ~graph.backward[graph.producer]
+
+
+def chosen_by(joint: Joint, policy: Policy) -> np.ndarray:
+    """[V] bool: results of the forward equations that a policy keeps."""
+    keeps = [
+        not late and _says_keep(policy, eqn) for eqn, late in zip(joint.eqns, joint.is_backward) for _ in eqn.outvars
+    ]
+    return np.asarray(keeps, bool)
+
+
+def blocks_of(joint: Joint) -> np.ndarray:
+    """[N] number of the block that each forward equation belongs to; -1 outside of blocks."""
+    paths = [origin_of(eqn).path for eqn in joint.eqns]
+    numbers: dict[str, set[str]] = collections.defaultdict(set)
+    for path in set(paths):
+        for stem, number, _ in _numbered(path):
+            numbers[stem].add(number)
+    ids: dict[str, int] = {}
+    block = np.full(len(paths), -1)
+    for node, (path, late) in enumerate(zip(paths, joint.is_backward)):
+        names = (full for stem, _, full in _numbered(path) if len(numbers[stem]) > 1)
+        name = next(names, None)
+        if name is not None and not late:
+            block[node] = ids.setdefault(name, len(ids))
+    return block
+
+
+def _numbered(path: str) -> list[tuple[str, str, str]]:
+    """(stem, number, path up to there) of the numbered parts of a module path, the outermost first."""
+    parts = path.split("/")
+    found = []
+    for depth, part in enumerate(parts):
+        match = re.fullmatch(r"(.*?)[_.]?(\d+)", part)
+        if match:
+            above = "/".join(parts[:depth])
+            found.append((f"{above}/{match[1]}", match[2], f"{above}/{part}"))
+    return found
+
+
+def _says_keep(policy: Policy, eqn: Eqn) -> bool:
+    avals = [v.aval for v in eqn.invars if isinstance(v, Var) or hasattr(v, "aval")]
+    answer = policy(eqn.primitive, *avals, **eqn.params)
+    return answer if isinstance(answer, bool) else "Saveable" in type(answer).__name__ or "Saveable" in str(answer)
+
+
+def _decisions(primal: Primal, policy: Policy, device: Device) -> tuple[LoopDecision, ...]:
+    return tuple(_decision(loop.body, loop.length, policy, device) for loop in find(primal))
+
+
+def _decision(body: Body, length: int, policy: Policy, device: Device) -> LoopDecision:
+    inner = tuple(_decision(loop.body, loop.length, policy, device) for loop in body.loops)
+    joint = body_joint(body, inner)
+    graph = price(joint, device)
+    kept = chosen_by(joint, policy)
+    schedule, start = assemble_parts(graph, kept)
+    return LoopDecision((Piece(length, tuple(schedule[:start].tolist()), tuple(schedule[start:].tolist())),), inner)

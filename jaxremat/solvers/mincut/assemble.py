@@ -1,0 +1,115 @@
+"""From a choice of kept values to a schedule: recompute just in time, in the order of the backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxremat.graph.graph import Graph
+
+
+def assemble(
+    graph: Graph, kept: np.ndarray, group: np.ndarray | None = None, across: np.ndarray | None = None
+) -> np.ndarray:
+    """The schedule that keeps `kept` for the backward and recomputes what else it reads.
+
+    With groups, memory is saved on two levels: the forward leaves only `across` (and what the last group keeps); when
+    the backward reaches a group, the group's forward runs again and leaves what it keeps.
+
+    Args:
+      graph: a joint graph (`graph.backward` says which nodes depend on a cotangent).
+      kept: [V] bool, forward values that are kept.
+      group: [N] int, the group of each forward node, non-decreasing; None for one group.
+      across: [V] bool, forward values that are kept from the forward on even where their group runs again.
+
+    Returns:
+      [T] int32: forward nodes that an output or a value left by the forward needs, in order; then the backward nodes
+      in order, each preceded by the forward nodes that it still needs.
+    """
+    return assemble_parts(graph, kept, group, across)[0]
+
+
+def assemble_parts(
+    graph: Graph, kept: np.ndarray, group: np.ndarray | None = None, across: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """As `assemble`: (the schedule, the step at which its backward begins)."""
+    group = np.zeros(graph.num_nodes, np.int64) if group is None else group
+    value_group = group[graph.producer]
+    last = int(group.max(initial=0))
+    left = kept & (value_group == last)
+    left |= (kept if across is None else across) & ~graph.backward[graph.producer]
+    assembly = _Assembly(graph, kept, value_group, left, last)
+    start = len(assembly.steps)
+    return assembly.run(), start
+
+
+class _Assembly:
+    def __init__(self, graph: Graph, kept: np.ndarray, value_group: np.ndarray, left: np.ndarray, last: int):
+        self.graph = graph
+        self.kept = kept
+        self.value_group = value_group.tolist()
+        self.left = left
+        self.available = left.tolist()
+        self.restored = {last}
+        self.steps = forward_part(graph, left)
+        self.producer = graph.producer.tolist()
+
+    def run(self) -> np.ndarray:
+        for node in np.flatnonzero(self.graph.backward).tolist():
+            self._provide([node])
+            self._step(node)
+        return np.asarray(self.steps, np.int32)
+
+    def _provide(self, readers: list[int]) -> None:
+        """Runs what `readers` need and is not available, restoring groups first."""
+        for needed in sorted(self._groups_missing(readers), reverse=True):
+            self._restore(needed)
+        for node in self._missing(readers):
+            self._step(node)
+
+    def _restore(self, group: int) -> None:
+        """Runs a group's forward again; only what it keeps stays."""
+        self.restored.add(group)
+        values = np.flatnonzero(self.kept & (np.asarray(self.value_group) == group))
+        producers = sorted({self.producer[v] for v in values.tolist() if not self.available[v]})
+        again = self._missing(producers, include=producers)
+        self.steps.extend(again)
+        for value in values.tolist():
+            self.available[value] = True
+
+    def _groups_missing(self, readers: list[int]) -> set[int]:
+        groups = {
+            self.value_group[value]
+            for node in readers
+            for value in self.graph.values_read[node]
+            if not self.available[value]
+        }
+        return groups - self.restored
+
+    def _missing(self, readers: list[int], include: Sequence[int] = ()) -> list[int]:
+        """Forward nodes to run, in order, so that the readers can (and those to include)."""
+        missing: set[int] = set(include)
+        waiting = list(readers)
+        while waiting:
+            for value in self.graph.values_read[waiting.pop()]:
+                producer = self.producer[value]
+                if not self.available[value] and producer not in missing:
+                    missing.add(producer)
+                    waiting.append(producer)
+        return sorted(missing)
+
+    def _step(self, node: int) -> None:
+        self.steps.append(node)
+        for value in self.graph.values_of[node]:
+            self.available[value] = True
+
+
+def forward_part(graph: Graph, left: np.ndarray) -> list[int]:
+    wanted = (graph.is_output | left) & ~graph.backward[graph.producer]
+    run = graph.pinned & ~graph.backward
+    run[graph.producer[wanted]] = True
+    for node in np.flatnonzero(~graph.backward)[::-1].tolist():
+        if run[node]:
+            run[graph.producer[list(graph.values_read[node])]] = True
+    return np.flatnonzero(run).tolist()

@@ -1,0 +1,97 @@
+"""What the planner needs to know of a joint graph, computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from jaxremat.graph.graph import Graph
+
+_CHEAP_FRACTION = 2e-3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """Facts about a joint graph.
+
+    Attributes:
+      graph: the graph; nodes with `graph.backward` depend on a cotangent.
+    """
+
+    graph: Graph
+
+    @functools.cached_property
+    def forward_nodes(self) -> np.ndarray:
+        """[F] ids of the forward nodes."""
+        return np.flatnonzero(~self.graph.backward)
+
+    @functools.cached_property
+    def is_forward_value(self) -> np.ndarray:
+        """[V] bool."""
+        return ~self.graph.backward[self.graph.producer]
+
+    @functools.cached_property
+    def first_backward_read(self) -> np.ndarray:
+        """[V] the first backward node that reads each value; num_nodes where none does."""
+        first = np.full(self.graph.num_values, self.graph.num_nodes, np.int64)
+        value, node = self.graph.reads[self.graph.backward[self.graph.reads[:, 1]]].T
+        np.minimum.at(first, value, node)
+        return first
+
+    @functools.cached_property
+    def needed(self) -> np.ndarray:
+        """[V] bool: forward values that the backward reads."""
+        return self.is_forward_value & (self.first_backward_read < self.graph.num_nodes)
+
+    @functools.cached_property
+    def last_forward_read(self) -> np.ndarray:
+        """[V] the last forward node that reads each value, or its producer."""
+        last = self.graph.producer.astype(np.int64)
+        value, node = self.graph.reads[~self.graph.backward[self.graph.reads[:, 1]]].T
+        np.maximum.at(last, value, node)
+        return last
+
+    @functools.cached_property
+    def is_cheap(self) -> np.ndarray:
+        """[V] bool: values that the program's inputs give almost for free (masks, positions, casts of weights)."""
+        closure = np.zeros(self.graph.num_nodes)
+        for node in self.forward_nodes.tolist():
+            parents = {int(self.graph.producer[v]) for v in self.graph.values_read[node]}
+            closure[node] = self.graph.costs[node] + sum(closure[p] for p in parents)
+            closure[node] = min(closure[node], 1e30)
+        total = self.graph.costs[self.forward_nodes].sum()
+        return closure[self.graph.producer] < _CHEAP_FRACTION * total
+
+    @functools.cached_property
+    def crossing_bytes(self) -> np.ndarray:
+        """[F] bytes of forward values, cheap ones aside, that pass from forward nodes up to each one to later ones."""
+        change = np.zeros(self.graph.num_nodes + 1, np.int64)
+        counted = self.is_forward_value & ~self.is_cheap
+        np.add.at(change, self.graph.producer[counted], self.graph.value_bytes[counted])
+        np.add.at(change, self.last_forward_read[counted], -self.graph.value_bytes[counted])
+        return np.cumsum(change)[self.forward_nodes]
+
+    def boundaries(self, segments: int) -> np.ndarray:
+        """Forward nodes that end all but the last of about `segments` parts of equal bytes, at the narrowest places."""
+        produced = np.cumsum(self.graph.node_bytes[self.forward_nodes])
+        ends = []
+        for k in range(1, segments):
+            low, high = (k - 0.5) * produced[-1] / segments, (k + 0.5) * produced[-1] / segments
+            inside = np.flatnonzero((low <= produced) & (produced < high))
+            if inside.size:
+                ends.append(self.forward_nodes[inside[self.crossing_bytes[inside].argmin()]])
+        return np.unique(np.asarray(ends, np.int64))
+
+    def crossing_values(self, boundaries: np.ndarray) -> np.ndarray:
+        """[V] bool: forward values, cheap ones aside, that cross any of the boundaries."""
+        crosses = np.zeros(self.graph.num_values, bool)
+        for end in boundaries:
+            crosses |= (self.graph.producer <= end) & (self.last_forward_read > end)
+        return crosses & self.is_forward_value & ~self.is_cheap
+
+
+def ends_of_groups(ends: np.ndarray, groups: int) -> np.ndarray:
+    """Of the nodes that end all but the last of some parts, those that end all but the last of `groups` groups."""
+    return ends[np.linspace(0, ends.size, groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
