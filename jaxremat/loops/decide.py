@@ -1,6 +1,6 @@
 """Decisions for loops: what each iteration stacks, which iterations run again in segments, at a price per byte.
 
-An iteration is solved once, by minimum cuts, into a hull of options (`loop_body`). The loop is a homogeneous chain
+An iteration is solved once, by minimum cuts, into a hull of options (`options`). The loop is a homogeneous chain
 over them: at a price of one byte for the time it is held, every iteration takes the option that is cheapest; early
 iterations hold their bytes longer, so their price is slightly higher, and around a corner of the hull the loop falls
 into a piece that saves less and one that saves more. Nested segments extend the hull beyond 'only the carry': with d
@@ -13,21 +13,23 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxremat.backends.devices import Device, resolve_target
-from jaxremat.loops.emit import LoopDecision, Piece, emit_loop, rewritten
-from jaxremat.loops.find import Body, Loop, find
+from jaxremat.backends.devices import Device
+from jaxremat.loops.body import Body, Loop
+from jaxremat.loops.decision import LoopDecision, Piece
+from jaxremat.loops.emit import Emitter
+from jaxremat.loops.find import find
 from jaxremat.loops.options import IterationHull, IterationOption, iteration_hull
-
-__all__ = ["Loop", "LoopDecision", "LoopOption", "decide", "emit_loop", "find", "options", "rewritten"]
+from jaxremat.trace.joint import Primal
 
 _EARLY_SURCHARGE = 0.05
 _MOST_PIECES = 3
 _DEEPEST = 4
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte
+_INNER_PRICES = tuple(10.0 ** np.arange(-14, -5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,41 +62,69 @@ class _Choice:
     seconds: float
 
 
-def decide(loop: Loop, seconds_per_byte: float, device: Device | None = None) -> LoopDecision:
-    """The cheapest decision when holding one byte costs `seconds_per_byte`, deterministic."""
-    return estimate(loop, seconds_per_byte, device).decision
+class Loops:
+    """The loops of a program and their decisions on one device: every body is differentiated and solved once.
+
+    Args:
+      primal: the program.
+      device: what costs and bytes are for.
+    """
+
+    def __init__(self, primal: Primal, device: Device):
+        self.primal = primal
+        self.device = device
+        self.found = find(primal)
+        self.emitter = Emitter()
+        self._hulls: dict[tuple[Body, tuple[LoopDecision, ...]], IterationHull] = {}
+
+    def emitted(self, decisions: Sequence[LoopDecision]) -> Callable[[Sequence], list]:
+        """Runs the program on flat inputs with its loops as decided."""
+        return self.emitter.program(self.primal, self.found, decisions)
+
+    def decide(self, seconds_per_byte: float) -> tuple[LoopDecision, ...]:
+        """The cheapest decision for each loop when holding one byte costs `seconds_per_byte`, deterministic."""
+        return tuple(self.estimate(loop, seconds_per_byte).decision for loop in self.found)
+
+    def estimate(self, loop: Loop, seconds_per_byte: float) -> LoopOption:
+        """The cheapest decision for one loop, at any depth, with what it is expected to take."""
+        price = min(max(seconds_per_byte, _SMALLEST_PRICE), _LARGEST_PRICE)
+        prices = {_rounded(price), _rounded(price * loop.length)}  # stacks inside live in one iteration or in all
+        candidates = [
+            _at_price(self.hull(loop.body, inner), loop.length, inner, price)
+            for inner in self._inner(loop.body, sorted(prices))
+        ]
+        return self._on_device(min(candidates, key=lambda candidate: candidate.price(price)))
+
+    def options(self, loop: Loop) -> tuple[LoopOption, ...]:
+        """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
+        found: dict[LoopDecision, LoopOption] = {}
+        for inner in self._inner(loop.body, _INNER_PRICES):
+            hull = self.hull(loop.body, inner)
+            for choice in _choices(hull, loop.length):
+                option = self._on_device(_uniform(hull, choice, loop.length, inner))
+                found.setdefault(option.decision, option)
+        return tuple(_lower_hull(found.values(), lambda o: o.held_bytes + o.transient_bytes, lambda o: o.extra_seconds))
+
+    def hull(self, body: Body, inner: tuple[LoopDecision, ...] = ()) -> IterationHull:
+        """What one iteration may do, its own loops as decided."""
+        if (body, inner) not in self._hulls:
+            self._hulls[body, inner] = iteration_hull(body, self.emitter.joint(body, inner), self.device)
+        return self._hulls[body, inner]
+
+    def _inner(self, body: Body, prices: Sequence[float]) -> list[tuple[LoopDecision, ...]]:
+        """Distinct decisions for the loops inside, at some prices."""
+        each = [tuple(self.estimate(loop, price).decision for loop in body.loops) for price in prices]
+        return list(dict.fromkeys(each))
+
+    def _on_device(self, option: LoopOption) -> LoopOption:
+        """The option as a device's compiler wants it."""
+        fenced = self.device.platform == "cpu"
+        return dataclasses.replace(option, decision=dataclasses.replace(option.decision, fenced=fenced))
 
 
-def estimate(loop: Loop, seconds_per_byte: float, device: Device | None = None) -> LoopOption:
-    """`decide`, with what the decision is expected to take."""
-    price = min(max(seconds_per_byte, _SMALLEST_PRICE), _LARGEST_PRICE)
-    candidates = [
-        _at_price(loop, inner, price, device) for inner in _inner_candidates(loop.body, loop.length, price, device)
-    ]
-    return _on(device, min(candidates, key=lambda candidate: candidate.price(price)))
-
-
-def options(loop: Loop, device: Device | None = None) -> tuple[LoopOption, ...]:
-    """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
-    found: dict[LoopDecision, LoopOption] = {}
-    for inner in _all_inner(loop.body, device):
-        hull = iteration_hull(loop.body, inner, device)
-        for choice in _choices(hull, loop.length):
-            option = _on(device, _uniform(hull, choice, loop.length, inner))
-            found.setdefault(option.decision, option)
-    return tuple(_lower_hull(found.values(), lambda o: o.held_bytes + o.transient_bytes, lambda o: o.extra_seconds))
-
-
-def _on(device: Device | None, option: LoopOption) -> LoopOption:
-    """The option as a device's compiler wants it."""
-    fenced = (device or resolve_target(None)).platform == "cpu"
-    return dataclasses.replace(option, decision=dataclasses.replace(option.decision, fenced=fenced))
-
-
-def _at_price(loop: Loop, inner: tuple[LoopDecision, ...], seconds_per_byte: float, device) -> LoopOption:
-    hull = iteration_hull(loop.body, inner, device)
-    choices = _choices(hull, loop.length)
-    late = 1 - (np.arange(loop.length) + 0.5) / loop.length
+def _at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], seconds_per_byte: float) -> LoopOption:
+    choices = _choices(hull, length)
+    late = 1 - (np.arange(length) + 0.5) / length
     prices = seconds_per_byte * (1 + _EARLY_SURCHARGE * late)
     totals = np.asarray([c.seconds + prices * c.bytes for c in choices])
     runs = [(choices[i], len(list(group))) for i, group in itertools.groupby(totals.argmin(0).tolist())]
@@ -189,22 +219,6 @@ def _measure(hull: IterationHull, option: IterationOption, pieces: Sequence[Piec
             held += piece.count * option.stacked_bytes
             seconds += piece.count * option.seconds
     return held, transient, seconds
-
-
-def _inner_candidates(body: Body, length: int, price: float, device) -> list[tuple[LoopDecision, ...]]:
-    """Decisions for the loops inside, whether their stacks are kept over all iterations or only within one."""
-    if not body.loops:
-        return [()]
-    prices = {_rounded(price), _rounded(price * length)}
-    return list(dict.fromkeys(tuple(decide(inner, p, device) for inner in body.loops) for p in sorted(prices)))
-
-
-def _all_inner(body: Body, device) -> list[tuple[LoopDecision, ...]]:
-    """Decisions for the loops inside at a range of prices."""
-    if not body.loops:
-        return [()]
-    prices = 10.0 ** np.arange(-14, -5)
-    return list(dict.fromkeys(tuple(decide(inner, float(p), device) for inner in body.loops) for p in prices))
 
 
 def _rounded(price: float) -> float:

@@ -1,87 +1,19 @@
-"""The differentiable loops of a program, each with its body as a program of its own.
-
-A branch of a conditional is a loop too, of one iteration that carries nothing: what it keeps for its backward and what
-it runs again is decided and emitted in the same way.
-"""
+"""The scans and branches of a program that its gradient passes through, each with its body as a program of its own."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.loops.body import Body, Loop
 from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, fingerprint
 
 _FEWEST_EQUATIONS = 3  # in a branch that is worth a decision
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Body:
-    """One iteration. Equal bodies of one program are one object.
-
-    Attributes:
-      primal: inputs are constants, carries, then slices of what is scanned over; outputs are carries, then slices.
-        What is differentiated is what a gradient really passes through, in any iteration.
-      num_consts, num_carry: how many of the inputs are constants and carries.
-      perturbed, constant_results: the inputs that depend on what is differentiated, and the outputs that do not,
-        whether a gradient is wanted or not.
-      loops: the differentiable loops inside.
-    """
-
-    primal: Primal
-    num_consts: int
-    num_carry: int
-    perturbed: tuple[int, ...]
-    constant_results: tuple[int, ...]
-    loops: tuple[Loop, ...]
-
-    @property
-    def active_consts(self) -> tuple[int, ...]:
-        """Constants that are differentiated."""
-        return tuple(i for i in self.primal.wrt if i < self.num_consts)
-
-    @property
-    def active_carry(self) -> tuple[int, ...]:
-        """Carries that have a cotangent in some iteration."""
-        return tuple(i for i in self.primal.cotangents_of if i < self.num_carry)
-
-    @property
-    def active_slices(self) -> tuple[int, ...]:
-        """Scanned inputs that are differentiated, counted from the first one."""
-        first = self.num_consts + self.num_carry
-        return tuple(i - first for i in self.primal.wrt if i >= first)
-
-    @property
-    def active_results(self) -> tuple[int, ...]:
-        """Stacked outputs that have a cotangent, counted from the first one."""
-        return tuple(i - self.num_carry for i in self.primal.cotangents_of if i >= self.num_carry)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Loop:
-    """A scan that a gradient passes through, or a branch of a conditional.
-
-    Attributes:
-      position: index of its equation in the program.
-      branch: which branch of a conditional it is; None for a scan.
-      length, reverse, unroll: as in `lax.scan`.
-      invariants: from the scan's constants to the body's: what depends on constants only and is no larger than what
-        it is made of is computed once, before the loop.
-      body: one iteration.
-    """
-
-    position: int
-    length: int
-    reverse: bool
-    unroll: int
-    invariants: Jaxpr
-    body: Body
-    branch: int | None = None
 
 
 def find(primal: Primal) -> tuple[Loop, ...]:

@@ -7,18 +7,17 @@ makes available. Constants and slices of what is scanned over are free.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 
 import numpy as np
 
+from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import is_collective
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
-from jaxremat.loops.emit import LoopDecision, body_joint
-from jaxremat.loops.find import Body
+from jaxremat.loops.body import Body
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.cut import cheapest_cut
 from jaxremat.solvers.mincut.structure import Structure, ends_of_groups
@@ -64,10 +63,14 @@ class IterationHull:
     forward_seconds: float
 
 
-@functools.lru_cache(maxsize=256)
-def iteration_hull(body: Body, inner: tuple[LoopDecision, ...] = (), device=None) -> IterationHull:
-    """Solves a body once, for every price of a byte."""
-    joint = body_joint(body, inner)
+def iteration_hull(body: Body, joint: Joint, device: Device | None = None) -> IterationHull:
+    """Solves one iteration for every price of a byte.
+
+    Args:
+      body: the iteration.
+      joint: its forward and backward, its own loops emitted as decided.
+      device: what costs and bytes are for; None is the default backend's.
+    """
     graph = _with_ends(body, joint, price(joint, device))
     run_seconds = graph.costs.copy()
     run_seconds[: body.num_carry] = np.inf

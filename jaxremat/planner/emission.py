@@ -8,7 +8,8 @@ from jaxremat.base.errors import ArgumentError, EmissionError
 from jaxremat.emit.names import Labels, emit_repoliced
 from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
-from jaxremat.loops.emit import LoopDecision, rewritten
+from jaxremat.loops.decision import LoopDecision
+from jaxremat.loops.emit import rewritten
 from jaxremat.planner.decision import Decision
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate

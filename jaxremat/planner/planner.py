@@ -13,9 +13,8 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.graph.replay import Timeline
-from jaxremat.loops import decide as looping
-from jaxremat.loops.emit import LoopDecision
-from jaxremat.loops.find import Loop, find
+from jaxremat.loops.decide import Loops
+from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.search import Candidate, Search
@@ -83,7 +82,7 @@ class Planner:
 
     def fit(self, replayed_bytes: int) -> Outcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
-        if not self._loops or self.plain.replayed_bytes <= replayed_bytes:
+        if not self._loops.found or self.plain.replayed_bytes <= replayed_bytes:
             return self._fit_at(None, replayed_bytes)
         prices = self._loop_prices
         fits = [i for i in range(0, len(prices), _STRIDE) if self._fits(prices[i], replayed_bytes)]
@@ -101,14 +100,14 @@ class Planner:
     @functools.cached_property
     def smallest(self) -> Outcome:
         """The outcome with the smallest replayed peak."""
-        prices = [None, *(self._loop_prices if self._loops else ())]
+        prices = [None, *(self._loop_prices if self._loops.found else ())]
         posed = [self._posed(self._decisions(price)) for price in prices]
         outcomes = [self._outcome(problem, search.smallest) for problem, search in posed]
         return min(outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
 
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
-        prices = [None, *(self._loop_prices[::2] if self._loops else ())]
+        prices = [None, *(self._loop_prices[::2] if self._loops.found else ())]
         posed = [self._posed(self._decisions(price)) for price in prices]
         each = [self._outcome(p, candidate) for p, search in posed for candidate in search.smallest_of_each_shape()]
         by_size = sorted([self.smallest, *each], key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
@@ -133,8 +132,8 @@ class Planner:
         return self._outcome(problem, search.fit(replayed_bytes))
 
     @functools.cached_property
-    def _loops(self) -> tuple[Loop, ...]:
-        return find(self.primal)
+    def _loops(self) -> Loops:
+        return Loops(self.primal, self.device)
 
     @functools.cached_property
     def _loop_prices(self) -> list[float]:
@@ -144,13 +143,11 @@ class Planner:
         return [float(mean * factor) for factor in _LOOP_PRICES]
 
     def _decisions(self, price: float | None) -> tuple[LoopDecision, ...]:
-        if price is None:
-            return ()
-        return tuple(looping.decide(loop, price, self.device) for loop in self._loops)
+        return () if price is None else self._loops.decide(price)
 
     def _posed(self, decisions: tuple[LoopDecision, ...]) -> tuple[Problem, Search]:
         if decisions not in self._searches:
-            problem = pose(self.primal, self.device, decisions)
+            problem = pose(self.primal, self.device, decisions, self._loops)
             self._searches[decisions] = problem, Search(problem.graph, problem.run_seconds)
         return self._searches[decisions]
 

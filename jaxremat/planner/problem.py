@@ -7,11 +7,13 @@ import functools
 
 import numpy as np
 
+from jaxremat.backends.devices import Device
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import is_collective
 from jaxremat.emit.scheduled import searched_windows
 from jaxremat.graph.graph import Graph
-from jaxremat.loops.emit import LoopDecision, rewritten
+from jaxremat.loops.decide import Loops
+from jaxremat.loops.decision import LoopDecision
 from jaxremat.trace.joint import Joint, Primal, differentiate
 
 _COLLECTIVE_SURCHARGE = 0.1
@@ -56,7 +58,17 @@ class Problem:
         return np.arange(self.graph.num_nodes, dtype=np.int32)
 
 
-def pose(primal: Primal, device, loops: tuple[LoopDecision, ...] = ()) -> Problem:
-    """The problem of a program for a device, with its loops decided, or left alone."""
-    joint = differentiate(primal, rewritten(primal, loops) if loops else None)
-    return Problem(primal, loops, joint, price(joint, device))
+def pose(
+    primal: Primal, device: Device, decisions: tuple[LoopDecision, ...] = (), loops: Loops | None = None
+) -> Problem:
+    """The problem of a program for a device, with its loops decided, or left alone.
+
+    Args:
+      primal: the program.
+      device: what costs and bytes are for.
+      decisions: one per loop, or none.
+      loops: the program's loops on the device, where they were found before.
+    """
+    run = (loops or Loops(primal, device)).emitted(decisions) if decisions else None
+    joint = differentiate(primal, run)
+    return Problem(primal, decisions, joint, price(joint, device))

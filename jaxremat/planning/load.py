@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.graph.replay import replay
-from jaxremat.loops.emit import LoopDecision
+from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.forms import planner_for
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import pose

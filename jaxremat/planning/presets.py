@@ -19,14 +19,16 @@ from jaxremat.base.compat import Eqn, Var
 from jaxremat.cost.pricing import price
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline
-from jaxremat.loops.emit import LoopDecision, Piece, body_joint
-from jaxremat.loops.find import Body, find
+from jaxremat.loops.body import Body
+from jaxremat.loops.decide import Loops
+from jaxremat.loops.decision import LoopDecision, Piece
+from jaxremat.loops.find import find
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.show.paths import origin_of
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.structure import Structure
-from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.joint import Joint
 
 Policy = Callable[..., object]
 """As `jax.checkpoint` takes it: from a primitive, abstract inputs and parameters to whether the result is kept."""
@@ -67,7 +69,9 @@ def evaluate_preset(name: str, policy: Policy, plain: Problem, plain_timeline: T
       plain_timeline: its timeline as written.
       device: what bytes and seconds are for.
     """
-    problem = pose(plain.primal, device, _decisions(plain.primal, policy, device)) if find(plain.primal) else plain
+    loops = Loops(plain.primal, device)
+    decisions = tuple(_decision(loops, loop.body, loop.length, policy) for loop in loops.found)
+    problem = pose(plain.primal, device, decisions, loops) if decisions else plain
     schedule, start = assemble_parts(problem.graph, _kept(problem.joint, problem.graph, policy))
     timeline = predict(problem.joint, problem.graph, schedule, device.platform, start=start)
     return Preset(name, timeline.peak_bytes, float(problem.graph.costs[schedule].sum() / plain_timeline.cost - 1))
@@ -128,14 +132,10 @@ def _says_keep(policy: Policy, eqn: Eqn) -> bool:
     return answer if isinstance(answer, bool) else "Saveable" in type(answer).__name__ or "Saveable" in str(answer)
 
 
-def _decisions(primal: Primal, policy: Policy, device: Device) -> tuple[LoopDecision, ...]:
-    return tuple(_decision(loop.body, loop.length, policy, device) for loop in find(primal))
-
-
-def _decision(body: Body, length: int, policy: Policy, device: Device) -> LoopDecision:
-    inner = tuple(_decision(loop.body, loop.length, policy, device) for loop in body.loops)
-    joint = body_joint(body, inner)
-    graph = price(joint, device)
-    kept = chosen_by(joint, policy)
-    schedule, start = assemble_parts(graph, kept)
+def _decision(loops: Loops, body: Body, length: int, policy: Policy) -> LoopDecision:
+    """Every iteration keeps what a policy keeps."""
+    inner = tuple(_decision(loops, loop.body, loop.length, policy) for loop in body.loops)
+    joint = loops.emitter.joint(body, inner)
+    graph = price(joint, loops.device)
+    schedule, start = assemble_parts(graph, chosen_by(joint, policy))
     return LoopDecision((Piece(length, tuple(schedule[:start].tolist()), tuple(schedule[start:].tolist())),), inner)

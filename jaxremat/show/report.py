@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxremat.backends.devices import resolve_target
+from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
 from jaxremat.cost.pricing import price
 from jaxremat.graph.replay import Timeline
-from jaxremat.loops.emit import LoopDecision, Piece, body_joint
-from jaxremat.loops.find import Body, Loop, find
+from jaxremat.loops.body import Body, Loop
+from jaxremat.loops.decision import LoopDecision, Piece
+from jaxremat.loops.emit import Emitter
+from jaxremat.loops.find import find
 from jaxremat.planner.problem import Problem
 from jaxremat.show.bands import Bands, bands_of
 from jaxremat.show.folding import Row, fold
@@ -117,21 +119,24 @@ def main_stretch(plan: Planned) -> Stretch:
 def stretches_of(plan: Planned) -> tuple[Stretch, ...]:
     """The whole program, then one stretch per way in which an iteration of a loop runs."""
     inside: list[Stretch] = []
-    device = resolve_target(plan.target)
+    device, emitter = resolve_target(plan.target), Emitter()
     for loop, decision in zip(find(plan.problem.primal), plan.problem.loops):
         prefix = origin_of(plan.problem.primal.jaxpr.eqns[loop.position]).path
-        inside.extend(_iterations(loop.body, decision, 1, prefix, device))
+        inside.extend(_iterations(emitter, loop.body, decision, 1, prefix, device))
     return (main_stretch(plan), *inside)
 
 
-def _iterations(body: Body, decision: LoopDecision, times: int, prefix: str, device) -> Iterator[Stretch]:
-    joint = body_joint(body, decision.inner)
+def _iterations(
+    emitter: Emitter, body: Body, decision: LoopDecision, times: int, prefix: str, device: Device
+) -> Iterator[Stretch]:
+    joint = emitter.joint(body, decision.inner)
     graph = price(joint, device)
     for piece, repeats in _leaves(decision.pieces, times):
         yield Stretch(joint, graph, np.asarray((*piece.forward, *piece.backward), np.int32), repeats, prefix)
     for loop, inner in zip(body.loops, decision.inner):
         within = origin_of(body.primal.jaxpr.eqns[loop.position]).path
-        yield from _iterations(loop.body, inner, times * decision.length, f"{prefix}/{within}".strip("/"), device)
+        path = f"{prefix}/{within}".strip("/")
+        yield from _iterations(emitter, loop.body, inner, times * decision.length, path, device)
 
 
 def _leaves(pieces: Sequence[Piece], times: int) -> Iterator[tuple[Piece, int]]:

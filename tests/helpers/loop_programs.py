@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxremat.loops import decide as loops
+from jaxremat.backends.devices import resolve_target
+from jaxremat.loops.decide import Loops
+from jaxremat.loops.emit import rewritten
 from jaxremat.trace.joint import read_primal
 
 
@@ -15,15 +17,20 @@ def array(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape) / 3, jnp.float32)
 
 
-def decisions_of(fun, args, argnums, price) -> list:
+def loops_of(fun, args, argnums=0) -> Loops:
+    """The loops of `fun` on this machine."""
+    return Loops(read_primal(fun, args, argnums, False), resolve_target(None))
+
+
+def decisions_of(fun, args, argnums, price) -> tuple:
     """One decision per loop of `fun`, at a price in seconds per byte."""
-    return [loops.decide(loop, price) for loop in loops.find(read_primal(fun, args, argnums, False))]
+    return loops_of(fun, args, argnums).decide(price)
 
 
 def applied(fun, args, argnums, decisions):
     """`fun` with its loops emitted as decided."""
     primal = read_primal(fun, args, argnums, False)
-    run = loops.rewritten(primal, decisions)
+    run = rewritten(primal, decisions)
     return lambda *args: jax.tree.unflatten(primal.out_tree, run(jax.tree.leaves(args)))
 
 
@@ -33,10 +40,10 @@ def decided(fun, args, argnums=0, price=1e-7):
 
 def all_decisions(fun, args, argnums=0) -> list:
     """`fun` under distinct decisions: keep everything, the middle of the hull, its deepest nesting, and a split."""
-    found = loops.find(read_primal(fun, args, argnums, False))
-    corners = [loops.options(loop) for loop in found]
+    loops = loops_of(fun, args, argnums)
+    corners = [loops.options(loop) for loop in loops.found]
     chosen = [tuple(c[int(part * (len(c) - 1))].decision for c in corners) for part in (0.0, 0.5, 1.0)]
-    chosen.append(tuple(loops.decide(loop, split_price(c)) for loop, c in zip(found, corners)))
+    chosen.append(tuple(loops.estimate(loop, split_price(c)).decision for loop, c in zip(loops.found, corners)))
     return [applied(fun, args, argnums, decisions) for decisions in dict.fromkeys(chosen)]
 
 

@@ -93,7 +93,7 @@ def test_branches_with_effects_are_left_alone():
 
         return jnp.sum(lax.cond(flag, branch, lambda x: x, x @ w))
 
-    assert decisions_of(loss, (array(4, 4), array(3, 4), True), 0, 1e-2) == []
+    assert decisions_of(loss, (array(4, 4), array(3, 4), True), 0, 1e-2) == ()
 
 
 def test_a_branch_fits_in_less_than_it_holds():

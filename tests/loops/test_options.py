@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.pricing import price
 from jaxremat.emit.scheduled import write_script
 from jaxremat.graph.replay import replay
-from jaxremat.loops.emit import LoopDecision, Piece, body_joint, emit_loop
-from jaxremat.loops.find import find
-from jaxremat.loops.options import iteration_hull
+from jaxremat.loops.decide import Loops
+from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import read_primal
 
@@ -60,15 +60,15 @@ PROGRAMS = {
 @functools.cache
 def loop_of(name):
     fun, args = PROGRAMS[name]
-    primal = read_primal(fun, args, (0, 1), False)
-    (loop,) = find(primal)
-    return primal, loop, iteration_hull(loop.body)
+    loops = Loops(read_primal(fun, args, (0, 1), False), resolve_target(None))
+    (loop,) = loops.found
+    return loops, loop, loops.hull(loop.body)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_option_is_a_schedule_that_can_run(name):
-    _, loop, hull = loop_of(name)
-    joint = body_joint(loop.body)
+    loops, loop, hull = loop_of(name)
+    joint = loops.emitter.joint(loop.body)
     graph = price(joint)
     late = np.flatnonzero(joint.is_backward).tolist()
     assert len(hull.options) >= 3
@@ -101,8 +101,8 @@ def test_the_corners_trade_bytes_for_seconds(name):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_stacked_bytes_are_what_the_forward_leaves(name):
     """All that the backward reads from before it, without constants, which are not stacked, and slices."""
-    _, loop, hull = loop_of(name)
-    joint, body = body_joint(loop.body), loop.body
+    loops, loop, hull = loop_of(name)
+    joint, body = loops.emitter.joint(loop.body), loop.body
     free = {*joint.inputs[: body.num_consts], *joint.inputs[body.num_consts + body.num_carry :]}
     for option in hull.options:
         script = write_script(joint, (*option.forward, *option.backward), start=len(option.forward))
@@ -114,18 +114,11 @@ def test_stacked_bytes_are_what_the_forward_leaves(name):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_option_gives_the_exact_gradient(name, fenced):
     fun, args = PROGRAMS[name]
-    primal, loop, hull = loop_of(name)
-    eqn = primal.jaxpr.eqns[loop.position]
+    loops, loop, hull = loop_of(name)
 
     def gradient(decision):
-        def planned(*args):
-            def rule(at, inputs):
-                return emit_loop(loop, decision)(inputs) if at is eqn else None
-
-            (out,) = jaxprs.evaluate(primal.jaxpr, jax.tree.leaves(args), rule)
-            return out
-
-        return jax.value_and_grad(planned, (0, 1))(*args)
+        planned = loops.emitted([decision])
+        return jax.value_and_grad(lambda *args: planned(args)[0], (0, 1))(*args)
 
     with jax.disable_jit():  # one operation after the other: compiling every option takes far longer
         plain = jax.value_and_grad(fun, (0, 1))(*args)

@@ -9,8 +9,7 @@ from jax.sharding import PartitionSpec
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.graph.replay import replay
-from jaxremat.loops import decide as loops
-from jaxremat.loops.options import iteration_hull
+from jaxremat.loops.decide import Loops
 from jaxremat.planner.planner import Planner
 from jaxremat.planner.problem import pose
 from jaxremat.solvers.mincut.search import Search
@@ -22,7 +21,7 @@ W, X = jnp.ones((8, 8)) / 9, jnp.ones((32, 8))
 
 def problem_of(fun, *args, decided=False, price=1e-9):
     primal = read_primal(fun, args, 0, False)
-    return pose(primal, CPU, tuple(loops.decide(loop, price) for loop in loops.find(primal)) if decided else ())
+    return pose(primal, CPU, Loops(primal, CPU).decide(price) if decided else ())
 
 
 def nodes_of(problem, name):
@@ -89,9 +88,9 @@ def test_what_communicates_is_run_again_last():
 
 
 def test_a_body_is_solved_once():
-    primal = read_primal(looping, (W, X), 0, False)
-    (loop,) = loops.find(primal)
-    assert iteration_hull(loop.body) is iteration_hull(loop.body)
+    loops = Loops(read_primal(looping, (W, X), 0, False), CPU)
+    (loop,) = loops.found
+    assert loops.hull(loop.body) is loops.hull(loop.body)
 
 
 def test_one_outcome_per_schedule():

@@ -216,4 +216,4 @@ def test_loops_with_effects_are_left_alone():
 
         return jnp.sum(lax.scan(body, jnp.ones((2, 4)), None, length=3)[0])
 
-    assert decisions_of(loss, (array(4, 4),), 0, 1e-2) == []
+    assert decisions_of(loss, (array(4, 4),), 0, 1e-2) == ()

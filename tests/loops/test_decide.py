@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from loop_programs import applied, array, decided, decisions_of, recurrence, split_price
+from loop_programs import applied, array, decided, decisions_of, loops_of, recurrence, split_price
 
 from jaxremat.base.errors import EmissionError, PlanMismatchError
-from jaxremat.loops import decide as loops
-from jaxremat.loops.emit import body_joint
+from jaxremat.loops.decision import LoopDecision
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import read_primal
 
 
 def products(fun, *args, argnums=0) -> int:
@@ -36,8 +34,9 @@ def temp_bytes(fun, *args) -> int:
 
 
 def only_loop(fun, args, argnums=0):
-    (loop,) = loops.find(read_primal(fun, args, argnums, False))
-    return loop
+    loops = loops_of(fun, args, argnums)
+    (loop,) = loops.found
+    return loops, loop
 
 
 def mlp(length=64, width=64):
@@ -54,7 +53,8 @@ def mlp(length=64, width=64):
 
 
 def test_options_trade_bytes_for_seconds():
-    options = loops.options(only_loop(*mlp()))
+    loops, loop = only_loop(*mlp())
+    options = loops.options(loop)
     held = [o.held_bytes + o.transient_bytes for o in options]
     seconds = [o.extra_seconds for o in options]
     assert len(options) >= 3 and seconds[0] == 0
@@ -64,7 +64,7 @@ def test_options_trade_bytes_for_seconds():
 
 
 def test_prices_walk_the_hull():
-    loop = only_loop(*mlp())
+    loops, loop = only_loop(*mlp())
     total = [loops.estimate(loop, float(price)) for price in 10.0 ** np.arange(-14, 0)]
     held = [o.held_bytes + o.transient_bytes for o in total]
     assert held == sorted(held, reverse=True) and held[-1] < held[0] / 10
@@ -73,7 +73,7 @@ def test_prices_walk_the_hull():
 def test_nesting_reaches_square_root_memory():
     """64 layers of 512 x 64 floats: all carries are 8 MiB; segments of 8 hold 8 + 8 of them at a time, 2 MiB."""
     loss, args = mlp()
-    loop = only_loop(loss, args)
+    loops, loop = only_loop(loss, args)
     option = loops.options(loop)[-1]
     (piece,) = option.decision.pieces
     assert piece.inside and piece.length == 64
@@ -83,8 +83,8 @@ def test_nesting_reaches_square_root_memory():
 
 def test_a_corner_splits_the_loop():
     loss, args = mlp()
-    loop = only_loop(loss, args)
-    decision = loops.decide(loop, split_price(loops.options(loop)))
+    loops, loop = only_loop(loss, args)
+    decision = loops.estimate(loop, split_price(loops.options(loop))).decision
     assert 2 <= len(decision.pieces) <= 3
     assert decision.length == 64
     first, last = decision.pieces[0], decision.pieces[-1]
@@ -93,10 +93,10 @@ def test_a_corner_splits_the_loop():
 
 def test_split_memory_lies_between_its_neighbours():
     loss, args = mlp()
-    loop = only_loop(loss, args)
+    loops, loop = only_loop(loss, args)
     more, less = [temp_bytes(applied(loss, args, 0, [o.decision]), *args) for o in loops.options(loop)[:2]]
     corner = loops.options(loop)[:2]
-    split = loops.decide(loop, split_price(corner))
+    split = loops.estimate(loop, split_price(corner)).decision
     assert len(split.pieces) == 2
     assert less < temp_bytes(applied(loss, args, 0, [split]), *args) < more
 
@@ -105,7 +105,7 @@ def test_split_memory_lies_between_its_neighbours():
 def test_json_round_trip(price):
     loss, args = recurrence()
     for decision in decisions_of(loss, args, 0, price):
-        again = loops.LoopDecision.from_json(json.loads(json.dumps(decision.to_json())))
+        again = LoopDecision.from_json(json.loads(json.dumps(decision.to_json())))
         assert again == decision and hash(again) == hash(decision)
 
 
@@ -147,8 +147,8 @@ def test_unused_results_cost_nothing():
         return jnp.sum(c)
 
     args = (array(4, 4), array(4, 4, seed=1))
-    loop = only_loop(loss, args, (0, 1))
-    assert loop.body.active_carry == (0,) and loop.body.active_results == ()
+    _, loop = only_loop(loss, args, (0, 1))
+    assert loop.body.active_carry == loop.body.primal.cotangents_of == (0,)
     planned = decided(loss, args, (0, 1), 0.0)
     assert products(planned, *args, argnums=(0, 1)) <= products(loss, *args, argnums=(0, 1))
 
@@ -157,9 +157,9 @@ def test_what_depends_on_constants_alone_runs_before_the_loop():
     def loss(w):
         return jnp.sum(lax.scan(lambda c, _: (jnp.tanh(c @ (w @ w.T)), None), jnp.ones((2, 4)), None, length=50)[0])
 
-    loop = only_loop(loss, (array(4, 4),))
+    _, loop = only_loop(loss, (array(4, 4),))
     assert [eqn.primitive.name for eqn in loop.invariants.eqns].count("dot_general") == 1
-    forward = body_joint(loop.body).primal.jaxpr.eqns
+    forward = loop.body.primal.jaxpr.eqns
     assert [eqn.primitive.name for eqn in forward].count("dot_general") == 1
 
 
@@ -170,7 +170,7 @@ def test_gradients_are_summed_in_the_precision_of_the_constant():
         body = lambda c, _: ((c.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(jnp.float32), None)
         return jnp.sum(lax.scan(body, jnp.ones((2, 4)), None, length=50)[0])
 
-    assert not only_loop(loss, (array(4, 4),)).invariants.eqns
+    assert not only_loop(loss, (array(4, 4),))[1].invariants.eqns
 
 
 def test_equal_bodies_are_one():
@@ -180,7 +180,7 @@ def test_equal_bodies_are_one():
         c, _ = lax.scan(body, jnp.ones((2, 4)), ws)
         return jnp.sum(lax.scan(body, c, ws)[0])
 
-    first, second = loops.find(read_primal(loss, (array(3, 4, 4),), 0, False))
+    first, second = loops_of(loss, (array(3, 4, 4),)).found
     assert first.body is second.body
 
 

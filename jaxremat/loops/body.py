@@ -1,0 +1,119 @@
+"""A loop and one of its iterations, as programs.
+
+A branch of a conditional is a loop too, of one iteration that carries nothing: what it keeps for its backward and what
+it runs again is decided and emitted in the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from jaxremat.base.compat import Jaxpr, Var
+from jaxremat.emit import scheduled
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint, Primal
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Body:
+    """One iteration. Equal bodies of one program are one object.
+
+    Attributes:
+      primal: inputs are constants, carries, then slices of what is scanned over; outputs are carries, then slices.
+        What is differentiated is what a gradient really passes through, in any iteration.
+      num_consts, num_carry: how many of the inputs are constants and carries.
+      perturbed, constant_results: the inputs that depend on what is differentiated, and the outputs that do not,
+        whether a gradient is wanted or not.
+      loops: the differentiable loops inside.
+    """
+
+    primal: Primal
+    num_consts: int
+    num_carry: int
+    perturbed: tuple[int, ...]
+    constant_results: tuple[int, ...]
+    loops: tuple[Loop, ...]
+
+    @property
+    def active_consts(self) -> tuple[int, ...]:
+        """Constants that are differentiated."""
+        return tuple(i for i in self.primal.wrt if i < self.num_consts)
+
+    @property
+    def active_carry(self) -> tuple[int, ...]:
+        """Carries that have a cotangent in some iteration."""
+        return tuple(i for i in self.primal.cotangents_of if i < self.num_carry)
+
+    @property
+    def active_slices(self) -> tuple[int, ...]:
+        """Scanned inputs that are differentiated, counted from the first one."""
+        first = self.num_consts + self.num_carry
+        return tuple(i - first for i in self.primal.wrt if i >= first)
+
+    def split[T](self, inputs: list[T]) -> tuple[list[T], list[T], list[T]]:
+        """One entry per input, as (constants, carries, slices)."""
+        first, last = self.num_consts, self.num_consts + self.num_carry
+        return inputs[:first], inputs[first:last], inputs[last:]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """A scan that a gradient passes through, or a branch of a conditional.
+
+    Attributes:
+      position: index of its equation in the program.
+      branch: which branch of a conditional it is; None for a scan.
+      length, reverse, unroll: as in `lax.scan`.
+      invariants: from the scan's constants to the body's: what depends on constants only and is no larger than what
+        it is made of is computed once, before the loop.
+      body: one iteration.
+    """
+
+    position: int
+    length: int
+    reverse: bool
+    unroll: int
+    invariants: Jaxpr
+    body: Body
+    branch: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Iteration:
+    """One iteration under a schedule.
+
+    Attributes:
+      body: the iteration.
+      joint: its forward and backward, the loops inside emitted as decided.
+      script: the schedule.
+    """
+
+    body: Body
+    joint: Joint
+    script: scheduled.Script
+
+    @functools.cached_property
+    def stacked(self) -> tuple[Var, ...]:
+        """What is stacked: what the backward reads from the forward, without constants and slices."""
+        consts, _, slices = self.body.split(self.joint.inputs)
+        given = {*consts, *slices}
+        return tuple(v for v in self.script.residuals if v not in given)
+
+    def forward(self, consts: list, carry: list, slices: list) -> tuple[list, list, list]:
+        """(carry, results, what is stacked)."""
+        outputs, residuals = scheduled.run_forward(self.joint, self.script, [*consts, *carry, *slices])
+        values = dict(zip(self.script.residuals, residuals))
+        num_carry = self.body.num_carry
+        return outputs[:num_carry], outputs[num_carry:], [values[v] for v in self.stacked]
+
+    def backward(self, consts: list, slices: list, stacked: list, cotangents: list) -> tuple[list, list, list]:
+        """Gradients of the active (constants, carries, slices)."""
+        own_consts, _, own_slices = self.body.split(self.joint.inputs)
+        values = dict(zip((*own_consts, *own_slices, *self.stacked), (*consts, *slices, *stacked), strict=True))
+        residuals = [values[v] for v in self.script.residuals]
+        found = scheduled.run_backward(self.joint, self.script, residuals, cotangents)
+        wrt = [jaxprs.dtype_of(self.joint.inputs[i]) for i in self.body.primal.wrt]
+        gradients = [gradient.astype(dtype) for gradient, dtype in zip(found, wrt, strict=True)]
+        a, b = len(self.body.active_consts), len(self.body.active_carry)
+        return gradients[:a], gradients[a : a + b], gradients[a + b :]
