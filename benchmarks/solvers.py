@@ -1,6 +1,6 @@
 """Every solver on published and random graphs: extra cost, peak and seconds beside the published figures.
 
-    python benchmarks/solvers.py [--solvers auto fastsa ...] [--graphs rl1 random-100 ...] [--percents 90 80 70]
+    python benchmarks/solvers.py [--solvers auto mincut fastsa ...] [--graphs rl1 random-100 ...] [--percents 90 80 70]
         [--time-limit 120] [--graph-folder FOLDER] [--out benchmarks/results/solvers]
 
 Writes OUT.json and OUT.md. A folder of graphs in JSON (sizes, costs, edge_list) is optional; random layered graphs in
@@ -99,7 +99,7 @@ def measure(graph: jaxremat.Graph, percent: int, solver: str, time_limit: float 
 def compile_once(graph: jaxremat.Graph) -> None:
     """Runs the annealer shortly, so that its program for this size class exists."""
     quick = jaxremat.solvers.FastSA(moves=10, reheats=1, reheat_moves=10)
-    quick.improve(graph, np.arange(graph.num_nodes), 1)
+    quick.propose(graph, 1, seed=0, time_limit=None)
 
 
 def cell(row: dict | None) -> str:
@@ -131,7 +131,9 @@ def markdown(rows: list[dict], solvers: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--solvers", nargs="+", default=["auto", "fastsa", "moccasin", "checkmate-lp", "chen"])
+    parser.add_argument(
+        "--solvers", nargs="+", default=["auto", "mincut", "fastsa", "moccasin", "checkmate-lp", "chen"]
+    )
     parser.add_argument("--graphs", nargs="+", default=None)
     parser.add_argument("--percents", nargs="+", type=int, default=[90, 80, 70])
     parser.add_argument("--time-limit", type=float, default=None)

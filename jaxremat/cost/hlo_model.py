@@ -86,6 +86,7 @@ class _Lowering:
     def __init__(self, dot_copies: bool):
         self.ops: list[Op] = []
         self._known: dict[Hashable, int] = {}
+        self._expressions: dict[Hashable, int] = {}
         self._dot_copies = dot_copies
         self._equation = -1
         self._readers: dict[Atom, int] = {}
@@ -188,7 +189,8 @@ class _Lowering:
         name, out = eqn.primitive.name, eqn.outvars[0]
         reads = tuple(self._widened(self._read(a, env, _shape(out)), out) for a in eqn.invars)
         if reads and all(self.ops[r].constant is not None for r in reads):
-            return self._literal((name, tuple(self.ops[r].constant for r in reads), _params_key(eqn)), out)
+            parts = (name, tuple(self.ops[r].constant for r in reads), _params_key(eqn))
+            return self._literal(self._expression(parts), out)
         if name == "div" and self.ops[reads[1]].kind == "broadcast":
             return self._add("mul", (reads[0], self._reciprocal(reads[1], out)), out, "")
         if name == "square":
@@ -211,7 +213,7 @@ class _Lowering:
         """The broadcast of 1/y for a broadcast of y."""
         op = self.ops[divisor]
         if op.constant is not None:
-            return self._literal(("1/", op.constant), like)
+            return self._literal(self._expression(("1/", op.constant)), like)
         source = self.ops[op.reads[0]]
         one = self._keyed(Op("broadcast", (), source.shape, op.dtype, source.size_bytes, -1, constant="1"), "1")
         inverse = dataclasses.replace(source, kind="div", reads=(one, op.reads[0]), equation=self._equation, bodies=())
@@ -282,6 +284,10 @@ class _Lowering:
         size = math.prod(shape) * np.dtype(_dtype(atom)).itemsize
         value = repr(atom.val)
         return self._keyed(Op("broadcast", (), shape, _dtype(atom), size, -1, constant=value), value)
+
+    def _expression(self, parts: Hashable) -> Hashable:
+        """One identity per distinct expression of constants, which does not grow with the expression."""
+        return "expression", self._expressions.setdefault(parts, len(self._expressions))
 
     def _literal(self, constant: Hashable, like: Var, op: Op | None = None) -> int:
         template = _op("broadcast", (), like)

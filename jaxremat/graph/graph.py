@@ -30,6 +30,8 @@ class Graph:
       backward: nodes that depend on a cotangent; all False where the graph is not a gradient program.
       pinned: nodes that must run exactly once and in the given order among themselves (effects).
       names: one name per node for people to read, or empty.
+      rerun_surcharge: what running each node again is taken to cost beyond its cost: more than 0 where that is to be
+        avoided, infinite where it must not be.
     """
 
     costs: np.ndarray  # [N] float64
@@ -42,11 +44,14 @@ class Graph:
     backward: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))  # [N] bool
     pinned: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))  # [N] bool
     names: tuple[str, ...] = ()
+    rerun_surcharge: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))  # [N] float64
 
     def __post_init__(self):
         for name in ("backward", "pinned"):
             if getattr(self, name).size == 0:
                 object.__setattr__(self, name, np.zeros(self.num_nodes, bool))
+        if self.rerun_surcharge.size == 0:
+            object.__setattr__(self, "rerun_surcharge", np.zeros(self.num_nodes))
         self.validate()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -108,7 +113,8 @@ class Graph:
         n, v = self.num_nodes, self.num_values
         if n == 0:
             raise GraphError("a graph needs at least one node")
-        for field, size in dict(workspace_bytes=n, producer=v, is_output=v, backward=n, pinned=n).items():
+        sizes = dict(workspace_bytes=n, producer=v, is_output=v, backward=n, pinned=n, rerun_surcharge=n)
+        for field, size in sizes.items():
             if getattr(self, field).shape != (size,):
                 raise GraphError(f"{field} has shape {getattr(self, field).shape}, expected ({size},)")
         if self.names and len(self.names) != n:
@@ -117,6 +123,8 @@ class Graph:
             array = getattr(self, field)
             if array.size and not (np.isfinite(array).all() and array.min() >= 0):
                 raise GraphError(f"{field} must be finite and non-negative; the smallest is {array.min()}")
+        if not np.all(self.rerun_surcharge >= 0):
+            raise GraphError(f"rerun_surcharge must be non-negative; the smallest is {self.rerun_surcharge.min()}")
         if self.resident_bytes < 0:
             raise GraphError(f"resident_bytes is {self.resident_bytes}; it must not be negative")
         if v and (np.any(np.diff(self.producer) < 0) or self.producer[0] < 0 or self.producer[-1] >= n):
@@ -144,6 +152,19 @@ class Graph:
         if not self.reads.size:
             return np.zeros((0, 2), np.int32)
         return np.unique(np.stack([self.producer[self.reads[:, 0]], self.reads[:, 1]], 1), axis=0).astype(np.int32)
+
+    @functools.cached_property
+    def rerun_costs(self) -> np.ndarray:
+        """[N] what running each node again is taken to cost; infinite where it must not run again."""
+        return np.where(self.pinned, np.inf, self.costs + self.rerun_surcharge)
+
+    @functools.cached_property
+    def is_dead_end(self) -> np.ndarray:
+        """[N] bool: nodes of which nobody reads a value, and whose values are no outputs."""
+        dead_end = np.ones(self.num_nodes, bool)
+        dead_end[self.producer[self.is_output]] = False
+        dead_end[self.producer[self.reads[:, 0]]] = False
+        return dead_end
 
     @functools.cached_property
     def node_bytes(self) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""The default: the optimal dynamic program for chains, an annealing portfolio for graphs.
+"""The default: the optimal dynamic program for chains, minimum cuts for programs, annealing beside them for the rest.
 
-A chain goes to Rotor. A graph is annealed by FastSA as it comes; if recomputation is left to save, more and hotter
-chains start from what FastSA found, from the order in which the graph is listed and from Chen's plan for the budget,
-and stage 2 goes on from the best until it stops gaining. FastSA's answer and Chen's plan are among the starts, so the
-result is never worse than theirs for the same seed.
+A chain goes to Rotor. A graph goes to the search by minimum cuts, and where its nodes are marked as forward and
+backward, that is the answer. Other graphs of moderate size are also annealed, by FastSA as they come; if recomputation
+is left to save, more and hotter chains start from what FastSA and the cuts found, from the order in which the graph is
+listed and from Chen's plan for the budget, and stage 2 goes on from the best until it stops gaining. The answers of
+FastSA, the cuts and Chen are among the starts, so the result is never worse than theirs for the same seed.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from typing import ClassVar
 import numpy as np
 
 from jaxremat.graph.graph import Chain, Graph
-from jaxremat.solvers.base import Proposal
+from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.chen import Chen
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.fastsa import FastSA, proposal_of
+from jaxremat.solvers.mincut.solver import CutState, MinCut
 from jaxremat.solvers.population import found
 from jaxremat.solvers.rotor import Rotor
 
 _CHEN_NODE_STEPS = 300_000
 _NODES_AT_GIVEN_MOVES = 300
 _MOST_EFFORT = 2.0
+_MOST_ANNEALED_NODES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,23 +52,37 @@ class Auto:
 
     name: ClassVar[str] = "auto"
 
-    def propose(self, problem: Graph | Chain, budget_bytes: int, *, seed: int, time_limit: float | None) -> Proposal:
-        if isinstance(problem, Chain):
-            return Rotor().propose(problem, budget_bytes, seed=seed, time_limit=time_limit)
+    def init(self, problem: Graph | Chain) -> Chain | CutState:
+        """The chain itself, or the search by cuts of a graph."""
+        return problem if isinstance(problem, Chain) else MinCut().init(require_graph(problem, self.name))
+
+    def propose(
+        self, state: Chain | CutState, budget_bytes: int, *, seed: int = 0, time_limit: float | None = None
+    ) -> Proposal:
+        if isinstance(state, Chain):
+            return Rotor().propose(state, budget_bytes, seed=seed, time_limit=time_limit)
         deadline = Deadline(time_limit)
-        listed = np.arange(problem.num_nodes)
-        early = self.first.search(problem, [listed], budget_bytes, seed=seed, deadline=deadline)
-        proposal = proposal_of(problem, early, budget_bytes)
+        cut = MinCut().propose(state, budget_bytes)
+        if cut.optimal or state.graph.backward.any() or state.graph.num_nodes > _MOST_ANNEALED_NODES:
+            return cut
+        return self._annealed(state.graph, cut, budget_bytes, seed, deadline)
+
+    def _annealed(self, graph: Graph, cut: Proposal, budget_bytes: int, seed: int, deadline: Deadline) -> Proposal:
+        listed = np.arange(graph.num_nodes)
+        early = self.first.search(graph, [listed], budget_bytes, seed=seed, deadline=deadline)
+        starts = [found(graph, start) for start in (listed, early.schedule, cut.schedule)]
+        best = min(starts, key=lambda f: f.key(budget_bytes))
+        proposal = proposal_of(graph, best, budget_bytes)
         if proposal.optimal or deadline.passed():
             return proposal
-        chen = Chen(node_steps=_CHEN_NODE_STEPS).propose(
-            problem, budget_bytes, seed=seed, time_limit=deadline.remaining_seconds()
-        )
-        starts = [listed, early.schedule]
-        if chen.schedule is not None and found(problem, chen.schedule).peak_bytes < found(problem, listed).peak_bytes:
-            starts.append(chen.schedule)
-        best = self._second_for(problem).search(problem, starts, budget_bytes, seed=seed, deadline=deadline)
-        return proposal_of(problem, best, budget_bytes)
+        seconds = deadline.remaining_seconds()
+        chen = Chen(node_steps=_CHEN_NODE_STEPS).propose(graph, budget_bytes, seed=seed, time_limit=seconds)
+        if chen.schedule is not None:
+            starts.append(found(graph, chen.schedule))
+        lower = [start.schedule for start in starts[2:] if start.peak_bytes < starts[0].peak_bytes]
+        begin = [listed, early.schedule, *lower]
+        best = self._second_for(graph).search(graph, begin, budget_bytes, seed=seed, deadline=deadline)
+        return proposal_of(graph, best, budget_bytes)
 
     def _second_for(self, graph: Graph) -> FastSA:
         effort = min(max(graph.num_nodes / _NODES_AT_GIVEN_MOVES, 1.0), _MOST_EFFORT)

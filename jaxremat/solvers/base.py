@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,7 +17,6 @@ class Status(enum.Enum):
 
     OPTIMAL = "optimal"  # proven, within the schedules that the solver searches
     FEASIBLE = "feasible"  # fits in the budget
-    OVER_BUDGET = "over budget"  # the smallest peak that was found, still above the budget
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +28,7 @@ class Solution:
         `operations`.
       peak_bytes: replayed peak, resident bytes included.
       cost: replayed cost, in the unit of the graph's costs.
-      status: optimal, feasible or over budget.
+      status: optimal or feasible.
       lower_bound: a cost below which no schedule in the solver's class can go; None unless proven.
       solve_seconds: wall time spent.
       solver: name of the solver.
@@ -60,6 +59,9 @@ class Proposal:
 class Solver(Protocol):
     """A frozen dataclass of parameters with one method.
 
+    Where many budgets can share work, a solver is a `StatefulSolver`, and `propose` takes what `init` returned in place
+    of the problem.
+
     `propose` returns the cheapest schedule it finds within `budget_bytes`, or, where it finds none, the one with the
     smallest peak it can reach; it never raises for want of memory. Equal seeds give equal proposals.
     `time_limit` is in seconds; None means the solver's own default.
@@ -68,9 +70,19 @@ class Solver(Protocol):
     @property
     def name(self) -> str: ...
 
-    def propose(
-        self, problem: Graph | Chain, budget_bytes: int, *, seed: int, time_limit: float | None
-    ) -> Proposal: ...
+    def propose(self, problem: Any, budget_bytes: int, *, seed: int, time_limit: float | None) -> Proposal: ...
+
+
+@runtime_checkable
+class StatefulSolver(Solver, Protocol):
+    """A solver in two halves: `init` does once what does not depend on the budget."""
+
+    def init(self, problem: Graph | Chain) -> Any: ...
+
+
+def state_of(solver: Solver, problem: Graph | Chain) -> Any:
+    """What `solver.propose` takes for a problem: the problem itself where the solver has no `init`."""
+    return solver.init(problem) if isinstance(solver, StatefulSolver) else problem
 
 
 def require_graph(problem: Graph | Chain, solver: str) -> Graph:

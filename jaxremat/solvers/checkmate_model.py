@@ -24,7 +24,7 @@ import functools
 import math
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from jaxremat.graph.graph import Graph
 

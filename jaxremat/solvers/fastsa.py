@@ -102,29 +102,6 @@ class FastSA:
             best = self._squeezed(population, starts[0], given, budget_bytes, seed, deadline)
         return best
 
-    def improve(
-        self,
-        graph: Graph,
-        schedule: np.ndarray,
-        budget_bytes: int,
-        seed: int = 0,
-        time_limit: float | None = None,
-    ) -> np.ndarray:
-        """Polishes a schedule: never dearer if it fits the budget, never of a larger peak if it does not.
-
-        Args:
-          graph: the graph.
-          schedule: a valid schedule.
-          budget_bytes: resident bytes included.
-          seed: equal seeds give equal schedules, unless the time limit cuts the search short.
-          time_limit: seconds; checked several times a second.
-
-        Returns:
-          [T] int32, the better schedule.
-        """
-        given = found(graph, schedule)
-        return self._reheated(Population(graph, self.copies), given, budget_bytes, seed, Deadline(time_limit)).schedule
-
     def _stages(
         self, population: Population, starts: list[np.ndarray], budget_bytes: int, seed: int, deadline: Deadline
     ) -> Found:

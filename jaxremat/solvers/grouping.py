@@ -84,6 +84,7 @@ def _coarse(graph: Graph, groups: list[tuple[int, ...]]) -> Graph:
         backward=np.asarray([graph.backward[group[-1]] for group in groups]),
         pinned=np.asarray([graph.pinned[list(group)].any() for group in groups]),
         names=names,
+        rerun_surcharge=np.bincount(group_of, graph.rerun_surcharge, len(groups)),
     )
 
 

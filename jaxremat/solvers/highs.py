@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy
 
 from jaxremat.solvers.checkmate_model import COST_SCALE, CheckmateModel
 
@@ -57,11 +56,11 @@ def minimize(
         row_upper = np.append(row_upper, [bound for _, bound in extra])
     integrality = np.zeros(matrix.shape[1])
     integrality[: model.layout.num_runs] = integral
-    result = milp(
+    result = scipy.optimize.milp(
         model.objective,
         integrality=integrality,
-        bounds=Bounds(model.lower, model.upper),
-        constraints=LinearConstraint(matrix, -np.inf, row_upper),
+        bounds=scipy.optimize.Bounds(model.lower, model.upper),
+        constraints=scipy.optimize.LinearConstraint(matrix, -np.inf, row_upper),
         options={"time_limit": max(seconds, 0.1), "mip_rel_gap": 0.0},
     )
     bound = result.get("mip_dual_bound") if integral else result.fun

@@ -9,10 +9,11 @@ from jaxremat.solvers.checkmate import Checkmate
 from jaxremat.solvers.checkmate_lp import CheckmateLP
 from jaxremat.solvers.chen import Chen, ChenRecursive
 from jaxremat.solvers.fastsa import FastSA
+from jaxremat.solvers.mincut.solver import MinCut
 from jaxremat.solvers.moccasin import Moccasin
 from jaxremat.solvers.rotor import Rotor
 
-_CLASSES = (Auto, FastSA, Rotor, Checkmate, CheckmateLP, Moccasin, Chen, ChenRecursive)
+_CLASSES = (Auto, MinCut, FastSA, Rotor, Checkmate, CheckmateLP, Moccasin, Chen, ChenRecursive)
 SOLVERS: dict[str, type[Solver]] = {str(solver.name): solver for solver in _CLASSES}
 
 

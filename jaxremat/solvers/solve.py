@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 
 from jaxremat.base.errors import ArgumentError, BudgetError, GraphError
 from jaxremat.graph.graph import Chain, Graph
 from jaxremat.graph.replay import Timeline, replay, replay_operations
-from jaxremat.solvers.base import Proposal, Solution, Solver, Status
+from jaxremat.solvers.base import Proposal, Solution, Solver, Status, state_of
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.registry import solver_named
 
@@ -49,9 +51,10 @@ def solve(
     if time_limit is not None and not time_limit > 0:
         raise ArgumentError(f"time_limit is {time_limit}; give a positive number of seconds, or None")
     deadline = Deadline(time_limit)
-    solution = _certified(problem, budget_bytes, chosen, seed, deadline)
-    if solution.status is Status.OVER_BUDGET:
-        _refuse(problem, budget_bytes, _reachable(problem, solution, chosen, seed, deadline))
+    question = _Question(problem, chosen, state_of(chosen, problem), seed, deadline)
+    solution = question.certified(budget_bytes)
+    if solution.peak_bytes > budget_bytes:
+        _refuse(problem, budget_bytes, question.reachable(solution))
     return solution
 
 
@@ -68,24 +71,44 @@ def _checked_budget(budget) -> int:
     return int(budget)
 
 
-def _certified(problem: Graph | Chain, budget_bytes: int, solver: Solver, seed: int, deadline: Deadline) -> Solution:
-    """Asks the solver and replays what it proposes; a bound that the replay refutes is dropped."""
-    start = time.perf_counter()
-    proposal = solver.propose(problem, budget_bytes, seed=seed, time_limit=deadline.remaining_seconds())
-    schedule, peak_bytes, cost = _replayed(problem, proposal, solver)
-    fits = peak_bytes <= budget_bytes
-    status = Status.OVER_BUDGET if not fits else Status.OPTIMAL if proposal.optimal else Status.FEASIBLE
-    bound = proposal.lower_bound
-    return Solution(
-        schedule=schedule,
-        peak_bytes=peak_bytes,
-        cost=cost,
-        status=status,
-        lower_bound=None if bound is None or bound > cost * (1 + 1e-9) else min(bound, cost),
-        solve_seconds=time.perf_counter() - start,
-        solver=solver.name,
-        operations=tuple(proposal.operations),
-    )
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Question:
+    """A problem put to a solver, for any budget."""
+
+    problem: Graph | Chain
+    solver: Solver
+    state: Any
+    seed: int
+    deadline: Deadline
+
+    def certified(self, budget_bytes: int) -> Solution:
+        """Asks the solver and replays what it proposes; a bound that the replay refutes is dropped."""
+        start = time.perf_counter()
+        seconds = self.deadline.remaining_seconds()
+        proposal = self.solver.propose(self.state, budget_bytes, seed=self.seed, time_limit=seconds)
+        schedule, peak_bytes, cost = _replayed(self.problem, proposal, self.solver)
+        bound = proposal.lower_bound
+        return Solution(
+            schedule=schedule,
+            peak_bytes=peak_bytes,
+            cost=cost,
+            status=Status.OPTIMAL if proposal.optimal and peak_bytes <= budget_bytes else Status.FEASIBLE,
+            lower_bound=None if bound is None or bound > cost * (1 + 1e-9) else min(bound, cost),
+            solve_seconds=time.perf_counter() - start,
+            solver=self.solver.name,
+            operations=tuple(proposal.operations),
+        )
+
+    def reachable(self, found: Solution) -> Solution:
+        """A solution whose peak, asked for as a budget, is really met by the same solver and seed, if time allows."""
+        for _ in range(_FLOOR_ATTEMPTS):
+            if self.deadline.passed():
+                break
+            again = self.certified(found.peak_bytes)
+            if again.peak_bytes <= found.peak_bytes:
+                return again
+            found = again
+        return found
 
 
 def _replayed(problem: Graph | Chain, proposal: Proposal, solver: Solver) -> tuple[np.ndarray, int, float]:
@@ -104,18 +127,6 @@ def _require_pinned_once(graph: Graph, schedule: np.ndarray, solver: Solver) -> 
     ran = schedule[graph.pinned[schedule]]
     if not np.array_equal(ran, np.flatnonzero(graph.pinned)):
         raise GraphError(f"solver {solver.name!r} repeats or reorders pinned nodes: they ran as {ran.tolist()[:20]}")
-
-
-def _reachable(problem: Graph | Chain, found: Solution, solver: Solver, seed: int, deadline: Deadline) -> Solution:
-    """A solution whose peak, asked for as a budget, is really met by the same solver and seed, if time allows."""
-    for _ in range(_FLOOR_ATTEMPTS):
-        if deadline.passed():
-            break
-        again = _certified(problem, found.peak_bytes, solver, seed, deadline)
-        if again.status is not Status.OVER_BUDGET:
-            return again
-        found = again
-    return found
 
 
 def _refuse(problem: Graph | Chain, budget_bytes: int, smallest: Solution) -> None:

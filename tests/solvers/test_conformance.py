@@ -8,7 +8,7 @@ from free_order_oracle import slow_peak
 from graph_oracles import gradient_chain
 
 from jaxremat import BudgetError, Graph, replay, solve
-from jaxremat.solvers import SOLVERS, Auto, Checkmate, Chen, FastSA, Moccasin, Status
+from jaxremat.solvers import SOLVERS, Auto, Checkmate, Chen, FastSA, MinCut, Moccasin, Status
 
 QUICK = FastSA(temperatures=(1e-2, 3e-2), moves=20_000, reheats=1, reheat_temperatures=(1e-2,), reheat_moves=10_000)
 QUICK_SOLVERS = {
@@ -82,7 +82,7 @@ def test_equal_seeds_give_equal_schedules(name):
 def test_auto_is_never_dearer_than_the_others():
     graph = gradient_chain(8)
     budget = 11
-    rivals = [solve(graph, budget, solver).cost for solver in (Chen(), Checkmate(), QUICK)]
+    rivals = [solve(graph, budget, solver).cost for solver in (Chen(), Checkmate(), MinCut(), QUICK)]
     assert solve(graph, budget).cost <= min(rivals)
 
 

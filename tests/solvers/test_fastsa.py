@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from jaxremat import ArgumentError, BudgetError, Graph, replay, solve
 from jaxremat.solvers import FastSA, Status
+from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.grouping import group_nodes
 
 QUICK = FastSA(
@@ -78,19 +79,10 @@ def test_large_graphs_are_annealed_as_groups_first():
     assert solution.peak_bytes <= peak * 6 // 10 and solution.cost < 1.6 * graph.costs.sum()
 
 
-def test_improve_drops_needless_recomputation_and_keeps_the_budget():
-    graph = gradient_chain(10)
-    wasteful = np.concatenate([np.arange(10), np.arange(10), np.arange(10, 20)])
-    budget = replay(graph, wasteful).peak_bytes
-    better = QUICK.improve(graph, wasteful, budget)
-    timeline = replay(graph, better)
-    assert timeline.peak_bytes <= budget and timeline.cost == graph.num_nodes
-
-
-def test_more_than_eight_runs_of_a_node_can_be_improved():
+def test_more_than_eight_runs_of_a_node_can_be_a_start():
     graph = gradient_chain(4)
     often = np.concatenate([np.zeros(20, np.int64), np.arange(8)])
-    assert QUICK.improve(graph, often, 100).size == 8
+    assert QUICK.search(graph, [often], 100, seed=0, deadline=Deadline(None)).schedule.size == 8
 
 
 def test_parameters_are_checked():

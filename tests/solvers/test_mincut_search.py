@@ -7,6 +7,7 @@ import pytest
 from small_graphs import gradient_chain, random_joint_graph, runs
 
 from jaxremat.graph.replay import replay
+from jaxremat.solvers import solve
 from jaxremat.solvers.mincut.search import Dials, Search
 
 
@@ -151,3 +152,18 @@ def test_candidates_are_remembered_and_deterministic():
 def test_programs_of_one_layer_are_searched_too():
     search = Search(gradient_chain(1))
     assert search.fit(1) is search.smallest and search.smallest.peak_bytes == 16
+
+
+def test_what_must_not_run_again_is_a_fact_of_the_graph():
+    surcharge = np.where(np.isin(np.arange(80), (9, 20, 21)), np.inf, 0.0)
+    graph = dataclasses.replace(gradient_chain(40), rerun_surcharge=surcharge)
+    plain = replay(graph, np.arange(80)).peak_bytes
+    solution = solve(graph, plain // 2, "mincut")
+    assert (runs(solution.schedule, graph)[[9, 20, 21]] == 1).all() and solution.peak_bytes <= plain // 2
+
+
+def test_graphs_without_marks_are_cut_at_their_peak():
+    marked = gradient_chain(40)
+    graph = dataclasses.replace(marked, backward=np.zeros(80, bool))
+    half = replay(graph, np.arange(80)).peak_bytes // 2
+    assert solve(graph, half, "mincut").cost <= 1.02 * solve(marked, half, "mincut").cost

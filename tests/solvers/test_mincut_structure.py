@@ -1,5 +1,7 @@
 """Facts about a joint graph, against their definitions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,6 +67,16 @@ def test_what_inputs_give_almost_for_free_is_cheap():
     edges = [(0, 1), (1, 3), (2, 4), (3, 5), (4, 5), (1, 4)]
     graph = Graph.from_arrays([4] * 6, [0, 1e-4, 5, 5, 1e-4, 5], edges)
     assert Structure(graph).is_cheap.tolist() == [True, True, False, False, False, False]
+
+
+def test_a_chain_of_squares_of_a_cheap_value_is_cheap():
+    """What is made by few cheap nodes is cheap, by however many paths it reads them."""
+    length = 60
+    squares = Graph.from_arrays([4] * length, [1e-4] * (length - 1) + [100], [(i, i + 1) for i in range(length - 1)])
+    twice = dataclasses.replace(squares, value_bytes=np.full(2 * length, 4), is_output=np.zeros(2 * length, bool),
+        producer=np.repeat(np.arange(length), 2).astype(np.int32),
+        reads=np.asarray([(v, v // 2 + 1) for v in range(2 * length - 2)], np.int32))  # fmt: skip
+    assert Structure(twice).is_cheap[:-2].all()
 
 
 def test_cheap_values_do_not_count_as_crossing():

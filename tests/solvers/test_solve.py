@@ -10,6 +10,7 @@ from graph_oracles import gradient_chain
 
 from jaxremat import ArgumentError, BudgetError, Chain, Graph, GraphError, solve
 from jaxremat.solvers import SOLVERS, FastSA, Proposal, Status
+from jaxremat.solvers.base import state_of
 
 QUICK = FastSA(temperatures=(1e-2,), moves=20_000, reheats=1, reheat_temperatures=(1e-2,), reheat_moves=5_000)
 
@@ -46,6 +47,30 @@ def test_a_proposal_that_repeats_a_pinned_node_is_refused():
     graph = dataclasses.replace(gradient_chain(2), pinned=np.array([True, False, False, True]))
     with pytest.raises(GraphError, match="pinned"):
         solve(graph, 100, Fixed((0, 0, 1, 2, 3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """A solver in two halves, which notes how often the first is asked for."""
+
+    inits: list
+    name: ClassVar[str] = "counting"
+
+    def init(self, problem):
+        self.inits.append(problem)
+        return "state"
+
+    def propose(self, state, budget_bytes, *, seed, time_limit):
+        assert state == "state"
+        return Proposal(np.arange(6))
+
+
+def test_a_solver_with_state_is_asked_for_it_once():
+    solver = Counting([])
+    with pytest.raises(BudgetError):
+        solve(gradient_chain(3), 1, solver)
+    assert len(solver.inits) == 1
+    assert state_of(Fixed((0,)), gradient_chain(3)).num_nodes == 6, "the state of others is the problem"
 
 
 def test_names_classes_and_instances_are_accepted():

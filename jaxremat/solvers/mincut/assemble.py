@@ -106,8 +106,9 @@ class _Assembly:
 
 
 def forward_part(graph: Graph, left: np.ndarray) -> list[int]:
+    """Forward nodes that must run there: for outputs, what is `left` and effects, or since nobody reads them."""
     wanted = (graph.is_output | left) & ~graph.backward[graph.producer]
-    run = graph.pinned & ~graph.backward
+    run = (graph.pinned | graph.is_dead_end) & ~graph.backward
     run[graph.producer[wanted]] = True
     for node in np.flatnonzero(~graph.backward)[::-1].tolist():
         if run[node]:

@@ -19,8 +19,7 @@ with heuristic capacities and without a time axis.
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+import scipy
 
 from jaxremat.graph.graph import Graph
 
@@ -69,17 +68,17 @@ def cheapest_cut(
         (read_node[inner], n + read_value[inner], np.full(int(inner.sum()), unlimited)),
     ]
     rows, columns, capacity = (np.concatenate(part) for part in zip(*arcs))
-    network = csr_matrix((capacity.astype(np.int32), (rows, columns)), shape=(n + v + 2, n + v + 2))
-    reached = _source_side(network, maximum_flow(network, source, sink).flow, source)
+    network = scipy.sparse.csr_matrix((capacity.astype(np.int32), (rows, columns)), shape=(n + v + 2, n + v + 2))
+    reached = _source_side(network, scipy.sparse.csgraph.maximum_flow(network, source, sink).flow, source)
     again = reached[:n] & forward_node
     available = reached[n : n + v] & forward_value
     return available & (must_keep | ~again[graph.producer]), again
 
 
-def _source_side(network: csr_matrix, flow: csr_matrix, source: int) -> np.ndarray:
+def _source_side(network: scipy.sparse.csr_matrix, flow: scipy.sparse.csr_matrix, source: int) -> np.ndarray:
     residual = (network - flow).tocsr()
     residual.data[residual.data < 0] = 0
     residual.eliminate_zeros()
     reached = np.zeros(network.shape[0], bool)
-    reached[breadth_first_order(residual, source, return_predecessors=False)] = True
+    reached[scipy.sparse.csgraph.breadth_first_order(residual, source, return_predecessors=False)] = True
     return reached

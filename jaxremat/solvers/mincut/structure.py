@@ -56,13 +56,15 @@ class Structure:
     @functools.cached_property
     def is_cheap(self) -> np.ndarray:
         """[V] bool: values that the program's inputs give almost for free (masks, positions, casts of weights)."""
-        closure = np.zeros(self.graph.num_nodes)
+        limit = _CHEAP_FRACTION * self.graph.costs[self.forward_nodes].sum()
+        costs, producer = self.graph.costs.tolist(), self.graph.producer.tolist()
+        makes: list[frozenset[int] | None] = [None] * self.graph.num_nodes  # all that a cheap node is made by
         for node in self.forward_nodes.tolist():
-            parents = {int(self.graph.producer[v]) for v in self.graph.values_read[node]}
-            closure[node] = self.graph.costs[node] + sum(closure[p] for p in parents)
-            closure[node] = min(closure[node], 1e30)
-        total = self.graph.costs[self.forward_nodes].sum()
-        return closure[self.graph.producer] < _CHEAP_FRACTION * total
+            parents = [makes[producer[value]] for value in self.graph.values_read[node]]
+            if costs[node] < limit and None not in parents:
+                closure = frozenset((node,)).union(*(parent for parent in parents if parent is not None))
+                makes[node] = closure if sum(costs[n] for n in closure) < limit else None
+        return np.asarray([makes[node] is not None for node in producer], bool)
 
     @functools.cached_property
     def crossing_bytes(self) -> np.ndarray:
