@@ -70,7 +70,7 @@ class Auto:
     def _annealed(self, graph: Graph, cut: Proposal, budget_bytes: int, seed: int, deadline: Deadline) -> Proposal:
         listed = np.arange(graph.num_nodes)
         early = self.first.search(graph, [listed], budget_bytes, seed=seed, deadline=deadline)
-        starts = [found(graph, start) for start in (listed, early.schedule, cut.schedule)]
+        starts = [found(graph, start) for start in (listed, early.schedule, cut.schedule) if start is not None]
         best = min(starts, key=lambda f: f.key(budget_bytes))
         proposal = proposal_of(graph, best, budget_bytes)
         if proposal.optimal or deadline.passed():
