@@ -47,10 +47,12 @@ class _RegionTile:
 
 
 class AttentionFinder:
-    """Finds attention in one jaxpr; chunk sizes as in `dot_product_attention`."""
+    """Finds attention in one jaxpr; chunk sizes and target as in `rewrite`."""
 
-    def __init__(self, query_chunk_size: int | None = None, key_chunk_size: int | None = None):
-        self.query_chunk_size, self.key_chunk_size = query_chunk_size, key_chunk_size
+    def __init__(
+        self, query_chunk_size: int | None = None, key_chunk_size: int | None = None, target: str | None = None
+    ):
+        self.query_chunk_size, self.key_chunk_size, self.target = query_chunk_size, key_chunk_size, target
 
     def __call__(self, jaxpr: Jaxpr) -> list[Finding]:
         made_by, readers = producers(jaxpr), readers_of(jaxpr)
@@ -75,7 +77,7 @@ class AttentionFinder:
         finding = Finding(KIND, compat.source_line(mix), shape_of(softmax.scores).shape, size_bytes(softmax.scores))
         if len(box) - len(batch[side]) < 2:
             return dataclasses.replace(finding, reason="it has no axis of queries")
-        tiling = attention_tiling(box, self.query_chunk_size, self.key_chunk_size)
+        tiling = attention_tiling(box, self.query_chunk_size, self.key_chunk_size, target=self.target)
         if tiling.sizes == tiling.lengths:
             return dataclasses.replace(finding, reason="the scores fit in one tile")
         cut, axes = _score_region(softmax, len(batch[side]), box, made_by)

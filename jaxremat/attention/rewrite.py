@@ -9,7 +9,13 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.chunk.rewriting import Report, findings, inline_jits, rewritten
 
 
-def rewrite(fun: Callable, *, query_chunk_size: int | None = None, key_chunk_size: int | None = None) -> Callable:
+def rewrite(
+    fun: Callable,
+    *,
+    query_chunk_size: int | None = None,
+    key_chunk_size: int | None = None,
+    target: str | None = None,
+) -> Callable:
     """Returns `fun` with every softmax attention in it computed one tile of scores at a time.
 
     Found is what people write: scores from any einsum, scaled before or after, biased, masked by `where` with any
@@ -23,12 +29,13 @@ def rewrite(fun: Callable, *, query_chunk_size: int | None = None, key_chunk_siz
     Args:
       fun: any function of arrays.
       query_chunk_size, key_chunk_size: as in `dot_product_attention`.
+      target: device that it is for, such as "h200"; None is the default backend's.
 
     Returns:
       The function, with the same signature, and a method `explain(*args)` that returns the `Report` of what is
       replaced, what is left, why, and where in the source it stands.
     """
-    return rewritten(fun, AttentionFinder(query_chunk_size, key_chunk_size))
+    return rewritten(fun, AttentionFinder(query_chunk_size, key_chunk_size, target))
 
 
 def find(jaxpr: Jaxpr) -> Report:

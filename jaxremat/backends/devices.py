@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 
 import jax
 import numpy as np
 
+from jaxremat.backends.backend import Backend
+from jaxremat.backends.cpu import CPU
+from jaxremat.backends.cuda import CUDA
+from jaxremat.backends.tpu import TPU
 from jaxremat.base.errors import ArgumentError
 
 
@@ -17,23 +22,35 @@ class Device:
 
     Attributes:
       name: how targets are named, such as "h200".
-      platform: "cpu", "cuda" or "tpu".
+      backend: what its platform's compiler does.
       matrix_flops_per_second: peak of contractions, by bytes per element (1, 2, 4, 8).
       vector_flops_per_second: peak of element-wise work.
       bandwidth_bytes_per_second: to and from main memory.
       memory_bytes: of one device; 0 where it depends on the machine.
       launch_seconds: least time of one kernel.
+      host_bytes_per_second: to and from the host's memory, each way; None where that is the device's own.
       kind: pattern of `jax.Device.device_kind` for the real device.
     """
 
     name: str
-    platform: str
+    backend: Backend
     matrix_flops_per_second: tuple[float, float, float, float]
     vector_flops_per_second: float
     bandwidth_bytes_per_second: float
     memory_bytes: int
     launch_seconds: float
+    host_bytes_per_second: float | None
     kind: str
+
+    @property
+    def platform(self) -> str:
+        """The name of its backend: "cpu", "cuda" or "tpu"."""
+        return self.backend.name
+
+    @property
+    def pool_bytes(self) -> int:
+        """What the runtime's allocator hands out by default; 0 where it depends on the machine."""
+        return int(self.backend.pool_fraction * self.memory_bytes)
 
     def matrix_flops(self, dtype) -> float:
         """Peak FLOP/s of contractions of a dtype."""
@@ -41,33 +58,43 @@ class Device:
         return self.matrix_flops_per_second[min(rank, 3)]
 
 
-def _gpu(name: str, tera: tuple[float, float, float, float], vector: float, tbps: float, gigabytes: int, kind: str):
+Rates = tuple[float, float, float, float]
+
+
+def _gpu(name: str, tera: Rates, vector: float, tbps: float, gigabytes: int, link: float, kind: str) -> Device:
+    """Dense rates, no sparsity; float32 contractions count at the TF32 rate. A launch takes 4 microseconds: that of an
+    empty kernel in a stream."""
     peaks = (tera[0] * 1e12, tera[1] * 1e12, tera[2] * 1e12, tera[3] * 1e12)
-    return Device(name, "cuda", peaks, vector * 1e12, tbps * 1e12, gigabytes * 10**9, 4e-6, kind)
+    return Device(name, CUDA, peaks, vector * 1e12, tbps * 1e12, gigabytes * 10**9, 4e-6, link * 1e9, kind)
 
 
-def _tpu(name: str, int8: float, bfloat16: float, tbps: float, gibibytes: int, kind: str):
-    tera = 1e12 * bfloat16
-    return Device(
-        name, "tpu", (1e12 * int8, tera, tera / 6, tera / 60), tera / 50, tbps * 1e12, gibibytes * 2**30, 1e-6, kind
-    )
+def _tpu(
+    name: str, int8: float, bfloat16: float, vector: float, tbps: float, gibibytes: int, link: float, kind: str
+) -> Device:
+    """float32 contractions are one bfloat16 pass at JAX's default precision (`jax.lax.Precision`); float64 is pairs of
+    float32 at full precision: four products of six passes. A vector unit has four times 8 x 128 lanes, per core."""
+    peaks = (1e12 * int8, 1e12 * bfloat16, 1e12 * bfloat16, 1e12 * bfloat16 / 24)
+    return Device(name, TPU, peaks, vector * 1e12, tbps * 1e12, gibibytes * 2**30, 1e-6, link * 1e9, kind)
 
+
+_PCIE4, _PCIE5 = 32, 64  # GB/s each way of 16 lanes; half of what data sheets call bidirectional
 
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        Device("cpu", "cpu", (1.5e11, 1.5e11, 1.5e11, 7.5e10), 2e10, 2e10, 0, 1e-6, "cpu"),
-        _gpu("h200", (1979, 989, 495, 67), 67, 4.8, 141, "H200"),
-        _gpu("h100", (1979, 989, 495, 67), 67, 3.35, 80, "H100|H800"),
-        _gpu("a100", (624, 312, 156, 19.5), 19.5, 2.04, 80, "A100|A800"),
-        _gpu("b200", (4500, 2250, 1125, 37), 75, 8.0, 180, "B200|GB200"),
-        _gpu("l4", (242, 121, 60, 0.49), 30, 0.3, 24, r"L4\b"),
-        _tpu("tpu-v5e", 394, 197, 0.82, 16, "v5 ?lite|v5e"),
-        _tpu("tpu-v5p", 918, 459, 2.76, 95, r"v5p|v5\b"),
-        _tpu("tpu-v6e", 1836, 918, 1.64, 32, "v6"),
+        Device("cpu", CPU, (1.5e11, 1.5e11, 1.5e11, 7.5e10), 2e10, 2e10, 0, 1e-6, None, "cpu"),
+        _gpu("h200", (1979, 989, 495, 67), 67, 4.8, 141, _PCIE5, r"\bH200"),
+        _gpu("h100", (1979, 989, 495, 67), 67, 3.35, 80, _PCIE5, r"\bH100|\bH800"),
+        _gpu("gh200", (1979, 989, 495, 67), 67, 4.0, 96, 450, "GH200"),  # NVLink-C2C, 900 GB/s both ways together
+        _gpu("a100", (624, 312, 156, 19.5), 19.5, 2.04, 80, _PCIE4, "A100|A800"),
+        _gpu("b200", (4500, 2250, 1125, 37), 75, 8.0, 180, _PCIE5, "B200|GB200"),
+        _gpu("l4", (242, 121, 60, 0.49), 30, 0.3, 24, _PCIE4, r"L4\b"),
+        _tpu("tpu-v5e", 394, 197, 6.1, 0.82, 16, 16, "v5 ?lite|v5e"),
+        _tpu("tpu-v5p", 918, 459, 14.3, 2.76, 95, 16, r"v5p|v5\b"),
+        _tpu("tpu-v6e", 1836, 918, 7.2, 1.64, 32, 32, "v6"),
     )
 }
-"""Targets by name. Dense rates, no sparsity; float32 contractions count at the TF32 rate on GPUs."""
+"""Targets by name."""
 
 _FALLBACK = {"cpu": "cpu", "gpu": "h100", "cuda": "h100", "rocm": "h100", "tpu": "tpu-v5e"}
 
@@ -79,14 +106,25 @@ def resolve_target(name: str | None = None) -> Device:
       name: one of `DEVICES`, or None. For an unknown kind of default device, a common one of its platform stands in.
 
     Raises:
-      ArgumentError: for a name that is not in the table.
+      ArgumentError: for a name that is not in the table; it names the nearest one that is.
     """
     if name is None:
         return _of_backend(jax.devices()[0])
     key = str(name).lower()
     if key not in DEVICES:
-        raise ArgumentError(f"target={name!r} is not known: use one of {', '.join(DEVICES)}, or None for this machine")
+        near = _nearest(key)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise ArgumentError(
+            f"target={name!r} is not known: {hint}Use one of {', '.join(DEVICES)}, or None for this machine"
+        )
     return DEVICES[key]
+
+
+def _nearest(name: str) -> str | None:
+    """A target that contains the name, or is spelt alike."""
+    plain = re.sub(r"[^a-z0-9]", "", name)
+    inside = [known for known in DEVICES if plain and plain in re.sub(r"[^a-z0-9]", "", known)]
+    return next(iter([*inside, *difflib.get_close_matches(name, DEVICES, 1)]), None)
 
 
 def _of_backend(device: jax.Device) -> Device:

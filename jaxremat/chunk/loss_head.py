@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.chunk.mapping import TileMap, map_tiles
 from jaxremat.chunk.region import Region, producers, region
 from jaxremat.chunk.rewriting import Finding, readers_of
-from jaxremat.chunk.tiling import Span, Tiling, Window, dividing_size, even_size, scores_per_tile
+from jaxremat.chunk.tiling import Span, Tiling, Window, dividing_size, even_size
 from jaxremat.trace.jaxpr import shape_of, size_bytes, vars_of
 
 KIND = "loss head"
@@ -32,8 +33,9 @@ class _RegionTiles:
 class LossHeadFinder:
     """Finds loss heads in one jaxpr; at most `token_chunk_size` tokens at a time, None chooses from the vocabulary."""
 
-    def __init__(self, token_chunk_size: int | None = None):
+    def __init__(self, token_chunk_size: int | None = None, target: str | None = None):
         self.token_chunk_size = token_chunk_size
+        self.target = target
 
     def __call__(self, jaxpr: Jaxpr) -> list[Finding]:
         made_by, readers = producers(jaxpr), readers_of(jaxpr)
@@ -55,7 +57,7 @@ class LossHeadFinder:
         lengths = {tuple(n for n in shape_of(v).shape if n != 1) for v in cone.outputs}
         if len(lengths) != 1 or not (box := lengths.pop()):
             return dataclasses.replace(finding, reason="what leaves it does not share the axes of the tokens")
-        tiling = _tiling(box, vocabulary, self.token_chunk_size)
+        tiling = _tiling(box, vocabulary, self.token_chunk_size, self.target)
         if tiling.sizes == tiling.lengths:
             return dataclasses.replace(finding, reason="the logits fit in one tile")
         needs = [(v, _token_window(shape_of(v).shape)) for v in cone.outputs]
@@ -143,9 +145,10 @@ def _token_window(shape) -> Window:
     return tuple(None if n == 1 else Span(next(axes)) for n in shape)
 
 
-def _tiling(lengths, vocabulary: int, token_chunk_size: int | None) -> Tiling:
+def _tiling(lengths, vocabulary: int, token_chunk_size: int | None, target: str | None) -> Tiling:
     """Tokens by the chunk: at least 128, so that the product keeps its speed, and 4 tiles' worth of logits."""
-    tokens = max(128, 4 * scores_per_tile() // vocabulary) if token_chunk_size is None else token_chunk_size
+    room = 4 * resolve_target(target).backend.scores_per_tile
+    tokens = max(128, room // vocabulary) if token_chunk_size is None else token_chunk_size
     sizes = [even_size(lengths[-1], tokens)]
     room = tokens // sizes[0]
     for length in reversed(lengths[:-1]):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.base.errors import ArgumentError
 
 
@@ -119,17 +120,19 @@ def attention_tiling(
     query_chunk_size: int | None = None,
     key_chunk_size: int | None = None,
     band: tuple[int | None, int | None] = (None, None),
+    target: str | None = None,
 ) -> Tiling:
     """Cuts [*others, queries, keys]; entries of the other axes join a tile while it stays small.
 
     Args:
       lengths: of the box.
       query_chunk_size, key_chunk_size: at most so many in a tile; None chooses at most 1024 and 4096, and
-        `scores_per_tile()` scores in a tile.
+        as many scores in a tile as suit the target.
       band: see `Tiling`.
+      target: device that it is for; None is the default backend's.
     """
     *others, queries, keys = lengths
-    limit = scores_per_tile()
+    limit = resolve_target(target).backend.scores_per_tile
     query_size = even_size(queries, 1024 if query_chunk_size is None else query_chunk_size)
     key_size = even_size(keys, max(1, min(4096, limit // query_size)) if key_chunk_size is None else key_chunk_size)
     sizes, room = [key_size, query_size], limit // (query_size * key_size)
@@ -137,11 +140,6 @@ def attention_tiling(
         sizes.append(dividing_size(length, room))
         room //= max(1, length)
     return Tiling(tuple(lengths), tuple(reversed(sizes)), band)
-
-
-def scores_per_tile() -> int:
-    """Entries of a tile whose size nobody chose: what stays in a CPU's cache, or the paper's 1024 x 4096."""
-    return 2**20 if jax.default_backend() == "cpu" else 2**22
 
 
 def even_size(length: int, limit: int) -> int:

@@ -20,6 +20,8 @@ import heapq
 
 import numpy as np
 
+from jaxremat.backends.backend import Backend
+from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.hlo_model import FLOATS, Op, Program, lower
 from jaxremat.trace.primitives import ELEMENTWISE, EXPENSIVE, IN_LIBRARY, MOVING
@@ -27,28 +29,6 @@ from jaxremat.trace.primitives import ELEMENTWISE, EXPENSIVE, IN_LIBRARY, MOVING
 _LIBRARY_STARTERS = ("dot", "conv", "reduce")
 _LIBRARY_MIN_ELEMENTS = 4096
 _LIBRARY_MAX_OPS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class FusionRules:
-    """How one platform fuses and orders.
-
-    Attributes:
-      library_groups: contractions and reductions gather neighbours before loops are fused (XLA:CPU).
-      dot_copies: contractions read transposed copies of operands that are not laid out for them.
-      breadth_first: instructions run level by level as soon as they can, not in program order.
-    """
-
-    library_groups: bool
-    dot_copies: bool
-    breadth_first: bool
-
-
-RULES = {
-    "cpu": FusionRules(library_groups=True, dot_copies=True, breadth_first=True),
-    "cuda": FusionRules(library_groups=False, dot_copies=False, breadth_first=False),
-    "tpu": FusionRules(library_groups=False, dot_copies=False, breadth_first=False),
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,9 +63,9 @@ class Clusters:
     hidden_bytes: np.ndarray
 
 
-def clusters(jaxpr: Jaxpr, platform: str = "cpu") -> Clusters:
-    """The fusion clusters of a flat jaxpr on a platform: `cpu`, `cuda` or `tpu`."""
-    fusion = fuse(lower(jaxpr, dot_copies=RULES[platform].dot_copies), RULES[platform])
+def clusters(jaxpr: Jaxpr, device: Device) -> Clusters:
+    """The fusion clusters of a flat jaxpr on a device."""
+    fusion = fuse(lower(jaxpr, device.backend), device.backend)
     program = fusion.program
     buffers = set(fusion.kernels) | {i for i, op in enumerate(program.ops) if op.kind == "input"}
     cluster = np.full(len(jaxpr.eqns), -1, np.int32)
@@ -100,14 +80,14 @@ def clusters(jaxpr: Jaxpr, platform: str = "cpu") -> Clusters:
     return Clusters(cluster, materialised, hidden)
 
 
-def fuse(program: Program, rules: FusionRules) -> Fusion:
+def fuse(program: Program, backend: Backend) -> Fusion:
     """Decides which operations of a program write buffers."""
-    return _Fuser(program, rules).run()
+    return _Fuser(program, backend).run()
 
 
 class _Fuser:
-    def __init__(self, program: Program, rules: FusionRules):
-        self.program, self.ops, self.rules = program, program.ops, rules
+    def __init__(self, program: Program, backend: Backend):
+        self.program, self.ops, self.backend = program, program.ops, backend
         self.outputs = set(program.outputs)
         self.live = _reachable(program)
         self.users: list[list[int]] = [[] for _ in self.ops]
@@ -118,7 +98,7 @@ class _Fuser:
         self.members: dict[int, list[int]] = {}
 
     def run(self) -> Fusion:
-        if self.rules.library_groups:
+        if self.backend.library_groups:
             for index in reversed(self.live):
                 if self.ops[index].kind in _LIBRARY_STARTERS and index not in self.group and self._library(index):
                     self._grow_group(index)

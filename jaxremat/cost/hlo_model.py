@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
 from jaxremat.trace import jaxpr as jaxprs
@@ -67,14 +68,14 @@ class Program:
     outputs: tuple[int, ...]
 
 
-def lower(jaxpr: Jaxpr, *, dot_copies: bool = True) -> Program:
+def lower(jaxpr: Jaxpr, backend: Backend) -> Program:
     """Lowers a jaxpr.
 
     Args:
       jaxpr: any jaxpr; call-like equations are followed into their bodies.
-      dot_copies: whether contractions read transposed copies of operands that are not laid out for them.
+      backend: whose compiler it is for.
     """
-    lowering = _Lowering(dot_copies)
+    lowering = _Lowering(backend)
     env: dict[Var, int] = {}
     for var in (*jaxpr.constvars, *jaxpr.invars):
         env[var] = lowering.make_input(var)
@@ -83,11 +84,11 @@ def lower(jaxpr: Jaxpr, *, dot_copies: bool = True) -> Program:
 
 
 class _Lowering:
-    def __init__(self, dot_copies: bool):
+    def __init__(self, backend: Backend):
         self.ops: list[Op] = []
         self._known: dict[Hashable, int] = {}
         self._expressions: dict[Hashable, int] = {}
-        self._dot_copies = dot_copies
+        self._backend = backend
         self._equation = -1
         self._readers: dict[Atom, int] = {}
 
@@ -169,7 +170,7 @@ class _Lowering:
         if name in REDUCTIONS:
             library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and _dtype(out) != "bfloat16")
             return self._add("reduce", reads, out, (name, _params_key(eqn)), in_library=library)
-        if name == "select_and_scatter_add" and self._dot_copies:
+        if name == "select_and_scatter_add" and self._backend.expands_searches:
             reads = self._searched_windows(eqn, reads)
         if name in MOVING:
             return self._add(name, reads, out, _params_key(eqn))
@@ -245,7 +246,7 @@ class _Lowering:
         rank = len(_shape(eqn.invars[0]))
         trailing = sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank))
         plain = trailing or operands[0] != reads[0]
-        if self._dot_copies and not plain and not batches[0] and rank > 2:
+        if self._backend.dot_copies and not plain and not batches[0] and rank > 2:
             operands[0] = self._copy(reads[0], eqn.invars[0], "contracted first")
         elif not batches[0]:
             operands = [self._flattened(new, atom) for new, atom in zip(operands, eqn.invars)]
@@ -258,7 +259,7 @@ class _Lowering:
         rank, leading = len(_shape(atom)), list(batch) == list(range(len(batch)))
         dims = sorted(contract)
         joined = dims in (list(range(len(batch), len(batch) + len(dims))), list(range(rank - len(dims), rank)))
-        fits = not self._dot_copies or (leading and joined)
+        fits = not self._backend.dot_copies or (leading and joined)
         return read if fits else self._copy(read, atom, (tuple(contract), tuple(batch)))
 
     def _copy(self, read: int, atom: Atom, key: Hashable) -> int:
@@ -273,7 +274,7 @@ class _Lowering:
     def _conv(self, eqn: Eqn, reads: tuple[int, ...]) -> int:
         out, dims = eqn.outvars[0], eqn.params["dimension_numbers"]
         kernel = reads[1]
-        if self._dot_copies and tuple(dims.rhs_spec) != (3, 2, 0, 1):
+        if self._backend.dot_copies and tuple(dims.rhs_spec) != (3, 2, 0, 1):
             kernel = self._copy(kernel, eqn.invars[1], "kernel")
         library = _conv_in_library(eqn)
         return self._add("conv", (reads[0], kernel, *reads[2:]), out, _params_key(eqn), in_library=library)

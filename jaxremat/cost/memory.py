@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
-from jaxremat.cost.fusion import RULES, Fusion, fuse
+from jaxremat.cost.fusion import Fusion, fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.primitives import ELEMENTWISE
@@ -49,14 +50,14 @@ class MemoryEstimate:
         return self.argument_bytes + self.output_bytes + self.temp_bytes
 
 
-def estimate_memory(jaxpr: Jaxpr, platform: str = "cpu") -> MemoryEstimate:
-    """Predicts the memory of a compiled jaxpr on a platform: `cpu`, `cuda` or `tpu`."""
-    rules = RULES[platform]
-    fusion = fuse(lower(jaxpr, dot_copies=rules.dot_copies), rules)
-    order = _breadth_first(fusion) if rules.breadth_first else fusion.kernels
+def estimate_memory(jaxpr: Jaxpr, device: Device) -> MemoryEstimate:
+    """Predicts the memory of a jaxpr compiled for a device."""
+    backend = device.backend
+    fusion = fuse(lower(jaxpr, backend), backend)
+    order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
     ops = fusion.program.ops
     rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in _buffer_spans(fusion, order)]
-    inside = [max((estimate_memory(b, platform).temp_bytes for b in ops[k].bodies), default=0) for k in order]
+    inside = [max((estimate_memory(b, device).temp_bytes for b in ops[k].bodies), default=0) for k in order]
     return MemoryEstimate(
         argument_bytes=sum(map(jaxprs.size_bytes, jaxpr.invars)),
         output_bytes=sum(map(jaxprs.size_bytes, jaxpr.outvars)),

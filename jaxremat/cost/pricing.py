@@ -52,7 +52,7 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
     own_bytes = np.where(is_output, 0, np.ceil(np.asarray(sizes) * share.held)).astype(np.int64)
     own_bytes[_renamed_gradients(joint, value_of)] = 0
     own_bytes[[value_of[v] for eqn in joint.constants for v in eqn.outvars]] = 0
-    materialised = clusters(joint.jaxpr, device.platform).materialised
+    materialised = clusters(joint.jaxpr, device).materialised
     return Graph(
         costs=np.asarray([_seconds(eqn, device, materialised) for eqn in eqns]) * share.run,
         workspace_bytes=np.ceil(np.asarray([_workspace_bytes(eqn, device) for eqn in eqns]) * share.run).astype(
@@ -143,7 +143,7 @@ def _takes_over(reader: Eqn, var: Var) -> bool:
 
 def program_seconds(jaxpr: Jaxpr, device: Device) -> float:
     """Time of one run of a program on a device, its fusions counted."""
-    materialised = clusters(jaxpr, device.platform).materialised
+    materialised = clusters(jaxpr, device).materialised
     return sum(_seconds(eqn, device, materialised) for eqn in jaxpr.eqns)
 
 
@@ -162,4 +162,4 @@ def _workspace_bytes(eqn: Eqn, device: Device) -> int:
     """Bytes that the bodies of a loop or branch need while they run."""
     if eqn.primitive.name not in _STRUCTURED:
         return 0
-    return max(estimate_memory(body, device.platform).temp_bytes for body in jaxprs.subjaxprs(eqn))
+    return max(estimate_memory(body, device).temp_bytes for body in jaxprs.subjaxprs(eqn))

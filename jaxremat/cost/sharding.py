@@ -43,6 +43,13 @@ def is_collective(eqn: Eqn) -> bool:
     return any(is_collective(inner) for sub in jaxprs.subjaxprs(eqn) for inner in sub.eqns)
 
 
+def again_seconds(eqns: Sequence[Eqn], seconds: np.ndarray) -> np.ndarray:
+    """[N] what running each equation of a program again is taken to cost, of what it costs once: a collective, on which
+    every device waits for every other, counts as much as all equations together, so that it runs again last of all."""
+    collective = np.asarray([is_collective(eqn) for eqn in eqns], bool)
+    return np.where(collective, seconds + seconds.sum(), seconds)
+
+
 def device_fraction(joint: Joint, shardings: Sequence[jax.sharding.Sharding | None]) -> np.ndarray:
     """The part of each value that one device holds.
 

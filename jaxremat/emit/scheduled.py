@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import jax
@@ -62,6 +62,7 @@ def write_script(
     fences: Sequence[int] | None = None,
     start: int | None = None,
     fenced: str = "all",
+    unfenced: Set[Var] = frozenset(),
 ) -> Script:
     """Splits a schedule where the backward begins, and the backward into fenced segments.
 
@@ -74,6 +75,7 @@ def write_script(
       fenced: "all" that a segment reads from outside enters through its barrier; or only the "sources" of what it
         recomputes, with the cotangents it reads, which suits programs so small that buffers cost more than order.
         A schedule that repeats nothing has no barrier.
+      unfenced: what enters no barrier in any case; see `Backend.unfenced`.
     """
     steps = np.asarray(schedule, np.int64)
     backward = joint.is_backward[steps]
@@ -89,12 +91,13 @@ def write_script(
         return tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
 
     enters = {"all": _read_from_outside, "sources": _sources}[fenced]
+    free = _available_anywhere(joint) | unfenced
     segments = [part(first, end) for first, end in itertools.pairwise(bounds)]
     repeats = len(set(map(id, part(0, steps.size)))) < len(part(0, steps.size))
     return Script(
         forward=part(0, start),
         residuals=read_before_made(joint, part(start, steps.size)),
-        backward=tuple(Segment(eqns, enters(joint, eqns) if repeats else ()) for eqns in segments if eqns),
+        backward=tuple(Segment(eqns, enters(joint, eqns, free) if repeats else ()) for eqns in segments if eqns),
         constants=joint.constants,
     )
 
@@ -205,26 +208,17 @@ def read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
     return tuple(read)
 
 
-def _read_from_outside(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
-    own = {v for eqn in eqns for v in eqn.outvars} | _available_anywhere(joint) | searched_windows(eqns)
+def _read_from_outside(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
+    own = {v for eqn in eqns for v in eqn.outvars} | free
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
     return tuple(v for v in read if v not in own and _can_be_fenced(v))
-
-
-def searched_windows(eqns: Iterable[Eqn]) -> set[Var]:
-    """What gradients of pooling maxima search again for the maxima.
-
-    XLA:CPU expands the search to one array of indices per axis, as large as what is searched, held from the start of
-    the program until that is there. It is therefore never fenced, and best kept.
-    """
-    return set(jaxprs.vars_of([eqn.invars[1] for eqn in eqns if eqn.primitive.name == "select_and_scatter_add"]))
 
 
 def _available_anywhere(joint: Joint) -> set[Var]:
     return {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars)}
 
 
-def _sources(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
+def _sources(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
     """What the recomputed equations of a segment read from outside, and the cotangents that the segment reads."""
     forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.is_backward) if not late}
     again = [eqn for eqn in eqns if id(eqn) in forward]
@@ -232,7 +226,7 @@ def _sources(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
         return ()
     values = {v for eqn in joint.eqns if id(eqn) in forward for v in eqn.outvars} | set(joint.inputs)
     wanted = {v for eqn in again for v in eqn.invars if isinstance(v, Var)}
-    return tuple(v for v in _read_from_outside(joint, eqns) if v in wanted or v not in values)
+    return tuple(v for v in _read_from_outside(joint, eqns, free) if v in wanted or v not in values)
 
 
 def _can_be_fenced(var: Var) -> bool:

@@ -118,7 +118,7 @@ class Loops:
 
     def _on_device(self, option: LoopOption) -> LoopOption:
         """The option as a device's compiler wants it."""
-        fenced = self.device.platform == "cpu"
+        fenced = self.device.backend.fences_loop_bodies
         return dataclasses.replace(option, decision=dataclasses.replace(option.decision, fenced=fenced))
 
 

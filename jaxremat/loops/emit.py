@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxremat.backends.backend import searched_windows
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.emit import scheduled
@@ -100,7 +101,9 @@ class Emitter:
 
 
 def _scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
-    script = scheduled.write_script(joint, (*piece.forward, *piece.backward), start=len(piece.forward))
+    unfenced = searched_windows(joint.eqns) if fenced else frozenset()
+    schedule = (*piece.forward, *piece.backward)
+    script = scheduled.write_script(joint, schedule, start=len(piece.forward), unfenced=unfenced)
     if not fenced and len(set(piece.backward)) == len(piece.backward):
         loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
         script = dataclasses.replace(script, backward=loose)

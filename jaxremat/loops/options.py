@@ -14,7 +14,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
 from jaxremat.cost.pricing import price
-from jaxremat.cost.sharding import is_collective
+from jaxremat.cost.sharding import again_seconds
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.loops.body import Body
@@ -24,7 +24,6 @@ from jaxremat.solvers.mincut.structure import Structure, ends_of_groups
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
-_COLLECTIVE_SURCHARGE = 64.0
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
 _MOST_OPTIONS = 48
 _PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))  # and groups
@@ -74,9 +73,7 @@ def iteration_hull(body: Body, joint: Joint, device: Device | None = None) -> It
     graph = _with_ends(body, joint, price(joint, device))
     run_seconds = graph.costs.copy()
     run_seconds[: body.num_carry] = np.inf
-    for node, eqn in enumerate(joint.eqns, body.num_carry):
-        if is_collective(eqn):
-            run_seconds[node] *= _COLLECTIVE_SURCHARGE
+    run_seconds[body.num_carry : -1] = again_seconds(joint.eqns, run_seconds[body.num_carry : -1])
     kept = _hull(body, graph, run_seconds)
     options = [_option(body, graph, *assemble_parts(graph, each), each) for each in kept]
     options += _checkpointed(body, graph, run_seconds, kept[-1])

@@ -20,6 +20,7 @@ class Decision:
       argnums: which arguments are differentiated.
       has_aux: whether the function returns (result, auxiliary data).
       emit: "plain", "schedule", "names" or "segments".
+      target: name of the device that it is for.
       loops: one JSON-able entry per loop of the program, None where the loop is left alone.
       schedule: node ids of the joint program in execution order, empty unless emit is "schedule".
       fences: steps of the schedule at which a barrier opens, or None for the default.
@@ -34,6 +35,7 @@ class Decision:
     argnums: tuple[int, ...] | int
     has_aux: bool
     emit: str
+    target: str
     loops: tuple[Any, ...] = ()
     schedule: tuple[int, ...] = ()
     fences: tuple[int, ...] | None = None

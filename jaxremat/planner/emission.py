@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.base.errors import ArgumentError, EmissionError
 from jaxremat.emit.names import Labels, emit_repoliced
 from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
@@ -49,7 +50,8 @@ def scheduled_program(primal: Primal, decision: Decision) -> tuple[Joint, Script
     """The joint program with its loops as decided, and the script of its schedule."""
     loops = tuple(map(LoopDecision.from_json, decision.loops))
     joint = differentiate(primal, rewritten(primal, loops) if loops else None)
-    return joint, write_script(joint, decision.schedule, decision.fences, decision.start, decision.fenced)
+    unfenced = resolve_target(decision.target).backend.unfenced(joint.eqns)
+    return joint, write_script(joint, decision.schedule, decision.fences, decision.start, decision.fenced, unfenced)
 
 
 def _emit_schedule(primal: Primal, decision: Decision) -> Callable[..., list]:

@@ -88,8 +88,7 @@ class ForeignPlanner:
         key = schedule.tobytes()
         if key not in self._outcomes:
             timeline = replay(problem.graph, schedule)
-            platform = self.own.device.platform
-            self._outcomes[key] = Outcome(problem, schedule, timeline.peak_bytes, timeline.cost, platform)
+            self._outcomes[key] = Outcome(problem, schedule, timeline.peak_bytes, timeline.cost)
         return self._outcomes[key]
 
     def _require_size(self, graph: Graph) -> None:

@@ -67,10 +67,10 @@ class FormOutcome(Outcome):
     @functools.cached_property
     def peak_bytes(self) -> int:
         """The predicted peak of the emitted program, as JAX differentiates it."""
-        if is_toy(self.problem.graph):
+        if is_toy(self.problem.graph, self.problem.device):
             return self.timeline.peak_bytes
         program = gradient_jaxpr(self.problem.primal, lambda inputs: self.emitted(*inputs))
-        estimate = estimate_memory(program, self.platform)
+        estimate = estimate_memory(program, self.problem.device)
         return int(estimate.live_bytes.max(initial=0)) + estimate.argument_bytes + estimate.output_bytes
 
 
@@ -88,7 +88,7 @@ class FormPlanner:
         self.device = device
         self.origins = origins
         self.graph = _without_marks(price(origins.joint, device), origins)
-        self.problem = Problem(primal, (), origins.joint, self.graph)
+        self.problem = Problem(primal, (), origins.joint, self.graph, device)
         self.structure = Structure(self.graph)
         self._made: dict[Hashable, FormOutcome] = {}
 
@@ -120,13 +120,12 @@ class FormPlanner:
         self, key: Hashable, schedule: np.ndarray, emitted: Callable, names: tuple[str, ...], extra: dict
     ) -> FormOutcome:
         if key not in self._made:
-            timeline, platform = replay(self.graph, schedule), self.device.platform
+            timeline = replay(self.graph, schedule)
             self._made[key] = FormOutcome(
                 problem=self.problem,
                 schedule=schedule,
                 replayed_bytes=timeline.peak_bytes,
                 cost=timeline.cost,
-                platform=platform,
                 emitted=emitted,
                 names=names,
                 extra=extra,
@@ -334,7 +333,7 @@ def planner_for(form: str, primal: Primal, device: Device) -> FormPlanner:
         own = names_in(primal.raw) if primal.raw is not None else ()
         if own:
             return OwnNamesPlanner(primal, device, tuple(own))
-        planner = PiecePlanner(primal, device, outer=device.platform != "cpu")
+        planner = PiecePlanner(primal, device, outer=not device.backend.names_in_pieces)
         if not planner.nameable.any():
             raise EmissionError(
                 "no value of this program can be saved by name: the backward reads every one of them before a name"

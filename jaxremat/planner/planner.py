@@ -34,7 +34,6 @@ class Outcome:
       schedule: [T] node ids of the problem's graph.
       replayed_bytes: peak of the replay.
       cost: of the replay, in seconds.
-      platform: what the prediction is for.
       start, fences, fenced: as in `emit.scheduled.write_script`.
     """
 
@@ -42,7 +41,6 @@ class Outcome:
     schedule: np.ndarray
     replayed_bytes: int
     cost: float
-    platform: str
     start: int | None = dataclasses.field(default=None, kw_only=True)
     fences: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
     fenced: str = dataclasses.field(default="all", kw_only=True)
@@ -52,7 +50,7 @@ class Outcome:
         """The predicted timeline of the emitted program."""
         problem = self.problem
         script = self.fences, self.start, self.fenced
-        return predict(problem.joint, problem.graph, self.schedule, self.platform, *script)
+        return predict(problem.joint, problem.graph, self.schedule, problem.device, *script)
 
     @property
     def peak_bytes(self) -> int:
@@ -160,7 +158,6 @@ class Planner:
                 candidate.schedule,
                 candidate.peak_bytes,
                 candidate.cost,
-                self.device.platform,
                 start=candidate.start,
                 fences=candidate.fences,
             )

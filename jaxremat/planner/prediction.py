@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.flops import is_contraction
 from jaxremat.cost.memory import MemoryEstimate, estimate_memory, live_bytes
@@ -22,14 +23,12 @@ from jaxremat.graph.replay import Timeline, replay
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
-_SMALLEST_MODELLED_BYTES = 32 * 2**20  # all values of the program together
-
 
 def predict(
     joint: Joint,
     graph: Graph,
     schedule: Sequence[int] | np.ndarray,
-    platform: str,
+    device: Device,
     fences: Sequence[int] | None = None,
     start: int | None = None,
     fenced: str = "all",
@@ -39,15 +38,15 @@ def predict(
     Args:
       joint, graph: the program.
       schedule: [T] node ids.
-      platform: "cpu", "cuda" or "tpu".
+      device: what it is compiled for.
       fences, start, fenced: as in `write_script`.
     """
-    if is_toy(graph):
+    if is_toy(graph, device):
         return replay(graph, schedule)
-    script = write_script(joint, schedule, fences, start, fenced)
+    script = write_script(joint, schedule, fences, start, fenced, device.backend.unfenced(joint.eqns))
     emitted = _emitted(joint, script)
     node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
-    estimate = estimate_memory(emitted, platform)
+    estimate = estimate_memory(emitted, device)
     live, span_bytes = _on_one_device(estimate, emitted, shares(joint), node_of)
     first_value = np.asarray([values[0] if values else -1 for values in graph.values_of])
     made_by = estimate.spans[:, 0]
@@ -79,9 +78,9 @@ def _on_one_device(
     return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
 
 
-def is_toy(graph: Graph) -> bool:
-    """Whether a program is too small for the memory model."""
-    return graph.resident_bytes + int(graph.value_bytes.sum()) < _SMALLEST_MODELLED_BYTES
+def is_toy(graph: Graph, device: Device) -> bool:
+    """Whether a program is too small for the memory model of a device."""
+    return graph.resident_bytes + int(graph.value_bytes.sum()) < device.backend.smallest_modelled_bytes
 
 
 def _emitted(joint: Joint, script: Script) -> Jaxpr:

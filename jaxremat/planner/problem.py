@@ -9,14 +9,11 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.cost.pricing import price
-from jaxremat.cost.sharding import is_collective
-from jaxremat.emit.scheduled import searched_windows
+from jaxremat.cost.sharding import again_seconds
 from jaxremat.graph.graph import Graph
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.trace.joint import Joint, Primal, differentiate
-
-_COLLECTIVE_SURCHARGE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,29 +24,29 @@ class Problem:
       primal: the program.
       loops: one decision per differentiable loop; empty where every loop is left alone.
       joint: forward and backward, with the loops as decided.
-      graph: the joint program in bytes and seconds on the target.
+      graph: the joint program in bytes and seconds on the device.
+      device: what it is planned for.
     """
 
     primal: Primal
     loops: tuple[LoopDecision, ...]
     joint: Joint
     graph: Graph
+    device: Device
 
     @functools.cached_property
     def run_seconds(self) -> np.ndarray:
         """[N] what running each node again is taken to cost: more than its time where that is to be avoided.
 
-        Effects never run again, nor do loops whose recomputation was decided with them, nor what `searched_windows`
-        names; collectives only if nothing else fits.
+        Effects never run again, nor do loops whose recomputation was decided with them, nor what the backend
+        leaves unfenced; collectives only if nothing else fits.
         """
-        seconds = self.graph.costs.copy()
-        searched = searched_windows(self.joint.eqns)
+        seconds = again_seconds(self.joint.eqns, self.graph.costs)
+        unfenced = self.device.backend.unfenced(self.joint.eqns)
         for node, eqn in enumerate(self.joint.eqns):
             decided = self.loops and eqn.primitive.name == "scan"
-            if self.graph.pinned[node] or decided or not searched.isdisjoint(eqn.outvars):
+            if self.graph.pinned[node] or decided or not unfenced.isdisjoint(eqn.outvars):
                 seconds[node] = np.inf
-            elif is_collective(eqn):
-                seconds[node] += _COLLECTIVE_SURCHARGE * self.graph.costs.sum()
         return seconds
 
     @functools.cached_property
@@ -71,4 +68,4 @@ def pose(
     """
     run = (loops or Loops(primal, device)).emitted(decisions) if decisions else None
     joint = differentiate(primal, run)
-    return Problem(primal, decisions, joint, price(joint, device))
+    return Problem(primal, decisions, joint, price(joint, device), device)

@@ -34,7 +34,7 @@ def restored(stored: StoredPlan, fun: Callable, args: tuple) -> Plan:
         problem = pose(primal, device, tuple(map(LoopDecision.from_json, decision.loops)))
         schedule = problem.in_order if decision.emit == "plain" else stored.schedule
         script = decision.fences, decision.start, decision.fenced
-        timeline = predict(problem.joint, problem.graph, schedule, device.platform, *script)
+        timeline = predict(problem.joint, problem.graph, schedule, device, *script)
     return Plan(
         decision=decision,
         problem=problem,

@@ -148,7 +148,7 @@ class Plan:
     def baseline_timeline(self) -> Timeline:
         """The predicted timeline of the same program without recomputation."""
         plain = self.baseline_problem
-        return predict(plain.joint, plain.graph, plain.in_order, resolve_target(self.target).platform)
+        return predict(plain.joint, plain.graph, plain.in_order, resolve_target(self.target))
 
     @property
     def saved(self) -> tuple[Value, ...]:
@@ -226,7 +226,7 @@ class Plan:
 
 def as_decided(decision: Decision, fun: Callable) -> Callable:
     """The function that was planned: `fun`, or `fun` with its attention in chunks."""
-    return attention.rewrite(fun) if decision.extra.get(CHUNKED) else fun
+    return attention.rewrite(fun, target=decision.target) if decision.extra.get(CHUNKED) else fun
 
 
 def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any:

@@ -238,7 +238,7 @@ def plan_with_chunked_attention(planning: Planning, budget: Budget) -> Plan:
         if made.overhead <= 0:
             return made
     request = planning.request
-    chunked = Planning(dataclasses.replace(request, fun=attention.rewrite(request.fun)))
+    chunked = Planning(dataclasses.replace(request, fun=attention.rewrite(request.fun, target=request.device.name)))
     try:
         other = chunked.plan(limit)
     except BudgetError as error:
@@ -327,6 +327,7 @@ def _decision(request: Request, primal: Primal, outcome: Outcome, emit: str) -> 
         argnums=request.argnums,
         has_aux=request.has_aux,
         emit=emit,
+        target=request.device.name,
         loops=tuple(decision.to_json() for decision in outcome.problem.loops),
         schedule=tuple(outcome.schedule.tolist()) if emit == "schedule" else (),
         fences=outcome.fences if emit == "schedule" else None,

@@ -73,7 +73,7 @@ def evaluate_preset(name: str, policy: Policy, plain: Problem, plain_timeline: T
     decisions = tuple(_decision(loops, loop.body, loop.length, policy) for loop in loops.found)
     problem = pose(plain.primal, device, decisions, loops) if decisions else plain
     schedule, start = assemble_parts(problem.graph, _kept(problem.joint, problem.graph, policy))
-    timeline = predict(problem.joint, problem.graph, schedule, device.platform, start=start)
+    timeline = predict(problem.joint, problem.graph, schedule, device, start=start)
     return Preset(name, timeline.peak_bytes, float(problem.graph.costs[schedule].sum() / plain_timeline.cost - 1))
 
 

@@ -90,7 +90,7 @@ def parse_plan(text: str, source: str) -> StoredPlan:
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise PlanMismatchError(f"{source} holds no plan of this library; {_REMEDY}")
     try:
-        decision = Decision.from_json(data["decision"])
+        decision = Decision.from_json({"target": data["numbers"]["target"], **data["decision"]})
         report = data["compiled"]
         return StoredPlan(
             decision=decision,

@@ -156,7 +156,7 @@ def _predicted_bytes(plan: Plan, device: Device) -> int | None:
     if plan.decision.emit in ("plain", "schedule"):
         problem, decision = plan.problem, plan.decision
         script = decision.fences, decision.start, decision.fenced
-        timeline = predict(problem.joint, problem.graph, plan.schedule, device.platform, *script)
+        timeline = predict(problem.joint, problem.graph, plan.schedule, device, *script)
         return timeline.peak_bytes
     return None
 

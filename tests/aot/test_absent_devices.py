@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.base.errors import TargetError
 from jaxremat.compiled.compile import compile_gradient
 from jaxremat.compiled.targets import target_devices
@@ -63,6 +64,6 @@ def test_the_estimate_for_a_gpu_is_near_the_compiled_bytes():
             x = x + jax.nn.gelu(jax.nn.standardize(x) @ up) @ down
         return (x**2).mean()
 
-    estimate = estimate_memory(jax.make_jaxpr(jax.value_and_grad(residual))(weights, x).jaxpr, "cuda")
+    estimate = estimate_memory(jax.make_jaxpr(jax.value_and_grad(residual))(weights, x).jaxpr, resolve_target("h200"))
     compiled = compile_gradient(residual, (weights, x), target="h200")
     assert estimate.peak_bytes == pytest.approx(compiled.peak_bytes, rel=0.2)

@@ -1,12 +1,15 @@
 """The device table and how targets are named."""
 
+import types
+
+import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxremat.backends.devices import DEVICES, resolve_target
 from jaxremat.base.errors import ArgumentError, JaxrematError
 
-NAMES = ("cpu", "h200", "h100", "a100", "b200", "l4", "tpu-v5e", "tpu-v5p", "tpu-v6e")
+NAMES = ("cpu", "h200", "h100", "gh200", "a100", "b200", "l4", "tpu-v5e", "tpu-v5p", "tpu-v6e")
 
 
 def test_every_promised_target_is_in_the_table():
@@ -30,3 +33,35 @@ def test_unknown_names_list_the_known_ones():
     with pytest.raises(ArgumentError, match="tpu-v6e") as caught:
         resolve_target("h300")
     assert isinstance(caught.value, JaxrematError) and "h300" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "near"), [("v5e", "tpu-v5e"), ("H-200", "h200"), ("tpuv6e", "tpu-v6e"), ("a10", "a100")]
+)
+def test_near_misses_are_suggested(given, near):
+    with pytest.raises(ArgumentError, match=f"did you mean '{near}'"):
+        resolve_target(given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("TPU v5 lite", "tpu-v5e"),
+    ],
+)
+def test_real_devices_are_recognised_by_their_kind(kind, name, monkeypatch):
+    real = types.SimpleNamespace(platform="tpu" if "TPU" in kind else "gpu", device_kind=kind)
+    monkeypatch.setattr(jax, "devices", lambda: [real])
+    assert resolve_target(None).name == name
+
+
+def test_every_device_but_a_cpu_has_a_host_and_a_pool():
+    cpu, *others = DEVICES.values()
+    assert cpu.host_bytes_per_second is None and cpu.pool_bytes == 0
+    for device in others:
+        assert device.host_bytes_per_second < device.bandwidth_bytes_per_second
+        assert 0.7 * device.memory_bytes < device.pool_bytes < device.memory_bytes
+    assert DEVICES["gh200"].host_bytes_per_second > 5 * DEVICES["h200"].host_bytes_per_second, "NVLink to the host"

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.fusion import clusters
 from jaxremat.cost.memory import estimate_memory
 
 f32 = jnp.float32
+CPU = resolve_target("cpu")
 
 
 def shape(*dims, dtype=f32):
@@ -69,7 +71,7 @@ PROGRAMS = {
 def test_predicted_peak_is_near_the_compiled_one(name):
     fun, *args = PROGRAMS[name]
     gradient = jax.value_and_grad(fun)
-    estimate = estimate_memory(jax.make_jaxpr(gradient)(*args).jaxpr)
+    estimate = estimate_memory(jax.make_jaxpr(gradient)(*args).jaxpr, CPU)
     stats = jax.jit(gradient).lower(*args).compile().memory_analysis()
     compiled = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     assert estimate.peak_bytes == pytest.approx(compiled, rel=0.15)
@@ -78,14 +80,15 @@ def test_predicted_peak_is_near_the_compiled_one(name):
 def test_remat_is_seen_through_its_barriers():
     plain, remat = (PROGRAMS[name] for name in ("residual", "remat"))
     temps = [
-        estimate_memory(jax.make_jaxpr(jax.value_and_grad(f))(*args).jaxpr).temp_bytes for f, *args in (plain, remat)
+        estimate_memory(jax.make_jaxpr(jax.value_and_grad(f))(*args).jaxpr, CPU).temp_bytes
+        for f, *args in (plain, remat)
     ]
     assert temps[1] < temps[0] / 2
 
 
 def test_a_cheap_chain_is_one_cluster():
     jaxpr = jax.make_jaxpr(lambda x: (2 * x + 1) * 3)(shape(4096)).jaxpr
-    found = clusters(jaxpr)
+    found = clusters(jaxpr, CPU)
     assert len(set(found.cluster.tolist())) == 1
     assert [found.materialised[eqn.outvars[0]] for eqn in jaxpr.eqns] == [False, False, True]
 
@@ -96,11 +99,11 @@ def test_an_expensive_value_with_two_readers_is_kept_and_a_cheap_one_is_repeated
         return e @ w, c @ w, e.T * 2.0, c.T * 2.0
 
     jaxpr = jax.make_jaxpr(fun)(shape(128, 128), shape(128, 128)).jaxpr
-    found = clusters(jaxpr)
+    found = clusters(jaxpr, CPU)
     kept = {eqn.primitive.name: found.materialised[eqn.outvars[0]] for eqn in jaxpr.eqns[:2]}
     assert kept == {"exp": True, "add": True}
     only_cheap = jax.make_jaxpr(lambda x: ((x + 1.0).T * 2.0, (x + 1.0) * 3.0))(shape(128, 128)).jaxpr
-    assert not clusters(only_cheap).materialised[only_cheap.eqns[0].outvars[0]]
+    assert not clusters(only_cheap, CPU).materialised[only_cheap.eqns[0].outvars[0]]
 
 
 def test_a_barrier_costs_nothing_but_keeps_its_operands():
@@ -108,15 +111,15 @@ def test_a_barrier_costs_nothing_but_keeps_its_operands():
         y = jax.lax.optimization_barrier(jnp.sin(x))
         return jnp.cos(y) * 2.0
 
-    with_barrier = estimate_memory(jax.make_jaxpr(fun)(shape(1 << 20)).jaxpr)
+    with_barrier = estimate_memory(jax.make_jaxpr(fun)(shape(1 << 20)).jaxpr, CPU)
     assert with_barrier.temp_bytes in (0, 4 << 20)
-    assert estimate_memory(jax.make_jaxpr(lambda x: jnp.cos(jnp.sin(x)))(shape(1 << 20)).jaxpr).temp_bytes == 0
+    assert estimate_memory(jax.make_jaxpr(lambda x: jnp.cos(jnp.sin(x)))(shape(1 << 20)).jaxpr, CPU).temp_bytes == 0
 
 
 def test_the_peak_names_its_equations():
     fun, *args = PROGRAMS["mlp"]
     jaxpr = jax.make_jaxpr(jax.value_and_grad(fun))(*args).jaxpr
-    estimate = estimate_memory(jaxpr)
+    estimate = estimate_memory(jaxpr, CPU)
     equation, size, first, last = estimate.spans.T
     peak = int(estimate.live_bytes.argmax())
     assert size[(first <= peak) & (peak <= last)].sum() == estimate.temp_bytes

@@ -1,0 +1,53 @@
+"""What one platform's compiler does with a program, and what a plan for that platform does about it.
+
+Only data and predicates of single equations: whoever prices, schedules, emits or tiles reads them here, and asks no
+platform's name. A plan is made for a device; its backend is `Device.backend`, whatever this process runs on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from jaxremat.base.compat import Eqn, Var
+from jaxremat.trace.jaxpr import vars_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """One platform.
+
+    Attributes:
+      name: "cpu", "cuda" or "tpu", as JAX names platforms when it lowers for them.
+      library_groups: contractions and reductions gather element-wise neighbours before loops are fused.
+      dot_copies: contractions and convolutions read transposed copies of operands that are not laid out for them.
+      breadth_first: instructions run as soon as they can, not in program order.
+      expands_searches: the gradient of a pooling maximum looks for the maxima again in arrays of indices, one per
+        axis, each as large as what is searched, held from the start of the program until what is searched is there.
+      fences_loop_bodies: an iteration that repeats nothing is fenced all the same; elsewhere the loop is fence enough.
+      names_in_pieces: names save nothing in one checkpoint over everything, and need a checkpoint per piece.
+      scores_per_tile: entries of a tile of attention scores, or of logits, whose size nobody chose.
+      smallest_modelled_bytes: programs whose values take less together are replayed value by value: alignment and
+        fixed buffers outweigh what fusion saves in them.
+      pool_fraction: the part of a device's memory that the runtime's allocator hands out.
+    """
+
+    name: str
+    library_groups: bool
+    dot_copies: bool
+    breadth_first: bool
+    expands_searches: bool
+    fences_loop_bodies: bool
+    names_in_pieces: bool
+    scores_per_tile: int
+    smallest_modelled_bytes: int
+    pool_fraction: float
+
+    def unfenced(self, eqns: Iterable[Eqn]) -> set[Var]:
+        """What equations read that never enters a barrier, and is best never made again."""
+        return searched_windows(eqns) if self.expands_searches else set()
+
+
+def searched_windows(eqns: Iterable[Eqn]) -> set[Var]:
+    """What gradients of pooling maxima search again for the maxima."""
+    return set(vars_of([eqn.invars[1] for eqn in eqns if eqn.primitive.name == "select_and_scatter_add"]))

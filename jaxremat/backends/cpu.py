@@ -1,0 +1,21 @@
+"""XLA:CPU.
+
+Read in openxla/xla at `xla/service/cpu/`: `cpu_compiler.cc` (order of passes), `library_rewriter.cc` and
+`ynn_support.cc` (groups around contractions and reductions), `cpu_instruction_fusion.cc`, `dot_op_emitter.cc` and
+`conv_canonicalization.cc` (operand layouts), and `xla/service/select_and_scatter_expander.cc`.
+"""
+
+from jaxremat.backends.backend import Backend
+
+CPU = Backend(
+    name="cpu",
+    library_groups=True,
+    dot_copies=True,
+    breadth_first=True,
+    expands_searches=True,
+    fences_loop_bodies=True,
+    names_in_pieces=True,
+    scores_per_tile=2**20,  # 4 MiB of float32: what stays in a core's cache
+    smallest_modelled_bytes=32 * 2**20,
+    pool_fraction=1.0,
+)
