@@ -6,7 +6,6 @@ import argparse
 import importlib
 import os
 import sys
-import types
 from collections.abc import Callable, Sequence
 
 from jaxremat.backends.devices import DEVICES
@@ -17,6 +16,7 @@ from jaxremat.planner.emission import FORMS
 from jaxremat.planning.api import load_plan
 from jaxremat.planning.planning import VERIFICATIONS, plan
 from jaxremat.planning.storage import read_plan
+from jaxremat.report.report import Numbers
 from jaxremat.show.stored import stored_to_text
 
 _PROGRAM = "module:function that takes no arguments and returns (function to plan, tuple of its arguments)"
@@ -54,7 +54,7 @@ def run_show(options: argparse.Namespace) -> int:
         print(load_plan(options.file, fun, *args))
         return 0
     stored = read_plan(options.file)
-    numbers = types.SimpleNamespace(decision=stored.decision, compiled=stored.compiled, **stored.numbers)
+    numbers = Numbers(form=stored.decision.emit, compiled=stored.compiled, **stored.numbers)
     print(stored_to_text(numbers, stored.actions))
     return 0
 

@@ -17,6 +17,7 @@ RANKS = (
     ("loops",),
     ("planner",),
     ("compiled",),
+    ("report",),
     ("show",),
     ("chunk", "compact", "attention"),
     ("planning",),

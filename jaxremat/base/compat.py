@@ -90,6 +90,24 @@ def source_frames(eqn: Eqn) -> list[tuple[str, int, str]]:
     return [(frame.file_name, frame.start_line, frame.function_name) for frame in frames]
 
 
+def call_frames(eqn: Eqn) -> list[tuple[str, int, str]]:
+    """As `source_frames`, with the frames inside JAX."""
+    traceback = eqn.source_info.traceback
+    return [(frame.file_name, frame.line_num, frame.function_name) for frame in traceback.frames] if traceback else []
+
+
+def traceback_of(eqn: Eqn) -> Any:
+    """Where an equation was made, as something to compare: the equations of one derivative rule share it."""
+    return eqn.source_info.traceback
+
+
+def rule_name(eqn: Eqn) -> str:
+    """The name of the function that a `custom_jvp_call` or `custom_vjp_call` equation calls, else empty."""
+    body = eqn.params.get("call_jaxpr") if eqn.primitive.name.startswith("custom_") else None
+    jaxpr = getattr(body, "jaxpr", body)
+    return jaxpr.debug_info.func_name if jaxpr is not None and jaxpr.debug_info else ""
+
+
 def scan_arity(eqn: Eqn) -> tuple[int, int]:
     """(number of constants, number of carries) of a scan equation; the other inputs are scanned over."""
     if "ft_in" in eqn.params:

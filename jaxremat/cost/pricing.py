@@ -103,8 +103,13 @@ def shares(joint: Joint) -> Shares:
 
 
 def resident_bytes(joint: Joint) -> int:
-    """Bytes of the program's inputs and outputs on one device: results in the parts in which they are made, gradients
-    in those of what they are gradients of."""
+    """Bytes of the program's inputs and outputs on one device."""
+    return sum(resident_parts(joint).values())
+
+
+def resident_parts(joint: Joint) -> dict[str, int]:
+    """The same for arguments, results and gradients: results in the parts in which they are made, gradients in those
+    of what they are gradients of."""
     shardings = joint.primal.shardings or (None,) * len(joint.inputs)
     part: dict[Atom, float] = {v: device_share(v, s) for v, s in zip(joint.inputs, shardings, strict=True)}
     part.update(zip((v for eqn in joint.eqns for v in eqn.outvars), shares(joint).held.tolist()))
@@ -115,7 +120,8 @@ def resident_bytes(joint: Joint) -> int:
         share = part.get(source, 1.0) if isinstance(source, Var) else 1.0
         return int(np.ceil(jaxprs.size_bytes(atom) * share))
 
-    return sum(map(held, (*joint.jaxpr.invars, *joint.outputs, *joint.gradients)))
+    parts = {"arguments": joint.jaxpr.invars, "results": joint.outputs, "gradients": joint.gradients}
+    return {name: sum(map(held, atoms)) for name, atoms in parts.items()}
 
 
 def _renamed_gradients(joint: Joint, value_of: dict[Var, int]) -> list[int]:

@@ -12,8 +12,8 @@ from jaxremat.base.errors import BudgetError
 from jaxremat.chunk.rewriting import Finding
 from jaxremat.cost.pricing import resident_bytes
 from jaxremat.planner.planner import Outcome
-from jaxremat.show.folding import common_path, without_numbers
-from jaxremat.show.paths import Origin, origin_of
+from jaxremat.report.origin import Origin, origin_of
+from jaxremat.report.rows import common_path, without_numbers
 from jaxremat.trace.joint import Joint
 
 _MOST_VALUES = 6

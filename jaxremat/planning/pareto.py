@@ -46,11 +46,15 @@ class Front:
       points: falling in peak, rising in overhead; none beats another in both.
       presets: what checkpoints by hand are predicted to take.
       unmet: the budgets, in bytes, in which nothing was found.
+      budgets_bytes: the budgets that were asked for.
+      least_bytes: the smallest peak that was reached, by a plan or in search of one.
     """
 
     points: tuple[Point, ...]
     presets: tuple[Preset, ...]
     unmet: tuple[int, ...] = ()
+    budgets_bytes: tuple[int, ...] = ()
+    least_bytes: int = 0
 
     def best(self, budget: Budget) -> Plan:
         """The plan of the curve with the least extra time whose peak is within a budget.
@@ -84,10 +88,12 @@ class Front:
         first = self.points[0].plan
         return FrontView(
             points=tuple(_view(point) for point in self.points),
-            presets=tuple(PointView(p.name, p.peak_bytes, p.overhead) for p in self.presets),
+            presets=tuple(PointView(p.name, p.peak_bytes, p.overhead, meaning=p.meaning) for p in self.presets),
             baseline_bytes=first.baseline_peak_bytes,
             target=first.target,
+            budgets_bytes=self.budgets_bytes,
             unmet_bytes=self.unmet,
+            least_bytes=self.least_bytes,
         )
 
 
@@ -122,17 +128,25 @@ def pareto(
         parse_budget(budget)
     verify = "compile" if compile else "replay"
     planning = Planning(checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed))
-    plans, unmet = [planning.plan(1.0)], []
+    plans, refused = [planning.plan(1.0)], []
     for budget in track(budgets, "planning"):
         try:
             plans.append(planning.plan(budget))
         except BudgetError as error:
-            unmet.append(error.budget_bytes)
-    presets = [Preset("none", plans[0].baseline_timeline.peak_bytes, 0.0)]
+            refused.append(error)
+    presets = [Preset("none", plans[0].baseline_timeline.peak_bytes, 0.0, "the program as written")]
     for name, policy in {"full": nothing, "dots": dots, **(policies or {})}.items():
         device = planning.request.device
         presets.append(evaluate_preset(name, policy, planning.plain.problem, plans[0].baseline_timeline, device))
-    return Front(_monotone([Point(plan) for plan in plans]), tuple(presets), tuple(unmet))
+    points = [Point(plan) for plan in plans]
+    peaks = [*(point.peak_bytes for point in points), *(error.min_peak_bytes for error in refused)]
+    return Front(
+        points=_monotone(points),
+        presets=tuple(presets),
+        unmet=tuple(error.budget_bytes for error in refused),
+        budgets_bytes=tuple(budget_bytes(budget, plans[0].baseline_peak_bytes) for budget in budgets),
+        least_bytes=min(peaks),
+    )
 
 
 def _monotone(points: Sequence[Point]) -> tuple[Point, ...]:

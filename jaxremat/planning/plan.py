@@ -17,7 +17,8 @@ from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.base.policy import NamePolicy
 from jaxremat.compiled.compile import MemoryReport
-from jaxremat.graph.replay import Timeline
+from jaxremat.graph.replay import Timeline, replay
+from jaxremat.graph.scheduled import in_order, schedule_program
 from jaxremat.planner.decision import Decision
 from jaxremat.planner.emission import emit, emit_named
 from jaxremat.planner.planner import Planner
@@ -25,12 +26,17 @@ from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planning.gradient_check import GradientCheck, check_gradients
 from jaxremat.planning.storage import write_plan
+from jaxremat.report.explanation import MOST_PROBES, explain, matching, turning_budget
+from jaxremat.report.parts import Part, Version
+from jaxremat.report.records import as_frame, records_of
+from jaxremat.report.report import Numbers, Report, decided, report_of
+from jaxremat.report.values import Value
 from jaxremat.show.display import show
-from jaxremat.show.explain import explain
 from jaxremat.show.html import to_html
-from jaxremat.show.report import report_of, stretches_of
-from jaxremat.show.stretch import Value
-from jaxremat.show.text import MOST_ROWS_AS_TEXT, to_text
+from jaxremat.show.progress import track
+from jaxremat.show.sentences import explanation_lines, turning_sentence
+from jaxremat.show.terminal import to_rich
+from jaxremat.show.text import terminal_width, to_text
 from jaxremat.trace.joint import Primal, describe, read_primal
 
 CHUNKED = "chunk_attention"
@@ -158,19 +164,42 @@ class Plan:
     @property
     def recomputed(self) -> tuple[Value, ...]:
         """What the backward reads and computes again."""
-        return tuple(value for value in self._values if not value.saved)
+        return tuple(value for value in self._values if value.action == "recompute")
 
-    def explain(self, pattern: str | None = None) -> str:
-        """Why values are saved or not, what they hold, what recomputing them costs, and when that would change.
+    @functools.cached_property
+    def report(self) -> Report:
+        """All that there is to say about the plan, as data."""
+        return report_of(self.numbers, self._written, self._planned)
+
+    @property
+    def numbers(self) -> Numbers:
+        """The headline's numbers."""
+        return Numbers.of(self, self.decision.emit)
+
+    def summary(self) -> dict[str, Any]:
+        """The plan's numbers as plain values, for experiment trackers and JSON."""
+        return self.numbers.summary()
+
+    def table(self) -> Any:
+        """What becomes of every value that the backward reads: a pandas frame where pandas is installed, else dicts."""
+        return as_frame(records_of(self._values))
+
+    def explain(self, pattern: str | None = None, *, when: bool = False) -> str:
+        """Why values are saved or not, what they hold, and what recomputing them costs or would cost.
 
         Args:
-          pattern: a part of a module path (`block_3/attention`), of a name given with `checkpoint_name`, or of a source
-            line; None for everything.
+          pattern: a part of a module path (`block_3/attention`), of a name given with `checkpoint_name`, of an
+            operation, or of a source line; None for everything.
+          when: whether to find the budget at which that changes for the largest of them; this plans a few times more.
 
         Raises:
           ArgumentError: if nothing matches; the message lists paths that exist.
         """
-        return explain(self, pattern, self._refit)
+        seconds = self.baseline_timeline.cost
+        lines = explanation_lines(explain(self._decided, pattern, self.report.table, seconds))
+        if when:
+            lines.append(self._turning_point(pattern))
+        return "\n".join(lines)
 
     def show(self, file: str | Path | None = None) -> None:
         """Displays the plan: in a notebook as `plan` does, in a terminal as text, or into an HTML file.
@@ -178,7 +207,7 @@ class Plan:
         Args:
           file: where to write a page that needs nothing else; None to display.
         """
-        show(report_of(self), file)
+        show(self.report, file)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; `jaxremat.load_plan` reads it back where the function is at hand."""
@@ -202,22 +231,59 @@ class Plan:
         return check_gradients(self.problem.joint, self.decision, args, rtol)
 
     def __str__(self) -> str:
-        return to_text(report_of(self, MOST_ROWS_AS_TEXT))
+        return to_text(self.report)
 
     def __repr__(self) -> str:
         budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)
         return f"<Plan for {budget} on {self.target}: predicted {peak}, extra time {self.overhead:.1%}>"
 
+    def __rich__(self) -> Any:
+        return to_rich(self.report, terminal_width())
+
     def _repr_html_(self) -> str:
-        return to_html(report_of(self))
+        return to_html(self.report)
 
     @functools.cached_property
-    def _values(self) -> tuple[Value, ...]:
-        return tuple(value for stretch in stretches_of(self) for value in stretch.values.values())
+    def _planned(self) -> Version:
+        decision = self.decision
+        scheduled = schedule_program(
+            self.problem.graph, self.schedule, backward_start=decision.start, barriers=decision.fences
+        )
+        return Version(self.problem, scheduled, self.timeline, resolve_target(self.target))
 
-    def _refit(self, replayed_bytes: int) -> tuple[Problem, np.ndarray]:
-        outcome = self._planner.fit(replayed_bytes)
-        return outcome.problem, outcome.schedule
+    @functools.cached_property
+    def _written(self) -> Version:
+        plain = self.baseline_problem
+        return Version(plain, in_order(plain.graph), self.baseline_timeline, resolve_target(self.target))
+
+    @functools.cached_property
+    def _decided(self) -> dict[Part, dict[int, Value]]:
+        return decided(self._planned)
+
+    @property
+    def _values(self) -> tuple[Value, ...]:
+        return tuple(value for values in self._decided.values() for value in values.values())
+
+    def _turning_point(self, pattern: str | None) -> str:
+        """The budget at which the largest value that a pattern matches changes its mind."""
+        if self.problem.loops:
+            return "values inside of loops are decided with their loops, not one by one"
+        graph, here = self.problem.graph, replay(self.problem.graph, self.schedule).peak_bytes
+        plain = replay(graph, self.problem.in_order).peak_bytes
+        offset = self.peak_bytes - here
+        probes = track(range(MOST_PROBES), "planning for other budgets")
+
+        def span(saved: bool) -> tuple[int, int]:
+            return here + offset, (graph.resident_bytes if saved else plain) + offset
+
+        def saves_at(budget_bytes: int, value: int) -> bool:
+            next(probes, None)
+            outcome = self._planner.fit(budget_bytes - offset)
+            scheduled = schedule_program(outcome.problem.graph, outcome.schedule, backward_start=outcome.start)
+            return bool(np.isin(value, scheduled.saved))
+
+        found = turning_budget(matching(self._decided, pattern), self.baseline_timeline.cost, span, saves_at)
+        return turning_sentence(found, self.peak_bytes)
 
     @functools.cached_property
     def _planner(self) -> Planner:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.find import find
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
-from jaxremat.show.paths import origin_of
+from jaxremat.report.origin import origin_of
+from jaxremat.report.rows import common_path, without_numbers
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Joint
@@ -42,11 +43,13 @@ class Preset:
       name: what the choice is called.
       peak_bytes: predicted.
       overhead: extra time over the program as written, as a fraction.
+      meaning: what was chosen, in words.
     """
 
     name: str
     peak_bytes: int
     overhead: float
+    meaning: str = ""
 
 
 def nothing(_primitive, *_, **__) -> bool:
@@ -74,7 +77,23 @@ def evaluate_preset(name: str, policy: Policy, plain: Problem, plain_timeline: T
     problem = pose(plain.primal, device, decisions, loops) if decisions else plain
     schedule, start = assemble_parts(problem.graph, _kept(problem.joint, problem.graph, policy))
     timeline = predict(problem.joint, problem.graph, schedule, device, start=start)
-    return Preset(name, timeline.peak_bytes, float(problem.graph.costs[schedule].sum() / plain_timeline.cost - 1))
+    overhead = float(problem.graph.costs[schedule].sum() / plain_timeline.cost - 1)
+    return Preset(name, timeline.peak_bytes, overhead, f"jax.checkpoint around {_places(problem.joint)}")
+
+
+def _places(joint: Joint) -> str:
+    """Where the checkpoints are."""
+    paths = block_paths(joint)
+    loops = len(find(joint.primal))
+    places = [f"each of the {len(paths)} blocks {common_path(paths)}"] if paths and _alike(paths) else []
+    places += [f"each of the {len(paths)} numbered modules"] if paths and not places else []
+    places += [f"the body of {'the loop' if loops == 1 else f'each of the {loops} loops'}"] if loops else []
+    whole = "the whole function, which has no numbered modules: it frees little, since all of it runs again at once"
+    return " and ".join(places) or whole
+
+
+def _alike(paths: Sequence[str]) -> bool:
+    return len(set(map(without_numbers, paths))) == 1
 
 
 def _kept(joint: Joint, graph: Graph, policy: Policy) -> np.ndarray:
@@ -97,8 +116,17 @@ def chosen_by(joint: Joint, policy: Policy) -> np.ndarray:
     return np.asarray(keeps, bool)
 
 
+def block_paths(joint: Joint) -> tuple[str, ...]:
+    """The module paths of the blocks, in the order of the program."""
+    return _blocks(joint)[1]
+
+
 def blocks_of(joint: Joint) -> np.ndarray:
     """[N] number of the block that each forward equation belongs to; -1 outside of blocks."""
+    return _blocks(joint)[0]
+
+
+def _blocks(joint: Joint) -> tuple[np.ndarray, tuple[str, ...]]:
     paths = [origin_of(eqn).path for eqn in joint.eqns]
     numbers: dict[str, set[str]] = collections.defaultdict(set)
     for path in set(paths):
@@ -111,7 +139,7 @@ def blocks_of(joint: Joint) -> np.ndarray:
         name = next(names, None)
         if name is not None and not late:
             block[node] = ids.setdefault(name, len(ids))
-    return block
+    return block, tuple(ids)
 
 
 def _numbered(path: str) -> list[tuple[str, str, str]]:

@@ -19,8 +19,8 @@ from jaxremat.base.budget import format_bytes
 from jaxremat.base.compat import Eqn
 from jaxremat.emit.scheduled import Script
 from jaxremat.graph.graph import Graph
-from jaxremat.show.folding import common_path, without_numbers
-from jaxremat.show.paths import Origin, origin_of
+from jaxremat.report.origin import Origin, origin_of
+from jaxremat.report.rows import common_path, without_numbers
 from jaxremat.trace.joint import Joint
 
 _OP_NAME = re.compile(r'op_name="([^"]*)"')

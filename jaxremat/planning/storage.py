@@ -19,7 +19,7 @@ import numpy as np
 from jaxremat.base.errors import PlanMismatchError
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.decision import Decision
-from jaxremat.show.stretch import Value
+from jaxremat.report.values import Value
 from jaxremat.trace.joint import Primal, describe
 
 _FORMAT = "jaxremat plan"

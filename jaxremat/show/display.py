@@ -6,19 +6,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxremat.report.report import Report
 from jaxremat.show.html import page, to_html
-from jaxremat.show.report import Report
+from jaxremat.show.terminal import write
 from jaxremat.show.text import to_text
 
 
 def show(report: Report, file: str | Path | None = None) -> None:
-    """Writes a report as a page to `file`; without one, displays it in the notebook or as text on standard output."""
+    """Writes a report as a page to `file`; without one, displays it in the notebook or on standard output."""
     if file is not None:
         Path(file).write_text(page("jaxremat plan", to_html(report)), encoding="utf-8")
     elif (shell := notebook_shell()) is not None:
         shell.display_pub.publish({"text/html": to_html(report), "text/plain": to_text(report)})
     else:
-        sys.stdout.write(to_text(report) + "\n")
+        write(report, sys.stdout)
 
 
 def notebook_shell() -> Any | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 COLOURS = {
-    "parameters": "#9aa0a6",
+    "resident": "#9aa0a6",
     "saved": "#0072b2",
     "recomputed": "#e69f00",
     "transient": "#56b4e9",
@@ -50,14 +50,17 @@ class Dot:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """Text at a point; `anchor` is "start", "middle" or "end"."""
+    """Text at a point; `anchor` is "start", "middle" or "end"; `size` in pixels, 0 for that of the figure.
+
+    It has the colour of the text around the figure, so that it can be read on light and on dark pages.
+    """
 
     x: float
     y: float
     text: str
     anchor: str = "start"
-    tone: str = "text"
     bold: bool = False
+    size: float = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,42 @@ class Swatch:
     colour: str
 
 
-Mark = Area | Line | Dot | Label | Swatch
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """A rectangle that the pointer, or a finger, can rest on; meanwhile its marks show, and those at rest do not.
+
+    A page does this with two rules of style, `REVEAL`, and no script.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    marks: tuple[Mark, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spots:
+    """Spots, of which at most one is rested on, and what shows while none is."""
+
+    spots: tuple[Spot, ...]
+    at_rest: tuple[Mark, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """A figure within a figure, moved to the right and down."""
+
+    x: float
+    y: float
+    marks: tuple[Mark, ...]
+
+
+type Mark = Area | Line | Dot | Label | Swatch | Spots | Moved
+
+REVEAL = (
+    ".jaxremat-spot:hover>.jaxremat-shown{visibility:visible}.jaxremat-spots:hover+.jaxremat-rest{visibility:hidden}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +131,8 @@ def to_svg(figure: Figure) -> str:
     marks = "".join(map(_to_svg, figure.marks))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {figure.width} {figure.height}" role="img"'
-        f' aria-label="{escape(figure.title, quote=True)}" width="{figure.width}"'
-        ' style="max-width:100%;height:auto;display:block" font-family="system-ui,sans-serif" font-size="12">'
+        f' aria-label="{escape(figure.title, quote=True)}" width="100%"'
+        ' style="height:auto;display:block" fill="currentColor" font-family="system-ui,sans-serif" font-size="12">'
         f"{marks}</svg>"
     )
 
@@ -102,25 +140,59 @@ def to_svg(figure: Figure) -> str:
 def _to_svg(mark: Mark) -> str:
     match mark:
         case Area():
-            there = [f"{x:.1f},{y:.1f}" for x, y in zip(mark.x, mark.high)]
-            back = [f"{x:.1f},{y:.1f}" for x, y in zip(reversed(mark.x), reversed(mark.low))]
-            return f'<polygon points="{" ".join(there + back)}" fill="{mark.colour}"/>'
+            there, back = zip(mark.x, mark.high), zip(reversed(mark.x), reversed(mark.low))
+            return f'<polygon points="{_points([*there, *back])}" fill="{mark.colour}"/>'
         case Line():
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in mark.points)
             dashes = f' stroke-dasharray="{mark.dashes}"' if mark.dashes else ""
             stroke = f'{_paint("stroke", mark.tone)} stroke-width="{mark.width}"{dashes}'
-            return f'<polyline points="{points}" fill="none" {stroke}/>'
+            return f'<polyline points="{_points(mark.points)}" fill="none" {stroke}/>'
         case Dot():
-            fill = 'fill="none"' if mark.hollow else _paint("fill", mark.tone)
-            note = f"<title>{escape(mark.note)}</title>" if mark.note else ""
-            circle = f'<circle cx="{mark.x:.1f}" cy="{mark.y:.1f}" r="4.5" {fill} stroke-width="2"'
-            return f"{circle} {_paint('stroke', mark.tone)}>{note}</circle>"
+            return _dot(mark)
         case Label():
-            weight = ' font-weight="600"' if mark.bold else ""
-            place = f'x="{mark.x:.1f}" y="{mark.y:.1f}" text-anchor="{mark.anchor}"'
-            return f"<text {place} {_paint('fill', mark.tone)}{weight}>{escape(mark.text)}</text>"
+            return _label(mark)
         case Swatch():
-            return f'<rect x="{mark.x:.1f}" y="{mark.y:.1f}" width="11" height="11" rx="2" fill="{mark.colour}"/>'
+            place = f'x="{_pixels(mark.x)}" y="{_pixels(mark.y)}"'
+            return f'<rect {place} width="9" height="9" rx="2" fill="{mark.colour}"/>'
+        case Spots():
+            spots = "".join(map(_spot, mark.spots))
+            return f'<g class="jaxremat-spots">{spots}</g><g class="jaxremat-rest">{_all(mark.at_rest)}</g>'
+        case Moved():
+            return f'<g transform="translate({mark.x:g} {mark.y:g})">{_all(mark.marks)}</g>'
+
+
+def _all(marks: Sequence[Mark]) -> str:
+    return "".join(map(_to_svg, marks))
+
+
+def _dot(dot: Dot) -> str:
+    fill = 'fill="none"' if dot.hollow else _paint("fill", dot.tone)
+    note = f"<title>{escape(dot.note)}</title>" if dot.note else ""
+    circle = f'<circle cx="{_pixels(dot.x)}" cy="{_pixels(dot.y)}" r="4.5" {fill} stroke-width="2"'
+    return f"{circle} {_paint('stroke', dot.tone)}>{note}</circle>"
+
+
+def _label(label: Label) -> str:
+    weight = ' font-weight="600"' if label.bold else ""
+    anchor = "" if label.anchor == "start" else f' text-anchor="{label.anchor}"'
+    size = f' font-size="{label.size:g}"' if label.size else ""
+    place = f'x="{_pixels(label.x)}" y="{_pixels(label.y)}"{anchor}{size}{weight}'
+    return f"<text {place}>{escape(label.text)}</text>"
+
+
+def _spot(spot: Spot) -> str:
+    place = f'x="{_pixels(spot.x)}" y="{_pixels(spot.y)}" width="{_pixels(spot.width)}" height="{_pixels(spot.height)}"'
+    return (
+        f'<g class="jaxremat-spot"><rect {place} fill="transparent"/>'
+        f'<g class="jaxremat-shown" visibility="hidden" pointer-events="none">{_all(spot.marks)}</g></g>'
+    )
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{_pixels(x)},{_pixels(y)}" for x, y in points)
+
+
+def _pixels(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0")
 
 
 def _paint(property_name: str, tone: str) -> str:

@@ -1,47 +1,81 @@
-"""A report as HTML that needs nothing else: no script, no font, no request. Light or dark as the reader's system is."""
+"""A report as HTML that needs nothing else: no script, no font, no request.
+
+It is made of `div`s alone, because notebooks style tables and lists with rules that win over those of an output. It
+takes colours from the notebook around it (JupyterLab, VS Code, Colab, MkDocs), never from the system's preference.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from html import escape
 
-from jaxremat.base.budget import format_bytes
-from jaxremat.show.figure import COLOURS, to_svg
-from jaxremat.show.folding import Row
-from jaxremat.show.report import Fact, Report
-from jaxremat.show.text import format_seconds
-from jaxremat.show.timeline import timeline_figure
+from jaxremat.report.report import Report
+from jaxremat.report.rows import ACTIONS, Row
+from jaxremat.show.figure import COLOURS, REVEAL, to_svg
+from jaxremat.show.sentences import (
+    PAST,
+    Fact,
+    facts_of,
+    loop_sentence,
+    peak_sentence,
+    rest_sentence,
+    shape_of,
+    source_of,
+    total_sentence,
+)
+from jaxremat.show.timeline import LEGEND, panels
+from jaxremat.show.units import format_bytes, format_seconds
 
-_STYLE = """
-.jaxremat{color-scheme:light dark;color:#1f2328;background:#fff;border:1px solid #d0d7de;border-radius:8px;
-padding:16px 20px;max-width:980px;font:14px/1.45 system-ui,sans-serif;box-sizing:border-box}
-.jaxremat dl{display:flex;flex-wrap:wrap;gap:10px 24px;margin:0 0 14px}.jaxremat dl>div{width:158px}
-.jaxremat dt{opacity:.7;font-size:12px;margin:0}.jaxremat dd{margin:0}.jaxremat dd.v{font-size:20px;font-weight:600}
-.jaxremat dd.n{opacity:.75;font-size:12px}
-.jaxremat .scroll{overflow-x:auto}
-.jaxremat table{border-collapse:collapse;width:100%;margin:12px 0 0;font-size:13px;color:inherit}
-.jaxremat th{text-align:left;font-weight:600;opacity:.8;border-bottom:1px solid #8c959f}
-.jaxremat th,.jaxremat td{padding:4px 10px 4px 0;vertical-align:top;background:none;text-align:left}
-.jaxremat tr{background:none}.jaxremat tr+tr td{border-top:1px solid rgba(140,149,159,.25)}
-.jaxremat .r{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-.jaxremat code{font:12px ui-monospace,monospace;background:none;color:inherit;padding:0;white-space:nowrap}
-.jaxremat .path{white-space:normal;overflow-wrap:anywhere}.jaxremat .what{opacity:.75;font-size:12px}
-.jaxremat .k{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:6px}
-.jaxremat .warn{border-left:3px solid #d55e00;padding-left:10px;margin:10px 0 0}.jaxremat p{margin:10px 0 0}
-@media (prefers-color-scheme:dark){.jaxremat{color:#e6edf3;background:#0d1117;border-color:#30363d}}
+MOST_ROWS = 12
+_COLOUR_OF = {"save": "saved", "recompute": "recomputed", "defer": "transient"}
+_STYLE = f"""
+.jaxremat{{container-type:inline-size;max-width:1100px;font:14px/1.45 system-ui,sans-serif;box-sizing:border-box;
+color:var(--jp-content-font-color1,var(--vscode-editor-foreground,var(--md-default-fg-color,inherit)));
+border:1px solid rgba(128,128,128,.4);border-radius:8px;padding:14px 16px;text-align:left}}
+[theme=dark] .jaxremat{{color:#e3e3e3}}
+.jaxremat *{{box-sizing:border-box}}
+.jaxremat .facts{{display:flex;flex-wrap:wrap;gap:10px 22px}}.jaxremat .facts>div{{width:164px}}
+.jaxremat .label,.jaxremat .note{{font-size:12px;line-height:1.35}}
+.jaxremat .big{{font-size:20px;font-weight:600;line-height:1.3}}
+.jaxremat .line{{margin:10px 0 0}}
+.jaxremat .legend{{display:flex;flex-wrap:wrap;gap:4px 18px;margin:12px 0 4px;font-size:12px}}
+.jaxremat .key{{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}}
+.jaxremat .charts{{display:flex;flex-wrap:wrap;gap:4px 12px}}.jaxremat .charts>div{{flex:1 1 340px;min-width:0}}
+.jaxremat .grid{{display:grid;gap:0 12px;font-size:13px;margin:8px 0 0}}
+.jaxremat .row{{display:contents}}
+.jaxremat .cell{{padding:4px 0;border-top:1px solid rgba(128,128,128,.3);min-width:0;overflow-wrap:anywhere}}
+.jaxremat .head .cell{{border-top:0;border-bottom:1px solid rgba(128,128,128,.7);font-weight:600}}
+.jaxremat .right{{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}}
+.jaxremat .mono{{font-family:ui-monospace,monospace;font-size:12px}}.jaxremat .small{{font-size:12px}}
+.jaxremat .decisions{{grid-template-columns:6.6em minmax(0,1fr) 3em 5.4em 5em 5.6em 5em minmax(0,11em) minmax(0,9em)}}
+.jaxremat details>summary{{cursor:pointer;margin:8px 0 0}}
+.jaxremat .filter{{position:absolute;opacity:0;pointer-events:none}}
+.jaxremat .choices{{display:flex;flex-wrap:wrap;gap:6px;margin:14px 0 0}}
+.jaxremat .choices>label{{border:1px solid rgba(128,128,128,.6);border-radius:12px;padding:1px 10px;cursor:pointer;
+font-size:12px;margin:0}}
+.jaxremat .warn{{border-left:3px solid #d55e00;padding-left:10px;margin:10px 0 0}}
+@container (max-width:800px){{.jaxremat .wide{{display:none}}
+.jaxremat .decisions{{grid-template-columns:6.6em minmax(0,1fr) 3em 5.4em 5em 5.6em}}}}
+@container (max-width:520px){{.jaxremat .middling{{display:none}}
+.jaxremat .decisions{{grid-template-columns:6.4em minmax(0,1fr) 5.2em 5em}}.jaxremat .facts>div{{width:100%}}}}
+{REVEAL}
 """.strip()
-_COLUMNS = ("", "value", "", "shape", "bytes", "running again", "per GiB", "source")
-_RIGHT = (2, 4, 5, 6)
+
+Cell = tuple[str, str]
+"""(HTML, classes)."""
 
 
 def to_html(report: Report) -> str:
     """The report as one element, for a notebook."""
     return framed(
-        f"<dl>{''.join(map(_fact, report.facts))}</dl>",
-        f'<div class="scroll">{to_svg(timeline_figure(report))}</div>',
-        f'<div class="scroll">{_table(report)}</div>',
-        *(f"<p>{escape(sentence)}</p>" for sentence in report.loops),
-        *(f'<p class="warn">{escape(warning)}</p>' for warning in report.warnings),
+        f'<div class="facts">{"".join(map(_fact, facts_of(report.numbers)))}</div>',
+        f'<div class="line">{escape(peak_sentence(report))}</div>',
+        _legend(),
+        f'<div class="charts">{"".join(f"<div>{to_svg(panel)}</div>" for panel in panels(report))}</div>',
+        _decisions(report),
+        *(f'<div class="line">{escape(loop_sentence(loop))}</div>' for loop in report.loops),
+        *(f'<div class="warn">{escape(warning)}</div>' for warning in report.warnings),
     )
 
 
@@ -51,46 +85,115 @@ def framed(*parts: str) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """A document of its own around an element."""
+    """A document of its own around an element; light or dark as the reader's system is."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>body{{margin:24px;background:#f6f8fa}}"
-        "@media (prefers-color-scheme:dark){body{background:#010409}}</style></head>"
+        f"<title>{escape(title)}</title><style>body{{margin:24px;color:#1f2328;background:#fff}}"
+        "@media (prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}}</style></head>"
         f"<body>{body}</body></html>\n"
     )
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[int] = ()) -> str:
-    """A table of cells that are HTML already; the columns `right` are flush right."""
-    right = set(right)
-    align = lambda i: ' class="r"' if i in right else ""
-    head = "".join(f"<th{align(i)}>{escape(name)}</th>" for i, name in enumerate(columns))
-    body = "".join(f"<tr>{''.join(f'<td{align(i)}>{cell}</td>' for i, cell in enumerate(row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def grid(
+    columns: Sequence[Cell], rows: Iterable[tuple[str, Sequence[Cell]]], classes: str = "", style: str = ""
+) -> str:
+    """A table made of `div`s.
+
+    Args:
+      columns: the head's cells.
+      rows: (classes, cells) of each row; cells are HTML already.
+      classes, style: of the whole.
+    """
+    head = _row("head", "columnheader", columns)
+    body = "".join(_row(kind, "cell", cells) for kind, cells in rows)
+    styled = f' style="{style}"' if style else ""
+    return f'<div class="grid {classes}" role="table"{styled}>{head}{body}</div>'
+
+
+def _row(kind: str, role: str, cells: Sequence[Cell]) -> str:
+    inside = "".join(f'<div class="{f"cell {classes}".strip()}" role="{role}">{html}</div>' for html, classes in cells)
+    return f'<div class="{f"row {kind}".strip()}" role="row">{inside}</div>'
 
 
 def _fact(fact: Fact) -> str:
-    value = f'<dd class="v">{escape(fact.value)}</dd><dd class="n">{escape(fact.note)}</dd>'
-    return f"<div><dt>{escape(fact.label)}</dt>{value}</div>"
+    value = f'<div class="big">{escape(fact.value)}</div><div class="note">{escape(fact.note)}</div>'
+    return f'<div><div class="label">{escape(fact.label)}</div>{value}</div>'
 
 
-def _table(report: Report) -> str:
-    number, size = report.left_out
-    rest = f"<p>and {number} smaller values, {format_bytes(size)}</p>" if number else ""
-    return table(_COLUMNS, map(_cells, report.rows), _RIGHT) + rest
+def _legend() -> str:
+    keys = (f"<span>{_key(kind)}{escape(text)}</span>" for kind, text in LEGEND.items())
+    return f'<div class="legend">{"".join(keys)}<span>point at a moment to see what is live there</span></div>'
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    colour = COLOURS["saved" if row.saved else "recomputed"]
-    path = f'<code class="path">{escape(row.path)}</code> ' if row.path else ""
+def _key(kind: str) -> str:
+    return f'<span class="key" style="background:{COLOURS[kind]}"></span>'
+
+
+def _decisions(report: Report) -> str:
+    """The rows of the most bytes, filtered by what becomes of them; the others folded."""
+    chief = report.table.largest(MOST_ROWS)
+    shown = {id(row) for row in chief.rows}
+    others = [row for row in report.table.rows if id(row) not in shown]
+    number, size = chief.left_out
+    folded = (
+        f"<details><summary>{number} smaller values, {format_bytes(size)}</summary>{_grid_of(others)}"
+        f'<div class="line">{escape(rest_sentence(report.table.left_out))}</div></details>'
+        if others
+        else f'<div class="line">{escape(rest_sentence(chief.left_out))}</div>'
+    )
+    return f"<div>{_filter(report)}{_grid_of(chief.rows)}{folded}</div>"
+
+
+def _filter(report: Report) -> str:
+    """Buttons that leave the rows of one action: radio buttons and rules of style, no script."""
+    actions = [total.action for total in report.table.totals]
+    if len(actions) < 2:
+        return f'<div class="line">{escape("".join(map(total_sentence, report.table.totals)))}</div>'
+    name = "jaxremat" + hashlib.sha256(repr(report.table).encode()).hexdigest()[:10]
+    chosen = (None, *actions)
+    texts = ("all", *map(total_sentence, report.table.totals))
+    inputs = "".join(
+        f'<input class="filter" type="radio" name="{name}" id="{name}{i}"{"" if i else " checked"}>'
+        for i in range(len(chosen))
+    )
+    labels = "".join(f'<label for="{name}{i}">{escape(text)}</label>' for i, text in enumerate(texts))
+    rules = "".join(_filter_rules(name, i, action) for i, action in enumerate(chosen))
+    return f'<style>{rules}</style>{inputs}<div class="choices">{labels}</div>'
+
+
+def _filter_rules(name: str, number: int, action: str | None) -> str:
+    mark = f"#{name}{number}:checked~.choices>label[for={name}{number}]{{outline:2px solid currentColor}}"
+    hidden = [other for other in ACTIONS if action is not None and other != action]
     return (
-        f'<code><span class="k" style="background:{colour}"></span>{row.action}</code>',
-        f'{path}<span class="what">{escape(row.what)}</span>',
-        f"×&nbsp;{row.count}" if row.count > 1 else "",
-        f"<code>{escape(row.shape)}</code>",
-        format_bytes(row.total_bytes),
-        f"{row.fraction:.2%} · {format_seconds(row.seconds)}",
-        format_seconds(row.seconds_per_gib),
-        f"<code>{escape(row.source)}</code>",
+        mark
+        + "".join(f"#{name}{number}:checked~* .row.{other}{{display:none}}" for other in hidden)
+        + "".join(f"#{name}{number}:checked~.grid .row.{other}{{display:none}}" for other in hidden)
+    )
+
+
+_HEAD: tuple[Cell, ...] = (
+    ("", ""), ("value", ""), ("", "right middling"), ("bytes", "right"), ("costs", "right"),
+    ("would cost", "right middling"), ("per GiB", "right wide"), ("shape", "wide"), ("source", "wide"),
+)  # fmt: skip
+
+
+def _grid_of(rows: Sequence[Row]) -> str:
+    return grid(_HEAD, ((row.action, _cells(row)) for row in rows), "decisions")
+
+
+def _cells(row: Row) -> tuple[Cell, ...]:
+    seconds = lambda number: "" if number is None else format_seconds(number)
+    path = f'<span class="mono">{escape(row.path)}</span> ' if row.path else ""
+    iterations = f' <span class="small">({escape(row.iterations)})</span>' if row.iterations else ""
+    return (
+        (f'<span title="{PAST[row.action]}">{_key(_COLOUR_OF[row.action])}{row.action}</span>', "small"),
+        (f"{path}{escape(row.what)}{iterations}", ""),
+        (f"×&nbsp;{row.count}" if row.count > 1 else "", "right middling"),
+        (format_bytes(row.total_bytes), "right"),
+        (seconds(row.costs_seconds), "right"),
+        (seconds(row.would_cost_seconds), "right middling"),
+        ("" if row.action == "defer" else format_seconds(row.seconds_per_gib), "right wide"),
+        (f'<span class="mono">{escape(shape_of(row))}</span>', "wide"),
+        (f'<span class="mono">{escape(source_of(row))}</span>', "wide"),
     )

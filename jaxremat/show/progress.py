@@ -1,28 +1,66 @@
-"""Progress on long work: a line that redraws itself in a terminal or a notebook, and nothing in logs."""
+"""Progress on long work, where someone watches: a bar in a terminal, a line in a notebook; nothing in logs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jaxremat.show.display import notebook_shell
+from jaxremat.show.terminal import has_rich
 
 _WIDTH = 28
 
 
 def track[T](items: Sequence[T], what: str) -> Iterator[T]:
-    """Yields the items and draws how far they are, where someone watches standard error."""
-    watched = sys.stderr is not None and (sys.stderr.isatty() or notebook_shell() is not None)
+    """Yields the items and shows how far they are."""
+    if notebook_shell() is not None:
+        return _in_notebook(items, what)
+    if sys.stderr is not None and sys.stderr.isatty():
+        return _with_rich(items, what) if has_rich() else _in_terminal(items, what)
+    return iter(items)
+
+
+def _in_notebook[T](items: Sequence[T], what: str) -> Iterator[T]:
+    """A line of the cell's output that is redrawn, and empty in the end."""
+    from IPython.display import display
+
+    line: Any = display(_Line(), display_id=True)
     for done, item in enumerate(items):
-        if watched:
-            _draw(done, len(items), what)
+        line.update(_Line(_bar(done, len(items), what)))
         yield item
-    if watched:
-        sys.stderr.write("\r" + " " * (_WIDTH + len(what) + 20) + "\r")
+    line.update(_Line())
+
+
+class _Line:
+    """Text for a notebook."""
+
+    def __init__(self, text: str = ""):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<code>{self.text}</code>" if self.text else "<span></span>"
+
+
+def _with_rich[T](items: Sequence[T], what: str) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    yield from rich_track(items, description=what, console=Console(file=sys.stderr), transient=True)
+
+
+def _in_terminal[T](items: Sequence[T], what: str) -> Iterator[T]:
+    for done, item in enumerate(items):
+        sys.stderr.write("\r" + _bar(done, len(items), what))
         sys.stderr.flush()
-
-
-def _draw(done: int, total: int, what: str) -> None:
-    filled = round(_WIDTH * done / max(total, 1))
-    sys.stderr.write(f"\r{what} [{'█' * filled}{'·' * (_WIDTH - filled)}] {done}/{total}")
+        yield item
+    sys.stderr.write("\r" + " " * (_WIDTH + len(what) + 20) + "\r")
     sys.stderr.flush()
+
+
+def _bar(done: int, total: int, what: str) -> str:
+    filled = round(_WIDTH * done / max(total, 1))
+    return f"{what} [{'█' * filled}{'·' * (_WIDTH - filled)}] {done}/{total}"

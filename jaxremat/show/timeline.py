@@ -1,4 +1,4 @@
-"""The figure of live bytes through forward and backward, before and after."""
+"""The figures of live bytes through forward and backward: one panel for the program as written, one for the plan."""
 
 from __future__ import annotations
 
@@ -7,75 +7,136 @@ import itertools
 import numpy as np
 
 from jaxremat.base.budget import format_bytes
+from jaxremat.report.live import KINDS
+from jaxremat.report.moments import Holder, Moment
+from jaxremat.report.report import COLUMNS, Course, Report
 from jaxremat.show.axes import Scale, byte_ticks, second_ticks
-from jaxremat.show.bands import KINDS, Bands
-from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Line, Mark, Swatch
-from jaxremat.show.report import Report
+from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Line, Mark, Moved, Spot, Spots, Swatch
+from jaxremat.show.units import format_seconds
 
-_WIDTH, _HEIGHT = 920, 300
-_LEFT, _GAP, _RIGHT, _TOP, _BOTTOM = 72, 24, 8, 44, 54
-_COLUMNS = 240
+LEGEND = {"resident": "arguments and results", "saved": "saved", "recomputed": "recomputed", "transient": "transient"}
+_WIDTH, _HEIGHT, _FLOOR = 480, 388, 250
+_LEFT, _RIGHT, _TOP = 68, 10, 46
+_LINE = 14.5
+_LETTERS = 66  # of a holder's name
 
 
-def timeline_figure(report: Report) -> Figure:
-    """Two panels on one scale of bytes: the program as written and as planned."""
-    seconds = max(report.baseline.seconds, report.planned.seconds)
-    tallest = max(report.baseline.peak_bytes, report.planned.peak_bytes, report.budget_bytes) * 1.06
-    y = Scale(0, tallest, _HEIGHT - _BOTTOM, _TOP)
-    panel = (_WIDTH - _LEFT - _GAP - _RIGHT) / 2
-    lefts = (_LEFT, _LEFT + panel + _GAP)
-    marks: list[Mark] = [mark for tick, text in byte_ticks(tallest) for mark in _grid(y(tick), text)]
-    for left, title, bands in zip(lefts, ("as written", "planned"), (report.baseline, report.planned)):
-        marks += _panel(bands, title, Scale(0, seconds, left, left + panel), y)
-    budget = y(report.budget_bytes)
-    marks.append(Line(((_LEFT, budget), (_WIDTH - _RIGHT, budget)), "budget", 1.5, "6 4"))
-    marks.append(
-        Label(_WIDTH - _RIGHT, budget - 5, f"budget {format_bytes(report.budget_bytes)}", "end", "budget", bold=True)
+def panels(report: Report) -> tuple[Figure, Figure]:
+    """The program as written and as planned, on one scale of bytes and one of time."""
+    courses = report.written, report.planned
+    tallest = max(report.numbers.budget_bytes, *(course.live.peak_bytes for course in courses)) * 1.06
+    return (
+        _panel(report, report.written, "as written", tallest),
+        _panel(report, report.planned, "planned", tallest),
     )
-    marks += _legend()
-    peaks = f"{format_bytes(report.baseline.peak_bytes)} as written, {format_bytes(report.planned.peak_bytes)} planned"
-    return Figure(_WIDTH, _HEIGHT, f"Live bytes through forward and backward: peak {peaks}", tuple(marks))
 
 
-def _panel(bands: Bands, title: str, x: Scale, y: Scale) -> list[Mark]:
-    floor = y(0)
-    marks: list[Mark] = [Label(x.first_pixel, _TOP - 26, title, bold=True)]
-    edges = np.linspace(0, x.high, _COLUMNS + 1)
+def side_by_side(first: Figure, second: Figure) -> Figure:
+    """Two figures as one."""
+    marks = (Moved(0, 0, first.marks), Moved(first.width, 0, second.marks))
+    height = max(first.height, second.height)
+    return Figure(first.width + second.width, height, f"{first.title}; {second.title}", marks)
+
+
+def _panel(report: Report, course: Course, title: str, tallest: float) -> Figure:
+    live = course.live
+    x, y = Scale(0, report.seconds, _LEFT, _WIDTH - _RIGHT), Scale(0, tallest, _FLOOR, _TOP)
+    peak = format_bytes(live.peak_bytes)
+    marks: list[Mark] = [Label(_LEFT, 16, f"{title}, peak {peak}", bold=True)]
+    marks += [mark for tick, text in byte_ticks(tallest) for mark in _grid(y(tick), text)]
+    marks += _areas(course, report.seconds, x, y)
+    marks += _time_axis(x, x(live.forward_seconds))
+    marks += _budget(report.numbers.budget_bytes, y)
+    marks.append(_peak_dot(course.peak, x, y))
+    marks.append(_spots(course, x, y))
+    return Figure(_WIDTH, _HEIGHT, f"Live bytes through forward and backward, {title}: peak {peak}", tuple(marks))
+
+
+def _grid(y: float, text: str) -> list[Mark]:
+    return [Line(((_LEFT, y), (_WIDTH - _RIGHT, y)), width=0.4), Label(_LEFT - 7, y + 4, text, "end")]
+
+
+def _areas(course: Course, seconds: float, x: Scale, y: Scale) -> list[Mark]:
+    edges = np.linspace(0, seconds, COLUMNS + 1)
     xs = [pixel for edge, following in itertools.pairwise(edges) for pixel in (x(edge), x(following))]
-    live = bands.sampled(_COLUMNS, x.high)
-    tops = np.vstack([np.zeros(_COLUMNS), np.cumsum(live, 0)])
-    for kind, low, high in zip(KINDS, tops, tops[1:]):
-        marks.append(Area(xs, _stairs(low, y), _stairs(high, y), COLOURS[kind]))
-    marks.append(Line(((x.first_pixel, floor), (x.last_pixel, floor))))
-    turn = x(bands.forward_seconds)
-    marks.append(Line(((turn, _TOP - 8), (turn, floor)), dashes="2 3"))
-    marks += [
-        Label(turn - 6, _TOP - 10, "forward", "end", "muted"),
-        Label(turn + 6, _TOP - 10, "backward", "start", "muted"),
+    tops = np.vstack([np.zeros(COLUMNS), np.cumsum(course.live.sampled(COLUMNS, seconds), 0)])
+    return [
+        Area(xs, _stairs(low, y), _stairs(high, y), COLOURS[kind]) for kind, low, high in zip(KINDS, tops, tops[1:])
     ]
-    for tick, text in second_ticks(x.high):
-        anchor = "start" if not tick else "end" if x(tick) > x.last_pixel - 20 else "middle"
-        marks.append(Label(x(tick), floor + 16, text, anchor, "muted"))
-    begin = bands.end_seconds[bands.peak_step - 1] if bands.peak_step else 0.0
-    peak = x((begin + bands.end_seconds[bands.peak_step]) / 2), y(bands.peak_bytes)
-    marks.append(Dot(*peak, "text", hollow=True, note=f"peak {format_bytes(bands.peak_bytes)}"))
-    anchor = "end" if peak[0] > (x.first_pixel + x.last_pixel) / 2 else "start"
-    aside = -9 if anchor == "end" else 9
-    marks.append(Label(peak[0] + aside, peak[1] - 6, f"peak {format_bytes(bands.peak_bytes)}", anchor, bold=True))
-    return marks
 
 
 def _stairs(heights: np.ndarray, y: Scale) -> list[float]:
     return [y(height) for height in heights for _ in range(2)]
 
 
-def _grid(y: float, text: str) -> list[Mark]:
-    return [Line(((_LEFT, y), (_WIDTH - _RIGHT, y)), width=0.4), Label(_LEFT - 8, y + 4, text, "end", "muted")]
-
-
-def _legend() -> list[Mark]:
-    marks: list[Mark] = []
-    for i, kind in enumerate(KINDS):
-        left = _LEFT + 120 * i
-        marks += [Swatch(left, _HEIGHT - 22, COLOURS[kind]), Label(left + 17, _HEIGHT - 12, kind)]
+def _time_axis(x: Scale, turn: float) -> list[Mark]:
+    marks: list[Mark] = [Line(((x.first_pixel, _FLOOR), (x.last_pixel, _FLOOR)))]
+    marks.append(Line(((turn, _TOP - 14), (turn, _FLOOR)), dashes="2 3"))
+    if turn - x.first_pixel > 56:
+        marks.append(Label(turn - 6, _TOP - 8, "forward", "end"))
+    if x.last_pixel - turn > 66:
+        marks.append(Label(turn + 6, _TOP - 8, "backward"))
+    for tick, text in second_ticks(x.high):
+        anchor = "start" if not tick else "end" if x(tick) > x.last_pixel - 20 else "middle"
+        marks.append(Label(x(tick), _FLOOR + 16, text, anchor))
     return marks
+
+
+def _budget(budget_bytes: int, y: Scale) -> list[Mark]:
+    height = y(budget_bytes)
+    line = Line(((_LEFT, height), (_WIDTH - _RIGHT, height)), "budget", 1.5, "6 4")
+    text = f"budget {format_bytes(budget_bytes)}"
+    return [
+        line,
+        Label(_WIDTH - _RIGHT, 16, text, "end"),
+        Line(((_WIDTH - 140, 12), (_WIDTH - 122, 12)), "budget", 1.5, "6 4"),
+    ]
+
+
+def _peak_dot(peak: Moment, x: Scale, y: Scale) -> Mark:
+    return Dot(x((peak.begin_seconds + peak.end_seconds) / 2), y(peak.total_bytes), "text", hollow=True)
+
+
+def _spots(course: Course, x: Scale, y: Scale) -> Mark:
+    """One spot per moment, as wide as it is drawn; at rest, the moment of the peak is told."""
+    width = (x.last_pixel - x.first_pixel) / COLUMNS
+    spots, column = [], 0
+    for moment, group in itertools.groupby(course.moments):
+        columns = len(list(group))
+        left = x.first_pixel + column * width
+        column += columns
+        if moment is not None:
+            spots.append(_spot(moment, left, columns * width))
+    return Spots(tuple(spots), tuple(_told(course.peak, "at the peak")))
+
+
+def _spot(moment: Moment, left: float, width: float) -> Spot:
+    middle = left + width / 2
+    cursor = Line(((middle, _TOP), (middle, _FLOOR)), "text", 1.0)
+    when = f"at {format_seconds(moment.begin_seconds)}"
+    return Spot(left, _TOP, width, _FLOOR - _TOP, (cursor, *_told(moment, when)))
+
+
+def _told(moment: Moment, when: str) -> list[Mark]:
+    """Who is live, below the axis."""
+    top = _FLOOR + 38
+    head = f"{when}, {format_bytes(moment.total_bytes)}, running {moment.running}"
+    marks: list[Mark] = [Label(8, top, _shortened(head, _LETTERS + 8), bold=True, size=11)]
+    for line, holder in enumerate(moment.holders, 1):
+        marks += _holder(holder, top + _LINE * line)
+    if moment.rest_bytes > 0:
+        line = top + _LINE * (len(moment.holders) + 1)
+        marks.append(Label(84, line, f"{format_bytes(moment.rest_bytes)} more, in smaller buffers", "start", size=11))
+    return marks
+
+
+def _holder(holder: Holder, y: float) -> list[Mark]:
+    return [
+        Swatch(8, y - 8, COLOURS[holder.kind]),
+        Label(78, y, format_bytes(holder.size_bytes), "end", size=11),
+        Label(84, y, _shortened(holder.what, _LETTERS), size=11),
+    ]
+
+
+def _shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else "…" + text[len(text) - letters + 1 :]

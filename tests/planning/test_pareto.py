@@ -84,5 +84,9 @@ def test_progress_draws_in_terminals_and_is_silent_in_logs(monkeypatch):
     assert log.getvalue() == ""
     monkeypatch.setattr("sys.stderr", terminal)
     assert list(progress.track([1, 2, 3], "planning")) == [1, 2, 3]
+    assert "planning" in terminal.getvalue()
+    monkeypatch.setattr(progress, "has_rich", lambda: False)
+    terminal.truncate(0)
+    assert list(progress.track([1, 2, 3], "planning")) == [1, 2, 3]
     assert "planning [" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r")

@@ -1,0 +1,124 @@
+"""A scheduled program: a schedule with all that running it takes.
+
+It is made once, where the schedule is made, and carried through prediction, decision, file, emission and display: what
+is saved, where the backward begins and where barriers stand is never worked out a second time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+BARRIER_SCOPES = ("all", "sources")
+
+
+class Wiring(Protocol):
+    """Who reads what, of a `Graph` or of a joint program."""
+
+    @property
+    def num_values(self) -> int: ...
+    @property
+    def backward(self) -> np.ndarray: ...
+    @property
+    def values_of(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def values_read(self) -> Sequence[Sequence[int]]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScheduledProgram:
+    """A schedule in two parts, forward and backward.
+
+    Attributes:
+      steps: node ids in execution order; repeats are recomputations.
+      backward_start: the step at which the backward begins; the number of steps where there is none.
+      barriers: steps of the backward at which a stretch behind an optimization barrier opens, ascending.
+      barrier_scope: what enters through a barrier: "all" that its stretch reads from outside; or only the "sources" of
+        what it recomputes, with the cotangents it reads, which suits programs so small that buffers cost more than
+        order.
+      saved: values that the forward leaves for the backward, ascending; inputs of the program are not among them.
+    """
+
+    steps: np.ndarray  # [T] int32
+    backward_start: int
+    barriers: tuple[int, ...]
+    barrier_scope: str
+    saved: np.ndarray  # [K] int32
+
+    @property
+    def repeats(self) -> bool:
+        """Whether any node runs twice."""
+        return np.unique(self.steps).size < self.steps.size
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps.tolist(),
+            "backward_start": self.backward_start,
+            "barriers": list(self.barriers),
+            "barrier_scope": self.barrier_scope,
+            "saved": self.saved.tolist(),
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ScheduledProgram:
+        return ScheduledProgram(
+            steps=np.asarray(data["steps"], np.int32),
+            backward_start=int(data["backward_start"]),
+            barriers=tuple(data["barriers"]),
+            barrier_scope=str(data["barrier_scope"]),
+            saved=np.asarray(data["saved"], np.int32),
+        )
+
+
+def schedule_program(
+    wiring: Wiring,
+    steps: Sequence[int] | np.ndarray,
+    *,
+    backward_start: int | None = None,
+    barriers: Sequence[int] | None = None,
+    barrier_scope: str = "all",
+) -> ScheduledProgram:
+    """The record of a schedule.
+
+    Args:
+      wiring: a graph, or the wiring of a joint program.
+      steps: [T] node ids in execution order.
+      backward_start: by default, the first backward step, or the repeats right before it: they belong to the backward.
+      barriers: by default, wherever a recomputation follows a backward step.
+      barrier_scope: one of `BARRIER_SCOPES`.
+    """
+    steps = np.asarray(steps, np.int32).reshape(-1)
+    start = _backward_start(wiring.backward, steps) if backward_start is None else backward_start
+    if barriers is None:
+        late = wiring.backward[steps]
+        barriers = [t for t in range(start + 1, steps.size) if late[t - 1] and not late[t]]
+    return ScheduledProgram(steps, start, tuple(barriers), barrier_scope, _saved(wiring, steps[start:]))
+
+
+def in_order(wiring: Wiring) -> ScheduledProgram:
+    """The program as it stands: everything runs once, in the given order."""
+    return schedule_program(wiring, np.arange(wiring.backward.size), barriers=())
+
+
+def _backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
+    backward = is_backward[steps]
+    start = int(backward.argmax()) if backward.any() else steps.size
+    is_first = np.zeros(steps.size, bool)
+    is_first[np.unique(steps, return_index=True)[1]] = True
+    before = np.flatnonzero(is_first[:start])
+    return int(before[-1]) + 1 if before.size else 0
+
+
+def _saved(wiring: Wiring, tail: np.ndarray) -> np.ndarray:
+    """[K] values that a stretch running to the end reads before it makes them."""
+    made = np.zeros(wiring.num_values, bool)
+    saved = np.zeros(wiring.num_values, bool)
+    for node in tail.tolist():
+        for value in wiring.values_read[node]:
+            saved[value] |= not made[value]
+        for value in wiring.values_of[node]:
+            made[value] = True
+    return np.flatnonzero(saved).astype(np.int32)

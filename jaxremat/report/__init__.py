@@ -1,0 +1,1 @@
+"""What there is to say about a plan, as frozen data computed once: values, rows, live bytes over time, costs."""
