@@ -100,7 +100,8 @@ def _peak_dot(peak: Moment, x: Scale, y: Scale) -> Mark:
 def _spots(course: Course, x: Scale, y: Scale) -> Mark:
     """One spot per moment, as wide as it is drawn; at rest, the moment of the peak is told."""
     width = (x.last_pixel - x.first_pixel) / COLUMNS
-    spots, column = [], 0
+    spots: list[Spot] = []
+    column = 0
     for moment, group in itertools.groupby(course.moments):
         columns = len(list(group))
         left = x.first_pixel + column * width
@@ -125,8 +126,8 @@ def _told(moment: Moment, when: str) -> list[Mark]:
     for line, holder in enumerate(moment.holders, 1):
         marks += _holder(holder, top + _LINE * line)
     if moment.rest_bytes > 0:
-        line = top + _LINE * (len(moment.holders) + 1)
-        marks.append(Label(84, line, f"{format_bytes(moment.rest_bytes)} more, in smaller buffers", "start", size=11))
+        below = top + _LINE * (len(moment.holders) + 1)
+        marks.append(Label(84, below, f"{format_bytes(moment.rest_bytes)} more, in smaller buffers", "start", size=11))
     return marks
 
 
