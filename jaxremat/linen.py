@@ -12,6 +12,7 @@ import jax
 
 from jaxremat.base.budget import Budget
 from jaxremat.planning.decorator import PlanOnce
+from jaxremat.planning.static_arguments import StaticArguments, static_arguments
 
 
 def remat(
@@ -55,9 +56,11 @@ def remat(
         return functools.partial(remat, methods=methods, **common)
     cls = _class_of(module)
     if cls is None:
-        return nn.transforms.lift_transform(_planned, module, **_lifting(_name_of(module), **common))
+        return nn.transforms.lift_transform(_planned, module, **_lifting(module, _name_of(module), **common))
     own = methods if isinstance(methods, Mapping) else {method: {} for method in methods or ("__call__",)}
-    lifted = {method: _lifting(_name_of(cls, method), **{**common, **own[method]}) for method in own}
+    lifted = {
+        method: _lifting(getattr(cls, method), _name_of(cls, method), **{**common, **own[method]}) for method in own
+    }
     planned = nn.transforms.lift_transform(_planned, module, methods=lifted)
     for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):  # unnamed submodules are named after these
         setattr(_class_of(planned), attribute, getattr(cls, attribute))
@@ -74,18 +77,18 @@ def _name_of(target: Any, method: str = "__call__") -> str:
     return name if method == "__call__" else f"{name}.{method}"
 
 
-def _lifting(name: str, *, variables, rngs, static_argnums, static_argnames, **options) -> dict[str, Any]:
-    numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+def _lifting(
+    fun: Callable, name: str, *, variables, rngs, static_argnums, static_argnames, **options
+) -> dict[str, Any]:
     return {
-        "memory": PlanOnce(name, **options),
+        "once": PlanOnce(name, least=True, **options),
         "variables": variables,
         "rngs": rngs,
-        "static_argnums": tuple(i + 1 if i >= 0 else i for i in numbers),  # two trees of state stand for `self`
-        "static_argnames": static_argnames,
+        "static": static_arguments(fun, static_argnums, static_argnames),
     }
 
 
-def _planned(fn: Callable, memory: PlanOnce, variables, rngs, **static) -> Callable:
+def _planned(fn: Callable, once: PlanOnce, variables, rngs, static: StaticArguments) -> Callable:
     """The lifted transformation: state goes in and comes out as arguments and results of the planned function."""
 
     def inner(scope_fn, repack_fn, variable_groups, rng_groups, *args, **kwargs):
@@ -97,6 +100,7 @@ def _planned(fn: Callable, memory: PlanOnce, variables, rngs, **static) -> Calla
         scopes = jax.tree.leaves(scope_fn(variable_groups, rng_groups))
         if any(scope.get_flag("initializing", False) for scope in scopes):  # same bits: op by op, as Flax does it
             return pure(variable_groups, rng_groups, *args, **kwargs)
-        return memory.decorate(pure, **static)(variable_groups, rng_groups, *args, **kwargs)
+        args, kwargs = static.fix((None, *args), kwargs)  # the numbers of static arguments count `self`
+        return once.decorate(pure)(variable_groups, rng_groups, *args[1:], **kwargs)
 
     return lift.pack(inner, (variables,), (variables,), (rngs,), name="remat", enable_kwargs=True)

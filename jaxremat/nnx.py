@@ -7,14 +7,10 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flax import nnx
-from flax.nnx.transforms import general
-
 from jaxremat.base.budget import Budget
 from jaxremat.base.errors import ArgumentError
-from jaxremat.planning.decorator import PlanOnce
-
-_TAG = "jaxremat"
+from jaxremat.planning.decorator import PlanOnce, decorated
+from jaxremat.planning.static_arguments import static_arguments
 
 
 def remat(
@@ -54,35 +50,14 @@ def remat(
             " result with the module first"
         )
     if not isinstance(module, type):
-        name = getattr(module, "__name__", type(module).__name__)
-        return _planned(module, PlanOnce(name, budget=budget, **options), **static)
+        return _planned(module, getattr(module, "__name__", type(module).__name__), budget, static, options)
     planned = {}
     for method in methods:
         name = module.__name__ if method == "__call__" else f"{module.__name__}.{method}"
-        planned[method] = _planned(getattr(module, method), PlanOnce(name, budget=budget, **options), **static)
+        planned[method] = _planned(getattr(module, method), name, budget, static, options)
     identity = {"__module__": module.__module__, "__qualname__": module.__qualname__, "__doc__": module.__doc__}
     return type(module)(module.__name__, (module,), {**planned, **identity})
 
 
-def _planned(fun: Callable, memory: PlanOnce, static_argnums, static_argnames) -> Callable:
-    parameters = list(inspect.signature(fun).parameters)
-    numbers = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
-    positions = {i if i >= 0 else i + len(parameters) for i in numbers}
-    names = {static_argnames} if isinstance(static_argnames, str) else set(static_argnames)
-    names.update(parameters[i] for i in positions if i < len(parameters))
-    positions.update(i for i, name in enumerate(parameters) if name in names)
-
-    @functools.wraps(fun)
-    def call(*args, **kwargs):
-        static = {name: kwargs[name] for name in kwargs if name in names}
-
-        def of_arrays(given, keywords):
-            full = [args[i] if i in positions else arg for i, arg in enumerate(given)]
-            return fun(*full, **keywords, **static)
-
-        given = [None if i in positions else arg for i, arg in enumerate(args)]
-        keywords = {name: kwargs[name] for name in kwargs if name not in names}
-        pure = memory.decorate(general.merge_inputs(of_arrays, ctxtag=_TAG))
-        return nnx.update_context(_TAG)(general.split_inputs(pure, ctxtag=_TAG))(given, keywords)
-
-    return call
+def _planned(fun: Callable, name: str, budget: Budget, static: dict, options: dict) -> Callable:
+    return decorated(fun, PlanOnce(name, budget=budget, least=True, **options), static_arguments(fun, **static))

@@ -4,6 +4,12 @@ import pytest
 import show_programs
 
 import jaxremat
+from jaxremat.planning.memory import PLANS
+
+
+@pytest.fixture(autouse=True)
+def no_plans_of_other_tests():
+    PLANS.clear()
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,11 @@ def format_bytes(number: float) -> str:
 def _parse_text(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     factor = _BY_LOWER.get(match[2].lower()) if match else None
+    if match and not match[2] and float(match[1]) <= 1:
+        raise ArgumentError(
+            f"budget={text!r} is text without a unit, and less than two bytes: {float(match[1])} without quotes is a"
+            " fraction of the plain peak"
+        )
     if match is None or factor is None:
         raise ArgumentError(f"budget={text!r} cannot be read: {_HELP}")
     return int(float(match[1]) * factor)

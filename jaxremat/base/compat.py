@@ -14,12 +14,15 @@ jaxlib 0.11.1 on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax._src import ad_checkpoint as _ad_checkpoint
+from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import source_info_util as _source
+from jax._src.interpreters import ad as _ad
+from jax._src.interpreters import batching as _batching
 from jax._src.interpreters import partial_eval as _partial_eval
 
 Jaxpr = _core.Jaxpr
@@ -139,3 +142,40 @@ def name_of(eqn: Eqn) -> str | None:
         return eqn.params["name"]
     inner: Any = eqn.params.get("_prim")
     return inner.params.get("name") if type(inner).__name__ == "CheckpointName" else None
+
+
+def trace_context():
+    """What a traced program depends on beside its function and arguments: precision, axis names, the mesh."""
+    return _config.trace_context()
+
+
+def is_ref(aval) -> bool:
+    """Whether an abstract value is that of a mutable `jax.Ref`."""
+    return isinstance(aval, _core.AbstractRef)
+
+
+def differentiations(inputs: Sequence) -> list[str]:
+    """The differentiations that some of the inputs take part in, the one to be applied first first: "forward" or
+    "reverse". As far as is known here: inside a `jit`, nothing is known of what is around it.
+    """
+    passing = {id(tag): kind for x in inputs for tag, kind in _tangents(x)}
+    order, trace = [], _core.trace_ctx.trace
+    while isinstance(trace, _ad.JVPTrace | _ad.LinearizeTrace | _batching.BatchTrace):
+        order.append(id(trace.tag))
+        trace = trace.parent_trace
+    return [passing[tag] for tag in order if tag in passing]
+
+
+def have_tangents(inputs: Sequence) -> list[bool]:
+    """Which of some values a differentiation is passing through, as far as is known here."""
+    return [any(True for _ in _tangents(x)) for x in inputs]
+
+
+def _tangents(x) -> Iterator[tuple[Any, str]]:
+    """(tag, kind) of every differentiation in which a value has a tangent."""
+    while isinstance(x, _ad.JVPTracer | _ad.LinearizeTracer | _batching.BatchTracer):
+        if isinstance(x, _ad.LinearizeTracer):
+            yield x._trace.tag, "reverse"
+        elif isinstance(x, _ad.JVPTracer) and not isinstance(x.tangent, _ad.Zero):
+            yield x._trace.tag, "forward" if _config.use_direct_linearize.value else "reverse"
+        x = x.val if isinstance(x, _batching.BatchTracer) else x.primal

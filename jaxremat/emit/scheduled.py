@@ -150,7 +150,8 @@ def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joi
 
     Returns:
       A function from the primal's flat inputs to its flat outputs. Differentiating it through an output that was
-      declared auxiliary raises EmissionError.
+      declared auxiliary raises EmissionError, as does forward mode. A second reverse mode around the first finds the
+      program as it is written: it would keep what the first one recomputes, beside what that keeps.
     """
 
     @jax.custom_vjp
@@ -172,7 +173,17 @@ def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joi
         return tuple(gradients)
 
     scheduled.defvjp(forward, backward, symbolic_zeros=True)
-    return scheduled
+
+    def run(*inputs):
+        orders = compat.differentiations(inputs)
+        if orders[:1] == ["forward"]:
+            raise EmissionError(
+                "a schedule is one of reverse mode, and forward mode is passing through it: plan with emit='segments'"
+            )
+        again = orders.count("reverse") > 1
+        return jaxprs.evaluate(primal.jaxpr, inputs) if again else scheduled(*inputs)
+
+    return run
 
 
 def _has_gradient(given) -> bool:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import logging
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
 
+from jaxremat.backends.devices import resolve_target
+from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes
 from jaxremat.base.compat import Literal, Var
-from jaxremat.base.errors import BudgetError
 from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
 from jaxremat.planner.emission import emit as emit_form
 from jaxremat.planner.emission import scheduled_program
-from jaxremat.planning.plan import Plan, apply_flat
-from jaxremat.planning.planning import check_options, plan
+from jaxremat.planning.memory import PLANS, Memory
+from jaxremat.planning.nnx_state import carrying_state, holds_modules, with_owner_as_argument
+from jaxremat.planning.plan import Plan, require_function
+from jaxremat.planning.planning import check_options, checked_request, plan_for
+from jaxremat.planning.static_arguments import Fixed, StaticArguments, static_arguments
+from jaxremat.planning.trace_key import Unknown, captured_by, key_of
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.activity import has_reverse_mode
+from jaxremat.trace.arguments import is_array
 from jaxremat.trace.joint import Joint, Primal, differentiate, fingerprint, read_primal
 
 logger = logging.getLogger("jaxremat")
+
+_MOST_TRACES = 64
 
 
 def remat(
@@ -58,21 +65,39 @@ def remat(
       ArgumentError: for an option that cannot be understood.
       BudgetError: when the function is differentiated and nothing that was found fits.
     """
+    options = {"solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
+    static = {"static_argnums": static_argnums, "static_argnames": static_argnames}
     if fun is None:
-        return functools.partial(
-            remat, budget=budget, has_aux=has_aux, static_argnums=static_argnums, static_argnames=static_argnames,
-            solver=solver, target=target, emit=emit, verify=verify, seed=seed,
-        )  # fmt: skip
+        return functools.partial(remat, budget=budget, has_aux=has_aux, **static, **options)
+    require_function(fun)
     name = getattr(fun, "__name__", type(fun).__name__)
-    once = PlanOnce(name, budget=budget, solver=solver, target=target, emit=emit, verify=verify, seed=seed)
-    return once.decorate(fun, has_aux=has_aux, static_argnums=static_argnums, static_argnames=static_argnames)
+    once = PlanOnce(name, budget=budget, **options)
+    return decorated(fun, once, static_arguments(fun, **static), has_aux)
+
+
+def decorated(fun: Callable, once: PlanOnce, static: StaticArguments, has_aux: bool = False) -> Callable:
+    """A function planned where it is differentiated; modules of Flax NNX among its arguments keep what it changes."""
+    free, owner = with_owner_as_argument(fun)
+    of_arrays = once.decorate(free, has_aux=has_aux)
+    of_modules = functools.cache(
+        lambda: carrying_state(free, functools.partial(once.decorate, has_aux=has_aux), has_aux)
+    )
+
+    @functools.wraps(fun)
+    def planned(*args, **kwargs):
+        args, kwargs = static.fix(args, kwargs)
+        args = (*owner, *args)
+        return (of_modules() if holds_modules((args, kwargs)) else of_arrays)(*args, **kwargs)
+
+    return planned
 
 
 class PlanOnce:
-    """One plan per program; threads that ask for the same one wait for it.
+    """One plan per program, wherever the program comes from.
 
     Args:
       name: for the log.
+      least: whether a budget below the least that is reached takes the least, with a warning.
       options: `budget`, `solver`, `target`, `emit`, `verify` and `seed`, as in `jaxremat.plan`.
 
     Raises:
@@ -80,47 +105,44 @@ class PlanOnce:
     """
 
     def __init__(
-        self, name: str, *, budget: Budget, solver="auto", target=None, emit="schedule", verify="replay", seed=0
-    ):
+        self, name: str, *, budget: Budget, least=False, solver="auto", target=None, emit="schedule", verify="replay",
+        seed=0,
+    ):  # fmt: skip
         check_options(budget, solver, emit, verify)
         self.name = name
         self.emit = emit
+        self.least = least
         self.options = {
             "budget": budget, "solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed
         }  # fmt: skip
-        self._lock = threading.Lock()
-        self._locks: dict[str, threading.Lock] = {}
-        self._made: dict[str, Decision] = {}
 
-    def decorate(
-        self,
-        fun: Callable,
-        *,
-        has_aux: bool = False,
-        static_argnums: int | Sequence[int] = (),
-        static_argnames: str | Iterable[str] = (),
-    ) -> Callable:
-        """The same function, planned where it is differentiated. Several functions may share one memory of plans."""
-        numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-        names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    def decorate(self, fun: Callable, *, has_aux: bool = False) -> Callable:
+        """The same function, planned where it is differentiated; arguments may be `Fixed`."""
+        traces: Memory[_Traced] = Memory(_MOST_TRACES)
 
         @functools.wraps(fun)
         def planned(*args, **kwargs):
-            free, dynamic = _bound(fun, args, kwargs, numbers, names)
-            primal = read_primal(free, dynamic, None, has_aux)
-            return apply_flat(primal, _forwarding(primal, self._emitted), dynamic)
+            leaves, tree = jax.tree.flatten((args, kwargs))
+            key = _trace_key(fun, leaves, tree)
+            traced = key and traces.known(key)
+            if not traced:
+                traced = self._traced(_of_arrays(fun, leaves, tree), list(filter(is_array, leaves)), has_aux)
+                key = _trace_key(fun, leaves, tree)  # where tracing changes what the function closes over
+                if key and traced.is_of(fun):
+                    traces.remember(key, traced)
+            return traced(list(filter(is_array, leaves)))
 
         return planned
 
+    def _traced(self, fun: Callable, arrays: Sequence, has_aux: bool) -> _Traced:
+        primal = read_primal(fun, arrays, None, has_aux)
+        return _Traced(primal, _forwarding(primal, self._emitted))
+
     def _decision(self, primal: Primal) -> Decision:
         """What to do for a primal program, whose `wrt` says what is differentiated."""
-        key = fingerprint(differentiate(primal).jaxpr, f"{primal.wrt} {primal.cotangents_of}")
-        with self._lock:
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
-            if key not in self._made:
-                self._made[key] = self._decide(primal)
-        return self._made[key]
+        program = fingerprint(differentiate(primal).jaxpr, f"{primal.wrt} {primal.cotangents_of} {primal.shardings}")
+        target = resolve_target(self.options["target"]).name
+        return PLANS.get((program, target, self.least, *self.options.items()), lambda: self._decide(primal))
 
     def _decide(self, primal: Primal) -> Decision:
         last = max(primal.cotangents_of) + 1
@@ -129,28 +151,22 @@ class PlanOnce:
             outputs = jaxprs.evaluate(primal.jaxpr, inputs)
             return (outputs[0] if last == 1 else outputs[:last]), outputs[last:]
 
-        shapes = map(jaxprs.shape_of, primal.jaxpr.invars)
-        made = self._planned(flat, shapes, primal.wrt)
+        shapes = tuple(map(jaxprs.shape_of, primal.jaxpr.invars))
+        options = {name: option for name, option in self.options.items() if name != "budget"}
+        request = checked_request(flat, shapes, argnums=primal.wrt, has_aux=True, **options)
+        request = dataclasses.replace(request, is_loss=False, refuses=not self.least)
+        made = plan_for(request, self.options["budget"])
         logger.info("%s: %s", self.name, _summary(made))
         return made.decision
 
-    def _planned(self, flat: Callable, shapes: Iterable, wrt: tuple[int, ...]) -> Plan:
-        """A plan as asked for; before a prediction alone refuses a budget, the compiler is heard."""
-        request = functools.partial(plan, flat, *shapes, argnums=wrt, has_aux=True)
-        try:
-            return request(**self.options)
-        except BudgetError as refusal:
-            if self.options["verify"] == "compile":
-                raise
-            logger.info("%s: %s Compiling to be sure.", self.name, refusal)
-            return request(**{**self.options, "verify": "compile"})
-
     def _emitted(self, primal: Primal) -> Callable[..., list]:
+        plain = lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
         if not primal.wrt or not primal.cotangents_of:
-            return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
+            return plain
         if self.emit != "schedule":
             return emit_form(primal, self._decision(primal))
 
+        @functools.cache
         def choose(wrt: tuple[int, ...]) -> tuple[Joint, Script]:
             planned = dataclasses.replace(primal, wrt=wrt)
             decision = self._decision(planned)
@@ -158,7 +174,72 @@ class PlanOnce:
                 decision = dataclasses.replace(decision, schedule=tuple(range(len(differentiate(planned).eqns))))
             return scheduled_program(planned, decision)
 
-        return emit_scheduled(primal, choose)
+        scheduled = emit_scheduled(primal, choose)
+        return scheduled if _reverses(primal) else self._where_reversible(primal, scheduled, plain)
+
+    def _where_reversible(self, primal: Primal, scheduled: Callable, plain: Callable) -> Callable:
+        """Of a program with a `while_loop`, which JAX differentiates in forward mode only: planned where none of the
+        differentiated inputs reaches the loop."""
+
+        def run(*inputs):
+            flags = compat.have_tangents(inputs)
+            if has_reverse_mode(primal.jaxpr, flags if any(flags) else [True] * len(inputs)):
+                return scheduled(*inputs)
+            logger.info("%s has a while_loop in the way of its gradient: it stays as it is", self.name)
+            return plain(*inputs)
+
+        return run
+
+
+def _reverses(primal: Primal) -> bool:
+    return has_reverse_mode(primal.jaxpr, [True] * len(primal.jaxpr.invars))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Traced:
+    """A function that was traced: its program, and the flat function that runs it."""
+
+    primal: Primal
+    flat: Callable[..., list]
+
+    def __call__(self, arrays: Sequence) -> Any:
+        return jax.tree.unflatten(self.primal.out_tree, self.flat(*self.primal.captured, *arrays))
+
+    def is_of(self, fun: Callable) -> bool:
+        """Whether all arrays that entered the program are held by the function itself, where a key sees them."""
+        known = {id(array) for array in captured_by(fun)}
+        return all(id(x) in known for x in (*self.primal.captured, *compat.consts_of(self.primal.jaxpr)))
+
+
+def _of_arrays(fun: Callable, leaves: Sequence, tree) -> Callable:
+    """`fun` of the arrays among its leaves."""
+
+    def of_arrays(*arrays):
+        given = iter(arrays)
+        args, kwargs = jax.tree.unflatten(tree, [next(given) if is_array(leaf) else _freed(leaf) for leaf in leaves])
+        return fun(*args, **kwargs)
+
+    return of_arrays
+
+
+def _freed(leaf):
+    return leaf.value if isinstance(leaf, Fixed) else leaf
+
+
+def _trace_key(fun: Callable, leaves: Sequence, tree) -> Hashable | None:
+    """What the traced program of a call depends on; None where that is not known."""
+    try:
+        described = tuple(_abstract(leaf) if is_array(leaf) else key_of(_freed(leaf)) for leaf in leaves)
+        key = (key_of(fun), described, tree, compat.trace_context())
+        hash(key)
+    except (Unknown, TypeError):
+        return None
+    return key
+
+
+def _abstract(leaf) -> Hashable:
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    return jax.typeof(leaf), sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
 
 
 def _forwarding(primal: Primal, emit: Callable[[Primal], Callable]) -> Callable[..., list]:
@@ -191,32 +272,3 @@ def _summary(made: Plan) -> str:
         f"planned for {format_bytes(made.budget_bytes)} on {made.target}: peak {peak} of {plain}, {made.overhead:+.1%}"
         f" time, in {made.solve_seconds:.1f} s"
     )
-
-
-def _bound(fun: Callable, args: Sequence, kwargs: dict, numbers: Sequence[int], names: Sequence[str]):
-    """(`fun` of its array arguments alone, those arguments): static arguments are bound, keywords become one tree."""
-    static_positions = {i % len(args) for i in numbers if -len(args) <= i < len(args)}
-    static_positions |= _positions_of(fun, names)
-    static_keywords = {name: kwargs[name] for name in kwargs if name in names}
-    dynamic = [None if i in static_positions else arg for i, arg in enumerate(args)]
-    keywords = {name: value for name, value in kwargs.items() if name not in static_keywords}
-    leaves, tree = jax.tree.flatten((dynamic, keywords))
-
-    def free(*arrays):
-        given = iter(arrays)
-        full, named = jax.tree.unflatten(tree, [next(given) if _is_array(leaf) else leaf for leaf in leaves])
-        full = [arg if i in static_positions else full[i] for i, arg in enumerate(args)]
-        return fun(*full, **named, **static_keywords)
-
-    return free, tuple(filter(_is_array, leaves))
-
-
-def _is_array(leaf) -> bool:
-    """Whether JAX can trace a leaf: activation functions and axis names, which Equinox modules hold, it cannot."""
-    return hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__") or isinstance(leaf, bool | int | float | complex)
-
-
-def _positions_of(fun: Callable, names: Sequence[str]) -> set[int]:
-    if not names:
-        return set()
-    return {i for i, name in enumerate(inspect.signature(fun).parameters) if name in names}

@@ -52,13 +52,14 @@ def check_gradients(joint: Joint, decision: Decision, args: Sequence, rtol: floa
       rtol: the largest relative difference allowed; None is eps ** 0.6 of the narrowest floating type in the program.
 
     Raises:
-      GradientError: if a result or a gradient differs by more, or is not finite where the plain one is.
+      GradientError: if a result or a gradient differs by more, or is not a number.
     """
     primal = joint.primal
     rtol = _default_rtol(joint) if rtol is None else rtol
     inputs = [*primal.captured, *jax.tree.leaves(tuple(args))]
     plain = _gradient(lambda *xs: jaxprs.evaluate(primal.jaxpr, xs), joint)(inputs)
     planned = _gradient(emit(primal, decision), joint)(inputs)
+    _refuse_nan(joint, decision, plain, planned)
     largest = max((_largest(a) for a in plain), default=0.0)
     differences = [_difference(a, b, _TINY_SHARE * largest) for a, b in zip(plain, planned, strict=True)]
     worst = int(np.argmax(differences))
@@ -69,6 +70,18 @@ def check_gradients(joint: Joint, decision: Decision, args: Sequence, rtol: floa
             " deterministic? Pass rtol=... if the program is this sensitive to rounding."
         )
     return check
+
+
+def _refuse_nan(joint: Joint, decision: Decision, plain: Sequence, planned: Sequence) -> None:
+    """Raises GradientError where there is nothing to compare: a NaN is equal to nothing."""
+    for who, arrays in (("as it is written", plain), ("as it is planned", planned)):
+        found = [i for i, array in enumerate(arrays) if np.isnan(_as_numbers(array)).any()]
+        if found:
+            count = int(np.isnan(_as_numbers(arrays[found[0]])).sum())
+            raise GradientError(
+                f"{_name(found[0], joint, decision)} holds {count} NaN, {who}: comparing would show nothing. Check with"
+                " arguments for which the function is finite."
+            )
 
 
 def _gradient(run: Callable[..., list], joint: Joint) -> Callable[[list], list]:
@@ -107,7 +120,7 @@ def _largest(array) -> float:
 
 def _difference(plain, planned, floor: float) -> float:
     a, b = _as_numbers(plain), _as_numbers(planned)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    same = a == b
     with np.errstate(invalid="ignore"):
         apart = np.where(same, 0.0, np.abs(a - b))
     apart = np.where(np.isnan(apart), np.inf, apart)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.graph.replay import replay
@@ -10,20 +10,20 @@ from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.forms import planner_for
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import pose
-from jaxremat.planning.plan import Plan, as_decided, check_signature
+from jaxremat.planning.plan import Plan, as_decided, planned_call
 from jaxremat.planning.storage import StoredPlan, check_listing
 from jaxremat.trace.joint import read_primal
 
 
-def restored(stored: StoredPlan, fun: Callable, args: tuple) -> Plan:
+def restored(stored: StoredPlan, fun: Callable, args: Sequence, kwargs: Mapping) -> Plan:
     """The plan of a function. Traces it, but solves nothing.
 
     Raises:
       PlanMismatchError: if the function or its arguments are not those that were planned; with the difference.
     """
     decision = stored.decision
-    check_signature(decision, args)
-    primal = read_primal(as_decided(decision, fun), args, decision.argnums, decision.has_aux)
+    call = planned_call(decision, args, kwargs)
+    primal = read_primal(call.bind(as_decided(decision, fun)), call.arrays, decision.argnums, decision.has_aux)
     if primal.fingerprint != decision.fingerprint:
         check_listing(stored.listing, primal)
     device = resolve_target(stored.numbers["target"])

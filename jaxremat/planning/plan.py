@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from jaxremat import attention
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base.budget import format_bytes
-from jaxremat.base.errors import EmissionError, PlanMismatchError
+from jaxremat.base.errors import ArgumentError, EmissionError, PlanMismatchError
 from jaxremat.base.policy import NamePolicy
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
@@ -37,6 +37,7 @@ from jaxremat.show.progress import track
 from jaxremat.show.sentences import explanation_lines, turning_sentence
 from jaxremat.show.terminal import to_rich
 from jaxremat.show.text import terminal_width, to_text
+from jaxremat.trace.arguments import Call, call_of
 from jaxremat.trace.joint import Primal, describe, read_primal
 
 CHUNKED = "chunk_attention"
@@ -92,15 +93,15 @@ class Plan:
           was not planned.
         """
 
+        require_function(fun)
+
         @functools.wraps(fun)
         def planned(*args, **kwargs):
-            bound = as_decided(self.decision, functools.partial(fun, **kwargs))
-            check_signature(self.decision, args)
+            call, decided = planned_call(self.decision, args, kwargs), as_decided(self.decision, fun)
             if self.decision.emit == "plain":
-                return bound(*args)
-            primal = read_primal(bound, args, self.decision.argnums, self.decision.has_aux)
-            check_program(self.decision, primal, self.problem.primal)
-            return apply_flat(primal, emit(primal, self.decision), args)
+                return decided(*args, **kwargs)
+            primal = self._read(call.bind(decided), call.arrays)
+            return apply_flat(primal, emit(primal, self.decision), call.arrays)
 
         return planned
 
@@ -125,19 +126,24 @@ class Plan:
         Raises:
           EmissionError: if the plan is not one of names.
         """
+        require_function(fun)
         self._require_names()
 
         @functools.wraps(fun)
         def named(*args, **kwargs):
-            bound = as_decided(self.decision, functools.partial(fun, **kwargs))
-            check_signature(self.decision, args)
+            call, decided = planned_call(self.decision, args, kwargs), as_decided(self.decision, fun)
             if self.decision.emit == "plain" or self.decision.extra.get("own"):
-                return bound(*args)
-            primal = read_primal(bound, args, self.decision.argnums, self.decision.has_aux)
-            check_program(self.decision, primal, self.problem.primal)
-            return apply_flat(primal, emit_named(primal, self.decision), args)
+                return decided(*args, **kwargs)
+            primal = self._read(call.bind(decided), call.arrays)
+            return apply_flat(primal, emit_named(primal, self.decision), call.arrays)
 
         return named
+
+    def _read(self, fun: Callable, arrays: Sequence) -> Primal:
+        """The program of a function, which has to be the planned one."""
+        primal = read_primal(fun, arrays, self.decision.argnums, self.decision.has_aux)
+        check_program(self.decision, primal, self.problem.primal)
+        return primal
 
     def _require_names(self) -> None:
         if self.decision.emit not in ("names", "plain"):
@@ -213,22 +219,22 @@ class Plan:
         """Writes the plan as JSON; `jaxremat.load_plan` reads it back where the function is at hand."""
         write_plan(path, self, self._values)
 
-    def check_grads(self, *args, rtol: float | None = None) -> GradientCheck:
+    def check_grads(self, *args, rtol: float | None = None, **kwargs) -> GradientCheck:
         """Runs the planned gradient against the plain one.
 
         Args:
-          args: concrete arrays of the planned shapes, in trees.
+          args, kwargs: concrete arrays of the planned shapes, in trees.
           rtol: the largest relative difference allowed; None follows the narrowest floating type in the program.
 
         Returns:
           The largest difference that was found, and where.
 
         Raises:
-          GradientError: if it is larger than allowed.
+          GradientError: if it is larger than allowed, or a result or a gradient is not a number.
           PlanMismatchError: for arguments of other shapes.
         """
-        check_signature(self.decision, args)
-        return check_gradients(self.problem.joint, self.decision, args, rtol)
+        call = planned_call(self.decision, args, kwargs)
+        return check_gradients(self.problem.joint, self.decision, call.arrays, rtol)
 
     def __str__(self) -> str:
         return to_text(self.report)
@@ -290,6 +296,14 @@ class Plan:
         return Planner(self.problem.primal, resolve_target(self.target))
 
 
+def require_function(fun: Any) -> None:
+    """Raises ArgumentError for what cannot be called."""
+    if not callable(fun):
+        raise ArgumentError(
+            f"the first argument has to be a function, not {type(fun).__name__}: the loss, not its data"
+        )
+
+
 def as_decided(decision: Decision, fun: Callable) -> Callable:
     """The function that was planned: `fun`, or `fun` with its attention in chunks."""
     return attention.rewrite(fun, target=decision.target) if decision.extra.get(CHUNKED) else fun
@@ -306,17 +320,25 @@ def signature_of(args: Sequence) -> tuple[str, ...]:
     return tuple(f"{jax.tree_util.keystr(path, simple=True, separator='/')} {_describe(leaf)}" for path, leaf in leaves)
 
 
-def check_signature(decision: Decision, args: Sequence) -> None:
-    """Raises PlanMismatchError where arguments differ from the planned ones in number, shape or dtype."""
-    given = signature_of(args)
-    if given == decision.signature:
-        return
+def planned_call(decision: Decision, args: Sequence, kwargs: Mapping) -> Call:
+    """The call of a planned function, whose arrays are as they were planned.
+
+    Raises:
+      PlanMismatchError: where they differ in number, shape or dtype.
+    """
+    calls = [call_of(args, kwargs, decision.argnums, numbers) for numbers in (True, False)]
+    fitting = [call for call in calls if signature_of(call.arrays) == decision.signature]
+    return fitting[0] if fitting else _refuse_call(decision, signature_of(calls[0].arrays))
+
+
+def _refuse_call(decision: Decision, given: Sequence[str]) -> NoReturn:
     differences = [f"planned {a}, given {b}" for a, b in zip(decision.signature, given) if a != b]
     if len(given) != len(decision.signature):
         differences.append(f"planned {len(decision.signature)} arrays, given {len(given)}")
     raise PlanMismatchError(
         f"the arguments differ from the planned ones in {len(differences)} places: {'; '.join(differences[:4])}."
-        " Plan again for these shapes, or use @jaxremat.remat, which plans once per signature."
+        " Plan again for these shapes, or use @jaxremat.remat, which plans once per signature. A number or a flag that"
+        " was static in the plan is to be one here, too: under jax.jit, with static_argnums."
     )
 
 

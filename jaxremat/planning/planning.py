@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import operator
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxremat import attention
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import Budget, budget_bytes, format_bytes, parse_budget
-from jaxremat.base.errors import ArgumentError, BudgetError
+from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
 from jaxremat.compiled.compile import MemoryReport, compile_gradient
 from jaxremat.planner.correction import Correction, Trial, correct
 from jaxremat.planner.decision import Decision
@@ -26,10 +27,11 @@ from jaxremat.planner.planner import Outcome, Planner
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.hosts import agree
 from jaxremat.planning.load import restored
-from jaxremat.planning.plan import CHUNKED, Plan, apply_flat, signature_of
+from jaxremat.planning.plan import CHUNKED, Plan, apply_flat, require_function, signature_of
 from jaxremat.planning.storage import parse_plan, plan_text
 from jaxremat.solvers.registry import solver_named
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.arguments import arrays_only, called, checked_argnums
 from jaxremat.trace.joint import Primal, read_primal
 
 logger = logging.getLogger("jaxremat")
@@ -39,12 +41,19 @@ _MOST_CONTENDERS = 4
 _CONTENDER_ROOM = 0.1
 _MOST_PREDICTIONS = 6
 _MOST_SMALL = 24
+_NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 VERIFICATIONS = ("compile", "replay")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """What was asked for, the budget aside; checked."""
+    """What was asked for, the budget aside; checked.
+
+    Attributes:
+      fun, args: a function of trees of arrays, and those; everything else that the user's function takes is bound.
+      is_loss: whether `jax.grad` will be asked of the function; otherwise it is a part of one.
+      refuses: whether a budget that nothing fits in is an error; otherwise the smallest plan is made, with a warning.
+    """
 
     fun: Callable
     args: tuple
@@ -55,6 +64,8 @@ class Request:
     emit: str
     verify: str
     seed: int
+    is_loss: bool = True
+    refuses: bool = True
 
 
 def plan(
@@ -69,19 +80,22 @@ def plan(
     verify: str = "compile",
     seed: int = 0,
     chunk_attention: bool = False,
+    **kwargs,
 ) -> Plan:
     """Plans the gradient of a function so that its compiled program fits in a number of bytes.
 
     Args:
       fun: any JAX function; the gradient is that of its (first) result.
-      args: arrays or ShapeDtypeStructs (with shardings), in trees; no array is read.
+      args, kwargs: what it is called with: arrays or ShapeDtypeStructs (with shardings), in trees; no array is read.
+        Python numbers are traced where the function lets them, as by `jax.jit`; everything else is static.
       budget: bytes (int), text such as "12GiB", or a fraction in (0, 1] of the plain program's peak. It bounds
         argument + output + temporary - alias bytes of the compiled `jit(value_and_grad(fun))` on one device.
       argnums, has_aux: as in `jax.grad`.
       solver: name of a solver of graphs, such as "fastsa", or "auto", the planner's own search.
       target: device to plan for, such as "h200"; None is the default backend's.
       emit: "schedule", "names" or "segments".
-      verify: "compile" compiles and corrects until the program fits; "replay" trusts the prediction.
+      verify: "compile" compiles and corrects until the program fits; "replay" trusts the prediction, and compiles only
+        where it would refuse.
       seed: for solvers that draw random numbers.
       chunk_attention: whether softmax attention may run in chunks (`jaxremat.attention.rewrite`) where that is the
         cheaper way to fit; values and gradients then agree up to rounding.
@@ -95,7 +109,12 @@ def plan(
       ArgumentError: for a budget, solver, target, form or argnums that cannot be understood.
     """
     parse_budget(budget)
-    request = checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed)
+    request = checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed, kwargs)
+    return plan_for(request, budget, chunk_attention)
+
+
+def plan_for(request: Request, budget: Budget, chunk_attention: bool = False) -> Plan:
+    """The plan of a request, the same for all processes."""
 
     def make() -> Plan:
         planning = Planning(request)
@@ -104,7 +123,7 @@ def plan(
     if jax.process_count() == 1:
         return make()
     received = agree(lambda: plan_text(make()).encode()).decode()
-    return restored(parse_plan(received, "the plan of process 0"), fun, args)
+    return restored(parse_plan(received, "the plan of process 0"), request.fun, request.args, {})
 
 
 class Planning:
@@ -118,6 +137,7 @@ class Planning:
         self.request = request
         start = time.perf_counter()
         self.primal = read_primal(request.fun, request.args, request.argnums, request.has_aux)
+        self.warnings = told_of_loss(self.primal) if request.is_loss else ()
         self.planner = _planner(request, self.primal)
         self.plain = self.planner.plain
         self._traced_seconds = time.perf_counter() - start
@@ -151,10 +171,30 @@ class Planning:
         """The cheapest plan whose predicted peak is within the limit."""
         start = time.perf_counter()
         predicted = _predicted(self.planner, limit)
-        if predicted.best is None:
-            raise self._refusal(predicted.smallest, limit)
-        made = self._plan(predicted.best.candidate, limit, self.request.emit)
-        return dataclasses.replace(made, solve_seconds=self._traced_seconds + time.perf_counter() - start)
+        if predicted.best is None and self.request.refuses:
+            return self._heard(predicted.smallest, limit)
+        made = self._plan((predicted.best or predicted.smallest).candidate, limit, self.request.emit)
+        made = dataclasses.replace(made, solve_seconds=self._traced_seconds + time.perf_counter() - start)
+        return made if predicted.best else self._over(made)
+
+    def _heard(self, smallest: Trial, limit: int) -> Plan:
+        """What the compiler says of a limit that the prediction alone would refuse; where there is no compiler for the
+        target, the smallest plan, with a warning."""
+        try:
+            return Planning(dataclasses.replace(self.request, verify="compile")).plan(limit)
+        except TargetError as error:
+            return self._over(self._plan(smallest.candidate, limit, self.request.emit), f" {error}")
+
+    def _over(self, made: Plan, why: str = "") -> Plan:
+        """A plan that is the smallest known and more than the budget, with a warning."""
+        needs = "compiled" if made.compiled else "predicted"
+        peak = made.compiled.peak_bytes if made.compiled else made.peak_bytes
+        told = (
+            f"over budget: the smallest plan that was found is {needs} to take {format_bytes(peak)} ({peak} bytes), the"
+            f" budget is {format_bytes(made.budget_bytes)}.{why}"
+        )
+        logger.warning(told)
+        return dataclasses.replace(made, warnings=(*made.warnings, told))
 
     def _compiled(self, limit: int) -> Plan:
         """The cheapest plan whose compiled peak is within the limit."""
@@ -183,8 +223,10 @@ class Planning:
             first_aim=limit,
             expected=lambda outcome: outcome.peak_bytes,
         )
-        if correction.best is None:
+        if correction.best is None and self.request.refuses:
             raise self._refusal(correction.smallest, limit)
+        if correction.best is None:
+            return self._over(measured[id(correction.smallest.candidate)][1])
         best = correction.best.candidate
         for outcome in self._contenders(best, int(_CONTENDER_ROOM * limit), measured):
             if outcome.cost < best.cost and measure(outcome)[0] <= limit:
@@ -223,7 +265,29 @@ class Planning:
             solve_seconds=self._traced_seconds,
             solver=self.request.solver,
             target=self.request.device.name,
+            warnings=self.warnings,
         )
+
+
+def told_of_loss(primal: Primal) -> tuple[str, ...]:
+    """Warnings where `jax.grad` would refuse a function that `jax.vjp` takes.
+
+    Raises:
+      ArgumentError: for a complex loss.
+    """
+    results = [jaxprs.shape_of(primal.jaxpr.outvars[i]) for i in primal.cotangents_of]
+    told = ", ".join(f"{result.dtype}{list(result.shape)}" for result in results)
+    if any(jnp.issubdtype(result.dtype, jnp.complexfloating) for result in results):
+        raise ArgumentError(
+            f"the function returns {told}: a complex result has no gradient of one number. Return a real one, such as"
+            " its absolute value"
+        )
+    if len(results) == 1 and not results[0].shape:
+        return ()
+    pair = " If only the first is the loss, plan with has_aux=True." if len(results) > 1 else ""
+    return (
+        f"the function returns {told}, and jax.grad takes one scalar: this plan is for jax.vjp.{pair or ' Or sum it.'}",
+    )
 
 
 def plan_with_chunked_attention(planning: Planning, budget: Budget) -> Plan:
@@ -298,11 +362,25 @@ def check_options(budget: Budget, solver: str, emit: str, verify: str) -> None:
     _check_names(solver, emit, verify)
 
 
-def checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed) -> Request:
+def checked_request(
+    fun,
+    args,
+    argnums,
+    has_aux,
+    solver,
+    target,
+    emit,
+    verify,
+    seed,
+    kwargs: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Request:
     """The arguments of `plan`, without the budget; raises ArgumentError where one cannot be understood."""
+    require_function(fun)
     _check_names(solver, emit, verify)
-    argnums = operator.index(argnums) if hasattr(argnums, "__index__") else tuple(map(operator.index, argnums))
-    return Request(fun, args, argnums, has_aux, solver, resolve_target(target), emit, verify, seed)
+    argnums = checked_argnums(argnums, len(args))
+    call = called(fun, args, kwargs, argnums)
+    bound = arrays_only(call.bind(fun))
+    return Request(bound, call.arrays, argnums, has_aux, solver, resolve_target(target), emit, verify, seed)
 
 
 def _check_names(solver: str, emit: str, verify: str) -> None:

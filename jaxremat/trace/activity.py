@@ -73,6 +73,25 @@ def scan_wanted(
         outputs[:num_carry] = carried
 
 
+def has_reverse_mode(jaxpr: Jaxpr, inputs: Sequence[bool]) -> bool:
+    """Whether JAX can differentiate a program in reverse: no `while_loop` is on the way from the inputs flagged."""
+    perturbed = perturbed_vars(jaxpr, inputs)
+    return all(_reverses(eqn, perturbed) for eqn in jaxpr.eqns)
+
+
+def _reverses(eqn: Eqn, perturbed: set[Var]) -> bool:
+    name, params, inputs = eqn.primitive.name, eqn.params, _flags(eqn.invars, perturbed)
+    if name == "while":
+        return not any(_flags(eqn.outvars, perturbed))
+    if name == "scan":
+        inside, _ = scan_perturbed(params["jaxpr"], *compat.scan_arity(eqn), inputs)
+        return has_reverse_mode(params["jaxpr"], inside)
+    if name == "cond":
+        return all(has_reverse_mode(branch, inputs[1:]) for branch in params["branches"])
+    body = jaxprs.inlined_body(eqn)
+    return body is None or has_reverse_mode(body, inputs)
+
+
 def is_differentiable(var) -> bool:
     dtype = getattr(var.aval, "dtype", None)
     return (

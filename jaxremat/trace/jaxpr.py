@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
+from jaxremat.trace.arguments import arrays_and_tree
 
 Rule = Callable[[Eqn, list], list | None]
 
@@ -30,7 +31,7 @@ class Program:
 
     Attributes:
       jaxpr: takes the flattened arguments, returns the flattened results; carries its own constants.
-      in_tree, out_tree: tree structure of (args,) and of the result.
+      in_tree, out_tree: tree structure of (args,) and of the result; what is no array in it is part of the structure.
     """
 
     jaxpr: Jaxpr
@@ -44,7 +45,7 @@ def read(fun: Callable, *args) -> Program:
     trees = []
 
     def flat_fun(*leaves):
-        out, out_tree = jax.tree.flatten(fun(*jax.tree.unflatten(in_tree, leaves)))
+        out, out_tree = arrays_and_tree(fun(*jax.tree.unflatten(in_tree, leaves)))
         trees.append(out_tree)
         return out
 

@@ -23,6 +23,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import ArgumentError
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.arguments import checked_argnums
 
 _CONSTANT = ("broadcast_in_dim", "iota")
 
@@ -230,10 +231,8 @@ def _explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
 
 
 def _differentiated_leaves(args: Sequence, argnums, num_captured: int, jaxpr: Jaxpr) -> tuple[int, ...]:
-    wanted = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if not wanted or any(not -len(args) <= i < len(args) for i in wanted):
-        raise ArgumentError(f"argnums={argnums} must name arguments 0..{len(args) - 1} of the function")
-    wanted = tuple(i % len(args) for i in wanted)
+    checked = checked_argnums(argnums, len(args))
+    wanted = {i % len(args) for i in ((checked,) if isinstance(checked, int) else checked)}
     leaf_argument = [i for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
     leaves = jaxpr.invars[num_captured:]
     chosen = [i for i, argument in enumerate(leaf_argument) if argument in wanted]
@@ -254,7 +253,7 @@ def _differentiated_outputs(out_tree, has_aux: bool, jaxpr: Jaxpr) -> tuple[int,
         parts = jax.tree.unflatten(out_tree, range(number))
         if not (isinstance(parts, tuple) and len(parts) == 2):
             raise ArgumentError("has_aux=True, but the function does not return a pair (result, auxiliary data)")
-        number = len(jax.tree.leaves(parts[0]))
+        number = out_tree.children()[0].num_leaves
     return _inexact(jaxpr.outvars[:number])
 
 

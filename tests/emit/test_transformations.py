@@ -8,6 +8,8 @@ import pytest
 from emitted import ARGS, FORMS, PLAIN_JAX, assert_same, network, network_plan, products, quickly
 from jax import lax
 
+import jaxremat
+
 PARAMS, X, MASK, LABELS = ARGS
 OTHER = jax.tree.map(lambda w: 0.5 * w + 0.1, PARAMS)
 
@@ -84,8 +86,8 @@ def test_forward_mode_where_the_form_is_plain_jax(transformed, form):
     check(transformed, form)
 
 
-def test_the_schedule_refuses_forward_mode_as_any_custom_vjp():
-    with pytest.raises(TypeError, match="forward-mode"):
+def test_the_schedule_refuses_forward_mode_and_names_the_form_that_has_it():
+    with pytest.raises(jaxremat.EmissionError, match="emit='segments'"):
         _forward_mode(network_plan("schedule").apply(network))
 
 

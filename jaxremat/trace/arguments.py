@@ -1,0 +1,167 @@
+"""What functions take and return: arrays, which are traced, apart from everything else, which is static.
+
+Flags, counts, names, activation functions and whole configuration objects may be leaves of arguments and of results,
+as they are of Equinox modules: the traced program never sees them, and they come back as they went in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxremat.base.errors import ArgumentError
+
+
+def is_array(leaf) -> bool:
+    """Whether a leaf is traced: an array, a shape that stands for one, or a `jax.Ref`."""
+    if isinstance(leaf, type):
+        return False
+    if isinstance(leaf, np.ndarray | np.generic):
+        return jnp.issubdtype(leaf.dtype, np.number) or jnp.issubdtype(leaf.dtype, np.bool_)
+    return (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) or hasattr(leaf, "__jax_array__")
+
+
+@jax.tree_util.register_pytree_node_class
+class Opaque:
+    """Anything, as a node without leaves: a tree that holds it unflattens to one that holds the thing itself."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def tree_flatten(self):
+        return (), Same(self.value)
+
+    @classmethod
+    def tree_unflatten(cls, static, _):
+        return static.value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Same:
+    """Anything, compared by identity."""
+
+    value: Any
+
+    def __eq__(self, other):
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self):
+        return id(self.value)
+
+
+def arrays_and_tree(tree) -> tuple[list, Any]:
+    """(the arrays of a tree, its structure, from which `jax.tree.unflatten` makes the tree with all that is static)."""
+    return jax.tree.flatten(jax.tree.map(lambda leaf: leaf if is_array(leaf) else Opaque(leaf), tree))
+
+
+def arrays_only(fun: Callable) -> Callable:
+    """`fun` with None for what is static in its results."""
+
+    @functools.wraps(fun)
+    def returning_arrays(*args, **kwargs):
+        return jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, fun(*args, **kwargs))
+
+    return returning_arrays
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """What a function is called with, as trees of arrays.
+
+    Attributes:
+      arrays: the positional arguments, with None for what is static in them; then, where there are any, one dictionary
+        of the arrays that come by keyword, and of those among differentiated arguments that have no gradient.
+      rebuild: from such trees to (args, kwargs).
+    """
+
+    arrays: tuple
+    rebuild: Callable[..., tuple[Sequence, Mapping]]
+
+    def bind(self, fun: Callable) -> Callable:
+        """`fun` as a function of `arrays`."""
+
+        @functools.wraps(fun)
+        def bound(*arrays):
+            args, kwargs = self.rebuild(*arrays)
+            return fun(*args, **kwargs)
+
+        return bound
+
+
+def call_of(args: Sequence, kwargs: Mapping, argnums: int | Sequence[int] = (), numbers: bool = True) -> Call:
+    """The call of a function, its arrays apart.
+
+    Args:
+      args, kwargs: what it is called with.
+      argnums: which positional arguments are differentiated.
+      numbers: whether Python numbers are traced, as `jax.jit` does; otherwise they are static.
+    """
+    traced = _is_array_or_number if numbers else is_array
+    flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
+    leaves = [leaf for _, leaf in flat]
+    paths = [jax.tree_util.keystr(path[1:], simple=True, separator="/") for path, _ in flat]
+    arrays = [k for k, leaf in enumerate(leaves) if traced(leaf)]
+    aside = {paths[k]: k for k in _aside(flat, arrays, argnums, len(args))}
+    in_place = [k for k in arrays if k not in aside.values()]
+    order = [*in_place, *(aside[path] for path in sorted(aside))]
+    static = [None if traced(leaf) else leaf for leaf in leaves]
+
+    def with_arrays(leaves: list, arrays: Mapping[int, Any]) -> tuple[tuple, dict]:
+        return jax.tree.unflatten(tree, [arrays.get(k, leaf) for k, leaf in enumerate(leaves)])
+
+    positional, _ = with_arrays([None] * len(leaves), {k: leaves[k] for k in in_place})
+    extra = ({path: leaves[k] for path, k in aside.items()},) if aside else ()
+    rebuild = lambda *trees: with_arrays(static, dict(zip(order, jax.tree.leaves(trees), strict=True)))
+    return Call((*positional, *extra), rebuild)
+
+
+def called(fun: Callable, args: Sequence, kwargs: Mapping, argnums: int | Sequence[int] = ()) -> Call:
+    """The call of a function, its Python numbers traced where it lets them, otherwise static."""
+    leaves = jax.tree.leaves((tuple(args), dict(kwargs)))
+    call = call_of(args, kwargs, argnums)
+    if any(_is_array_or_number(leaf) and not is_array(leaf) for leaf in leaves):
+        try:
+            jax.eval_shape(arrays_only(call.bind(fun)), *call.arrays)
+        except TypeError:  # it asks what a number is: which branch, how many, what shape
+            return call_of(args, kwargs, argnums, numbers=False)
+    return call
+
+
+def checked_argnums(argnums: int | Sequence[int], number: int) -> int | tuple[int, ...]:
+    """`argnums` as `jax.grad` takes it, of a call with a number of positional arguments.
+
+    Raises:
+      ArgumentError: for what is no number of an argument.
+    """
+    try:
+        wanted = operator.index(argnums) if hasattr(argnums, "__index__") else tuple(map(operator.index, argnums))
+    except TypeError:
+        wanted = ()
+    numbers = (wanted,) if isinstance(wanted, int) else wanted
+    if not numbers or any(not -number <= i < number for i in numbers):
+        raise ArgumentError(f"argnums={argnums!r} must name arguments 0..{number - 1} of the function, by number")
+    return wanted
+
+
+def _aside(flat: Sequence, arrays: Sequence[int], argnums: int | Sequence[int], number: int) -> list[int]:
+    """Arrays that come by keyword, and those without a gradient beside differentiated ones in one argument."""
+    argument = [path[1].idx if path[0].idx == 0 else None for path, _ in flat]
+    smooth = {k for k in arrays if _has_gradient(flat[k][1])}
+    wanted = {i % max(number, 1) for i in ((argnums,) if isinstance(argnums, int) else argnums)}
+    mixed = wanted.intersection(argument[k] for k in smooth)
+    return [k for k in arrays if argument[k] is None or (argument[k] in mixed and k not in smooth)]
+
+
+def _is_array_or_number(leaf) -> bool:
+    return is_array(leaf) or isinstance(leaf, bool | int | float | complex)
+
+
+def _has_gradient(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else jax.dtypes.result_type(leaf), jnp.inexact)
