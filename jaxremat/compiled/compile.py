@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import TargetError
+from jaxremat.compiled.roofline import roofline
 from jaxremat.compiled.targets import compiler_lock, target_devices
 
 _COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cuda": {"xla_gpu_autotune_level": 0}}
@@ -29,6 +30,8 @@ class MemoryReport:
       argument_bytes, output_bytes, temp_bytes, alias_bytes: `alias_bytes` are outputs that reuse donated arguments.
       peak_bytes: argument + output + temp − alias: what must be allocated to run it.
       compile_seconds: wall time of tracing, lowering and compiling.
+      seconds: of one run, by the roofline of the optimized program; None on a CPU, where libraries hide their work.
+      flops: of the contractions of one run, counted in the optimized program; None on a CPU.
     """
 
     target: str
@@ -38,6 +41,8 @@ class MemoryReport:
     alias_bytes: int
     peak_bytes: int
     compile_seconds: float
+    seconds: float | None = None
+    flops: float | None = None
 
     def __str__(self) -> str:
         parts = f"arguments {format_bytes(self.argument_bytes)}, outputs {format_bytes(self.output_bytes)}"
@@ -170,4 +175,9 @@ def _read(executable, device: Device, compile_seconds: float) -> MemoryReport:
     stats = executable.memory_analysis()
     argument, output = int(stats.argument_size_in_bytes), int(stats.output_size_in_bytes)
     temp, alias = int(stats.temp_size_in_bytes), int(stats.alias_size_in_bytes)
-    return MemoryReport(device.name, argument, output, temp, alias, argument + output + temp - alias, compile_seconds)
+    peak = argument + output + temp - alias
+    report = MemoryReport(device.name, argument, output, temp, alias, peak, compile_seconds)
+    if device.platform == "cpu":
+        return report
+    time = roofline(executable.as_text(), device)
+    return dataclasses.replace(report, seconds=time.seconds, flops=time.flops)
