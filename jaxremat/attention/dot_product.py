@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.base.errors import ArgumentError
-from jaxremat.chunk.stream import Scores, softmax_mean
-from jaxremat.chunk.tiling import Span, Tiling, Window, attention_tiling
+from jaxremat.chunk.tiling.softmax import Scores, softmax_mean
+from jaxremat.chunk.tiling.tiles import Span, Tiling, Window, attention_tiling
 
 # With operands of 16 bits and a result of 32, the default would differentiate in mixed precision (jax issue 24047).
 _PRECISION = {jnp.dtype(jnp.bfloat16): lax.DotAlgorithmPreset.BF16_BF16_F32}
@@ -41,7 +42,7 @@ def dot_product_attention(
     Values and derivatives of every order and mode agree with it up to rounding. Masks and biases are read where they
     lie, never broadcast; tiles outside a causal or local window cost nothing; a row whose keys are all masked gives
     the mean of the values, as there. Memory beside inputs, outputs and gradients: one tile of scores, and one float32
-    copy of what is differentiated (Rabe & Staats 2021; see `jaxremat.chunk.stream`).
+    copy of what is differentiated (Rabe & Staats 2021; see `jaxremat.chunk.tiling.softmax`).
 
     Args:
       query: [batch, queries, heads, depth], or without batch.
@@ -66,7 +67,15 @@ def dot_product_attention(
     """
     if implementation not in (None, "xla"):
         raise ArgumentError(f"implementation={implementation!r}: chunked attention is plain XLA; pass None or 'xla'")
-    inputs = _Inputs.of(query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
+    inputs = _Inputs.of(
+        query=query,
+        key=key,
+        value=value,
+        bias=bias,
+        mask=mask,
+        query_lengths=query_seq_lengths,
+        key_lengths=key_value_seq_lengths,
+    )
     if isinstance(local_window_size, int):
         local_window_size = (local_window_size, local_window_size)
     band = _band(is_causal, local_window_size)
@@ -75,7 +84,9 @@ def dot_product_attention(
     elif isinstance(scale, jax.Array):
         inputs, scale = dataclasses.replace(inputs, query=inputs.query * scale.astype(inputs.query.dtype)), 1.0
     operands, windows = inputs.operands()
-    tiling = attention_tiling(inputs.lengths, query_chunk_size, key_chunk_size, band)
+    tiling = attention_tiling(
+        inputs.lengths, resolve_target().backend.scores_per_tile, query_chunk_size, key_chunk_size, band
+    )
     tile = _ScoreTile(tuple(operands), tiling, float(scale))
     scores = Scores(
         tile=tile,
@@ -111,7 +122,7 @@ class _Inputs:
     key_lengths: jax.Array | None  # [B]
 
     @classmethod
-    def of(cls, query, key, value, bias, mask, query_lengths, key_lengths) -> _Inputs:
+    def of(cls, *, query, key, value, bias, mask, query_lengths, key_lengths) -> _Inputs:
         query, key, value = (_with_rank_4(x) for x in (query, key, value))
         batch, keys, key_heads, depth = key.shape
         if value.shape != key.shape or query.shape[::3] != (batch, depth) or query.shape[2] % key_heads:

@@ -2,7 +2,7 @@
 
 The anchor is a matrix product, one operand of which is exp(s) / sum(exp(s)) along the contracted axis, seen through
 casts, transposes and reshapes. Nothing is assumed about the scores s: whatever elementwise equations, masks, biases
-and products make them are cut out of the program and run tile by tile (`jaxremat.chunk.region`).
+and products make them are cut out of the program and run tile by tile (`jaxremat.chunk.tiling.subgraph`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import jax.numpy as jnp
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
-from jaxremat.chunk.region import Region, operand_windows, producers, region
-from jaxremat.chunk.rewriting import Finding, readers_of
-from jaxremat.chunk.stream import Scores, softmax_mean
-from jaxremat.chunk.tiling import Span, Tiling, Window, attention_tiling
+from jaxremat.chunk.rewriting.finding import Finding, producers_of, readers_of
+from jaxremat.chunk.tiling.softmax import Scores, softmax_mean
+from jaxremat.chunk.tiling.subgraph import TiledSubgraph, operand_windows, tiled_subgraph
+from jaxremat.chunk.tiling.tiles import Span, Tiling, Window, attention_tiling
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.jaxpr import shape_of, size_bytes, vars_of
+from jaxremat.trace.primitives import ALIASING, OWN_RULES
 
 KIND = "softmax attention"
-_CARRIERS = frozenset(["convert_element_type", "transpose", "reshape", "squeeze", "broadcast_in_dim", "name", "copy"])
+_CARRIERS = ALIASING - {"stop_gradient"} | {"convert_element_type", "transpose", "broadcast_in_dim"}
 _SHIFT = _CARRIERS | {"stop_gradient", "max", "select_n"}
 
 
@@ -36,26 +38,30 @@ class _Softmax:
 
 
 @dataclasses.dataclass(frozen=True)
-class _RegionTile:
-    region: Region
+class _SubgraphTile:
+    subgraph: TiledSubgraph
     tiling: Tiling
     axes: tuple[int, ...]  # of the scores as the program has them, in the order of the box; unit axes first
 
     def __call__(self, blocks, reads) -> jax.Array:
-        (scores,) = self.region.compute(blocks, reads, self.tiling)
+        (scores,) = self.subgraph.compute(blocks, reads, self.tiling)
         return jnp.transpose(scores, self.axes).reshape(self.tiling.sizes)
 
 
 class AttentionFinder:
-    """Finds attention in one jaxpr; chunk sizes and target as in `rewrite`."""
+    """Finds attention in one jaxpr; about `entries` scores in a tile, chunk sizes as in `dot_product_attention`."""
 
-    def __init__(
-        self, query_chunk_size: int | None = None, key_chunk_size: int | None = None, target: str | None = None
-    ):
-        self.query_chunk_size, self.key_chunk_size, self.target = query_chunk_size, key_chunk_size, target
+    def __init__(self, entries: int, query_chunk_size: int | None = None, key_chunk_size: int | None = None):
+        self.entries, self.query_chunk_size, self.key_chunk_size = entries, query_chunk_size, key_chunk_size
+
+    def body_of(self, eqn: Eqn) -> Jaxpr | None:
+        """Calls, and softmax, whose own derivative the replacement has no use for."""
+        body = jaxprs.called_body(eqn)
+        is_softmax = compat.primitive_name(eqn) in OWN_RULES and str(eqn.params.get("name", "")).endswith("softmax")
+        return jaxprs.computed_body(eqn) if is_softmax else body
 
     def __call__(self, jaxpr: Jaxpr) -> list[Finding]:
-        made_by, readers = producers(jaxpr), readers_of(jaxpr)
+        made_by, readers = producers_of(jaxpr), readers_of(jaxpr)
         found = []
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "dot_general":
@@ -77,10 +83,10 @@ class AttentionFinder:
         finding = Finding(KIND, compat.source_line(mix), shape_of(softmax.scores).shape, size_bytes(softmax.scores))
         if len(box) - len(batch[side]) < 2:
             return dataclasses.replace(finding, reason="it has no axis of queries")
-        tiling = attention_tiling(box, self.query_chunk_size, self.key_chunk_size, target=self.target)
+        tiling = attention_tiling(box, self.entries, self.query_chunk_size, self.key_chunk_size)
         if tiling.sizes == tiling.lengths:
             return dataclasses.replace(finding, reason="the scores fit in one tile")
-        cut, axes = _score_region(softmax, len(batch[side]), box, made_by)
+        cut, axes = _score_subgraph(softmax, len(batch[side]), box, made_by)
         if not any(eqn.primitive.name == "dot_general" for eqn in cut.eqns):
             return dataclasses.replace(finding, reason="the scores are not a product that tiles can be cut from")
         elsewhere = _read_elsewhere({*map(id, [*cut.eqns, *softmax.eqns, mix])}, mix, jaxpr, readers)
@@ -90,7 +96,7 @@ class AttentionFinder:
             finding,
             reads=(*(var for var, _ in cut.sources), *_variable(mix.invars[1 - side])),
             gives=(mix.outvars[0],),
-            emit=lambda values: [_emit(mix, side, order, _RegionTile(cut, tiling, axes), values)],
+            emit=lambda values: [_emit(mix, side, order, _SubgraphTile(cut, tiling, axes), values)],
         )
 
 
@@ -135,7 +141,7 @@ def _trace_softmax(weights: Var, window: Window, key: int, made_by) -> _Softmax 
 
 def _through_carriers(var: Var, window: Window, made_by) -> tuple[Var, Window, list[Eqn]]:
     eqns = []
-    while (eqn := made_by.get(var)) is not None and eqn.primitive.name in _CARRIERS:
+    while (eqn := made_by.get(var)) is not None and compat.primitive_name(eqn) in _CARRIERS:
         windows = operand_windows(eqn, window)
         lost = windows is None or {s for s in windows[0] if s} != {s for s in window if s}
         if windows is None or lost or isinstance(eqn.invars[0], Literal):
@@ -154,7 +160,7 @@ def _reduced(atom, primitive: str, axis: int, of: Var, made_by, through) -> list
     eqns: list[Eqn] = []
     while (eqn := _maker(atom, made_by)) is not None:
         eqns.append(eqn)
-        name = eqn.primitive.name
+        name = compat.primitive_name(eqn)
         if name == primitive:
             straight = window == follows[:axis] + follows[axis + 1 :]
             along = tuple(int(a) for a in eqn.params["axes"]) == (axis,)
@@ -183,7 +189,7 @@ def _reaches(atom, primitive: str, of: Var, made_by, depth: int = 8) -> bool:
     return any(_reaches(a, primitive, of, made_by, depth - 1) for a in eqn.invars)
 
 
-def _score_region(softmax: _Softmax, batch_rank: int, box, made_by) -> tuple[Region, tuple[int, ...]]:
+def _score_subgraph(softmax: _Softmax, batch_rank: int, box, made_by) -> tuple[TiledSubgraph, tuple[int, ...]]:
     """The equations that make the scores, cut at what does not span both queries and keys."""
     key, rows = len(box) - 1, set(range(batch_rank, len(box) - 1))
 
@@ -194,11 +200,11 @@ def _score_region(softmax: _Softmax, batch_rank: int, box, made_by) -> tuple[Reg
     window = softmax.window
     axes = [i for axis in range(len(box)) for i, span in enumerate(window) if span == Span(axis)]
     units = [i for i, span in enumerate(window) if span is None]
-    return region(made_by, [(softmax.scores, window)], inside), (*units, *axes)
+    return tiled_subgraph(made_by, [(softmax.scores, window)], inside), (*units, *axes)
 
 
 def _read_elsewhere(inside: set[int], mix: Eqn, jaxpr: Jaxpr, readers) -> str:
-    """Where a value that depends on a product of the region is read by an equation outside; empty if nowhere."""
+    """Where a value that depends on a product of the subgraph is read by an equation outside; empty if nowhere."""
     dependent: set[Var] = set()
     for eqn in jaxpr.eqns:
         reads_product = eqn.primitive.name == "dot_general" or not dependent.isdisjoint(vars_of(eqn.invars))
@@ -217,7 +223,7 @@ def _variable(atom) -> tuple[Var, ...]:
     return () if isinstance(atom, Literal) else (atom,)
 
 
-def _emit(mix: Eqn, side: int, order: list[int], tile: _RegionTile, values: list) -> jax.Array:
+def _emit(mix: Eqn, side: int, order: list[int], tile: _SubgraphTile, values: list) -> jax.Array:
     """The product of weights and values in the layout and dtype that the program expects."""
     contract, batch = mix.params["dimension_numbers"]
     *operands, value = values
@@ -231,7 +237,7 @@ def _emit(mix: Eqn, side: int, order: list[int], tile: _RegionTile, values: list
     scores = Scores(
         tile=tile,
         tiling=tile.tiling,
-        windows=tuple(window for _, window in tile.region.sources),
+        windows=tuple(window for _, window in tile.subgraph.sources),
         batch_rank=rank,
         precision=mix.params["precision"],
         out_dtype=shape_of(mix.outvars[0]).dtype,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jaxremat.attention.pattern import AttentionFinder
+from jaxremat.backends.devices import resolve_target
 from jaxremat.base.compat import Jaxpr
-from jaxremat.chunk.rewriting import Report, findings, inline_jits, rewritten
+from jaxremat.chunk.rewriting import program
+from jaxremat.chunk.rewriting.finding import Report
 
 
 def rewrite(
@@ -29,15 +31,16 @@ def rewrite(
     Args:
       fun: any function of arrays.
       query_chunk_size, key_chunk_size: as in `dot_product_attention`.
-      target: device that it is for, such as "h200"; None is the default backend's.
+      target: device whose tiles to use where no size is given, such as "h200"; None is the default backend's.
 
     Returns:
       The function, with the same signature, and a method `explain(*args)` that returns the `Report` of what is
       replaced, what is left, why, and where in the source it stands.
     """
-    return rewritten(fun, AttentionFinder(query_chunk_size, key_chunk_size, target))
+    entries = resolve_target(target).backend.scores_per_tile
+    return program.rewritten(fun, AttentionFinder(entries, query_chunk_size, key_chunk_size))
 
 
-def find(jaxpr: Jaxpr) -> Report:
+def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
     """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its scores."""
-    return Report(findings(inline_jits(jaxpr), AttentionFinder()))
+    return program.find(jaxpr, AttentionFinder(resolve_target(target).backend.scores_per_tile))

@@ -14,9 +14,10 @@ jaxlib 0.11.1 on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src import config as _config
 from jax._src import core as _core
@@ -31,6 +32,8 @@ Var = _core.Var
 Literal = _core.Literal
 DropVar = _core.DropVar
 Atom = Var | Literal
+
+_USUAL_NAMES = {"RematTraced": "checkpoint", "CheckpointName": "name"}
 
 NamesToSave: Any = getattr(_ad_checkpoint, "SaveOnlyTheseNames", object)
 """jax 0.11 ignores, under JAX_REMAT3=1, policies of names that are not of this class; later ones ask any policy."""
@@ -124,24 +127,37 @@ def mark(x, name: str):
     return _ad_checkpoint.name_p.bind(x, name=name)
 
 
-def checkpoint_body(eqn: Eqn) -> Jaxpr | None:
-    """The body of a `jax.checkpoint` as JAX_REMAT3=1 writes it, else None."""
-    inner: Any = eqn.params.get("_prim")
-    return inner.params["jaxpr"] if type(inner).__name__ == "RematTraced" else None
+def linear_checkpoint(fun: Callable) -> Callable:
+    """`jax.checkpoint(fun, prevent_cse=False)` for functions that are transposed, which JAX_REMAT3's form cannot be."""
+    checkpointed = jax.checkpoint(fun, prevent_cse=False)
+
+    def run(*args):
+        with _config.remat3(False):
+            return checkpointed(*args)
+
+    return run
 
 
-def prevents_cse(eqn: Eqn) -> bool | tuple[bool, ...]:
-    """What a `jax.checkpoint` equation was given as `prevent_cse`."""
-    inner: Any = eqn.params.get("_prim")
-    return (eqn if inner is None else inner).params["prevent_cse"]
+def primitive_name(eqn: Eqn) -> str:
+    """The name of an equation's primitive; what flags such as JAX_REMAT3=1 write in another form has its usual one."""
+    wrapped = eqn.params.get("_prim")
+    return eqn.primitive.name if wrapped is None else _USUAL_NAMES.get(type(wrapped).__name__, eqn.primitive.name)
+
+
+def params_of(eqn: Eqn) -> dict[str, Any]:
+    """The parameters of an equation, whichever form flags give it."""
+    wrapped: Any = eqn.params.get("_prim")
+    return eqn.params if wrapped is None else wrapped.params
+
+
+def checkpoint_options(eqn: Eqn) -> dict[str, Any]:
+    """What `jax.checkpoint` was given to make an equation: `policy` and `prevent_cse`."""
+    return {key: params_of(eqn)[key] for key in ("policy", "prevent_cse")}
 
 
 def name_of(eqn: Eqn) -> str | None:
     """The name that a `mark` or a `checkpoint_name` equation gives, else None."""
-    if eqn.primitive is _ad_checkpoint.name_p:
-        return eqn.params["name"]
-    inner: Any = eqn.params.get("_prim")
-    return inner.params.get("name") if type(inner).__name__ == "CheckpointName" else None
+    return params_of(eqn)["name"] if primitive_name(eqn) == "name" else None
 
 
 def trace_context():

@@ -4,5 +4,5 @@ from jaxremat.chunk.cross_entropy import softmax_cross_entropy as softmax_cross_
 from jaxremat.chunk.mapping import map_chunks as map_chunks
 from jaxremat.chunk.rewrite import find as find
 from jaxremat.chunk.rewrite import rewrite as rewrite
-from jaxremat.chunk.rewriting import Finding as Finding
-from jaxremat.chunk.rewriting import Report as Report
+from jaxremat.chunk.rewriting.finding import Finding as Finding
+from jaxremat.chunk.rewriting.finding import Report as Report

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.base.errors import ArgumentError
-from jaxremat.chunk.stream import Scores, log_sum_exp
-from jaxremat.chunk.tiling import Span, attention_tiling
+from jaxremat.chunk.tiling.softmax import Scores, log_sum_exp
+from jaxremat.chunk.tiling.tiles import Span, attention_tiling
 
 
 def softmax_cross_entropy(
@@ -52,9 +53,15 @@ def softmax_cross_entropy(
     tokens = hidden.reshape(-1, width)
     flat_labels = labels.reshape(-1)
     operands = [tokens, embedding] + ([] if bias is None else [bias])
+    entries = resolve_target().backend.scores_per_tile
     scores = Scores(
         tile=_LogitTile(wide),
-        tiling=attention_tiling((tokens.shape[0], vocabulary), token_chunk_size, vocabulary_chunk_size),
+        tiling=attention_tiling(
+            (tokens.shape[0], vocabulary),
+            resolve_target().backend.scores_per_tile,
+            token_chunk_size,
+            vocabulary_chunk_size,
+        ),
         windows=((Span(0), None), (None, Span(1)), (Span(1),))[: len(operands)],
     )
     chosen = jnp.sum(tokens.astype(wide) * embedding[:, flat_labels].T.astype(wide), -1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from jaxremat.backends.devices import resolve_target
 from jaxremat.base.compat import Jaxpr
-from jaxremat.chunk.loss_head import LossHeadFinder
-from jaxremat.chunk.rewriting import Report, findings, inline_jits, rewritten
+from jaxremat.chunk.rewriting import program
+from jaxremat.chunk.rewriting.finding import Report
+from jaxremat.chunk.rewriting.loss_head import LossHeadFinder
 
 
 def rewrite(fun: Callable, *, token_chunk_size: int | None = None, target: str | None = None) -> Callable:
@@ -18,16 +20,16 @@ def rewrite(fun: Callable, *, token_chunk_size: int | None = None, target: str |
 
     Args:
       fun: any function of arrays.
-      token_chunk_size: at most so many tokens at a time; None chooses from the vocabulary and the target.
-      target: device that it is for, such as "h200"; None is the default backend's.
+      token_chunk_size: at most so many tokens at a time; None chooses from the vocabulary.
+      target: device whose tiles to use where no size is given, such as "h200"; None is the default backend's.
 
     Returns:
       The function, with the same signature, and a method `explain(*args)` that returns the `Report` of what is
       replaced, what is left, why, and where in the source it stands.
     """
-    return rewritten(fun, LossHeadFinder(token_chunk_size, target))
+    return program.rewritten(fun, LossHeadFinder(resolve_target(target).backend.scores_per_tile, token_chunk_size))
 
 
-def find(jaxpr: Jaxpr) -> Report:
+def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
     """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its logits."""
-    return Report(findings(inline_jits(jaxpr), LossHeadFinder()))
+    return program.find(jaxpr, LossHeadFinder(resolve_target(target).backend.scores_per_tile))

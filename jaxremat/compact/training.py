@@ -18,7 +18,6 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxremat.base.errors import ArgumentError
-from jaxremat.compact.consume import Uses, compress, find_uses
 from jaxremat.compact.decay import decay_rates, is_decoupled
 from jaxremat.compact.projection import compressed_shape, rank_last
 from jaxremat.compact.selection import (
@@ -30,8 +29,9 @@ from jaxremat.compact.selection import (
     named_leaves,
     rank_of,
 )
-from jaxremat.compact.update import drawn_late, moved_weight, shrunk_weight
+from jaxremat.compact.update import Projections, drawn_late, moved_weight, shrunk_weight
 from jaxremat.compact.weight import Parameter, whole
+from jaxremat.compact.weight_tracer import Uses, compress, find_uses
 from jaxremat.trace.jaxpr import read
 
 
@@ -243,16 +243,17 @@ class CompAct:
         for group in sorted(set(uses.group.values())):
             members = [(c, rate) for c, rate in zip(state.compressions, rates) if uses.group.get(c.leaf) == group]
             late_key, moves = drawn_late(key, [flat[c.leaf] for c, _ in members])
+            late = Projections(uses, late_key)
             for (c, rate), move in zip(members, moves):
-                after[c.leaf] = moved_weight(leaves[c.leaf], move, c, uses, late_key, self._scale, rate)
+                after[c.leaf] = moved_weight(leaves[c.leaf], move, c, late, scale=self._scale, rate=rate)
         return jax.tree.unflatten(treedef, after), optimizer_state
 
     def _shrunk(self, state: CompActState, uses: Uses):
         leaves, treedef = jax.tree.flatten(self.trainable(state))
-        full, key = jax.tree.leaves(state.params), self._key(state.step)
+        full, projections = jax.tree.leaves(state.params), Projections(uses, self._key(state.step))
         for c in state.compressions:
             if c.leaf in uses.group:
-                leaves[c.leaf] = shrunk_weight(full[c.leaf], c, uses, key)
+                leaves[c.leaf] = shrunk_weight(full[c.leaf], c, projections)
         return jax.tree.unflatten(treedef, leaves)
 
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxremat.compact.consume import Uses, group_key
 from jaxremat.compact.projection import projection
 from jaxremat.compact.selection import Compression
+from jaxremat.compact.weight_tracer import Uses, group_key
 
 
 def drawn_late(key: jax.Array, arrays: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
@@ -23,14 +23,35 @@ def drawn_late(key: jax.Array, arrays: list[jax.Array]) -> tuple[jax.Array, list
     return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)), arrays
 
 
-def moved_weight(weight, variable, compression: Compression, uses: Uses, key, scale: float, rate) -> jax.Array:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Projections:
+    """The projections of one step.
+
+    Attributes:
+      uses: which weights share one, and which loops have one per iteration.
+      key: what they are drawn from.
+    """
+
+    uses: Uses
+    key: jax.Array
+
+    def of(self, view: _View, i) -> jax.Array:
+        """The key of layer `i` of a weight."""
+        position = jnp.unravel_index(i, view.sizes) if view.sizes else ()
+        return group_key(self.uses, self.key, view.compression.leaf, position)
+
+    def view(self, compression: Compression) -> _View:
+        return _View(compression, self.uses.layers[compression.leaf])
+
+
+def moved_weight(weight, variable, compression: Compression, projections: Projections, *, scale, rate) -> jax.Array:
     """(1 + rate) W + scale * P U for a full weight W and the update U of its compressed variable."""
-    view = _View(compression, uses.layers[compression.leaf])
+    view = projections.view(compression)
     wide = jnp.promote_types(weight.dtype, jnp.float32)
     matrices, variables = view.full(weight), view.small(variable)
 
     def move(i, w, u):
-        drawn = projection(view.key(uses, key, i), w.shape[0], u.shape[0])
+        drawn = projection(projections.of(view, i), w.shape[0], u.shape[0])
         step = lax.dot(drawn, u.astype(drawn.dtype), preferred_element_type=wide)
         return (w.astype(wide) * (1 + rate) + scale * step).astype(w.dtype)
 
@@ -42,13 +63,13 @@ def moved_weight(weight, variable, compression: Compression, uses: Uses, key, sc
     return view.restored(moved)
 
 
-def shrunk_weight(weight, compression: Compression, uses: Uses, key) -> jax.Array:
+def shrunk_weight(weight, compression: Compression, projections: Projections) -> jax.Array:
     """Pᵀ W, shaped like the compressed variable: what an optimizer sees of a weight that it wants to read."""
-    view = _View(compression, uses.layers[compression.leaf])
+    view = projections.view(compression)
     matrices = view.full(weight)
 
     def shrink(i):
-        drawn = projection(view.key(uses, key, i), matrices.shape[1], compression.rank)
+        drawn = projection(projections.of(view, i), matrices.shape[1], compression.rank)
         return (drawn.T @ matrices[i]).astype(weight.dtype)
 
     return view.restored_small(lax.map(shrink, jnp.arange(len(matrices))))
@@ -75,9 +96,6 @@ class _View:
     @property
     def sizes(self) -> tuple[int, ...]:
         return tuple(self.compression.shape[a] for a in self.layers)
-
-    def key(self, uses: Uses, key, i) -> jax.Array:
-        return group_key(uses, key, self.compression.leaf, jnp.unravel_index(i, self.sizes) if self.sizes else ())
 
     def full(self, weight) -> jax.Array:
         width = math.prod(self.compression.shape[a] for a in self.compression.in_axes)

@@ -11,9 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.primitives import CUMULATIVE, EXPENSIVE, MOVING, RENAMING
+from jaxremat.trace.primitives import ALIASING, CUMULATIVE, EXPENSIVE, MOVING
 
 _EXPENSIVE_FLOPS = 10
 _MATRIX = frozenset({"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated", "triangular_solve"})
@@ -26,13 +27,13 @@ def program_flops(jaxpr: Jaxpr, *, matrix_only: bool = False) -> float:
 
 def equation_flops(eqn: Eqn, *, matrix_only: bool = False) -> float:
     """FLOPs of one run of an equation: loops all trips, conditionals the worst branch, calls their body."""
-    name = eqn.primitive.name
+    name = compat.primitive_name(eqn)
     if name in _COUNTED:
         return 0.0 if matrix_only and name not in _MATRIX else _COUNTED[name](eqn)
     if bodies := _bodies(eqn):
         counts = [program_flops(body, matrix_only=matrix_only) for body in bodies]
         return max(counts) if name == "cond" else _trips(eqn) * sum(counts)
-    if matrix_only or name in RENAMING or name in MOVING or name == "broadcast_in_dim":
+    if matrix_only or name in ALIASING or name in MOVING or name == "broadcast_in_dim":
         return 0.0
     elements = max([_elements(v) for v in (*eqn.invars, *eqn.outvars)], default=0)
     return float(elements * (_EXPENSIVE_FLOPS if name in EXPENSIVE else 1))
@@ -45,8 +46,8 @@ def is_contraction(eqn: Eqn) -> bool:
 
 def equation_bytes(eqn: Eqn) -> int:
     """Bytes that one run of an equation reads and writes, inner loops and branches included."""
-    name = eqn.primitive.name
-    if name in RENAMING:
+    name = compat.primitive_name(eqn)
+    if name in ALIASING:
         return 0
     if bodies := _bodies(eqn):
         counts = [sum(map(equation_bytes, body.eqns)) for body in bodies]
@@ -64,8 +65,8 @@ def written_bytes(eqn: Eqn, var: Var) -> int:
 
 def equation_seconds(eqn: Eqn, device: Device) -> float:
     """Roofline time of one equation on a device: the slower of arithmetic and memory, plus a launch."""
-    name = eqn.primitive.name
-    if name in RENAMING:
+    name = compat.primitive_name(eqn)
+    if name in ALIASING:
         return 0.0
     if _bodies(eqn):
         return device.launch_seconds + body_seconds(
@@ -88,8 +89,8 @@ def _bodies(eqn: Eqn) -> list[Jaxpr]:
     name = eqn.primitive.name
     if name.startswith(("scatter", "reduce")) or name in ("select_and_scatter", "select_and_gather_add", "sort"):
         return []
-    bodies = jaxprs.subjaxprs(eqn)
-    return bodies[:1] if name.startswith(("custom_jvp", "custom_vjp")) else bodies
+    body = jaxprs.computed_body(eqn)
+    return jaxprs.subjaxprs(eqn) if body is None else [body]
 
 
 def _trips(eqn: Eqn) -> int:

@@ -17,7 +17,7 @@ from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.primitives import CALLS, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS, RENAMING
+from jaxremat.trace.primitives import ALIASING, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
 
@@ -101,8 +101,8 @@ class _Lowering:
         for index, eqn in enumerate(jaxpr.eqns):
             self._equation = index if equation is None else equation
             name = eqn.primitive.name
-            if name in CALLS and (bodies := jaxprs.subjaxprs(eqn)):
-                self._call(eqn, bodies[0], env)
+            if (body := jaxprs.computed_body(eqn)) is not None:
+                self._call(eqn, body, env)
             elif name == "optimization_barrier":
                 self._barrier(eqn, env)
             elif len(eqn.outvars) == 1 and name not in LOOPS:
@@ -155,8 +155,8 @@ class _Lowering:
         return taken
 
     def _single(self, eqn: Eqn, env: dict[Var, int]) -> int:
-        name, out = eqn.primitive.name, eqn.outvars[0]
-        if name in RENAMING:
+        name, out = compat.primitive_name(eqn), eqn.outvars[0]
+        if name in ALIASING:
             return self._reshaped(self._read(eqn.invars[0], env, _shape(out)), out)
         if name == "broadcast_in_dim":
             return self._broadcast(self._read(eqn.invars[0], env, _shape(out)), out, _params_key(eqn))

@@ -17,10 +17,9 @@ from jaxremat.cost.sharding import device_fraction, device_share
 from jaxremat.graph.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
-from jaxremat.trace.primitives import RENAMING
+from jaxremat.trace.primitives import ALIASING, LOOPS
 
-_VIEWS = RENAMING | {"transpose"}
-_STRUCTURED = ("scan", "while", "cond")
+_VIEWS = ALIASING | {"transpose"}
 
 
 def price(joint: Joint, device: Device | None = None) -> Graph:
@@ -155,7 +154,7 @@ def program_seconds(jaxpr: Jaxpr, device: Device) -> float:
 
 def _seconds(eqn: Eqn, device: Device, materialised: dict[Var, bool]) -> float:
     """Time of one equation; an element-wise one that is fused into its readers moves no bytes of its own."""
-    if eqn.primitive.name in _STRUCTURED:
+    if eqn.primitive.name in LOOPS:
         return device.launch_seconds + body_seconds(eqn, lambda body: program_seconds(body, device))
     if is_contraction(eqn) or jaxprs.subjaxprs(eqn):
         return equation_seconds(eqn, device)
@@ -166,6 +165,6 @@ def _seconds(eqn: Eqn, device: Device, materialised: dict[Var, bool]) -> float:
 
 def _workspace_bytes(eqn: Eqn, device: Device) -> int:
     """Bytes that the bodies of a loop or branch need while they run."""
-    if eqn.primitive.name not in _STRUCTURED:
+    if eqn.primitive.name not in LOOPS:
         return 0
     return max(estimate_memory(body, device).temp_bytes for body in jaxprs.subjaxprs(eqn))

@@ -12,7 +12,6 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.base.policy import NamePolicy
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.origins import is_checkpoint
 
 Labels = Mapping[tuple[int, int], str]
 
@@ -31,8 +30,8 @@ def emit_repoliced(raw: Jaxpr, names: Sequence[str]) -> Callable[..., list]:
             return None
         run: Callable[..., list] = functools.partial(_evaluate_flat, body, rule)
         with compat.at_position_of(eqn):
-            if is_checkpoint(eqn):
-                run = jax.checkpoint(run, policy=policy, prevent_cse=compat.prevents_cse(eqn))
+            if jaxprs.is_checkpoint(eqn):
+                run = jax.checkpoint(run, **compat.checkpoint_options(eqn) | {"policy": policy})
             return run(*inputs)
 
     return lambda *inputs: jaxprs.evaluate(raw, inputs, rule)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxremat import attention, chunk
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import BudgetError
-from jaxremat.chunk.rewriting import Finding
+from jaxremat.chunk.rewriting.finding import Finding
 from jaxremat.cost.pricing import resident_bytes
 from jaxremat.planner.planner import Outcome
 from jaxremat.report.origin import Origin, origin_of

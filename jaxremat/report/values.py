@@ -10,9 +10,9 @@ from jaxremat.report.origin import Origin, origins_of
 from jaxremat.report.parts import Part
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
-from jaxremat.trace.primitives import RENAMING
+from jaxremat.trace.primitives import ALIASING
 
-_SAME_NUMBERS = RENAMING | {"convert_element_type", "transpose", "slice"}
+_SAME_NUMBERS = ALIASING | {"convert_element_type", "transpose", "slice"}
 """Primitives whose result is known by the name of what they read."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,17 +12,12 @@ import numpy as np
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
 from jaxremat.trace.arguments import arrays_and_tree
+from jaxremat.trace.primitives import CALLS, CHECKPOINTS, OWN_RULES
 
 Rule = Callable[[Eqn, list], list | None]
 
-_INLINE = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
+_INLINED = CALLS | CHECKPOINTS
+_COMPUTED = _INLINED | OWN_RULES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,10 +48,30 @@ def read(fun: Callable, *args) -> Program:
     return Program(jaxpr, in_tree, trees[-1])
 
 
+def called_body(eqn: Eqn) -> Jaxpr | None:
+    """The body of a call (jit, closed_call), which means no more than it; else None."""
+    return _body(eqn, CALLS)
+
+
 def inlined_body(eqn: Eqn) -> Jaxpr | None:
-    """The jaxpr of a call-like equation (jit, closed_call, remat) that means no more than its body; else None."""
-    key = _INLINE.get(eqn.primitive.name)
-    return eqn.params[key] if key else compat.checkpoint_body(eqn)
+    """The body of a call or of a checkpoint, which compute what it computes; else None."""
+    return _body(eqn, _INLINED)
+
+
+def computed_body(eqn: Eqn) -> Jaxpr | None:
+    """The body of a call, a checkpoint or a function with its own differentiation rule; else None."""
+    return _body(eqn, _COMPUTED)
+
+
+def is_checkpoint(eqn: Eqn) -> bool:
+    """Whether an equation is a checkpoint that has not been differentiated yet."""
+    known = compat.primitive_name(eqn) in CHECKPOINTS
+    return known and not compat.params_of(eqn).get("differentiated", False)
+
+
+def _body(eqn: Eqn, key_of: Mapping[str, str]) -> Jaxpr | None:
+    key = key_of.get(compat.primitive_name(eqn))
+    return compat.params_of(eqn)[key] if key else None
 
 
 def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: Sequence | None = None) -> list:
@@ -96,12 +111,30 @@ def inline_rule(eqn: Eqn, inputs: list) -> list | None:
         return None if name is None else [compat.mark(inputs[0], name)]
 
 
+def inlining(body_of: Callable[[Eqn], Jaxpr | None]) -> Rule:
+    """A rule for `evaluate` that replaces equations by the bodies that `body_of` gives, at every depth of them."""
+
+    def rule(eqn: Eqn, inputs: list) -> list | None:
+        body = body_of(eqn)
+        if body is None:
+            return None
+        with compat.at_position_of(eqn):
+            return evaluate(body, inputs, rule)
+
+    return rule
+
+
 def inline_calls(jaxpr: Jaxpr) -> Jaxpr:
     """The same program with jit, closed_call and remat equations replaced by their bodies; dead code removed."""
-    flat = jax.make_jaxpr(lambda *xs: evaluate(jaxpr, xs, inline_rule))(*[shape_of(v) for v in jaxpr.invars])
-    flat = compat.without_dead_code(flat)
-    compat.check_jaxpr(flat)
-    return flat
+    return traced_with(jaxpr, inline_rule)
+
+
+def traced_with(jaxpr: Jaxpr, rule: Rule) -> Jaxpr:
+    """The program that a jaxpr is under a rule for `evaluate`, without dead code."""
+    made = jax.make_jaxpr(lambda *xs: evaluate(jaxpr, xs, rule))(*[shape_of(v) for v in jaxpr.invars])
+    made = compat.without_dead_code(made)
+    compat.check_jaxpr(made)
+    return made
 
 
 def last_readers(jaxpr: Jaxpr) -> dict[Var, int]:
@@ -150,7 +183,7 @@ def size_bytes(atom: Atom) -> int:
 
 def subjaxprs(eqn: Eqn) -> list[Jaxpr]:
     """Every jaxpr among an equation's parameters: loop bodies, branches, call bodies."""
-    found = jax.tree.leaves([*eqn.params.values(), compat.checkpoint_body(eqn)], is_leaf=compat.is_jaxpr)
+    found = jax.tree.leaves(list(compat.params_of(eqn).values()), is_leaf=compat.is_jaxpr)
     return [x for x in found if compat.is_jaxpr(x)]
 
 

@@ -66,19 +66,13 @@ def trace_regions(primal: Primal, raw: Jaxpr) -> Origins:
         body = jaxprs.inlined_body(eqn)
         if body is None:
             return None
-        if inside or not is_checkpoint(eqn):
+        if inside or not jaxprs.is_checkpoint(eqn):
             with compat.at_position_of(eqn):
                 return jaxprs.evaluate(body, inputs, functools.partial(rule, inside=inside))
         with jax.named_scope(f"@{next(opened)}@"):
             return jaxprs.evaluate(body, inputs, functools.partial(rule, inside=True))
 
     return _origins(differentiate(primal, lambda inputs: jaxprs.evaluate(raw, inputs, rule)))
-
-
-def is_checkpoint(eqn: Eqn) -> bool:
-    """Whether an equation is a checkpoint that has not been differentiated yet."""
-    known = eqn.primitive.name in ("remat2", "checkpoint") or compat.checkpoint_body(eqn) is not None
-    return known and not eqn.params.get("differentiated", False)
 
 
 def _origins(joint: Joint) -> Origins:
@@ -101,7 +95,7 @@ def names_in(jaxpr: Jaxpr) -> Sequence[str]:
             if inside and name is not None:
                 found[name] = None
             for body in jaxprs.subjaxprs(eqn):
-                visit(body, inside or is_checkpoint(eqn))
+                visit(body, inside or jaxprs.is_checkpoint(eqn))
 
     visit(jaxpr, False)
     return tuple(found)

@@ -1,4 +1,7 @@
-"""Primitives by how compilers treat them."""
+"""Every fact about a family of primitives: where bodies are, and how compilers treat what has none.
+
+Names are those of `compat.primitive_name`, so that a checkpoint is the same family whatever JAX_REMAT3 says.
+"""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -29,17 +32,26 @@ REDUCTIONS = _names("reduce_sum reduce_max reduce_min reduce_prod reduce_and red
 
 CUMULATIVE = _names("cumsum cumprod cummax cummin cumlogsumexp")
 
-RENAMING = _names("reshape squeeze expand_dims stop_gradient copy name sharding_constraint pvary")
+ALIASING = _names("reshape squeeze expand_dims stop_gradient copy name sharding_constraint pvary")
 """The same bytes under another name or shape."""
 
-CALLS = _names(
-    """jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat2 checkpoint
-    custom_lin"""
-)
-"""Equations that mean the body they carry."""
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "eval_jaxpr": "call_jaxpr",
+}
+"""Calls, and the parameter that holds what they call: they mean no more than it."""
 
-LOOPS = frozenset({"scan", "while", "cond"})
-"""Control flow: an equation whose bodies run apart from what surrounds it."""
+CHECKPOINTS = {"remat2": "jaxpr", "checkpoint": "jaxpr"}
+"""`jax.checkpoint`, and the parameter that holds what is computed again."""
+
+OWN_RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+"""Functions with a differentiation rule of their own, and the parameter that holds the function."""
+
+LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+"""Control flow, and the parameters that hold bodies, which run apart from what surrounds the equation."""
 
 IN_LIBRARY = _names(
     """abs add add_any ceil convert_element_type cos div erf exp expm1 floor integer_pow log log1p logistic max min mul

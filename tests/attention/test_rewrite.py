@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxremat import attention
-from jaxremat.chunk.rewriting import Report
+from jaxremat.chunk.rewriting.finding import Report
 
 BATCH, LENGTH, HEADS, DEPTH = 2, 12, 4, 8
 CAUSAL = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))

@@ -10,8 +10,8 @@ from jax.test_util import check_grads
 
 from jaxremat import chunk
 from jaxremat.base.errors import ArgumentError
-from jaxremat.chunk.blocks import add_block, read_block
-from jaxremat.chunk.tiling import Span, Tiling, attention_tiling, dividing_size, even_size
+from jaxremat.chunk.tiling.blocks import add_block, read_block
+from jaxremat.chunk.tiling.tiles import Span, Tiling, attention_tiling, dividing_size, even_size
 
 
 @settings(deadline=None)
@@ -28,7 +28,7 @@ def test_chunk_sizes(length, limit):
     left=st.none() | st.integers(0, 5), right=st.none() | st.integers(0, 5),
 )  # fmt: skip
 def test_tiles_cover_the_band(queries, keys, query_chunk, key_chunk, left, right):
-    tiling = attention_tiling((queries, keys), query_chunk, key_chunk, (left, right))
+    tiling = attention_tiling((queries, keys), 2**20, query_chunk, key_chunk, (left, right))
     covered = np.zeros((queries, keys), bool)
     for place in tiling.places():
         start = np.minimum(place, np.subtract(tiling.lengths, tiling.sizes))

@@ -10,8 +10,8 @@ import pytest
 from compact_programs import CASES, arguments
 
 from jaxremat.compact import CompAct, projection
-from jaxremat.compact.consume import group_key
-from jaxremat.compact.update import moved_weight, shrunk_weight
+from jaxremat.compact.update import Projections, moved_weight, shrunk_weight
+from jaxremat.compact.weight_tracer import group_key
 
 only_w = lambda path, leaf: path == "w"
 
@@ -41,7 +41,7 @@ def test_exact(name):
         trainable = compact.trainable(state)
         ours = jax.value_and_grad(lambda t, x: compact.loss(t, state, x), (0, 1))(trainable, x)
         plain = jax.value_and_grad(case.loss, (0, 1))(params, x)
-        projected = shrunk_weight(plain[1][0]["w"], compression, uses, compact._key(state.step))
+        projected = shrunk_weight(plain[1][0]["w"], compression, Projections(uses, compact._key(state.step)))
         return ours, plain, projected
 
     (value, (grads, by_input)), (expected, (full, full_by_input)), projected = measure(state, params, x)
@@ -58,11 +58,11 @@ def test_update_is_the_adjoint_of_the_projection(name):
     case = CASES[name]
     compact, state, params, x = setup(case)
     (compression,) = state.compressions
-    uses, key = compact._compressed(state, (x,))[1], compact._key(state.step)
+    projections = Projections(compact._compressed(state, (x,))[1], compact._key(state.step))
     small = jax.random.normal(jax.random.key(1), compact.trainable(state)["w"].shape)
-    moved = moved_weight(jnp.zeros_like(params["w"]), small, compression, uses, key, 0.5, 0.0)
+    moved = moved_weight(jnp.zeros_like(params["w"]), small, compression, projections, scale=0.5, rate=0.0)
     left = jnp.vdot(moved, params["w"])
-    right = 0.5 * jnp.vdot(small, shrunk_weight(params["w"], compression, uses, key))
+    right = 0.5 * jnp.vdot(small, shrunk_weight(params["w"], compression, projections))
     np.testing.assert_allclose(left, right, rtol=1e-4)
 
 
@@ -109,6 +109,6 @@ def test_steps_are_unbiased_over_seeds(name):
 def test_layers_of_a_scan_have_projections_of_their_own():
     compact, state, params, x = setup(CASES["scan"])
     alone = lambda i: jnp.zeros_like(params["w"]).at[i].set(params["w"][0])
-    uses, key = compact._compressed(state, (x,))[1], compact._key(state.step)
-    first, second = (shrunk_weight(alone(i), state.compressions[0], uses, key)[i] for i in (0, 1))
+    projections = Projections(compact._compressed(state, (x,))[1], compact._key(state.step))
+    first, second = (shrunk_weight(alone(i), state.compressions[0], projections)[i] for i in (0, 1))
     assert np.abs(first - second).max() > 0.1

@@ -20,8 +20,8 @@ from joint_programs import (
     run_joint,
 )
 
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import trace_joint
-from jaxremat.trace.origins import is_checkpoint
 
 X, W = array(3, 4), array(4, 4, seed=1)
 
@@ -253,7 +253,7 @@ def test_calls_are_inlined_and_loops_stay():
 
 def test_the_raw_program_keeps_the_authors_checkpoints():
     primal = trace_joint(_calls, X).primal
-    assert any(map(is_checkpoint, primal.raw.eqns)) and not any(map(is_checkpoint, primal.jaxpr.eqns))
+    assert any(map(jaxprs.is_checkpoint, primal.raw.eqns)) and not any(map(jaxprs.is_checkpoint, primal.jaxpr.eqns))
 
 
 def _new_primitive(name, run, jvp=None):

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxremat.chunk.sweep import linear_sweep
-from jaxremat.chunk.tiling import Span, Tiling, Window
+from jaxremat.chunk.tiling.tile_scan import linear_tile_scan
+from jaxremat.chunk.tiling.tiles import Span, Tiling, Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +149,8 @@ def _stream_jvp(scores: Scores, primals, tangents):
     results = [jax.ShapeDtypeStruct(tiling.padded[:-1], anchor.dtype)]
     if value is not None:
         results.append(jax.ShapeDtypeStruct((*tiling.padded[:-1], value.shape[-1]), anchor.dtype))
-    share = functools.partial(_tangent_tile, scores, moving, operands, value, (anchor, log_total))
-    d_lse, *d_mixed = linear_sweep(tiling, share, moved, windows, results, [rows, (*rows, None)])
+    share = _TangentTile(scores, moving, operands, value, anchor, log_total)
+    d_lse, *d_mixed = linear_tile_scan(tiling, share, moved, windows, results, [rows, (*rows, None)])
     d_lse = tiling.trim(d_lse, rows)
     still = jnp.zeros_like(anchor)
     if value is None:
@@ -159,29 +159,50 @@ def _stream_jvp(scores: Scores, primals, tangents):
     return (anchor, log_total, out), (still, d_lse, d_out.astype(out.dtype))
 
 
-def _tangent_tile(scores: Scores, moving, operands, value, norm, place, d_blocks):
-    """One tile's share of sum P dS and of sum P dS v + P dv; linear in `d_blocks`."""
-    tiling = scores.tiling
-    reads = tiling.reads(place)
-    blocks = [tiling.block(x, w, reads) for x, w in zip(operands, scores.windows)]
-    every = dict(enumerate(blocks))
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TangentTile:
+    """One tile's share of sum P dS and of sum P dS v + P dv; linear in the tangents' blocks.
 
-    def of(moved):
-        return scores.of_tile(list((every | dict(zip(moving, moved))).values()), place)
+    Attributes:
+      moving: the operands that have a tangent; the value's, if it has one, comes after theirs.
+      anchor, log_total: of every row; their sum is the log-sum-exp.
+    """
 
-    primals = [blocks[i] for i in moving]
-    d_primals = [d.astype(p.dtype) for d, p in zip(d_blocks, primals)]
-    tile, d_tile = jax.jvp(of, (primals,), (d_primals,))
-    anchor, log_total = (tiling.block(x, scores.row_window, reads) for x in norm)
-    weights = jnp.exp(tile - anchor[..., None] - _finite(log_total)[..., None])
-    pushed = weights * d_tile
-    parts = [pushed.sum(-1)]
-    if value is not None:
-        mixed = scores.mix(pushed, tiling.block(value, scores.value_window, reads))
-        if len(d_blocks) > len(moving):
-            mixed += scores.mix(weights, d_blocks[-1].astype(value.dtype))
-        parts.append(mixed)
-    return parts
+    scores: Scores
+    moving: tuple[int, ...]
+    operands: tuple[jax.Array, ...]
+    value: jax.Array | None
+    anchor: jax.Array
+    log_total: jax.Array
+
+    def __call__(self, place: jax.Array, d_blocks: Sequence[jax.Array]) -> list[jax.Array]:
+        reads = self.scores.tiling.reads(place)
+        tile, d_tile = self._moved_scores(reads, place, d_blocks)
+        anchor, log_total = (self._block(x, self.scores.row_window, reads) for x in (self.anchor, self.log_total))
+        weights = jnp.exp(tile - anchor[..., None] - _finite(log_total)[..., None])
+        pushed = weights * d_tile
+        parts = [pushed.sum(-1)]
+        if self.value is not None:
+            mixed = self.scores.mix(pushed, self._block(self.value, self.scores.value_window, reads))
+            if len(d_blocks) > len(self.moving):
+                mixed += self.scores.mix(weights, d_blocks[-1].astype(self.value.dtype))
+            parts.append(mixed)
+        return parts
+
+    def _moved_scores(self, reads, place, d_blocks) -> tuple[jax.Array, jax.Array]:
+        """The tile's scores and their tangent."""
+        blocks = [self._block(x, w, reads) for x, w in zip(self.operands, self.scores.windows)]
+        primals = [blocks[i] for i in self.moving]
+        d_primals = [d.astype(p.dtype) for d, p in zip(d_blocks, primals)]
+
+        def of(moved):
+            every = dict(enumerate(blocks)) | dict(zip(self.moving, moved))
+            return self.scores.of_tile(list(every.values()), place)
+
+        return jax.jvp(of, (primals,), (d_primals,))
+
+    def _block(self, array: jax.Array, window: Window, reads) -> jax.Array:
+        return self.scores.tiling.block(array, window, reads)
 
 
 def _finite(x: jax.Array) -> jax.Array:

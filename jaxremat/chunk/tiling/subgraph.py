@@ -1,9 +1,9 @@
 """Computing a part of a value: which parts of which other values it needs, equation by equation.
 
-A region is the cone of equations above some outputs. Asked for one tile of the outputs, it computes every value inside
-for that tile only, from blocks of its *sources*, the values that it reads as they lie. Elementwise equations, iotas,
-broadcasts, slices, matrix products and row-wise reductions pass a window on to their operands; any other equation
-ends the region there, and its result is a source.
+A tiled subgraph is a cone of equations above some outputs. Asked for one tile of the outputs, it computes every value
+inside for that tile only, from blocks of its *sources*, the values that it reads as they lie. Elementwise equations,
+iotas, broadcasts, slices, matrix products and row-wise reductions pass a window on to their operands; any other
+equation ends the subgraph there, and its result is a source.
 """
 
 from __future__ import annotations
@@ -16,23 +16,18 @@ import jax
 from jax import lax
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
-from jaxremat.chunk.tiling import Span, Tiling, Window
+from jaxremat.base.compat import Eqn, Literal, Var
+from jaxremat.chunk.tiling.tiles import Span, Tiling, Window
 from jaxremat.trace.jaxpr import shape_of
+from jaxremat.trace.primitives import ELEMENTWISE, REDUCTIONS
 
-_ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos
-    cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max
-    min mul name ne neg nextafter not optimization_barrier or pow real rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor""".split()  # noqa: SIM905
-)
-_REDUCTIONS = {"argmax", "argmin"} | {f"reduce_{name}" for name in ("max", "min", "sum", "prod", "and", "or")}
+_PASSING = ELEMENTWISE | {"name", "optimization_barrier", "stop_gradient"}
 
 Need = tuple[Var, Window]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Region:
+class TiledSubgraph:
     """Equations with the windows under which they run.
 
     Attributes:
@@ -60,13 +55,10 @@ class Region:
         return [env[need] for need in self.outputs]
 
 
-def producers(jaxpr: Jaxpr) -> dict[Var, Eqn]:
-    """For each variable that an equation defines, that equation."""
-    return {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
-
-
-def region(made_by: dict[Var, Eqn], outputs: Sequence[Need], inside: Callable[[Var, Window], bool]) -> Region:
-    """The region above `outputs` of all values for which `inside(var, window)` and whose equation can be windowed."""
+def tiled_subgraph(
+    made_by: dict[Var, Eqn], outputs: Sequence[Need], inside: Callable[[Var, Window], bool]
+) -> TiledSubgraph:
+    """The subgraph above `outputs` of all values for which `inside(var, window)` and whose equation can be windowed."""
     sources: dict[Need, None] = {}
     steps: dict[Need, tuple[Eqn, Window, tuple[Window, ...]]] = {}
     stack = [(need, False) for need in reversed(outputs)]
@@ -83,17 +75,17 @@ def region(made_by: dict[Var, Eqn], outputs: Sequence[Need], inside: Callable[[V
         else:
             stack.append(((var, window), True))
             stack.extend(((a, w), False) for a, w in zip(eqn.invars, windows) if not isinstance(a, Literal))
-    return Region(tuple(sources), tuple(steps.values()), tuple(outputs))
+    return TiledSubgraph(tuple(sources), tuple(steps.values()), tuple(outputs))
 
 
 def operand_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     """The window of each operand that the windowed output needs, or None where this equation cannot be cut so."""
     if len(eqn.outvars) != 1 or eqn.effects:
         return None
-    name = eqn.primitive.name
-    if name in _ELEMENTWISE:
+    name = compat.primitive_name(eqn)
+    if name in _PASSING:
         return tuple(_broadcasting(shape_of(atom).shape, shape_of(eqn.outvars[0]).shape, window) for atom in eqn.invars)
-    if name in _REDUCTIONS:
+    if name in REDUCTIONS:
         return (_inserted(window, eqn.params["axes"], len(shape_of(eqn.invars[0]).shape)),)
     rule = _WINDOWS.get(name)
     return rule(eqn, window) if rule else None
@@ -215,7 +207,7 @@ _WINDOWS = {
 def _run(eqn: Eqn, window: Window, inputs: list, reads: Sequence, tiling: Tiling) -> jax.Array:
     """One equation on blocks."""
     sizes = tiling.block_sizes(window, shape_of(eqn.outvars[0]).shape)
-    name, params = eqn.primitive.name, eqn.params
+    name, params = compat.primitive_name(eqn), eqn.params
     with compat.at_position_of(eqn):
         if name == "iota":
             axis = params["dimension"]
@@ -228,4 +220,6 @@ def _run(eqn: Eqn, window: Window, inputs: list, reads: Sequence, tiling: Tiling
         if name == "slice":
             starts = [0 if span else start for span, start in zip(window, params["start_indices"])]
             return lax.slice(inputs[0], starts, [start + size for start, size in zip(starts, sizes)])
+        if name == "name":  # JAX_REMAT3's names know their shape; inside a tile nothing is saved by name
+            return inputs[0]
         return compat.bind(eqn, inputs)[0]

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxremat.backends.devices import resolve_target
 from jaxremat.base.errors import ArgumentError
 
 
@@ -117,25 +116,24 @@ class Tiling:
 
 def attention_tiling(
     lengths: tuple[int, ...],
+    entries: int,
     query_chunk_size: int | None = None,
     key_chunk_size: int | None = None,
     band: tuple[int | None, int | None] = (None, None),
-    target: str | None = None,
 ) -> Tiling:
     """Cuts [*others, queries, keys]; entries of the other axes join a tile while it stays small.
 
     Args:
       lengths: of the box.
-      query_chunk_size, key_chunk_size: at most so many in a tile; None chooses at most 1024 and 4096, and
-        as many scores in a tile as suit the target.
+      entries: about so many scores in a tile; `Backend.scores_per_tile` of the target suits it.
+      query_chunk_size, key_chunk_size: at most so many in a tile; None chooses at most 1024 and 4096.
       band: see `Tiling`.
-      target: device that it is for; None is the default backend's.
     """
     *others, queries, keys = lengths
-    limit = resolve_target(target).backend.scores_per_tile
-    query_size = even_size(queries, 1024 if query_chunk_size is None else query_chunk_size)
-    key_size = even_size(keys, max(1, min(4096, limit // query_size)) if key_chunk_size is None else key_chunk_size)
-    sizes, room = [key_size, query_size], limit // (query_size * key_size)
+    query_size = even_size(queries, min(1024, entries) if query_chunk_size is None else query_chunk_size)
+    room_for_keys = max(1, min(4096, entries // query_size))
+    key_size = even_size(keys, room_for_keys if key_chunk_size is None else key_chunk_size)
+    sizes, room = [key_size, query_size], entries // (query_size * key_size)
     for length in reversed(others):
         sizes.append(dividing_size(length, room))
         room //= max(1, length)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxremat.chunk.blocks import add_block, read_block
-from jaxremat.chunk.tiling import Tiling, Window
+from jaxremat.base import compat
+from jaxremat.chunk.tiling.blocks import add_block, read_block
+from jaxremat.chunk.tiling.tiles import Tiling, Window
 
 
-def linear_sweep(
+def linear_tile_scan(
     tiling: Tiling,
     share: Callable,
     tangents: Sequence[jax.Array],
@@ -34,7 +35,7 @@ def linear_sweep(
     Returns:
       The results, in arrays of padded lengths.
     """
-    share = jax.checkpoint(share, prevent_cse=False)
+    share = compat.linear_checkpoint(share)
 
     def step(state, place):
         travelling, sums = state

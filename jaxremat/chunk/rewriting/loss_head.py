@@ -1,6 +1,6 @@
 """Finding loss heads in a jaxpr: logits from a product with a vocabulary axis, reduced to a few numbers per token.
 
-The anchor is a matrix product with a large output; the region is everything between it and the values per token that
+The anchor is a matrix product with a large output; the subgraph is everything between it and the values per token that
 leave it (log-sum-exp, the label's logit, an argmax, ...). Its equations run chunk of tokens by chunk of tokens.
 """
 
@@ -9,36 +9,37 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
-from jaxremat.chunk.mapping import TileMap, map_tiles
-from jaxremat.chunk.region import Region, producers, region
-from jaxremat.chunk.rewriting import Finding, readers_of
-from jaxremat.chunk.tiling import Span, Tiling, Window, dividing_size, even_size
-from jaxremat.trace.jaxpr import shape_of, size_bytes, vars_of
+from jaxremat.chunk.rewriting.finding import Finding, producers_of, readers_of
+from jaxremat.chunk.tiling.subgraph import TiledSubgraph, tiled_subgraph
+from jaxremat.chunk.tiling.tile_map import TileMap, map_tiles
+from jaxremat.chunk.tiling.tiles import Span, Tiling, Window, dividing_size, even_size
+from jaxremat.trace.jaxpr import called_body, shape_of, size_bytes, vars_of
 
 KIND = "loss head"
 
 
 @dataclasses.dataclass(frozen=True)
-class _RegionTiles:
-    region: Region
+class _SubgraphTiles:
+    subgraph: TiledSubgraph
     tiling: Tiling
 
     def __call__(self, blocks, reads):
-        return self.region.compute(blocks, reads, self.tiling)
+        return self.subgraph.compute(blocks, reads, self.tiling)
 
 
 class LossHeadFinder:
-    """Finds loss heads in one jaxpr; at most `token_chunk_size` tokens at a time, None chooses from the vocabulary."""
+    """Finds loss heads in one jaxpr; so many tokens at a time, or None for 4 tiles' `entries`."""
 
-    def __init__(self, token_chunk_size: int | None = None, target: str | None = None):
-        self.token_chunk_size = token_chunk_size
-        self.target = target
+    def __init__(self, entries: int, token_chunk_size: int | None = None):
+        self.entries, self.token_chunk_size = entries, token_chunk_size
+
+    def body_of(self, eqn: Eqn) -> Jaxpr | None:
+        return called_body(eqn)
 
     def __call__(self, jaxpr: Jaxpr) -> list[Finding]:
-        made_by, readers = producers(jaxpr), readers_of(jaxpr)
+        made_by, readers = producers_of(jaxpr), readers_of(jaxpr)
         products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
         return [f for eqn in products if (f := self._match(eqn, jaxpr, made_by, readers)) is not None]
 
@@ -57,7 +58,8 @@ class LossHeadFinder:
         lengths = {tuple(n for n in shape_of(v).shape if n != 1) for v in cone.outputs}
         if len(lengths) != 1 or not (box := lengths.pop()):
             return dataclasses.replace(finding, reason="what leaves it does not share the axes of the tokens")
-        tiling = _tiling(box, vocabulary, self.token_chunk_size, self.target)
+        tokens = max(128, 4 * self.entries // vocabulary) if self.token_chunk_size is None else self.token_chunk_size
+        tiling = _tiling(box, tokens)
         if tiling.sizes == tiling.lengths:
             return dataclasses.replace(finding, reason="the logits fit in one tile")
         needs = [(v, _token_window(shape_of(v).shape)) for v in cone.outputs]
@@ -66,7 +68,7 @@ class LossHeadFinder:
         def inside(var: Var, window: Window) -> bool:
             return any(window) and (var in cone.below or math.prod(shape_of(var).shape) >= large)
 
-        cut = region(made_by, needs, inside)
+        cut = tiled_subgraph(made_by, needs, inside)
         if any(var in cone.below for var, _ in cut.sources):
             return dataclasses.replace(finding, reason="an equation in it cannot be cut along the tokens")
         return dataclasses.replace(
@@ -145,10 +147,8 @@ def _token_window(shape) -> Window:
     return tuple(None if n == 1 else Span(next(axes)) for n in shape)
 
 
-def _tiling(lengths, vocabulary: int, token_chunk_size: int | None, target: str | None) -> Tiling:
-    """Tokens by the chunk: at least 128, so that the product keeps its speed, and 4 tiles' worth of logits."""
-    room = 4 * resolve_target(target).backend.scores_per_tile
-    tokens = max(128, room // vocabulary) if token_chunk_size is None else token_chunk_size
+def _tiling(lengths, tokens: int) -> Tiling:
+    """At most so many tokens by the chunk, whole rows of them where they fit."""
     sizes = [even_size(lengths[-1], tokens)]
     room = tokens // sizes[0]
     for length in reversed(lengths[:-1]):
@@ -157,8 +157,8 @@ def _tiling(lengths, vocabulary: int, token_chunk_size: int | None, target: str 
     return Tiling(tuple(lengths), tuple(reversed(sizes)))
 
 
-def _emit(product: Eqn, cut: Region, tiling: Tiling, values: list) -> list:
+def _emit(product: Eqn, cut: TiledSubgraph, tiling: Tiling, values: list) -> list:
     windows = tuple(window for _, window in cut.sources)
-    task = TileMap(_RegionTiles(cut, tiling), tiling, windows, tuple(window for _, window in cut.outputs))
+    task = TileMap(_SubgraphTiles(cut, tiling), tiling, windows, tuple(window for _, window in cut.outputs))
     with compat.at_position_of(product):
         return map_tiles(task, values)

@@ -1,9 +1,10 @@
 """What consumes the selected weights of a program, and the same program reading compressed inputs instead.
 
-One interpreter does both. Looking (no key): it follows every selected weight to the `dot_general`s that consume it and
-records which axes they contract, which weights share an input, and what cannot be followed. Compressing (with a key):
-it gives each of those products the derivative of `projection.with_derivative`. Weights are followed through jit, scan,
-cond and remat; inside a function with its own differentiation rule the rule's weight gradient is projected instead.
+One tracer of weights does both. Looking (no key): it follows every selected weight to the `dot_general`s that consume
+it and records which axes they contract, which weights share an input, and what cannot be followed. Compressing (with a
+key): it gives each of those products the derivative of `projection.with_derivative`. Weights are followed through jit,
+scan, cond and remat; inside a function with its own differentiation rule the rule's weight gradient is projected
+instead.
 """
 
 from __future__ import annotations
@@ -22,13 +23,11 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.compact.projection import expand, lift, projection, with_derivative
 from jaxremat.compact.weight import FOLLOW, LoopIndex, UnfollowedError, Weight
-from jaxremat.trace.jaxpr import evaluate, shape_of, vars_of
+from jaxremat.trace import walk
+from jaxremat.trace.jaxpr import called_body, evaluate, shape_of, vars_of
+from jaxremat.trace.primitives import ALIASING, CALLS, CHECKPOINTS, OWN_RULES
 
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-_OWN_RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
-_SAME_WHEN_REPEATED = frozenset(
-    {"convert_element_type", "reshape", "transpose", "broadcast_in_dim", "squeeze", "sharding_constraint", "copy"}
-)
+_SAME_WHEN_REPEATED = ALIASING | {"convert_element_type", "transpose", "broadcast_in_dim"}
 
 
 @dataclasses.dataclass
@@ -62,13 +61,13 @@ class Uses:
 def find_uses(jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom]) -> Uses:
     """Follows the weights among `inputs` (their `variable` is None) through the equations that `wanted` needs."""
     uses = Uses()
-    Consumer(uses, None).run(jaxpr, inputs, wanted)
+    WeightTracer(uses, None).run(jaxpr, inputs, wanted)
     return uses
 
 
 def compress(jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom], uses: Uses, key: jax.Array) -> list:
     """Runs a program whose products with the weights among `inputs` keep projections of their other operand."""
-    outputs = Consumer(uses, key).run(jaxpr, inputs, wanted)
+    outputs = WeightTracer(uses, key).run(jaxpr, inputs, wanted)
     return [x.value if isinstance(x, Weight) else x for x in outputs]
 
 
@@ -77,7 +76,7 @@ def group_key(uses: Uses, key: Any, leaf: int, positions: Sequence = ()) -> jax.
     return functools.reduce(jax.random.fold_in, positions, jax.random.fold_in(key, uses.group[leaf]))
 
 
-class Consumer:
+class WeightTracer:
     """The rule of one jaxpr body: what to do with an equation that reads a weight."""
 
     def __init__(self, uses: Uses, key: jax.Array | None, needed: frozenset[Var] = frozenset()):
@@ -92,7 +91,7 @@ class Consumer:
     def run(self, jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom] | None = None) -> list:
         """Evaluates a body in a scope of its own."""
         needed = live_vars(jaxpr, jaxpr.outvars if wanted is None else wanted)
-        return evaluate(jaxpr, inputs, Consumer(self.uses, self.key, needed).rule)
+        return evaluate(jaxpr, inputs, WeightTracer(self.uses, self.key, needed).rule)
 
     def rule(self, eqn: Eqn, inputs: list) -> list | None:
         weights = [x for x in inputs if isinstance(x, Weight)]
@@ -109,14 +108,14 @@ class Consumer:
             return compat.bind(eqn, plain)
 
     def _consume(self, eqn: Eqn, inputs: list, weights: list[Weight]) -> list:
-        name = eqn.primitive.name
+        name = compat.primitive_name(eqn)
         if name == "dot_general":
             return [self._product(eqn, inputs)]
         inside = self._inside(name)
         if inside is not None:
             with compat.at_position_of(eqn):
                 return inside(eqn, inputs)
-        if name in _OWN_RULES:
+        if name in OWN_RULES:
             return self._own_rule(eqn, inputs)
         if name == "stop_gradient":
             return compat.bind(eqn, [weights[0].value])
@@ -126,12 +125,13 @@ class Consumer:
 
     def _inside(self, name: str) -> Callable[[Eqn, list], list] | None:
         """How to follow a weight into the bodies of an equation, by the name of its primitive."""
-        structured = {"scan": self._scan, "cond": self._cond, "remat2": self._remat, "checkpoint": self._remat}
-        return self._call if name in _CALLS else structured.get(name)
+        structured = {"scan": self._scan, "cond": self._cond}
+        families = dict.fromkeys(CALLS, self._call) | dict.fromkeys(CHECKPOINTS, self._checkpoint) | structured
+        return families.get(name)
 
     def _recognise(self, eqn: Eqn, inputs: list) -> list | None:
         """Runs casts and reshapes, remembering which repeat an earlier one: layers may each cast one input."""
-        if eqn.primitive.name not in _SAME_WHEN_REPEATED:
+        if compat.primitive_name(eqn) not in _SAME_WHEN_REPEATED:
             return None
         inputs_seen = [self._first(x) for x in inputs]
         key = (eqn.primitive, str(eqn.params), *map(id, inputs_seen))
@@ -198,14 +198,15 @@ class Consumer:
         return self.projected[cached][1]
 
     def _call(self, eqn: Eqn, inputs: list) -> list:
-        body = eqn.params[_CALLS[eqn.primitive.name]]
+        body = called_body(eqn)
+        assert body is not None
         wanted = [inner for inner, outer in zip(body.outvars, eqn.outvars) if outer in self.needed]
         self.needed |= live_vars(body, wanted)
         return evaluate(body, inputs, self.rule)
 
-    def _remat(self, eqn: Eqn, inputs: list) -> list:
-        body, options = eqn.params["jaxpr"], {k: eqn.params[k] for k in ("prevent_cse", "policy")}
-        return jax.checkpoint(lambda xs: self._plain(eqn, self.run(body, xs)), **options)(inputs)
+    def _checkpoint(self, eqn: Eqn, inputs: list) -> list:
+        (body,) = walk.bodies(eqn)
+        return walk.checkpoint_again(eqn, lambda *xs: self._plain(eqn, self.run(body, xs)))(*inputs)
 
     def _cond(self, eqn: Eqn, inputs: list) -> list:
         index, *operands = inputs
@@ -244,7 +245,7 @@ class Consumer:
     def _own_rule(self, eqn: Eqn, inputs: list) -> list:
         """Keeps a function's own differentiation rule, and projects the weight gradient that it returns."""
         if self.key is None:
-            self._plain(eqn, self.run(eqn.params[_OWN_RULES[eqn.primitive.name]], inputs))
+            self._plain(eqn, self.run(eqn.params[OWN_RULES[eqn.primitive.name]], inputs))
             return compat.bind(eqn, [x.value if isinstance(x, Weight) else x for x in inputs])
         return compat.bind(eqn, [self._lifted(x) if isinstance(x, Weight) else x for x in inputs])
 

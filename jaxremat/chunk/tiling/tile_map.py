@@ -1,0 +1,96 @@
+"""Work that is independent along some axes, done tile by tile: only one tile's intermediate values exist at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxremat.chunk.tiling.tile_scan import linear_tile_scan
+from jaxremat.chunk.tiling.tiles import Tiling, Window
+
+
+@dataclasses.dataclass(frozen=True)
+class TileMap:
+    """What one tile computes: `tile(blocks, reads) -> blocks of the results`, pure; static and hashable.
+
+    Attributes:
+      tile: the computation.
+      tiling: the cut of the box.
+      windows, out_windows: one per operand and per result; every axis of the box appears in every result.
+    """
+
+    tile: Callable[[Sequence[jax.Array], list[jax.Array]], Sequence[jax.Array]]
+    tiling: Tiling
+    windows: tuple[Window, ...]
+    out_windows: tuple[Window, ...]
+
+    def at(self, operands: Sequence[jax.Array], place: jax.Array) -> Sequence[jax.Array]:
+        reads = self.tiling.reads(place)
+        return self.tile([self.tiling.block(x, w, reads) for x, w in zip(operands, self.windows)], reads)
+
+    def padded_results(self, operands: Sequence[jax.Array]) -> list[jax.ShapeDtypeStruct]:
+        place = jax.ShapeDtypeStruct((len(self.tiling.lengths),), jnp.int32)
+        blocks = jax.eval_shape(self.at, list(operands), place)
+        return [
+            jax.ShapeDtypeStruct(self.tiling.padded_shape(b.shape, w), b.dtype)
+            for b, w in zip(blocks, self.out_windows)
+        ]
+
+
+def map_tiles(task: TileMap, operands: Sequence[jax.Array]) -> list[jax.Array]:
+    """The results of all tiles, put together; derivatives keep the operands only."""
+    return _map(task, tuple(operands))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _map(task: TileMap, operands: tuple[jax.Array, ...]) -> list[jax.Array]:
+    def step(results, place):
+        blocks = task.at(operands, place)
+        results = [
+            lax.dynamic_update_slice(x, block, task.tiling.starts(w, place), allow_negative_indices=False)
+            for x, block, w in zip(results, blocks, task.out_windows)
+        ]
+        return results, None
+
+    empty = [jnp.zeros(r.shape, r.dtype) for r in task.padded_results(operands)]
+    results, _ = lax.scan(step, empty, task.tiling.places())
+    return [task.tiling.trim(x, w) for x, w in zip(results, task.out_windows)]
+
+
+@functools.partial(_map.defjvp, symbolic_zeros=True)
+def _map_jvp(task: TileMap, primals, tangents):
+    (operands,), (d_operands,) = primals, tangents
+    results = _map(task, operands)
+    moving = [i for i, t in enumerate(d_operands) if not isinstance(t, SymbolicZero)]
+    smooth = [i for i, r in enumerate(results) if jnp.issubdtype(r.dtype, jnp.inexact)]
+
+    def share(place, d_blocks):
+        reads = task.tiling.reads(place)
+        blocks = [task.tiling.block(x, w, reads) for x, w in zip(operands, task.windows)]
+
+        def of(*moved):
+            every = dict(enumerate(blocks)) | dict(zip(moving, moved))
+            out = task.tile(list(every.values()), reads)
+            return [out[i] for i in smooth]
+
+        moved = [blocks[i] for i in moving]
+        return jax.jvp(of, moved, [d.astype(x.dtype) for d, x in zip(d_blocks, moved)])[1]
+
+    padded = task.padded_results(operands)
+    sums = linear_tile_scan(
+        task.tiling,
+        share,
+        [d_operands[i] for i in moving],
+        [task.windows[i] for i in moving],
+        [padded[i] for i in smooth],
+        [task.out_windows[i] for i in smooth],
+    )
+    d_smooth = {i: task.tiling.trim(x, task.out_windows[i]) for i, x in zip(smooth, sums)}
+    return results, [d_smooth.get(i, np.zeros(r.shape, jax.dtypes.float0)) for i, r in enumerate(results)]
