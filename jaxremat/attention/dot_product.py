@@ -84,9 +84,8 @@ def dot_product_attention(
     elif isinstance(scale, jax.Array):
         inputs, scale = dataclasses.replace(inputs, query=inputs.query * scale.astype(inputs.query.dtype)), 1.0
     operands, windows = inputs.operands()
-    tiling = attention_tiling(
-        inputs.lengths, resolve_target().backend.scores_per_tile, query_chunk_size, key_chunk_size, band
-    )
+    entries = resolve_target().backend.scores_per_tile
+    tiling = attention_tiling(inputs.lengths, entries, query_chunk_size, key_chunk_size, band)
     tile = _ScoreTile(tuple(operands), tiling, float(scale))
     scores = Scores(
         tile=tile,

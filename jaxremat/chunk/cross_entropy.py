@@ -56,12 +56,7 @@ def softmax_cross_entropy(
     entries = resolve_target().backend.scores_per_tile
     scores = Scores(
         tile=_LogitTile(wide),
-        tiling=attention_tiling(
-            (tokens.shape[0], vocabulary),
-            resolve_target().backend.scores_per_tile,
-            token_chunk_size,
-            vocabulary_chunk_size,
-        ),
+        tiling=attention_tiling((len(tokens), vocabulary), entries, token_chunk_size, vocabulary_chunk_size),
         windows=((Span(0), None), (None, Span(1)), (Span(1),))[: len(operands)],
     )
     chosen = jnp.sum(tokens.astype(wide) * embedding[:, flat_labels].T.astype(wide), -1)
