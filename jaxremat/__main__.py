@@ -12,9 +12,10 @@ from jaxremat.backends.devices import DEVICES
 from jaxremat.base.budget import Budget
 from jaxremat.base.errors import ArgumentError, JaxrematError
 from jaxremat.compiled.targets import list_targets
-from jaxremat.planner.emission import FORMS
-from jaxremat.planning.api import load_plan
-from jaxremat.planning.planning import VERIFICATIONS, plan
+from jaxremat.planner.decision import FORMS
+from jaxremat.planning.load import load_plan
+from jaxremat.planning.planning import plan
+from jaxremat.planning.request import VERIFICATIONS
 from jaxremat.planning.storage import read_plan
 from jaxremat.report.report import Numbers
 from jaxremat.show.stored import stored_to_text

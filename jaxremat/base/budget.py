@@ -11,19 +11,25 @@ _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 _UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 _BY_LOWER = {unit.lower(): factor for unit, factor in _UNITS.items()}
-_HELP = 'give bytes (12884901888), text with a unit ("12GiB", "800MB"), or a fraction of the plain peak in (0, 1] (0.5)'
+_HELP = (
+    'give bytes (12884901888), text with a unit ("12GiB", "800MB"), a fraction of the plain peak in (0, 1] (0.5),'
+    ' "least" or "device"'
+)
+LEAST, DEVICE = "least", "device"
 
 Budget = int | float | str
 
 
-def parse_budget(budget: Budget) -> int | float:
-    """A budget as an int (bytes, at least 1) or a float (fraction of the plain peak, in (0, 1]).
+def parse_budget(budget: Budget) -> int | float | str:
+    """A budget as an int (bytes, at least 1), a float (fraction of the plain peak, in (0, 1]), "least" or "device".
 
     Raises:
       ArgumentError: if it is neither.
     """
     if isinstance(budget, bool):
         raise ArgumentError(f"budget={budget!r} is no size: {_HELP}")
+    if budget in (LEAST, DEVICE):
+        return str(budget)
     if isinstance(budget, str):
         return _positive(_parse_text(budget), budget)
     if isinstance(budget, numbers.Integral):
@@ -35,10 +41,16 @@ def parse_budget(budget: Budget) -> int | float:
     raise ArgumentError(f"budget={budget!r} cannot be read: {_HELP}")
 
 
-def budget_bytes(budget: Budget, plain_peak_bytes: int) -> int:
-    """The budget in bytes, rounded down; a fraction is taken of `plain_peak_bytes`."""
-    parsed = parse_budget(budget)
-    return max(1, int(parsed * plain_peak_bytes)) if isinstance(parsed, float) else parsed
+def budget_bytes(budget: Budget, plain_peak_bytes: int, device_bytes: int) -> int:
+    """A budget other than "least" in bytes, rounded down.
+
+    Args:
+      budget: what was asked for.
+      plain_peak_bytes: what a fraction is taken of.
+      device_bytes: what "device" stands for.
+    """
+    parsed = device_bytes if budget == DEVICE else parse_budget(budget)
+    return max(1, int(parsed * plain_peak_bytes)) if isinstance(parsed, float) else int(parsed)
 
 
 def format_bytes(number: float) -> str:

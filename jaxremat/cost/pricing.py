@@ -62,7 +62,7 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
         reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
         is_output=is_output,
         resident_bytes=resident_bytes(joint),
-        backward=joint.is_backward,
+        backward=joint.backward,
         pinned=np.asarray([jaxprs.has_effects(eqn) for eqn in eqns]),
         names=tuple(eqn.primitive.name for eqn in eqns),
     )
@@ -133,7 +133,7 @@ def _renamed_gradients(joint: Joint, value_of: dict[Var, int]) -> list[int]:
     outputs = set(jaxprs.vars_of(joint.jaxpr.outvars))
     return [
         value_of[var]
-        for eqn, late in zip(joint.eqns, joint.is_backward)
+        for eqn, late in zip(joint.eqns, joint.backward)
         for var in eqn.outvars
         if late and var not in outputs and [_takes_over(reader, var) for reader in readers.get(var, ())] == [True]
     ]

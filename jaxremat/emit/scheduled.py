@@ -15,12 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Var
 from jaxremat.base.errors import EmissionError
+from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
 
@@ -56,66 +56,33 @@ class Script:
     constants: tuple[Eqn, ...] = ()
 
 
-def write_script(
-    joint: Joint,
-    schedule: Sequence[int] | np.ndarray,
-    fences: Sequence[int] | None = None,
-    start: int | None = None,
-    fenced: str = "all",
-    unfenced: Set[Var] = frozenset(),
-) -> Script:
-    """Splits a schedule where the backward begins, and the backward into fenced segments.
+def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = frozenset()) -> Script:
+    """A scheduled program in terms of equations; one that repeats nothing has no barrier.
 
     Args:
       joint: the program; node i of the schedule is equation i.
-      schedule: [T] node ids.
-      fences: steps of the schedule at which a new segment opens; by default, wherever a recomputation follows a
-        backward step.
-      start: the step at which the backward begins; by default, its first step, or the repeats right before that.
-      fenced: "all" that a segment reads from outside enters through its barrier; or only the "sources" of what it
-        recomputes, with the cotangents it reads, which suits programs so small that buffers cost more than order.
-        A schedule that repeats nothing has no barrier.
+      program: its schedule.
       unfenced: what enters no barrier in any case; see `Backend.unfenced`.
     """
-    steps = np.asarray(schedule, np.int64)
-    backward = joint.is_backward[steps]
-    if start is None:
-        start = backward_start(joint.is_backward, steps)
-    if fences is None:
-        fences = [t for t in range(start + 1, steps.size) if backward[t - 1] and not backward[t]]
-    bounds = sorted({start, *(t for t in fences if t > start), steps.size})
     anywhere = set(map(id, joint.constants))
-    eqns = [joint.eqns[node] for node in steps]
+    eqns = [joint.eqns[node] for node in program.steps]
+    start = program.backward_start
+    bounds = sorted({start, *(t for t in program.barriers if t > start), len(eqns)})
 
     def part(first: int, end: int) -> tuple[Eqn, ...]:
         return tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
 
-    enters = {"all": _read_from_outside, "sources": _sources}[fenced]
+    enters = {"all": _read_from_outside, "sources": _sources}[program.barrier_scope]
     free = _available_anywhere(joint) | unfenced
     segments = [part(first, end) for first, end in itertools.pairwise(bounds)]
-    repeats = len(set(map(id, part(0, steps.size)))) < len(part(0, steps.size))
+    everything = part(0, len(eqns))
+    repeats = len(set(map(id, everything))) < len(everything)
     return Script(
         forward=part(0, start),
-        residuals=read_before_made(joint, part(start, steps.size)),
+        residuals=_residuals(joint, program, part(start, len(eqns))),
         backward=tuple(Segment(eqns, enters(joint, eqns, free) if repeats else ()) for eqns in segments if eqns),
         constants=joint.constants,
     )
-
-
-def backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
-    """The first backward step of a schedule, or the first of the repeats right before it: they belong to the backward.
-
-    Args:
-      is_backward: [N] bool, nodes that depend on a cotangent.
-      steps: [T] node ids.
-    """
-    backward = is_backward[steps]
-    start = int(backward.argmax()) if backward.any() else steps.size
-    _, first = np.unique(steps, return_index=True)
-    is_first = np.zeros(steps.size, bool)
-    is_first[first] = True
-    before = np.flatnonzero(is_first[:start])
-    return int(before[-1]) + 1 if before.size else 0
 
 
 def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, list]:
@@ -208,15 +175,14 @@ class _Residuals:
         return cls(tuple(values), *static)
 
 
-def read_before_made(joint: Joint, tail: Sequence[Eqn]) -> tuple[Var, ...]:
-    """What a stretch of the program that runs to its end, gradients included, reads from before it."""
-    made = {*joint.cotangents, *_available_anywhere(joint)}
-    read: dict[Var, None] = {}
-    for eqn in tail:
-        read.update((v, None) for v in jaxprs.vars_of(eqn.invars) if v not in made)
-        made.update(eqn.outvars)
-    read.update((v, None) for v in jaxprs.vars_of(joint.gradients) if v not in made)
-    return tuple(read)
+def _residuals(joint: Joint, program: ScheduledProgram, tail: Sequence[Eqn]) -> tuple[Var, ...]:
+    """What the forward hands to the backward: inputs that it reads, what is saved, and gradients known early."""
+    inputs, anywhere = {*joint.inputs}, _available_anywhere(joint)
+    made = {*joint.cotangents, *(v for eqn in tail for v in eqn.outvars)}
+    read = dict.fromkeys(v for eqn in tail for v in jaxprs.vars_of(eqn.invars) if v in inputs)
+    read.update(dict.fromkeys(joint.values[value] for value in program.saved))
+    read.update(dict.fromkeys(v for v in jaxprs.vars_of(joint.gradients) if v not in made))
+    return tuple(v for v in read if v not in anywhere)
 
 
 def _read_from_outside(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
@@ -231,7 +197,7 @@ def _available_anywhere(joint: Joint) -> set[Var]:
 
 def _sources(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
     """What the recomputed equations of a segment read from outside, and the cotangents that the segment reads."""
-    forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.is_backward) if not late}
+    forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.backward) if not late}
     again = [eqn for eqn in eqns if id(eqn) in forward]
     if not again:
         return ()

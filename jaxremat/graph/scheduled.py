@@ -49,9 +49,9 @@ class ScheduledProgram:
     saved: np.ndarray  # [K] int32
 
     @property
-    def repeats(self) -> bool:
-        """Whether any node runs twice."""
-        return np.unique(self.steps).size < self.steps.size
+    def is_in_order(self) -> bool:
+        """Whether everything runs once, in the given order."""
+        return np.array_equal(self.steps, np.arange(self.steps.size))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -21,6 +21,7 @@ from jaxremat.backends.backend import searched_windows
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.emit import scheduled
+from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.body import Body, Iteration, Loop
 from jaxremat.loops.decision import LoopDecision, Piece, length_of
 from jaxremat.loops.find import find
@@ -102,8 +103,8 @@ class Emitter:
 
 def _scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
     unfenced = searched_windows(joint.eqns) if fenced else frozenset()
-    schedule = (*piece.forward, *piece.backward)
-    script = scheduled.write_script(joint, schedule, start=len(piece.forward), unfenced=unfenced)
+    program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
+    script = scheduled.write_script(joint, program, unfenced)
     if not fenced and len(set(piece.backward)) == len(piece.backward):
         loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
         script = dataclasses.replace(script, backward=loose)

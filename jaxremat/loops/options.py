@@ -92,7 +92,7 @@ def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
     made = [v for eqn in joint.eqns for v in eqn.outvars]
     value_of.update((v, number + i) for i, v in enumerate(made))
     last = number + graph.num_nodes
-    forward = {v for eqn, late in zip(joint.eqns, joint.is_backward) if not late for v in eqn.outvars}
+    forward = {v for eqn, late in zip(joint.eqns, joint.backward) if not late for v in eqn.outvars}
     reads = [(value + number, node + number) for value, node in graph.reads.tolist()]
     for node, eqn in enumerate(joint.eqns, number):
         reads += [(carry[v], node) for v in set(jaxprs.vars_of(eqn.invars)) & carry.keys()]

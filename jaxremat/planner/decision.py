@@ -1,16 +1,217 @@
-"""What a plan decided, in a form that survives the process: names no Python object, converts to JSON and back."""
+"""What a plan decided: data that converts to JSON and back, and the function that each form of emission makes of it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
 
-from jaxremat.base.errors import PlanMismatchError
+import jax
 
-FORMAT_VERSION = 1
+from jaxremat.backends.devices import Device, resolve_target
+from jaxremat.base.errors import EmissionError, PlanMismatchError
+from jaxremat.base.policy import NamePolicy
+from jaxremat.emit.names import Labels, emit_repoliced
+from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
+from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
+from jaxremat.graph.scheduled import ScheduledProgram, in_order
+from jaxremat.loops.decision import LoopDecision
+from jaxremat.loops.emit import rewritten
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint, Primal, differentiate
+
+FORMS = ("schedule", "names", "segments")
+"""The forms of emission that can be asked for."""
+
+FlatFunction = Callable[..., list]
+"""From a primal program's flat inputs to its flat outputs."""
+
+
+class Form(Protocol):
+    """How a program is emitted. Frozen, of plain data.
+
+    `emit` is "plain" or one of `FORMS`; `policy` and `named` raise EmissionError where the form has no names.
+    """
+
+    @property
+    def emit(self) -> str: ...
+    @property
+    def policy(self) -> Callable: ...
+    def emitted(self, primal: Primal, device: Device) -> FlatFunction: ...
+    def named(self, primal: Primal, device: Device) -> FlatFunction: ...
+    def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
+class AsWritten:
+    """The program is left alone."""
+
+    emit: ClassVar[str] = "plain"
+
+    @property
+    def policy(self) -> Callable:
+        return jax.checkpoint_policies.everything_saveable
+
+    def emitted(self, primal: Primal, device: Device) -> FlatFunction:
+        return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
+
+    named = emitted
+
+    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
+        """The joint program in its own order."""
+        joint = differentiate(primal)
+        return joint, write_script(joint, in_order(joint))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"emit": self.emit}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> AsWritten:
+        return AsWritten()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """A custom_vjp that runs a scheduled program.
+
+    Attributes:
+      program: the schedule of the joint program.
+      loops: one decision per differentiable loop; empty where every loop is left alone.
+    """
+
+    emit: ClassVar[str] = "schedule"
+
+    program: ScheduledProgram
+    loops: tuple[LoopDecision, ...] = ()
+
+    @property
+    def policy(self) -> Callable:
+        raise _without_policy(self.emit)
+
+    def emitted(self, primal: Primal, device: Device) -> FlatFunction:
+        def choose(wrt: Sequence[int]) -> tuple[Joint, Script]:
+            unplanned = set(wrt) - set(primal.wrt)
+            if unplanned:
+                raise EmissionError(
+                    f"{len(unplanned)} arrays of other arguments than the planned ones are differentiated too. Plan"
+                    " again with argnums=... naming every argument that you differentiate."
+                )
+            return self.script(primal, device)
+
+        return emit_scheduled(primal, choose)
+
+    def named(self, primal: Primal, device: Device) -> FlatFunction:
+        raise _without_policy(self.emit)
+
+    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
+        """The joint program with its loops as decided, and the script of its schedule."""
+        joint = differentiate(primal, rewritten(primal, self.loops) if self.loops else None)
+        return joint, write_script(joint, self.program, device.backend.unfenced(joint.eqns))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "emit": self.emit,
+            "program": self.program.to_json(),
+            "loops": [decision.to_json() for decision in self.loops],
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Schedule:
+        return Schedule(ScheduledProgram.from_json(data["program"]), tuple(map(LoopDecision.from_json, data["loops"])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Pieces of the program in checkpoints, with names on the values that they save.
+
+    Attributes:
+      emit: "names" or "segments".
+      pieces: where the program is cut.
+      labels: triples (equation, result, name) of what is saved.
+      outer: all pieces in one checkpoint more, for a compiler that recomputes just in time.
+    """
+
+    emit: str
+    pieces: Pieces
+    labels: tuple[tuple[int, int, str], ...]
+    outer: bool
+
+    @property
+    def policy(self) -> Callable:
+        if self.emit != "names":
+            raise _without_policy(self.emit)
+        return NamePolicy(name for _, _, name in self.labels)
+
+    def emitted(self, primal: Primal, device: Device) -> FlatFunction:
+        return (emit_in_one if self.outer else emit_pieces)(primal, self.pieces, self._names)
+
+    def named(self, primal: Primal, device: Device) -> FlatFunction:
+        if self.emit != "names":
+            raise _without_policy(self.emit)
+        return emit_pieces(primal, self.pieces, self._names)
+
+    @property
+    def _names(self) -> Labels:
+        return {(equation, result): name for equation, result, name in self.labels}
+
+    def to_json(self) -> dict[str, Any]:
+        labels = [list(label) for label in self.labels]
+        return {"emit": self.emit, "pieces": self.pieces.to_json(), "labels": labels, "outer": self.outer}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Checkpoints:
+        labels = tuple((int(equation), int(result), str(name)) for equation, result, name in data["labels"])
+        return Checkpoints(str(data["emit"]), Pieces.from_json(data["pieces"]), labels, bool(data["outer"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnNames:
+    """The author's checkpoints and the author's names: each checkpoint saves some of them.
+
+    Attributes:
+      names: what is saved.
+    """
+
+    emit: ClassVar[str] = "names"
+
+    names: tuple[str, ...]
+
+    @property
+    def policy(self) -> Callable:
+        return NamePolicy(self.names)
+
+    def emitted(self, primal: Primal, device: Device) -> FlatFunction:
+        assert primal.raw is not None  # that is where the names were found
+        return emit_repoliced(primal.raw, self.names)
+
+    def named(self, primal: Primal, device: Device) -> FlatFunction:
+        return primal.as_written
+
+    def to_json(self) -> dict[str, Any]:
+        return {"emit": self.emit, "own": list(self.names)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> OwnNames:
+        return OwnNames(tuple(data["own"]))
+
+
+def _without_policy(emit: str) -> EmissionError:
+    return EmissionError(f"this plan is in the form {emit!r}, which has no policy; plan with emit='names' for one")
+
+
+def form_from_json(data: dict[str, Any]) -> Form:
+    """The form that its `to_json` wrote.
+
+    Raises:
+      PlanMismatchError: for a form that this version does not know.
+    """
+    kinds: dict[str, Any] = {"plain": AsWritten, "schedule": Schedule, "names": Checkpoints, "segments": Checkpoints}
+    if data["emit"] not in kinds:
+        raise PlanMismatchError(f"the form of emission {data['emit']!r} is unknown; plan again and save the result")
+    return OwnNames.from_json(data) if "own" in data else kinds[data["emit"]].from_json(data)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Decision:
     """Everything that is needed to emit a plan again.
 
@@ -19,45 +220,54 @@ class Decision:
       signature: shape and dtype of every argument leaf, as text.
       argnums: which arguments are differentiated.
       has_aux: whether the function returns (result, auxiliary data).
-      emit: "plain", "schedule", "names" or "segments".
       target: name of the device that it is for.
-      loops: one JSON-able entry per loop of the program, None where the loop is left alone.
-      schedule: node ids of the joint program in execution order, empty unless emit is "schedule".
-      fences: steps of the schedule at which a barrier opens, or None for the default.
-      start: the step of the schedule at which the backward begins, or None for the default.
-      fenced: what enters through a barrier; see `emit.scheduled.write_script`.
-      names: names of the values to save, for emit "names".
-      extra: what a form needs beyond this, JSON-able.
+      form: what is emitted.
+      chunked_attention: whether the planned program is the function with its attention in chunks.
     """
 
     fingerprint: str
     signature: tuple[str, ...]
     argnums: tuple[int, ...] | int
     has_aux: bool
-    emit: str
     target: str
-    loops: tuple[Any, ...] = ()
-    schedule: tuple[int, ...] = ()
-    fences: tuple[int, ...] | None = None
-    start: int | None = None
-    fenced: str = "all"
-    names: tuple[str, ...] = ()
-    extra: dict = dataclasses.field(default_factory=dict)
+    form: Form
+    chunked_attention: bool = False
 
-    def to_json(self) -> dict:
-        return {"version": FORMAT_VERSION, **dataclasses.asdict(self)}
+    @property
+    def emit(self) -> str:
+        """ "plain", "schedule", "names" or "segments"."""
+        return self.form.emit
+
+    @property
+    def device(self) -> Device:
+        """The device that it is for."""
+        return resolve_target(self.target)
+
+    def emitted(self, primal: Primal) -> FlatFunction:
+        """The flat function of a program that traces to the planned one, emitted as decided."""
+        return self.form.emitted(primal, self.device)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            "signature": list(self.signature),
+            "argnums": self.argnums if isinstance(self.argnums, int) else list(self.argnums),
+            "has_aux": self.has_aux,
+            "target": self.target,
+            "form": self.form.to_json(),
+            "chunked_attention": self.chunked_attention,
+        }
 
     @staticmethod
-    def from_json(data: dict) -> Decision:
-        """Raises PlanMismatchError for another format, or for fields that are missing or unknown."""
-        known = {field.name for field in dataclasses.fields(Decision)}
-        if not isinstance(data, dict) or data.get("version") != FORMAT_VERSION:
-            raise PlanMismatchError(f"not a plan of format {FORMAT_VERSION}; plan again and save the result")
-        given = {key: value for key, value in data.items() if key != "version"}
-        if set(given) != known:
-            raise PlanMismatchError(f"the plan's fields differ from the expected ones in {sorted(set(given) ^ known)}")
-        for key in ("signature", "loops", "schedule", "names"):
-            given[key] = tuple(given[key])
-        for key in ("argnums", "fences"):
-            given[key] = tuple(given[key]) if isinstance(given[key], list) else given[key]
-        return Decision(**given)
+    def from_json(data: dict[str, Any]) -> Decision:
+        """Raises KeyError, TypeError or ValueError for data that `to_json` did not write."""
+        argnums = data["argnums"]
+        return Decision(
+            fingerprint=str(data["fingerprint"]),
+            signature=tuple(data["signature"]),
+            argnums=tuple(argnums) if isinstance(argnums, list) else int(argnums),
+            has_aux=bool(data["has_aux"]),
+            target=str(data["target"]),
+            form=form_from_json(data["form"]),
+            chunked_attention=bool(data["chunked_attention"]),
+        )

@@ -7,8 +7,6 @@ replayed instead: there the compiler's alignment and fixed buffers outweigh what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import numpy as np
 
@@ -20,30 +18,22 @@ from jaxremat.cost.pricing import Shares, shares
 from jaxremat.emit.scheduled import Script, run_backward, run_forward, write_script
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
+from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
 
-def predict(
-    joint: Joint,
-    graph: Graph,
-    schedule: Sequence[int] | np.ndarray,
-    device: Device,
-    fences: Sequence[int] | None = None,
-    start: int | None = None,
-    fenced: str = "all",
-) -> Timeline:
-    """The timeline of a schedule as compiled: one step per kernel, one span per buffer.
+def predict(joint: Joint, graph: Graph, program: ScheduledProgram, device: Device) -> Timeline:
+    """The timeline of a scheduled program as compiled: one step per kernel, one span per buffer.
 
     Args:
       joint, graph: the program.
-      schedule: [T] node ids.
+      program: its schedule.
       device: what it is compiled for.
-      fences, start, fenced: as in `write_script`.
     """
-    if is_toy(graph, device):
-        return replay(graph, schedule)
-    script = write_script(joint, schedule, fences, start, fenced, device.backend.unfenced(joint.eqns))
+    if is_below_model_threshold(graph, device):
+        return replay(graph, program.steps)
+    script = write_script(joint, program, device.backend.unfenced(joint.eqns))
     emitted = _emitted(joint, script)
     node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
     estimate = estimate_memory(emitted, device)
@@ -55,7 +45,7 @@ def predict(
     return Timeline(
         schedule=node_of[estimate.steps].astype(np.int32),
         live_bytes=live + graph.resident_bytes,
-        cost=float(graph.costs[np.asarray(schedule)].sum()),
+        cost=float(graph.costs[program.steps].sum()),
         spans=np.stack([value, *estimate.spans[:, 2:].T], 1)[known].astype(np.int32),
         span_bytes=span_bytes[known],
     )
@@ -78,7 +68,7 @@ def _on_one_device(
     return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
 
 
-def is_toy(graph: Graph, device: Device) -> bool:
+def is_below_model_threshold(graph: Graph, device: Device) -> bool:
     """Whether a program is too small for the memory model of a device."""
     return graph.resident_bytes + int(graph.value_bytes.sum()) < device.backend.smallest_modelled_bytes
 

@@ -11,6 +11,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import again_seconds
 from jaxremat.graph.graph import Graph
+from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.trace.joint import Joint, Primal, differentiate
@@ -50,9 +51,9 @@ class Problem:
         return seconds
 
     @functools.cached_property
-    def in_order(self) -> np.ndarray:
-        """[N] the schedule that recomputes nothing."""
-        return np.arange(self.graph.num_nodes, dtype=np.int32)
+    def in_order(self) -> ScheduledProgram:
+        """The program as it stands."""
+        return in_order(self.graph)
 
 
 def pose(

@@ -11,7 +11,7 @@ from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import BudgetError
 from jaxremat.chunk.rewriting.finding import Finding
 from jaxremat.cost.pricing import resident_bytes
-from jaxremat.planner.planner import Outcome
+from jaxremat.planner.contract import Outcome
 from jaxremat.report.origin import Origin, origin_of
 from jaxremat.report.rows import common_path, without_numbers
 from jaxremat.trace.joint import Joint

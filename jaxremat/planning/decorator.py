@@ -16,12 +16,11 @@ from jaxremat.base.budget import Budget, format_bytes
 from jaxremat.base.compat import Literal, Var
 from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
-from jaxremat.planner.emission import emit as emit_form
-from jaxremat.planner.emission import scheduled_program
 from jaxremat.planning.memory import PLANS, Memory
 from jaxremat.planning.nnx_state import carrying_state, holds_modules, with_owner_as_argument
-from jaxremat.planning.plan import Plan, require_function
-from jaxremat.planning.planning import check_options, checked_request, plan_for
+from jaxremat.planning.plan import Plan
+from jaxremat.planning.planning import plan_for
+from jaxremat.planning.request import check_options, checked_request, require_function
 from jaxremat.planning.static_arguments import Fixed, StaticArguments, static_arguments
 from jaxremat.planning.trace_key import Unknown, captured_by, key_of
 from jaxremat.trace import jaxpr as jaxprs
@@ -108,7 +107,7 @@ class PlanOnce:
         self, name: str, *, budget: Budget, least=False, solver="auto", target=None, emit="schedule", verify="replay",
         seed=0,
     ):  # fmt: skip
-        check_options(budget, solver, emit, verify)
+        check_options(budget, solver=solver, emit=emit, verify=verify)
         self.name = name
         self.emit = emit
         self.least = least
@@ -164,15 +163,13 @@ class PlanOnce:
         if not primal.wrt or not primal.cotangents_of:
             return plain
         if self.emit != "schedule":
-            return emit_form(primal, self._decision(primal))
+            return self._decision(primal).emitted(primal)
 
         @functools.cache
         def choose(wrt: tuple[int, ...]) -> tuple[Joint, Script]:
             planned = dataclasses.replace(primal, wrt=wrt)
             decision = self._decision(planned)
-            if decision.emit == "plain":
-                decision = dataclasses.replace(decision, schedule=tuple(range(len(differentiate(planned).eqns))))
-            return scheduled_program(planned, decision)
+            return decision.form.script(planned, decision.device)
 
         scheduled = emit_scheduled(primal, choose)
         return scheduled if _reverses(primal) else self._where_reversible(primal, scheduled, plain)

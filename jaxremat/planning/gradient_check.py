@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxremat.base.errors import GradientError
 from jaxremat.planner.decision import Decision
-from jaxremat.planner.emission import emit
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
@@ -58,7 +57,7 @@ def check_gradients(joint: Joint, decision: Decision, args: Sequence, rtol: floa
     rtol = _default_rtol(joint) if rtol is None else rtol
     inputs = [*primal.captured, *jax.tree.leaves(tuple(args))]
     plain = _gradient(lambda *xs: jaxprs.evaluate(primal.jaxpr, xs), joint)(inputs)
-    planned = _gradient(emit(primal, decision), joint)(inputs)
+    planned = _gradient(decision.emitted(primal), joint)(inputs)
     _refuse_nan(joint, decision, plain, planned)
     largest = max((_largest(a) for a in plain), default=0.0)
     differences = [_difference(a, b, _TINY_SHARE * largest) for a, b in zip(plain, planned, strict=True)]

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from jaxremat.backends.devices import resolve_target
+from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.graph.replay import replay
-from jaxremat.loops.decision import LoopDecision
-from jaxremat.planner.forms import planner_for
-from jaxremat.planner.prediction import predict
-from jaxremat.planner.problem import pose
-from jaxremat.planning.plan import Plan, as_decided, planned_call
-from jaxremat.planning.storage import StoredPlan, check_listing
-from jaxremat.trace.joint import read_primal
+from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
+from jaxremat.planner.candidates import CheckpointOutcome
+from jaxremat.planner.choose import planner_for
+from jaxremat.planner.contract import Outcome
+from jaxremat.planner.decision import Decision, Form, Schedule
+from jaxremat.planner.problem import Problem, pose
+from jaxremat.planner.schedules import ScheduleOutcome
+from jaxremat.planning.plan import Plan, as_decided
+from jaxremat.planning.signature import check_program, planned_call
+from jaxremat.planning.storage import StoredPlan, read_plan
+from jaxremat.planning.version_one import DecisionOne
+from jaxremat.solvers.auto import Auto
+from jaxremat.trace.joint import Primal, read_primal
+
+
+def load_plan(path: str | Path, fun: Callable, *args, **kwargs) -> Plan:
+    """Reads a plan that `Plan.save` wrote, for the function that it was made for. Traces it, but solves nothing.
+
+    Args:
+      path: the file.
+      fun: the function that was planned.
+      args, kwargs: arguments of the planned shapes: arrays or ShapeDtypeStructs, in trees.
+
+    Raises:
+      PlanMismatchError: if the file is damaged, or the function or its arguments have changed; with the difference.
+    """
+    return restored(read_plan(path), fun, args, kwargs)
 
 
 def restored(stored: StoredPlan, fun: Callable, args: Sequence, kwargs: Mapping) -> Plan:
@@ -21,25 +42,38 @@ def restored(stored: StoredPlan, fun: Callable, args: Sequence, kwargs: Mapping)
     Raises:
       PlanMismatchError: if the function or its arguments are not those that were planned; with the difference.
     """
-    decision = stored.decision
-    call = planned_call(decision, args, kwargs)
-    primal = read_primal(call.bind(as_decided(decision, fun)), call.arrays, decision.argnums, decision.has_aux)
-    if primal.fingerprint != decision.fingerprint:
-        check_listing(stored.listing, primal)
-    device = resolve_target(stored.numbers["target"])
-    if decision.emit in ("names", "segments"):
-        problem, schedule = planner_for(decision.emit, primal, device).problem, stored.schedule
-        timeline = replay(problem.graph, schedule)
-    else:
-        problem = pose(primal, device, tuple(map(LoopDecision.from_json, decision.loops)))
-        schedule = problem.in_order if decision.emit == "plain" else stored.schedule
-        script = decision.fences, decision.start, decision.fenced
-        timeline = predict(problem.joint, problem.graph, schedule, device, *script)
+    planned = stored.decision
+    call = planned_call(planned, args, kwargs)
+    primal = read_primal(call.bind(as_decided(planned, fun)), call.arrays, planned.argnums, planned.has_aux)
+    check_program(planned, primal, stored.listing)
+    decision = _completed(planned, primal)
+    outcome = _outcome(decision.form, primal, stored.schedule, resolve_target(stored.numbers["target"]))
     return Plan(
         decision=decision,
-        problem=problem,
-        schedule=schedule,
-        timeline=timeline,
+        outcome=outcome,
         compiled=stored.compiled,
+        solver_parameters=stored.solver_parameters,
         **stored.numbers,
     )
+
+
+def _completed(decision: Decision | DecisionOne, primal: Primal) -> Decision:
+    return decision if isinstance(decision, Decision) else decision.completed(primal)
+
+
+def _outcome(form: Form, primal: Primal, schedule: Sequence[int] | None, device: Device) -> Outcome:
+    if isinstance(form, Schedule):
+        problem = pose(primal, device, form.loops)
+        return ScheduleOutcome(problem, form.program, *_replayed(problem, form.program))
+    emit = form.emit if form.emit != "plain" else "schedule"
+    planner = planner_for(primal, device, Auto(), emit, seed=0)
+    if schedule is None or form.emit == "plain":
+        return planner.plain
+    problem = planner.plain.problem
+    program = schedule_program(problem.graph, schedule)
+    return CheckpointOutcome(problem, program, form, *_replayed(problem, program))
+
+
+def _replayed(problem: Problem, program: ScheduledProgram) -> tuple[int, float]:
+    timeline = replay(problem.graph, program.steps)
+    return timeline.peak_bytes, timeline.cost

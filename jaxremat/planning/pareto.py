@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from jaxremat.backends.devices import resolve_target
+from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import Budget, budget_bytes, format_bytes, parse_budget
 from jaxremat.base.errors import BudgetError
 from jaxremat.planning.plan import Plan
-from jaxremat.planning.planning import Planning, checked_request
+from jaxremat.planning.planning import Planning
 from jaxremat.planning.presets import Policy, Preset, dots, evaluate_preset, nothing
+from jaxremat.planning.request import checked_request
 from jaxremat.show.front import FrontView, PointView, front_to_html, front_to_text
 from jaxremat.show.progress import track
 
@@ -65,7 +68,8 @@ class Front:
         Raises:
           BudgetError: if no point of the curve is within it.
         """
-        limit = budget_bytes(budget, self.points[0].plan.baseline_peak_bytes)
+        first = self.points[0].plan
+        limit = budget_bytes(budget, first.baseline_peak_bytes, usable_bytes(resolve_target(first.target)))
         within = [point for point in self.points if point.peak_bytes <= limit]
         if not within:
             least = min(point.peak_bytes for point in self.points)
@@ -126,8 +130,11 @@ def pareto(
     budgets = DEFAULT_BUDGETS if budgets is None else tuple(budgets)
     for budget in budgets:
         parse_budget(budget)
-    verify = "compile" if compile else "replay"
-    planning = Planning(checked_request(fun, args, argnums, has_aux, solver, target, emit, verify, seed))
+    request = checked_request(
+        fun, args, argnums=argnums, has_aux=has_aux, solver=solver, target=target, emit=emit,
+        verify="compile" if compile else "replay", seed=seed,
+    )  # fmt: skip
+    planning = Planning(request)
     plans, refused = [planning.plan(1.0)], []
     for budget in track(budgets, "planning"):
         try:
@@ -139,12 +146,13 @@ def pareto(
         device = planning.request.device
         presets.append(evaluate_preset(name, policy, planning.plain.problem, plans[0].baseline_timeline, device))
     points = [Point(plan) for plan in plans]
+    device_bytes = usable_bytes(request.device)
     peaks = [*(point.peak_bytes for point in points), *(error.min_peak_bytes for error in refused)]
     return Front(
         points=_monotone(points),
         presets=tuple(presets),
         unmet=tuple(error.budget_bytes for error in refused),
-        budgets_bytes=tuple(budget_bytes(budget, plans[0].baseline_peak_bytes) for budget in budgets),
+        budgets_bytes=tuple(budget_bytes(budget, plans[0].baseline_peak_bytes, device_bytes) for budget in budgets),
         least_bytes=min(peaks),
     )
 

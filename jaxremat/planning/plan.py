@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jax
 import numpy as np
 
 from jaxremat import attention
-from jaxremat.backends.devices import resolve_target
+from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
-from jaxremat.base.errors import ArgumentError, EmissionError, PlanMismatchError
-from jaxremat.base.policy import NamePolicy
+from jaxremat.base.errors import JaxrematError
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
-from jaxremat.graph.scheduled import in_order, schedule_program
-from jaxremat.planner.decision import Decision
-from jaxremat.planner.emission import emit, emit_named
-from jaxremat.planner.planner import Planner
+from jaxremat.planner.contract import Outcome
+from jaxremat.planner.decision import Decision, FlatFunction
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
+from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.gradient_check import GradientCheck, check_gradients
+from jaxremat.planning.request import require_function
+from jaxremat.planning.signature import check_program, planned_call
 from jaxremat.planning.storage import write_plan
+from jaxremat.planning.version_one import DecisionOne
 from jaxremat.report.explanation import MOST_PROBES, explain, matching, turning_budget
 from jaxremat.report.parts import Part, Version
 from jaxremat.report.records import as_frame, records_of
@@ -37,11 +37,7 @@ from jaxremat.show.progress import track
 from jaxremat.show.sentences import explanation_lines, turning_sentence
 from jaxremat.show.terminal import to_rich
 from jaxremat.show.text import terminal_width, to_text
-from jaxremat.trace.arguments import Call, call_of
-from jaxremat.trace.joint import Primal, describe, read_primal
-
-CHUNKED = "chunk_attention"
-"""Key of a decision's `extra`: the planned program is the function with its attention in chunks."""
+from jaxremat.trace.joint import Primal, apply_flat, describe, read_primal
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,9 +46,7 @@ class Plan:
 
     Attributes:
       decision: what to do; all that `save` needs.
-      problem: the program that was planned, as a graph.
-      schedule: [T] node ids of the problem's graph in execution order.
-      timeline: what the compiled program is predicted to hold, kernel by kernel.
+      outcome: the planned program with its schedule and prediction; None in a plan that was unpickled.
       budget_bytes: the budget.
       peak_bytes: the predicted peak, in bytes.
       baseline_peak_bytes: the same for the program without rematerialization: compiled where the plan was compiled,
@@ -62,14 +56,13 @@ class Plan:
       compilations: how many compilations the plan took, the plain program's included.
       solve_seconds: wall time of tracing and solving, compilations excluded.
       solver: name of the solver.
+      solver_parameters: its parameters, as plain data.
       target: name of the device that was planned for.
       warnings: what the user should know.
     """
 
     decision: Decision
-    problem: Problem
-    schedule: np.ndarray
-    timeline: Timeline
+    outcome: Outcome | None
     budget_bytes: int
     peak_bytes: int
     baseline_peak_bytes: int
@@ -79,6 +72,7 @@ class Plan:
     solve_seconds: float
     solver: str
     target: str
+    solver_parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def apply(self, fun: Callable) -> Callable:
@@ -92,18 +86,7 @@ class Plan:
           arguments of another shape or another program, and EmissionError when an argument is differentiated that
           was not planned.
         """
-
-        require_function(fun)
-
-        @functools.wraps(fun)
-        def planned(*args, **kwargs):
-            call, decided = planned_call(self.decision, args, kwargs), as_decided(self.decision, fun)
-            if self.decision.emit == "plain":
-                return decided(*args, **kwargs)
-            primal = self._read(call.bind(decided), call.arrays)
-            return apply_flat(primal, emit(primal, self.decision), call.arrays)
-
-        return planned
+        return self._applied(fun, self.decision.form.emitted)
 
     @property
     def policy(self) -> Callable:
@@ -112,9 +95,7 @@ class Plan:
         Raises:
           EmissionError: if the plan is not one of names.
         """
-        self._require_names()
-        plain = self.decision.emit == "plain"
-        return jax.checkpoint_policies.everything_saveable if plain else NamePolicy(self.decision.names)
+        return self.decision.form.policy
 
     def policy_text(self) -> str:
         """The policy as it is written by hand: `save_only_these_names("query_proj", "context")`."""
@@ -126,30 +107,52 @@ class Plan:
         Raises:
           EmissionError: if the plan is not one of names.
         """
+        return self._applied(fun, self.decision.form.named)
+
+    def _applied(self, fun: Callable, emit: Callable[[Primal, Device], FlatFunction]) -> Callable:
+        """A function of the same signature that runs what a form makes of its program."""
         require_function(fun)
-        self._require_names()
+        decision = self.decision
 
         @functools.wraps(fun)
-        def named(*args, **kwargs):
-            call, decided = planned_call(self.decision, args, kwargs), as_decided(self.decision, fun)
-            if self.decision.emit == "plain" or self.decision.extra.get("own"):
+        def planned(*args, **kwargs):
+            call, decided = planned_call(decision, args, kwargs), as_decided(decision, fun)
+            if decision.emit == "plain":
                 return decided(*args, **kwargs)
-            primal = self._read(call.bind(decided), call.arrays)
-            return apply_flat(primal, emit_named(primal, self.decision), call.arrays)
+            primal = read_primal(call.bind(decided), call.arrays, decision.argnums, decision.has_aux)
+            check_program(decision, primal, self._listing)
+            return apply_flat(primal, emit(primal, decision.device), call.arrays)
 
-        return named
+        return planned
 
-    def _read(self, fun: Callable, arrays: Sequence) -> Primal:
-        """The program of a function, which has to be the planned one."""
-        primal = read_primal(fun, arrays, self.decision.argnums, self.decision.has_aux)
-        check_program(self.decision, primal, self.problem.primal)
-        return primal
+    @property
+    def _listing(self) -> list[str]:
+        """The planned program, a line per equation; empty where it did not travel."""
+        return describe(self.outcome.problem.primal.jaxpr) if self.outcome else []
 
-    def _require_names(self) -> None:
-        if self.decision.emit not in ("names", "plain"):
-            raise EmissionError(
-                f"this plan is in the form {self.decision.emit!r}, which has no policy; plan with emit='names' for one"
+    @property
+    def problem(self) -> Problem:
+        """The program that was planned, as a graph."""
+        return self._outcome.problem
+
+    @property
+    def schedule(self) -> np.ndarray:
+        """[T] int32 node ids of the problem's graph in execution order."""
+        return self._outcome.program.steps
+
+    @property
+    def timeline(self) -> Timeline:
+        """What the compiled program is predicted to hold, kernel by kernel."""
+        return self._outcome.timeline
+
+    @property
+    def _outcome(self) -> Outcome:
+        if self.outcome is None:
+            raise JaxrematError(
+                "this plan was unpickled, and the program that it was made for did not travel with it: apply it to the"
+                " function, or save it and read it with jaxremat.load_plan(path, fun, *args)"
             )
+        return self.outcome
 
     @functools.cached_property
     def baseline_problem(self) -> Problem:
@@ -251,16 +254,12 @@ class Plan:
 
     @functools.cached_property
     def _planned(self) -> Version:
-        decision = self.decision
-        scheduled = schedule_program(
-            self.problem.graph, self.schedule, backward_start=decision.start, barriers=decision.fences
-        )
-        return Version(self.problem, scheduled, self.timeline, resolve_target(self.target))
+        return Version(self.problem, self._outcome.program, self.timeline, resolve_target(self.target))
 
     @functools.cached_property
     def _written(self) -> Version:
         plain = self.baseline_problem
-        return Version(plain, in_order(plain.graph), self.baseline_timeline, resolve_target(self.target))
+        return Version(plain, plain.in_order, self.baseline_timeline, resolve_target(self.target))
 
     @functools.cached_property
     def _decided(self) -> dict[Part, dict[int, Value]]:
@@ -275,7 +274,7 @@ class Plan:
         if self.problem.loops:
             return "values inside of loops are decided with their loops, not one by one"
         graph, here = self.problem.graph, replay(self.problem.graph, self.schedule).peak_bytes
-        plain = replay(graph, self.problem.in_order).peak_bytes
+        plain = replay(graph, self.problem.in_order.steps).peak_bytes
         offset = self.peak_bytes - here
         probes = track(range(MOST_PROBES), "planning for other budgets")
 
@@ -284,79 +283,16 @@ class Plan:
 
         def saves_at(budget_bytes: int, value: int) -> bool:
             next(probes, None)
-            outcome = self._planner.fit(budget_bytes - offset)
-            scheduled = schedule_program(outcome.problem.graph, outcome.schedule, backward_start=outcome.start)
-            return bool(np.isin(value, scheduled.saved))
+            return bool(np.isin(value, self._planner.fit(budget_bytes - offset).program.saved))
 
         found = turning_budget(matching(self._decided, pattern), self.baseline_timeline.cost, span, saves_at)
         return turning_sentence(found, self.peak_bytes)
 
     @functools.cached_property
-    def _planner(self) -> Planner:
-        return Planner(self.problem.primal, resolve_target(self.target))
+    def _planner(self) -> SchedulePlanner:
+        return SchedulePlanner(self.problem.primal, resolve_target(self.target))
 
 
-def require_function(fun: Any) -> None:
-    """Raises ArgumentError for what cannot be called."""
-    if not callable(fun):
-        raise ArgumentError(
-            f"the first argument has to be a function, not {type(fun).__name__}: the loss, not its data"
-        )
-
-
-def as_decided(decision: Decision, fun: Callable) -> Callable:
+def as_decided(decision: Decision | DecisionOne, fun: Callable) -> Callable:
     """The function that was planned: `fun`, or `fun` with its attention in chunks."""
-    return attention.rewrite(fun, target=decision.target) if decision.extra.get(CHUNKED) else fun
-
-
-def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any:
-    """Calls a flat emitted function on tree arguments."""
-    return jax.tree.unflatten(primal.out_tree, flat(*primal.captured, *jax.tree.leaves(args)))
-
-
-def signature_of(args: Sequence) -> tuple[str, ...]:
-    """Shape and dtype of every leaf, with its path: `0/params/w float32[8,8]`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tuple(args))
-    return tuple(f"{jax.tree_util.keystr(path, simple=True, separator='/')} {_describe(leaf)}" for path, leaf in leaves)
-
-
-def planned_call(decision: Decision, args: Sequence, kwargs: Mapping) -> Call:
-    """The call of a planned function, whose arrays are as they were planned.
-
-    Raises:
-      PlanMismatchError: where they differ in number, shape or dtype.
-    """
-    calls = [call_of(args, kwargs, decision.argnums, numbers) for numbers in (True, False)]
-    fitting = [call for call in calls if signature_of(call.arrays) == decision.signature]
-    return fitting[0] if fitting else _refuse_call(decision, signature_of(calls[0].arrays))
-
-
-def _refuse_call(decision: Decision, given: Sequence[str]) -> NoReturn:
-    differences = [f"planned {a}, given {b}" for a, b in zip(decision.signature, given) if a != b]
-    if len(given) != len(decision.signature):
-        differences.append(f"planned {len(decision.signature)} arrays, given {len(given)}")
-    raise PlanMismatchError(
-        f"the arguments differ from the planned ones in {len(differences)} places: {'; '.join(differences[:4])}."
-        " Plan again for these shapes, or use @jaxremat.remat, which plans once per signature. A number or a flag that"
-        " was static in the plan is to be one here, too: under jax.jit, with static_argnums."
-    )
-
-
-def check_program(decision: Decision, primal: Primal, planned: Primal | None = None) -> None:
-    """Raises PlanMismatchError where a function traces to another program than the planned one."""
-    if primal.fingerprint == decision.fingerprint:
-        return
-    detail = ""
-    if planned is not None:
-        ours, theirs = describe(planned.jaxpr), describe(primal.jaxpr)
-        first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-        line = theirs[first][:200] if first < len(theirs) else "the end"
-        detail = f" They part at line {first} of {len(ours)} (planned) and {len(theirs)} (given): {line}."
-    raise PlanMismatchError(
-        f"the function traces to another program than the one that was planned.{detail} Plan again."
-    )
-
-
-def _describe(leaf) -> str:
-    aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-    return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
+    return attention.rewrite(fun, target=decision.target) if decision.chunked_attention else fun

@@ -19,6 +19,7 @@ from jaxremat.base.compat import Eqn, Var
 from jaxremat.cost.pricing import price
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline
+from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.body import Body
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision, Piece
@@ -76,7 +77,8 @@ def evaluate_preset(name: str, policy: Policy, plain: Problem, plain_timeline: T
     decisions = tuple(_decision(loops, loop.body, loop.length, policy) for loop in loops.found)
     problem = pose(plain.primal, device, decisions, loops) if decisions else plain
     schedule, start = assemble_parts(problem.graph, _kept(problem.joint, problem.graph, policy))
-    timeline = predict(problem.joint, problem.graph, schedule, device, start=start)
+    program = schedule_program(problem.graph, schedule, backward_start=start)
+    timeline = predict(problem.joint, problem.graph, program, device)
     overhead = float(problem.graph.costs[schedule].sum() / plain_timeline.cost - 1)
     return Preset(name, timeline.peak_bytes, overhead, f"jax.checkpoint around {_places(problem.joint)}")
 
@@ -110,9 +112,7 @@ def _kept(joint: Joint, graph: Graph, policy: Policy) -> np.ndarray:
 
 def chosen_by(joint: Joint, policy: Policy) -> np.ndarray:
     """[V] bool: results of the forward equations that a policy keeps."""
-    keeps = [
-        not late and _says_keep(policy, eqn) for eqn, late in zip(joint.eqns, joint.is_backward) for _ in eqn.outvars
-    ]
+    keeps = [not late and _says_keep(policy, eqn) for eqn, late in zip(joint.eqns, joint.backward) for _ in eqn.outvars]
     return np.asarray(keeps, bool)
 
 
@@ -134,7 +134,7 @@ def _blocks(joint: Joint) -> tuple[np.ndarray, tuple[str, ...]]:
             numbers[stem].add(number)
     ids: dict[str, int] = {}
     block = np.full(len(paths), -1)
-    for node, (path, late) in enumerate(zip(paths, joint.is_backward)):
+    for node, (path, late) in enumerate(zip(paths, joint.backward)):
         names = (full for stem, _, full in _numbered(path) if len(numbers[stem]) > 1)
         name = next(names, None)
         if name is not None and not late:

@@ -76,7 +76,7 @@ def effects(
       One record per name stack, in program order. Recomputation inside loop bodies is not among them.
     """
     repeats = np.bincount(np.asarray(schedule, np.int64), minlength=graph.num_nodes) - 1
-    repeats[joint.is_backward] = 0
+    repeats[joint.backward] = 0
     emitted = collections.Counter(id(eqn) for segment in script.backward for eqn in segment.eqns)
     instructions = _backward_names(compiled_text)
     groups: dict[str, list[int]] = {}

@@ -1,7 +1,10 @@
 """Plans on disk: a JSON file that another machine applies without solving.
 
-The file holds the decision, the numbers, what becomes of each value by name, and the program's listing in compressed
-form, so that a program that has changed is refused with the first difference.
+Schema, version 2. `format`: "jaxremat plan"; `version`: 2; `decision`: what is emitted (`Decision.to_json`);
+`schedule`: node ids in execution order, where the form of emission holds none; `numbers`: the fields
+`NUMBERS` of the plan; `solver_parameters`; `compiled`: the report of the last compilation, or null; `actions`: what
+becomes of each value, for people; `listing`: the program, a line per input and equation, compressed, so that a program
+that has changed is refused with the first difference. Files of version 1 are read (`version_one`).
 """
 
 from __future__ import annotations
@@ -14,15 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxremat.base.errors import PlanMismatchError
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.decision import Decision
+from jaxremat.planning import version_one
+from jaxremat.planning.version_one import DecisionOne
 from jaxremat.report.values import Value
-from jaxremat.trace.joint import Primal, describe
+from jaxremat.trace.joint import describe
 
-_FORMAT = "jaxremat plan"
+FORMAT, VERSION = "jaxremat plan", 2
 _REMEDY = "plan again and save the result"
 NUMBERS = (
     "budget_bytes", "peak_bytes", "baseline_peak_bytes", "overhead", "compilations", "solve_seconds", "solver",
@@ -37,17 +40,19 @@ class StoredPlan:
     """What a plan file holds.
 
     Attributes:
-      decision: what was decided.
-      schedule: [T] node ids, also where the form of emission needs none.
+      decision: what was decided; of version 1, still to be completed with its program.
+      schedule: [T] node ids, where the form of emission holds none.
       numbers: the fields `NUMBERS` of the plan.
+      solver_parameters: of the solver.
       compiled: the report of its last compilation.
       listing: one line per input and equation of the program.
       actions: what becomes of each value: dicts of value, shape, bytes and action.
     """
 
-    decision: Decision
-    schedule: np.ndarray
+    decision: Decision | DecisionOne
+    schedule: tuple[int, ...] | None
     numbers: dict[str, Any]
+    solver_parameters: dict[str, Any]
     compiled: MemoryReport | None
     listing: list[str]
     actions: list[dict[str, Any]]
@@ -70,61 +75,55 @@ def read_plan(path: str | Path) -> StoredPlan:
 def plan_text(plan: Any, values: Sequence[Value] = ()) -> str:
     """A plan as JSON."""
     data = {
-        "format": _FORMAT,
+        "format": FORMAT,
+        "version": VERSION,
         "decision": plan.decision.to_json(),
-        "schedule": None if plan.decision.schedule else plan.schedule.tolist(),
+        "schedule": None if plan.decision.emit == "schedule" else plan.schedule.tolist(),
         "numbers": {name: getattr(plan, name) for name in NUMBERS},
+        "solver_parameters": plan.solver_parameters,
         "compiled": None if plan.compiled is None else dataclasses.asdict(plan.compiled),
         "actions": [_action(value) for value in values],
-        "program": _packed(describe(plan.problem.primal.jaxpr)),
+        "listing": _packed(describe(plan.problem.primal.jaxpr)),
     }
     return json.dumps(data, indent=1)
 
 
 def parse_plan(text: str, source: str) -> StoredPlan:
-    """Reads what `plan_text` made; `source` says in messages where the text is from."""
+    """Reads what `plan_text` made; `source` says in messages where the text is from.
+
+    Raises:
+      PlanMismatchError: for text that is no plan, or damaged.
+    """
     try:
         data = json.loads(text)
     except ValueError as error:
         raise PlanMismatchError(f"{source} is no plan, or is damaged: {error}; {_REMEDY}") from error
-    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise PlanMismatchError(f"{source} holds no plan of this library; {_REMEDY}")
     try:
-        decision = Decision.from_json({"target": data["numbers"]["target"], **data["decision"]})
-        report = data["compiled"]
-        return StoredPlan(
-            decision=decision,
-            schedule=np.asarray(decision.schedule if data["schedule"] is None else data["schedule"], np.int32),
-            numbers={name: data["numbers"][name] for name in NUMBERS}
-            | {"warnings": tuple(data["numbers"]["warnings"])},
-            compiled=None if report is None else MemoryReport(**report),
-            listing=_unpacked(data["program"]),
-            actions=[{key: action[key] for key in _ACTION} for action in data["actions"]],
-        )
+        return _stored(version_one.renamed(data) if "version" not in data else data)
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise PlanMismatchError(f"{source} is damaged at {error}; {_REMEDY}") from error
 
 
-def check_listing(planned: Sequence[str], primal: Primal) -> None:
-    """Raises PlanMismatchError with the first difference where a program is not the one that was planned."""
-    given = describe(primal.jaxpr)
-    first = next((i for i, (a, b) in enumerate(zip(planned, given)) if a != b), min(len(planned), len(given)))
-    if first == len(planned) == len(given):
-        raise PlanMismatchError("the same program, but other arguments are differentiated. Plan again.")
-    raise PlanMismatchError(
-        f"the function traces to another program than the one that was planned: they part at line {first + 1} of"
-        f" {len(planned)} (planned) and {len(given)} (given). Planned: {_line(planned, first)}. Given:"
-        f" {_line(given, first)}. Plan again."
+def _stored(data: dict[str, Any]) -> StoredPlan:
+    if data["version"] not in (1, VERSION):
+        raise ValueError(f"version {data['version']}, which a later jaxremat wrote; this one reads up to {VERSION}")
+    kind = DecisionOne if data["version"] == 1 else Decision
+    return StoredPlan(
+        decision=kind.from_json(data["decision"]),
+        schedule=None if data["schedule"] is None else tuple(map(int, data["schedule"])),
+        numbers={name: data["numbers"][name] for name in NUMBERS} | {"warnings": tuple(data["numbers"]["warnings"])},
+        solver_parameters=dict(data["solver_parameters"]),
+        compiled=None if data["compiled"] is None else MemoryReport(**data["compiled"]),
+        listing=_unpacked(data["listing"]),
+        actions=[{key: action[key] for key in _ACTION} for action in data["actions"]],
     )
 
 
 def _action(value: Value) -> dict[str, Any]:
     size = value.copies * value.size_bytes
     return dict(zip(_ACTION, (value.action, value.title, value.shape, size, value.source), strict=True))
-
-
-def _line(lines: Sequence[str], index: int) -> str:
-    return lines[index][:160] if index < len(lines) else "the end"
 
 
 def _packed(lines: Sequence[str]) -> str:

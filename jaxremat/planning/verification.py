@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-
-import jax
 
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import ArgumentError
-from jaxremat.compiled.compile import CompiledGradient, MemoryReport, compile_for
-from jaxremat.planner.emission import emit, scheduled_program
+from jaxremat.compiled.compile import CompiledGradient, MemoryReport
+from jaxremat.planner.decision import Schedule
 from jaxremat.planner.prediction import predict
+from jaxremat.planning.compilation import compile_program
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.recompute_check import effects, undone
-from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
 
 _SUSPICIOUS = 1.1
 _GROSSLY_OVER = 1.5
@@ -123,49 +119,26 @@ def verify(plan: Plan, target: str | None = None) -> Verification:
 def compile_plan(plan: Plan, device: Device) -> CompiledGradient:
     """The gradient program of a plan, compiled for a device."""
     primal = plan.problem.primal
-    return compile_for(
-        _program(plan), _inputs(primal), argnums=primal.wrt, has_aux=plan.decision.has_aux, target=device.name
-    )
-
-
-def _program(plan: Plan) -> Callable:
-    """From flat inputs to the function's results in their tree, so that auxiliary ones are told apart."""
-    primal = plan.problem.primal
-
-    def program(*inputs):
-        if plan.decision.emit == "plain" and primal.raw is not None:
-            outputs = jaxprs.evaluate(primal.raw, inputs)  # with the author's own checkpoints
-        else:
-            outputs = emit(primal, plan.decision)(*inputs)
-        return jax.tree.unflatten(primal.out_tree, outputs)
-
-    return program
-
-
-def _inputs(primal: Primal) -> list[jax.ShapeDtypeStruct]:
-    shapes = [jaxprs.shape_of(v) for v in primal.jaxpr.invars]
-    return [
-        jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding, weak_type=shape.weak_type)
-        for shape, sharding in zip(shapes, primal.shardings or [None] * len(shapes), strict=True)
-    ]
+    as_written = plan.decision.emit == "plain"
+    flat = primal.as_written if as_written else plan.decision.emitted(primal)
+    return compile_program(primal, flat, plan.decision.has_aux, device)
 
 
 def _predicted_bytes(plan: Plan, device: Device) -> int | None:
     if device.name == plan.target:
         return plan.peak_bytes
     if plan.decision.emit in ("plain", "schedule"):
-        problem, decision = plan.problem, plan.decision
-        script = decision.fences, decision.start, decision.fenced
-        timeline = predict(problem.joint, problem.graph, plan.schedule, device, *script)
-        return timeline.peak_bytes
+        problem = plan.problem
+        return predict(problem.joint, problem.graph, plan.outcome.program, device).peak_bytes
     return None
 
 
 def _undone(plan: Plan, compiled: CompiledGradient, predicted_bytes: int | None) -> tuple[str, ...]:
     """Recomputation that is planned and not in the compiled program."""
-    if plan.decision.emit != "schedule":
+    form = plan.decision.form
+    if not isinstance(form, Schedule):
         return ()
-    joint, script = scheduled_program(plan.problem.primal, plan.decision)
+    joint, script = form.script(plan.problem.primal, plan.decision.device)
     found = effects(joint, plan.problem.graph, plan.schedule, script, compiled.hlo_text())
     return undone(found, suspicious=compiled.report.peak_bytes > _SUSPICIOUS * (predicted_bytes or 0))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from jaxremat.base.errors import ArgumentError
 from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
@@ -33,3 +36,8 @@ def solver_named(solver: str | Solver | type[Solver]) -> Solver:
             f"{solver!r} is not a solver: give one of {', '.join(SOLVERS)}, or an instance of a solver class"
         )
     return made
+
+
+def solver_parameters(solver: Solver) -> dict[str, Any]:
+    """The parameters of a solver as plain data, for plan files."""
+    return dataclasses.asdict(solver) if dataclasses.is_dataclass(solver) else {}  # type: ignore[arg-type]

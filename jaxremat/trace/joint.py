@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,6 +52,10 @@ class Primal:
     raw: Jaxpr | None = None
     shardings: tuple[NamedSharding | None, ...] = ()
 
+    def as_written(self, *inputs) -> list:
+        """Runs the program with its calls in place, the author's checkpoints among them."""
+        return jaxprs.evaluate(self.jaxpr if self.raw is None else self.raw, inputs)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the program and of what is differentiated."""
@@ -91,7 +96,7 @@ class Joint:
         return self.jaxpr.eqns
 
     @functools.cached_property
-    def is_backward(self) -> np.ndarray:
+    def backward(self) -> np.ndarray:
         """[N] bool: equations that depend on a cotangent."""
         dependent = set(self.cotangents)
         backward = np.zeros(len(self.eqns), bool)
@@ -100,6 +105,29 @@ class Joint:
                 dependent.update(eqn.outvars)
                 backward[index] = True
         return backward
+
+    @functools.cached_property
+    def values(self) -> tuple[Var, ...]:
+        """[V] every value that an equation makes, in order: value ids count through them."""
+        return tuple(v for eqn in self.eqns for v in eqn.outvars)
+
+    @property
+    def num_values(self) -> int:
+        return len(self.values)
+
+    @functools.cached_property
+    def values_of(self) -> tuple[tuple[int, ...], ...]:
+        """For each equation, the values that it makes."""
+        count = itertools.count()
+        return tuple(tuple(next(count) for _ in eqn.outvars) for eqn in self.eqns)
+
+    @functools.cached_property
+    def values_read(self) -> tuple[tuple[int, ...], ...]:
+        """For each equation, the values of other equations that it reads, ascending."""
+        value_of = {var: value for value, var in enumerate(self.values)}
+        return tuple(
+            tuple(sorted({value_of[v] for v in jaxprs.vars_of(eqn.invars) if v in value_of})) for eqn in self.eqns
+        )
 
     @functools.cached_property
     def constants(self) -> tuple[Eqn, ...]:
@@ -164,6 +192,11 @@ def gradient_jaxpr(primal: Primal, run: Callable[[Sequence], list] | None = None
 def trace_joint(fun: Callable, *args, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Joint:
     """`read_primal`, then `differentiate`."""
     return differentiate(read_primal(fun, args, argnums, has_aux))
+
+
+def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any:
+    """Calls a function of a primal's flat inputs and outputs on tree arguments."""
+    return jax.tree.unflatten(primal.out_tree, flat(*primal.captured, *jax.tree.leaves(args)))
 
 
 def cotangent_shape(atom) -> jax.ShapeDtypeStruct:

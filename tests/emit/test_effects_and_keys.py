@@ -1,7 +1,6 @@
 """Effects happen as often as in the plain function, whatever is run again; dropout draws the same numbers."""
 
 import collections
-import dataclasses
 import functools
 
 import jax
@@ -14,7 +13,8 @@ from jax.experimental import io_callback
 
 from jaxremat.cost.pricing import price
 from jaxremat.emit.scheduled import emit_scheduled, write_script
-from jaxremat.planner.emission import emit as emit_form
+from jaxremat.graph.scheduled import schedule_program
+from jaxremat.planner.decision import Schedule
 from jaxremat.planning.plan import apply_flat
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.search import Search
@@ -87,15 +87,14 @@ def test_effects_happen_once_per_example_and_per_step(form):
 
 def test_effects_happen_once_under_every_dial():
     """The searched schedules of every shape, two levels included, emitted one by one."""
-    problem, decision = plan_for("schedule").problem, plan_for("schedule").decision
+    problem = plan_for("schedule").problem
     search = Search(problem.graph, problem.run_seconds)
     deep = [search.candidate(c.dials) for c in search.smallest_of_each_shape() if c.dials.groups > 1]
-    distinct = list({c.schedule.tobytes(): c for c in deep}.values())
+    distinct = list({c.program.steps.tobytes(): c for c in deep}.values())
     assert distinct
     for candidate in distinct[:2]:
-        schedule, start = tuple(candidate.schedule.tolist()), candidate.start
-        other = dataclasses.replace(decision, schedule=schedule, start=start, fences=candidate.fences)
-        fun = lambda ws, x, other=other: apply_flat(problem.primal, emit_form(problem.primal, other), (ws, x))
+        flat = Schedule(candidate.program, problem.loops).emitted(problem.primal, problem.device)
+        fun = lambda ws, x, flat=flat: apply_flat(problem.primal, flat, (ws, x))
         assert products(jax.grad(fun), WS, X) > products(jax.grad(layered), WS, X)
         assert seen_by(jax.grad(fun), WS, X) == ONCE
 
@@ -152,6 +151,6 @@ def test_dropout_of_which_nothing_is_kept_drops_the_same(raw):
     schedule, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
     again = {joint.eqns[node].primitive.name for node in schedule[start:] if not graph.backward[node]}
     assert again & {"random_bits", "threefry2x32"} and again & {"random_split", "threefry2x32"}
-    script = write_script(joint, schedule, start=start)
+    script = write_script(joint, schedule_program(graph, schedule, backward_start=start))
     emitted = emit_scheduled(joint.primal, lambda _: (joint, script))
     assert_drops_the_same(lambda *args: apply_flat(joint.primal, emitted, args), raw)

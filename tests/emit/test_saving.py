@@ -10,7 +10,6 @@ from emitted import FORMS, array
 
 import jaxremat
 from jaxremat.emit.scheduled import emit_scheduled
-from jaxremat.planner.emission import scheduled_program
 from jaxremat.planning.plan import apply_flat
 
 WS = [array(32, 32, seed=i, scale=0.2) for i in range(12)]
@@ -51,7 +50,7 @@ def without_fences(made):
     primal = made.problem.primal
 
     def choose(_):
-        joint, script = scheduled_program(primal, made.decision)
+        joint, script = made.decision.form.script(primal, made.decision.device)
         loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
         return joint, dataclasses.replace(script, backward=loose)
 

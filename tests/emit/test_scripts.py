@@ -1,6 +1,7 @@
 """A schedule as equations: where the backward begins, what it keeps, what is fenced, and that it computes the same."""
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,8 @@ from emitted import ARGS, FORMS, array, assert_same, counts, network, network_pl
 from jax import lax
 
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import backward_start, run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import run_backward, run_forward, write_script
+from jaxremat.graph.scheduled import in_order, schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.search import Dials, Search
 from jaxremat.solvers.mincut.structure import Structure
@@ -44,13 +46,14 @@ def joint_of(name):
 
 
 def random_schedules(graph, seed, number):
-    """Schedules that keep some values, on one level and on two, with the step at which the backward begins."""
+    """Schedules that keep some values, on one level and on two, with either scope of barriers."""
     rng = np.random.default_rng(seed)
     needed = Structure(graph).needed
     for k in range(number):
         kept = needed & (rng.random(graph.num_values) < rng.choice([0.0, 0.3, 0.7]))
         group = np.cumsum(rng.random(graph.num_nodes) < 0.1) if k % 2 else None
-        yield assemble_parts(graph, kept, group, kept & (rng.random(graph.num_values) < 0.5))
+        schedule, start = assemble_parts(graph, kept, group, kept & (rng.random(graph.num_values) < 0.5))
+        yield schedule_program(graph, schedule, backward_start=start, barrier_scope=("all", "sources")[k // 2 % 2])
 
 
 def read_from(joint, eqns):
@@ -62,29 +65,14 @@ def read_from(joint, eqns):
     return set(read)
 
 
-@pytest.mark.parametrize(
-    "steps,start",
-    [
-        ([0, 1, 2, 3, 4, 5], 3),
-        ([0, 1, 2, 0, 3, 1, 4, 5], 3),
-        ([0, 1, 2, 0, 1, 3, 4, 5], 3),
-        ([0, 1, 0, 2, 3, 0, 4, 5], 4),
-        ([0, 1, 2], 3),
-    ],
-    ids=["in order", "a repeat right before", "two repeats", "a repeat in the forward", "no backward"],
-)
-def test_the_backward_begins_with_its_first_step_or_the_repeats_before_it(steps, start):
-    assert backward_start(np.arange(6) >= 3, np.asarray(steps)) == start
-
-
 @pytest.mark.parametrize("name,seed", [("network", 0), ("branching", 1)])
 def test_any_schedule_computes_the_same(name, seed):
     joint, graph, inputs, cotangents = joint_of(name)
 
     with jax.disable_jit():  # one operation after the other: compiling every schedule takes far longer
         expected = jaxprs.evaluate(joint.jaxpr, [*inputs, *cotangents])
-        for k, (schedule, start) in enumerate(random_schedules(graph, seed, 4)):
-            script = write_script(joint, schedule, start=start, fenced=("all", "sources")[k // 2])
+        for program in random_schedules(graph, seed, 4):
+            script = write_script(joint, program)
             outputs, residuals = run_forward(joint, script, inputs)
             gradients = run_backward(joint, script, residuals, cotangents)
             assert_same([*outputs, *gradients], expected, rtol=1e-6)
@@ -94,12 +82,12 @@ def test_any_schedule_computes_the_same(name, seed):
 def test_scripts_run_what_the_schedule_says(name, seed):
     joint, graph, _, _ = joint_of(name)
     constants = set(map(id, joint.constants))
-    for schedule, start in random_schedules(graph, seed, 20):
-        script = write_script(joint, schedule, start=start)
-        told = [joint.eqns[node] for node in schedule]
+    for program in random_schedules(graph, seed, 20):
+        script = write_script(joint, program)
+        told = [joint.eqns[node] for node in program.steps]
         late = [eqn for segment in script.backward for eqn in segment.eqns]
         assert [*script.forward, *late] == [eqn for eqn in told if id(eqn) not in constants]
-        assert len(script.forward) == sum(id(eqn) not in constants for eqn in told[:start])
+        assert len(script.forward) == sum(id(eqn) not in constants for eqn in told[: program.backward_start])
         given = {*joint.cotangents, *(v for eqn in joint.constants for v in eqn.outvars)}
         needed = read_from(joint, late) | (set(jaxprs.vars_of(joint.gradients)) - {v for e in late for v in e.outvars})
         assert set(script.residuals) == needed - given
@@ -110,10 +98,10 @@ def test_scripts_run_what_the_schedule_says(name, seed):
 def test_recomputation_waits_behind_what_it_reads_and_a_cotangent(name, seed):
     joint, graph, _, _ = joint_of(name)
     constants = {v for eqn in joint.constants for v in eqn.outvars}
-    late = {v for eqn, is_late in zip(joint.eqns, joint.is_backward) if is_late for v in eqn.outvars}
+    late = {v for eqn, is_late in zip(joint.eqns, joint.backward) if is_late for v in eqn.outvars}
     segments = 0
-    for schedule, start in random_schedules(graph, seed, 20):
-        for segment in write_script(joint, schedule, start=start).backward:
+    for program in random_schedules(graph, seed, 20):
+        for segment in write_script(joint, dataclasses.replace(program, barrier_scope="all")).backward:
             outside = read_from(joint, segment.eqns) - constants
             assert set(segment.fenced) == {v for v in outside if not _is_key(v)}
             assert set(segment.fenced) & (late | set(joint.cotangents))
@@ -127,21 +115,25 @@ def _is_key(var):
 
 def test_a_schedule_that_repeats_nothing_has_no_barrier():
     joint, graph, _, _ = joint_of("network")
-    script = write_script(joint, np.arange(graph.num_nodes))
+    script = write_script(joint, in_order(graph))
     assert not any(segment.fenced for segment in script.backward)
     late = [eqn for segment in script.backward for eqn in segment.eqns]
     assert [*script.forward, *late] == [eqn for eqn in joint.eqns if eqn not in joint.constants]
 
 
-def test_fences_open_where_they_are_told_to():
+def test_barriers_open_where_they_are_told_to():
     joint, graph, _, _ = joint_of("network")
     schedule, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
     late = schedule.size - start
-    fences = [start + late // 3, start + 2 * late // 3]
-    script = write_script(joint, schedule, fences, start)
-    assert len(script.backward) == 3
-    assert write_script(joint, schedule, [0, start, *fences], start).backward[1].eqns == script.backward[1].eqns
-    assert len(write_script(joint, schedule, [], start).backward) == 1
+    barriers = [start + late // 3, start + 2 * late // 3]
+
+    def segments(barriers):
+        program = schedule_program(graph, schedule, backward_start=start, barriers=barriers)
+        return write_script(joint, program).backward
+
+    assert len(segments(barriers)) == 3
+    assert segments([0, start, *barriers])[1].eqns == segments(barriers)[1].eqns
+    assert len(segments([])) == 1
 
 
 def test_constants_are_neither_kept_nor_fenced():
@@ -155,7 +147,7 @@ def test_constants_are_neither_kept_nor_fenced():
     made = {v for eqn in joint.constants for v in eqn.outvars}
     assert made and all(not jaxprs.vars_of(eqn.invars) for eqn in joint.constants)
     schedule, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
-    script = write_script(joint, schedule, start=start)
+    script = write_script(joint, schedule_program(graph, schedule, backward_start=start))
     assert not made & set(script.residuals)
     assert not any(made & set(segment.fenced) for segment in script.backward)
 
@@ -175,10 +167,10 @@ def test_every_primitive_is_emitted_as_often_as_scheduled(price_factor):
     search = Search(graph)
     mean = graph.costs.sum() / graph.value_bytes.sum()
     candidate = search.candidate(Dials(price_factor * mean, 4, 2))
-    script = write_script(joint, candidate.schedule, candidate.fences, candidate.start)
+    script = write_script(joint, candidate.program)
     constants = set(map(id, joint.constants))
     scheduled = collections.Counter(
-        joint.eqns[node].primitive.name for node in candidate.schedule if id(joint.eqns[node]) not in constants
+        joint.eqns[node].primitive.name for node in candidate.program.steps if id(joint.eqns[node]) not in constants
     )
     scheduled.update(2 * [eqn.primitive.name for eqn in joint.constants])
     scheduled["optimization_barrier"] = sum(bool(segment.fenced) for segment in script.backward)

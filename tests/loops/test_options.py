@@ -13,6 +13,7 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.pricing import price
 from jaxremat.emit.scheduled import write_script
 from jaxremat.graph.replay import replay
+from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.trace import jaxpr as jaxprs
@@ -70,14 +71,14 @@ def test_every_option_is_a_schedule_that_can_run(name):
     loops, loop, hull = loop_of(name)
     joint = loops.emitter.joint(loop.body)
     graph = price(joint)
-    late = np.flatnonzero(joint.is_backward).tolist()
+    late = np.flatnonzero(joint.backward).tolist()
     assert len(hull.options) >= 3
     for option in hull.options:
         steps = np.asarray((*option.forward, *option.backward))
         replay(graph, steps)
-        assert not joint.is_backward[list(option.forward)].any() and len(set(option.forward)) == len(option.forward)
-        assert [node for node in option.backward if joint.is_backward[node]] == late
-        again = [node for node in option.backward if not joint.is_backward[node]]
+        assert not joint.backward[list(option.forward)].any() and len(set(option.forward)) == len(option.forward)
+        assert [node for node in option.backward if joint.backward[node]] == late
+        again = [node for node in option.backward if not joint.backward[node]]
         assert option.seconds == pytest.approx(graph.costs[again].sum(), abs=1e-15)
 
 
@@ -105,7 +106,8 @@ def test_stacked_bytes_are_what_the_forward_leaves(name):
     joint, body = loops.emitter.joint(loop.body), loop.body
     free = {*joint.inputs[: body.num_consts], *joint.inputs[body.num_consts + body.num_carry :]}
     for option in hull.options:
-        script = write_script(joint, (*option.forward, *option.backward), start=len(option.forward))
+        steps = (*option.forward, *option.backward)
+        script = write_script(joint, schedule_program(joint, steps, backward_start=len(option.forward)))
         left = sum(jaxprs.size_bytes(v) for v in script.residuals if v not in free)
         assert left == option.stacked_bytes
 

@@ -10,7 +10,8 @@ import pytest
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.graph.replay import replay
-from jaxremat.planner.prediction import is_toy, predict
+from jaxremat.graph.scheduled import BARRIER_SCOPES
+from jaxremat.planner.prediction import is_below_model_threshold, predict
 from jaxremat.planner.problem import pose
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import read_primal
@@ -41,9 +42,9 @@ def large():
 
 def test_toy_programs_are_replayed():
     problem, search = search_of(32)
-    assert is_toy(problem.graph, CPU) and not is_toy(large()[0].graph, CPU)
-    predicted = predict(problem.joint, problem.graph, search.smallest.schedule, CPU)
-    assert predicted.live_bytes.tolist() == replay(problem.graph, search.smallest.schedule).live_bytes.tolist()
+    assert is_below_model_threshold(problem.graph, CPU) and not is_below_model_threshold(large()[0].graph, CPU)
+    predicted = predict(problem.joint, problem.graph, search.smallest.program, CPU)
+    assert predicted.live_bytes.tolist() == replay(problem.graph, search.smallest.program.steps).live_bytes.tolist()
 
 
 @pytest.mark.parametrize("target", ["cpu", "h200", "tpu-v5e"])
@@ -52,7 +53,7 @@ def test_less_kept_is_less_predicted(target):
     problem, smallest = large()
     graph, joint = problem.graph, problem.joint
     plain = predict(joint, graph, problem.in_order, device)
-    small = predict(joint, graph, smallest.schedule, device, smallest.fences, smallest.start)
+    small = predict(joint, graph, smallest.program, device)
     activation = 8192 * WIDTH * 4
     assert plain.peak_bytes - graph.resident_bytes >= (LAYERS - 1) * activation
     assert small.peak_bytes < 0.75 * plain.peak_bytes
@@ -66,24 +67,25 @@ def test_less_kept_is_less_predicted(target):
 def test_spans_are_values_of_the_graph():
     problem, smallest = large()
     graph = problem.graph
-    timeline = predict(problem.joint, graph, smallest.schedule, CPU, smallest.fences, smallest.start)
+    timeline = predict(problem.joint, graph, smallest.program, CPU)
     value, first, last = timeline.spans.T
     assert ((value >= 0) & (value < graph.num_values)).all() and timeline.span_bytes.size == value.size
     assert ((first >= 0) & (first <= last) & (last < timeline.live_bytes.size)).all()
-    again = np.flatnonzero(np.bincount(smallest.schedule) > 1)
+    again = np.flatnonzero(np.bincount(smallest.program.steps) > 1)
     shown = np.unique(graph.producer[value])
     assert np.isin(again, shown).sum() > LAYERS / 2, "what is recomputed is on the timeline"
 
 
-@pytest.mark.parametrize("fenced", ["all", "sources"])
-def test_every_way_to_fence_is_predicted(fenced):
+@pytest.mark.parametrize("scope", BARRIER_SCOPES)
+def test_every_scope_of_barriers_is_predicted(scope):
     problem, smallest = large()
-    timeline = predict(problem.joint, problem.graph, smallest.schedule, CPU, fenced=fenced)
+    program = dataclasses.replace(smallest.program, barrier_scope=scope)
+    timeline = predict(problem.joint, problem.graph, program, CPU)
     assert timeline.peak_bytes < predict(problem.joint, problem.graph, problem.in_order, CPU).peak_bytes
 
 
 def test_prediction_is_deterministic():
     problem, smallest = large()
     again = pose(dataclasses.replace(problem.primal), resolve_target("cpu"))
-    first, second = (predict(p.joint, p.graph, smallest.schedule, resolve_target("h200")) for p in (problem, again))
+    first, second = (predict(p.joint, p.graph, smallest.program, resolve_target("h200")) for p in (problem, again))
     assert first.live_bytes.tolist() == second.live_bytes.tolist()

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec
 from jaxremat.backends.devices import resolve_target
 from jaxremat.graph.replay import replay
 from jaxremat.loops.decide import Loops
-from jaxremat.planner.planner import Planner
 from jaxremat.planner.problem import pose
+from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import read_primal
 
@@ -69,7 +69,7 @@ def test_effects_never_run_again(decided):
     found = [*search.smallest_of_each_shape(), search.smallest]
     assert any(candidate.dials.groups > 1 for candidate in found if candidate.dials)
     for candidate in found:
-        assert (np.bincount(candidate.schedule)[once] == 1).all()
+        assert (np.bincount(candidate.program.steps)[once] == 1).all()
 
 
 def test_what_communicates_is_run_again_last():
@@ -94,21 +94,21 @@ def test_a_body_is_solved_once():
 
 
 def test_one_outcome_per_schedule():
-    planner = Planner(read_primal(printing, (W, X), 0, False), CPU)
+    planner = SchedulePlanner(read_primal(printing, (W, X), 0, False), CPU)
     high = planner.plain.replayed_bytes
     first, second = planner.fit(int(0.8 * high)), planner.fit(int(0.8 * high))
     assert first is second and first.replayed_bytes <= 0.8 * high
-    assert first.peak_bytes == first.timeline.peak_bytes == replay(first.problem.graph, first.schedule).peak_bytes
+    assert first.peak_bytes == first.timeline.peak_bytes == replay(first.problem.graph, first.program.steps).peak_bytes
     assert planner.fit(high) is planner.plain
-    few = planner.smallest_few(6)
-    assert {o.fenced for o in few} == {"all", "sources"}
+    few = planner.least()
+    assert {o.program.barrier_scope for o in few} == {"all", "sources"}
     assert min(o.replayed_bytes for o in few) == planner.smallest.replayed_bytes
 
 
 def test_with_loops_smaller_budgets_are_kept_too():
-    planner = Planner(read_primal(looping, (W, X), 0, False), CPU)
+    planner = SchedulePlanner(read_primal(looping, (W, X), 0, False), CPU)
     budget = int(0.8 * planner.plain.replayed_bytes)
     outcome = planner.fit(budget)
     assert outcome.replayed_bytes <= budget and outcome.problem.loops
     once = np.isinf(outcome.problem.run_seconds)
-    assert (np.bincount(outcome.schedule)[once] == 1).all()
+    assert (np.bincount(outcome.program.steps)[once] == 1).all()

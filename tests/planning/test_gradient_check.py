@@ -4,7 +4,7 @@ import pytest
 import show_programs
 
 import jaxremat
-from jaxremat.planning import gradient_check as gradients
+from jaxremat.planner.decision import Decision
 
 
 @pytest.mark.parametrize("layers, scan, budget", [(4, False, 0.6), (6, True, 0.7), (2, False, 1.0)])
@@ -18,13 +18,13 @@ def test_plans_agree(layers, scan, budget):
 
 def test_a_wrong_gradient_is_refused_by_name(plan, monkeypatch):
     _, args = show_programs.tower()
-    emit = gradients.emit
+    emitted = Decision.emitted
 
-    def wrong(primal, decision):
-        run = emit(primal, decision)
+    def wrong(decision, primal):
+        run = emitted(decision, primal)
         return lambda *inputs: run(inputs[0] * 1.5, *inputs[1:])
 
-    monkeypatch.setattr(gradients, "emit", wrong)
+    monkeypatch.setattr(Decision, "emitted", wrong)
     with pytest.raises(jaxremat.GradientError, match=r"differs by .* relative"):
         plan.check_grads(*show_programs.random_like(args))
 

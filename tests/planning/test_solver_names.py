@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxremat
-from jaxremat.planner.foreign import forward_first
+from jaxremat.planner.solver_schedules import forward_first
 
 
 def program(w, x):

@@ -39,7 +39,7 @@ def saved(plan, tmp_path):
 
 def test_actions_are_readable(plan, tmp_path):
     data = json.loads(saved(plan, tmp_path).read_text())
-    assert {action["action"] for action in data["actions"]} == {"save", "recompute"}
+    assert {action["action"] for action in data["actions"]} == {"save", "recompute", "defer"}
     assert any("Tower/block_3/up" in action["value"] for action in data["actions"])
 
 
@@ -64,7 +64,10 @@ def test_truncated_files_are_refused(plan, tmp_path, length):
         jaxremat.load_plan(path, loss, *args)
 
 
-@pytest.mark.parametrize("key", ["decision", "numbers", "program", "schedule", "actions", "compiled", "format"])
+@pytest.mark.parametrize(
+    "key",
+    ["decision", "numbers", "listing", "schedule", "actions", "compiled", "format", "version", "solver_parameters"],
+)
 def test_files_without_a_part_are_refused(plan, tmp_path, key):
     path = saved(plan, tmp_path)
     data = json.loads(path.read_text())

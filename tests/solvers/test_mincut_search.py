@@ -21,14 +21,17 @@ def assert_honest(search):
     graph = search.graph
     late = np.flatnonzero(graph.backward).tolist()
     for candidate in made_by(search):
-        timeline = replay(graph, candidate.schedule)
+        timeline = replay(graph, candidate.program.steps)
         assert (candidate.peak_bytes, candidate.cost) == (timeline.peak_bytes, timeline.cost)
-        assert candidate.schedule[graph.backward[candidate.schedule]].tolist() == late
-        assert not graph.backward[candidate.schedule[: candidate.start]].any()
-        assert all(candidate.start <= fence < candidate.schedule.size for fence in candidate.fences)
-        again = candidate.schedule[list(candidate.fences)]
+        assert candidate.program.steps[graph.backward[candidate.program.steps]].tolist() == late
+        assert not graph.backward[candidate.program.steps[: candidate.program.backward_start]].any()
+        assert all(
+            candidate.program.backward_start <= barrier < candidate.program.steps.size
+            for barrier in candidate.program.barriers
+        )
+        again = candidate.program.steps[list(candidate.program.barriers)]
         assert not graph.backward[again].any(), "a fence opens where something is run again"
-        assert runs(candidate.schedule, graph).min() == 1
+        assert runs(candidate.program.steps, graph).min() == 1
 
 
 def deep_candidates(search):
@@ -45,7 +48,7 @@ def test_effects_run_once_at_every_dial(pinned):
     assert_honest(search)
     assert min(candidate.peak_bytes for candidate in found) < search.plain.peak_bytes / 2
     for candidate in made_by(search):
-        assert (runs(candidate.schedule, search.graph)[list(pinned)] == 1).all(), candidate.dials
+        assert (runs(candidate.program.steps, search.graph)[list(pinned)] == 1).all(), candidate.dials
 
 
 def test_what_must_not_run_again_does_not_at_any_dial():
@@ -56,8 +59,8 @@ def test_what_must_not_run_again_does_not_at_any_dial():
     deep_candidates(search)
     assert_honest(search)
     for candidate in made_by(search):
-        assert (runs(candidate.schedule, graph)[[9, 20, 21]] == 1).all(), candidate.dials
-    assert max(runs(c.schedule, graph)[10:20].max() for c in made_by(search)) > 2, "two levels were at work"
+        assert (runs(candidate.program.steps, graph)[[9, 20, 21]] == 1).all(), candidate.dials
+    assert max(runs(c.program.steps, graph)[10:20].max() for c in made_by(search)) > 2, "two levels were at work"
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -68,7 +71,7 @@ def test_any_joint_graph_keeps_effects_and_numbers(seed):
     for fraction in (0.9, 0.7, 0.5):
         search.fit(int(fraction * search.plain.peak_bytes))
     assert_honest(search)
-    assert all((runs(c.schedule, graph)[graph.pinned] == 1).all() for c in made_by(search))
+    assert all((runs(c.program.steps, graph)[graph.pinned] == 1).all() for c in made_by(search))
     assert smallest.peak_bytes <= min(c.peak_bytes for c in search.smallest_of_each_shape())
 
 
@@ -106,7 +109,11 @@ def test_every_budget_down_to_the_smallest_is_kept(seed):
 def test_a_budget_that_the_plain_program_keeps_changes_nothing():
     search = Search(gradient_chain(10))
     assert search.fit(search.plain.peak_bytes) is search.plain
-    assert search.plain.schedule.tolist() == list(range(20)) and search.plain.start == 10 and not search.plain.fences
+    assert (
+        search.plain.program.is_in_order
+        and search.plain.program.backward_start == 10
+        and not search.plain.program.barriers
+    )
 
 
 def test_chains_reach_the_square_root_and_two_levels_go_below():
@@ -117,7 +124,7 @@ def test_chains_reach_the_square_root_and_two_levels_go_below():
     one = min(c.peak_bytes for c in shapes if c.dials.groups == 1)
     two = min(c.peak_bytes for c in shapes if c.dials.groups > 1)
     assert search.plain.peak_bytes == 65 and one <= 20 and two <= 14
-    assert replay(graph, search.smallest.schedule).peak_bytes == search.smallest.peak_bytes <= two
+    assert replay(graph, search.smallest.program.steps).peak_bytes == search.smallest.peak_bytes <= two
 
 
 def test_higher_prices_keep_fewer_bytes():
@@ -135,7 +142,7 @@ def test_what_is_read_before_the_peak_is_kept_for_nothing():
     search = Search(graph)
     everywhere = search.candidate(Dials(1e3, 1, 1, 0))
     released = search.candidate(Dials(1e3, 1, 1, peak_node=40))
-    again = lambda c: set(np.flatnonzero(runs(c.schedule, graph) > 1).tolist())
+    again = lambda c: set(np.flatnonzero(runs(c.program.steps, graph) > 1).tolist())
     read_late = {v for v in range(29) if 58 - v > 40}
     assert again(released) <= read_late and again(everywhere) >= set(range(29))
     assert released.cost < everywhere.cost
@@ -145,8 +152,8 @@ def test_candidates_are_remembered_and_deterministic():
     first, second = Search(gradient_chain(20)), Search(gradient_chain(20))
     dials = Dials(0.1, 6, 2)
     assert first.candidate(dials) is first.candidate(dataclasses.replace(dials))
-    assert first.candidate(dials).schedule.tolist() == second.candidate(dials).schedule.tolist()
-    assert first.fit(100).schedule.tolist() == second.fit(100).schedule.tolist()
+    assert first.candidate(dials).program.steps.tolist() == second.candidate(dials).program.steps.tolist()
+    assert first.fit(100).program.steps.tolist() == second.fit(100).program.steps.tolist()
 
 
 def test_programs_of_one_layer_are_searched_too():

@@ -278,7 +278,7 @@ def test_primitives_of_other_libraries():
 
     joint = assert_joint_equals_jax(fun, X)
     names = np.asarray(primitives(joint.jaxpr))
-    assert joint.is_backward[names == "doubled"].tolist() == [False, True, True]
-    assert not joint.is_backward[names == "wave"].any() and not joint.is_backward[names == "rounded"].any()
+    assert joint.backward[names == "doubled"].tolist() == [False, True, True]
+    assert not joint.backward[names == "wave"].any() and not joint.backward[names == "rounded"].any()
     (gradient,) = compiled_joint(joint, (X,), [np.ones_like(X)])[1]
     assert_all_close([gradient], [2 * jnp.cos(X) * jnp.round(3 * X) + 2])

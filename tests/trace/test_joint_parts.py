@@ -36,7 +36,7 @@ def test_the_backward_is_what_depends_on_a_cotangent():
     joint = trace_joint(fun, X)
     reached = reaches_backward(joint)
     names = np.asarray(primitives(joint.jaxpr))
-    late = joint.is_backward
+    late = joint.backward
     assert late.tolist() == reached and 0 < late.sum() < late.size
     assert "cos" in names[~late] and "sin" in names[~late] and "tanh" in names[~late]
     assert sorted(names[names == "dot_general"]) == ["dot_general"] * 2
@@ -54,7 +54,7 @@ def test_constants_belong_to_both_parts():
     assert primitives(joint.jaxpr).count("broadcast_in_dim") > 1
     assert all(not jaxprs.vars_of(eqn.invars) for eqn in joint.constants)
     ids = set(map(id, joint.constants))
-    assert not any(late for eqn, late in zip(joint.eqns, joint.is_backward) if id(eqn) in ids)
+    assert not any(late for eqn, late in zip(joint.eqns, joint.backward) if id(eqn) in ids)
 
 
 def test_the_parts_of_inputs_and_outputs():
@@ -104,7 +104,7 @@ def test_effects_are_pinned_and_belong_to_the_forward(fun, name):
     pinned = np.flatnonzero(graph.pinned)
     assert [joint.eqns[i].primitive.name for i in pinned] == [name]
     assert [jaxprs.has_effects(eqn) for eqn in joint.eqns] == graph.pinned.tolist()
-    assert not joint.is_backward[pinned].any()
+    assert not joint.backward[pinned].any()
 
 
 def test_pure_callbacks_are_functions_like_any_other():

@@ -31,7 +31,7 @@ def test_marks_change_no_value():
 def test_every_node_stems_from_its_equation():
     primal = read_primal(_program, (X,), 0, False)
     origins = trace_equations(primal)
-    forward = ~origins.joint.is_backward
+    forward = ~origins.joint.backward
     for eqn, group, is_forward in zip(origins.joint.eqns, origins.group, forward):
         source = primal.jaxpr.eqns[group].primitive.name
         if is_forward and eqn.primitive.name in ("dot_general", "tanh", "sin", "mul", "argmax"):
@@ -42,7 +42,7 @@ def test_every_node_stems_from_its_equation():
 def test_floating_results_are_marked_once_in_the_forward():
     primal = read_primal(_program, (X,), 0, False)
     origins = trace_equations(primal)
-    marks = [mark for mark, late in zip(origins.marks, origins.joint.is_backward) if mark is not None and not late]
+    marks = [mark for mark, late in zip(origins.marks, origins.joint.backward) if mark is not None and not late]
     floating = [f"{i}.0" for i, e in enumerate(primal.jaxpr.eqns) if e.outvars[0].aval.dtype == jnp.float32]
     assert sorted(marks) == sorted(floating) and len(floating) < len(primal.jaxpr.eqns)
 
@@ -70,7 +70,7 @@ def test_names_inside_loops_are_found():
 def test_checkpoints_are_regions_and_names_are_marks():
     primal = read_primal(_checkpointed, (X,), 0, False)
     origins = trace_regions(primal, primal.raw)
-    names, forward = np.asarray(primitives(origins.joint.jaxpr)), ~origins.joint.is_backward
+    names, forward = np.asarray(primitives(origins.joint.jaxpr)), ~origins.joint.backward
     assert set(origins.group[names == "tanh"]) == {-1}
     products = [int(g) for g in origins.group[(names == "dot_general") & forward]]
     assert len(set(products)) == 2 and len(products) == 3 and -1 not in products

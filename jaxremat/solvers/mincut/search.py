@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
+from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.cut import cheapest_cut
 from jaxremat.solvers.mincut.structure import Structure, ends_of_groups
@@ -33,7 +34,7 @@ _GROUPS = (2, 3, 4, 6, 8)
 _LAYER_SLOPE = 0.05
 _REFINEMENTS = 6
 _PRICES = np.logspace(-2, 2.5, 10)
-_FENCED_PARTS = 64
+_BARRIER_PARTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +53,13 @@ class Candidate:
 
     Attributes:
       dials: what it was made from, None for the plain program.
-      schedule: [T] node ids.
-      start: the step at which the backward begins.
-      fences: steps at which a fenced segment of the backward opens.
+      program: the schedule.
       peak_bytes, cost: from the replay.
       peak_node: the first backward node at or after the replayed peak.
     """
 
     dials: Dials | None
-    schedule: np.ndarray
-    start: int
-    fences: tuple[int, ...]
+    program: ScheduledProgram
     peak_bytes: int
     cost: float
     peak_node: int
@@ -87,9 +84,7 @@ class Search:
     @functools.cached_property
     def plain(self) -> Candidate:
         """The program as it stands: everything is computed once, in the given order."""
-        in_order = np.arange(self.graph.num_nodes, dtype=np.int32)
-        backward = self.graph.backward
-        return self._judge(None, in_order, int(backward.argmax()) if backward.any() else in_order.size)
+        return self._judge(None, in_order(self.graph))
 
     def fit(self, budget_bytes: int) -> Candidate:
         """The cheapest candidate whose replayed peak is within the budget, or the one with the smallest peak."""
@@ -185,45 +180,47 @@ class Search:
     def _lay_out(self, dials: Dials, kept: np.ndarray) -> Candidate:
         graph, structure = self.graph, self.structure
         if dials.groups == 1:
-            return self._judge(dials, *assemble_parts(graph, kept))
+            return self._judge(dials, self._with_barriers(*assemble_parts(graph, kept)))
         ends = ends_of_groups(structure.boundaries(dials.segments), dials.groups)
         group = np.searchsorted(ends, np.arange(graph.num_nodes))
         across = structure.crossing_values(ends) | self._made_once
-        return self._judge(dials, *assemble_parts(graph, kept, group, across))
+        return self._judge(dials, self._with_barriers(*assemble_parts(graph, kept, group, across)))
 
     @functools.cached_property
     def _made_once(self) -> np.ndarray:
         """[V] forward values whose producer must not run again: the forward leaves them, whatever group they are of."""
         return self.structure.is_forward_value & ~np.isfinite(self._run_seconds[self.graph.producer])
 
-    def _judge(self, dials: Dials | None, schedule: np.ndarray, start: int) -> Candidate:
-        timeline = replay(self.graph, schedule)
-        later = schedule[timeline.peak_step :]
+    def _judge(self, dials: Dials | None, program: ScheduledProgram) -> Candidate:
+        timeline = replay(self.graph, program.steps)
+        later = program.steps[timeline.peak_step :]
         backward = later[self.graph.backward[later]]
         peak_node = int(backward[0]) if backward.size else 0
-        fences = self._fences(schedule, start)
-        return Candidate(dials, schedule, start, fences, timeline.peak_bytes, timeline.cost, peak_node)
+        return Candidate(dials, program, timeline.peak_bytes, timeline.cost, peak_node)
 
-    def _fences(self, schedule: np.ndarray, start: int) -> tuple[int, ...]:
-        """Where recomputation moves on to another part of the forward: one fence per part keeps fusions whole."""
+    def _with_barriers(self, schedule: np.ndarray, start: int) -> ScheduledProgram:
+        return schedule_program(self.graph, schedule, backward_start=start, barriers=self._barriers(schedule, start))
+
+    def _barriers(self, schedule: np.ndarray, start: int) -> tuple[int, ...]:
+        """Where recomputation moves on to another part of the forward: one barrier per part keeps fusions whole."""
         again = ~self.graph.backward[schedule]
         again[:start] = False
         opens = np.flatnonzero(again & ~np.roll(again, 1))
         part = self._part[schedule]
-        fences, current = [], -1
+        barriers, current = [], -1
         for first in opens.tolist():
             run = again[first:]
             end = first + (int(run.argmin()) if not run.all() else run.size)
             furthest = int(part[first:end].max())
             if furthest != current:
-                fences.append(first)
+                barriers.append(first)
                 current = furthest
-        return tuple(fences)
+        return tuple(barriers)
 
     @functools.cached_property
     def _part(self) -> np.ndarray:
         """[N] in which of many small parts of the forward each node lies."""
-        return np.searchsorted(self.structure.boundaries(_FENCED_PARTS), np.arange(self.graph.num_nodes))
+        return np.searchsorted(self.structure.boundaries(_BARRIER_PARTS), np.arange(self.graph.num_nodes))
 
 
 def _by_peak(candidate: Candidate) -> tuple[int, float]:

@@ -1,20 +1,24 @@
-"""Plans for one program on one device: loops and flat schedule together, for any budget.
+"""Schedules for one program on one device: loops and flat schedule together, for any budget.
 
-One dial, the price of a byte in seconds, rules both: at a price every loop takes its cheapest decision, and what
-remains is a flat program for `Search`. The smallest price at which the program fits is the cheapest plan.
+One setting, the price of a byte in seconds, rules both: at a price every loop takes its cheapest decision, and what
+remains is a flat program for the search. The smallest price at which the program fits is the cheapest plan.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.graph.replay import Timeline
+from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
+from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.search import Candidate, Search
@@ -23,34 +27,34 @@ from jaxremat.trace.joint import Primal
 _LOOP_PRICES = np.logspace(-2, 4, 25)
 _REFINEMENTS = 10
 _STRIDE = 4
+_MOST_LEAST = 24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
+class ScheduleOutcome:
     """A schedule of a problem, with its replayed numbers.
 
     Attributes:
       problem: the program with its loops decided.
-      schedule: [T] node ids of the problem's graph.
+      program: its schedule.
       replayed_bytes: peak of the replay.
       cost: of the replay, in seconds.
-      start, fences, fenced: as in `emit.scheduled.write_script`.
     """
 
     problem: Problem
-    schedule: np.ndarray
+    program: ScheduledProgram
     replayed_bytes: int
     cost: float
-    start: int | None = dataclasses.field(default=None, kw_only=True)
-    fences: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
-    fenced: str = dataclasses.field(default="all", kw_only=True)
+
+    @property
+    def form(self) -> Form:
+        as_written = not self.problem.loops and self.program.is_in_order
+        return AsWritten() if as_written else Schedule(self.program, self.problem.loops)
 
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The predicted timeline of the emitted program."""
-        problem = self.problem
-        script = self.fences, self.start, self.fenced
-        return predict(problem.joint, problem.graph, self.schedule, problem.device, *script)
+        return predict(self.problem.joint, self.problem.graph, self.program, self.problem.device)
 
     @property
     def peak_bytes(self) -> int:
@@ -58,27 +62,35 @@ class Outcome:
         return self.timeline.peak_bytes
 
 
-class Planner:
-    """Outcomes for one program on one device.
+class SchedulePlanner:
+    """Schedules by the default search.
 
     Args:
       primal: the program.
       device: what its costs and bytes are for.
     """
 
+    may_leave_alone = True
+    more_capable: Planner | None = None
+
     def __init__(self, primal: Primal, device: Device):
         self.primal = primal
         self.device = device
         self._searches: dict[tuple[LoopDecision, ...], tuple[Problem, Search]] = {}
-        self._outcomes: dict[tuple[tuple[LoopDecision, ...], bytes], Outcome] = {}
+        self._outcomes: dict[tuple[tuple[LoopDecision, ...], bytes, str], ScheduleOutcome] = {}
 
     @functools.cached_property
-    def plain(self) -> Outcome:
+    def plain(self) -> ScheduleOutcome:
         """The program as it stands."""
         problem, search = self._posed(())
         return self._outcome(problem, search.plain)
 
-    def fit(self, replayed_bytes: int) -> Outcome:
+    @property
+    def as_written(self) -> FlatFunction:
+        """The program with the author's own checkpoints."""
+        return self.primal.as_written
+
+    def fit(self, replayed_bytes: int) -> ScheduleOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
         if not self._loops.found or self.plain.replayed_bytes <= replayed_bytes:
             return self._fit_at(None, replayed_bytes)
@@ -92,27 +104,31 @@ class Planner:
             low, high = (low, middle) if self._fits(prices[middle], replayed_bytes) else (middle, high)
         return self._refined(prices[max(low, 0)], prices[high], replayed_bytes)
 
-    def _fits(self, price: float, replayed_bytes: int) -> bool:
-        return self._fit_at(price, replayed_bytes).replayed_bytes <= replayed_bytes
-
     @functools.cached_property
-    def smallest(self) -> Outcome:
+    def smallest(self) -> ScheduleOutcome:
         """The outcome with the smallest replayed peak."""
         prices = [None, *(self._loop_prices if self._loops.found else ())]
         posed = [self._posed(self._decisions(price)) for price in prices]
         outcomes = [self._outcome(problem, search.smallest) for problem, search in posed]
-        return min(outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
+        return min(outcomes, key=_by_peak)
 
-    def smallest_few(self, number: int) -> list[Outcome]:
-        """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
+    def least(self) -> list[ScheduleOutcome]:
+        """Outcomes of small replayed peak, no two alike, with either scope of barriers."""
         prices = [None, *(self._loop_prices[::2] if self._loops.found else ())]
         posed = [self._posed(self._decisions(price)) for price in prices]
         each = [self._outcome(p, candidate) for p, search in posed for candidate in search.smallest_of_each_shape()]
-        by_size = sorted([self.smallest, *each], key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
-        distinct = list({id(outcome): outcome for outcome in by_size}.values())[: number // 2]
-        return [*distinct, *(dataclasses.replace(outcome, fenced="sources") for outcome in distinct)]
+        by_size = sorted([self.smallest, *each], key=_by_peak)
+        distinct = list({id(outcome): outcome for outcome in by_size}.values())[: _MOST_LEAST // 2]
+        return [*distinct, *map(self._with_sources_behind_barriers, distinct)]
 
-    def _refined(self, too_low: float, enough: float, replayed_bytes: int) -> Outcome:
+    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+        """None: the prediction tells schedules apart well enough."""
+        return ()
+
+    def _fits(self, price: float, replayed_bytes: int) -> bool:
+        return self._fit_at(price, replayed_bytes).replayed_bytes <= replayed_bytes
+
+    def _refined(self, too_low: float, enough: float, replayed_bytes: int) -> ScheduleOutcome:
         outcomes = []
         for _ in range(_REFINEMENTS):
             middle = float(np.sqrt(too_low * enough))
@@ -125,7 +141,7 @@ class Planner:
         within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
         return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
 
-    def _fit_at(self, price: float | None, replayed_bytes: int) -> Outcome:
+    def _fit_at(self, price: float | None, replayed_bytes: int) -> ScheduleOutcome:
         problem, search = self._posed(self._decisions(price))
         return self._outcome(problem, search.fit(replayed_bytes))
 
@@ -149,16 +165,19 @@ class Planner:
             self._searches[decisions] = problem, Search(problem.graph, problem.run_seconds)
         return self._searches[decisions]
 
-    def _outcome(self, problem: Problem, candidate: Candidate) -> Outcome:
-        """One outcome per schedule, so that what was predicted or compiled of it is not asked for twice."""
-        key = problem.loops, candidate.schedule.tobytes()
-        if key not in self._outcomes:
-            self._outcomes[key] = Outcome(
-                problem,
-                candidate.schedule,
-                candidate.peak_bytes,
-                candidate.cost,
-                start=candidate.start,
-                fences=candidate.fences,
-            )
-        return self._outcomes[key]
+    def _outcome(self, problem: Problem, candidate: Candidate) -> ScheduleOutcome:
+        made = ScheduleOutcome(problem, candidate.program, candidate.peak_bytes, candidate.cost)
+        return self._once(made)
+
+    def _with_sources_behind_barriers(self, outcome: ScheduleOutcome) -> ScheduleOutcome:
+        program = dataclasses.replace(outcome.program, barrier_scope="sources")
+        return self._once(dataclasses.replace(outcome, program=program))
+
+    def _once(self, outcome: ScheduleOutcome) -> ScheduleOutcome:
+        """One object per schedule, so that what was predicted or compiled of it is not asked for twice."""
+        key = outcome.problem.loops, outcome.program.steps.tobytes(), outcome.program.barrier_scope
+        return self._outcomes.setdefault(key, outcome)
+
+
+def _by_peak(outcome: ScheduleOutcome) -> tuple[int, float]:
+    return outcome.replayed_bytes, outcome.cost

@@ -1,16 +1,12 @@
-"""The entrances that are not `plan` and `remat`: the joint graph of a function, and plans from disk."""
+"""The joint graph of a function, for solvers and for those who want to look."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.pricing import price
 from jaxremat.graph.graph import Graph
-from jaxremat.planning.load import restored
-from jaxremat.planning.plan import Plan
-from jaxremat.planning.storage import read_plan
 from jaxremat.trace.arguments import called
 from jaxremat.trace.joint import trace_joint
 
@@ -34,17 +30,3 @@ def trace(
     """
     call = called(fun, args, kwargs, argnums)
     return price(trace_joint(call.bind(fun), *call.arrays, argnums=argnums, has_aux=has_aux), resolve_target(target))
-
-
-def load_plan(path: str | Path, fun: Callable, *args, **kwargs) -> Plan:
-    """Reads a plan that `Plan.save` wrote, for the function that it was made for. Traces it, but solves nothing.
-
-    Args:
-      path: the file.
-      fun: the function that was planned.
-      args, kwargs: arguments of the planned shapes: arrays or ShapeDtypeStructs, in trees.
-
-    Raises:
-      PlanMismatchError: if the file is damaged, or the function or its arguments have changed; with the difference.
-    """
-    return restored(read_plan(path), fun, args, kwargs)

@@ -1,12 +1,12 @@
-"""Plans by a solver of a graph, chosen by name: its schedule, made one that a gradient program can run.
+"""Schedules by a solver of graphs, made ones that a gradient program can run.
 
 Solvers know neither loops nor that a gradient's forward ends before its backward begins. Loops are decided as the
-planner's own search decides them for the same budget; what the results need runs before the first backward node.
+default search decides them for the same budget; what the results need runs before the first backward node.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -15,10 +15,13 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.errors import ArgumentError, BudgetError
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
-from jaxremat.planner.planner import Outcome, Planner
+from jaxremat.graph.scheduled import schedule_program
+from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.problem import Problem
+from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
+from jaxremat.solvers.base import Solver
 from jaxremat.solvers.mincut.assemble import forward_part
-from jaxremat.solvers.registry import solver_named
 from jaxremat.solvers.solve import solve
 from jaxremat.trace.joint import Primal
 
@@ -28,45 +31,61 @@ _MOST_SECONDS = {"checkmate": 30.0, "checkmate-lp": 30.0, "moccasin": 20.0}  # f
 _GRAINS = 128  # budgets are told apart in parts of the plain program's peak: solvers are slow
 
 
-class ForeignPlanner:
-    """Outcomes for one program on one device, from a solver of graphs.
+class SolverPlanner:
+    """Schedules by a solver of graphs.
 
     Args:
       primal: the program.
       device: what its costs and bytes are for.
-      solver: name of the solver.
+      solver: the solver.
       seed: for solvers that draw random numbers.
 
     Raises:
       ArgumentError: for a solver of chains, or a program too large for the solver.
     """
 
-    def __init__(self, primal: Primal, device: Device, solver: str, seed: int):
-        if solver_named(solver).name in _CHAINS_ONLY:
+    may_leave_alone = True
+    more_capable: Planner | None = None
+
+    def __init__(self, primal: Primal, device: Device, solver: Solver, seed: int):
+        if solver.name in _CHAINS_ONLY:
             raise ArgumentError(
-                f"solver {solver!r} solves chains, and a program's gradient is a graph: plan with 'auto', 'fastsa' or"
-                " 'chen', or solve a jaxremat.Chain with jaxremat.solve"
+                f"solver {solver.name!r} solves chains, and a program's gradient is a graph: plan with 'auto', 'fastsa'"
+                " or 'chen', or solve a jaxremat.Chain with jaxremat.solve"
             )
         self.solver = solver
         self.seed = seed
-        self.own = Planner(primal, device)
-        self._fits: dict[int, Outcome] = {}
-        self._outcomes: dict[bytes, Outcome] = {}
+        self.own = SchedulePlanner(primal, device)
+        self._fits: dict[int, ScheduleOutcome] = {}
+        self._outcomes: dict[bytes, ScheduleOutcome] = {}
         self._require_size(self.plain.problem.graph)
 
     @property
-    def plain(self) -> Outcome:
+    def plain(self) -> ScheduleOutcome:
         """The program as it stands."""
         return self.own.plain
 
-    def fit(self, replayed_bytes: int) -> Outcome:
+    @property
+    def as_written(self) -> FlatFunction:
+        """The program with the author's own checkpoints."""
+        return self.own.as_written
+
+    def fit(self, replayed_bytes: int) -> ScheduleOutcome:
         """The solver's outcome for a replayed peak, or the one with the smallest peak that it reached."""
         if self.plain.replayed_bytes <= replayed_bytes:
             return self.plain
         grain = max(1, self.plain.replayed_bytes // _GRAINS)
         return self._fit(max(1, replayed_bytes // grain * grain))
 
-    def _fit(self, budget_bytes: int) -> Outcome:
+    def least(self) -> Sequence[ScheduleOutcome]:
+        """The outcome with the smallest replayed peak that the solver reaches."""
+        return [self.fit(1)]
+
+    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+        """None: a solver has one answer per budget."""
+        return ()
+
+    def _fit(self, budget_bytes: int) -> ScheduleOutcome:
         if budget_bytes not in self._fits:
             problem = self.own.fit(budget_bytes).problem
             try:
@@ -75,28 +94,21 @@ class ForeignPlanner:
                 self._fits[budget_bytes] = self._solved(problem, error.min_peak_bytes)
         return self._fits[budget_bytes]
 
-    @functools.cached_property
-    def smallest(self) -> Outcome:
-        """The outcome with the smallest replayed peak that the solver reaches."""
-        return self.fit(1)
-
-    def _solved(self, problem: Problem, budget_bytes: int) -> Outcome:
+    def _solved(self, problem: Problem, budget_bytes: int) -> ScheduleOutcome:
         with jax.ensure_compile_time_eval():
-            limit = _MOST_SECONDS.get(self.solver)
+            limit = _MOST_SECONDS.get(self.solver.name)
             solution = solve(problem.graph, budget_bytes, self.solver, self.seed, time_limit=limit)
-        schedule = forward_first(problem.graph, solution.schedule)
-        key = schedule.tobytes()
-        if key not in self._outcomes:
-            timeline = replay(problem.graph, schedule)
-            self._outcomes[key] = Outcome(problem, schedule, timeline.peak_bytes, timeline.cost)
-        return self._outcomes[key]
+        program = schedule_program(problem.graph, forward_first(problem.graph, solution.schedule))
+        timeline = replay(problem.graph, program.steps)
+        made = ScheduleOutcome(problem, program, timeline.peak_bytes, timeline.cost)
+        return self._outcomes.setdefault(program.steps.tobytes(), made)
 
     def _require_size(self, graph: Graph) -> None:
-        most = _MOST_NODES.get(self.solver)
+        most = _MOST_NODES.get(self.solver.name)
         if most is not None and graph.num_nodes > most:
             raise ArgumentError(
-                f"solver {self.solver!r} takes gradient programs of up to {most} operations in bearable time; this one"
-                f" has {graph.num_nodes}. Plan with 'auto' or 'fastsa'."
+                f"solver {self.solver.name!r} takes gradient programs of up to {most} operations in bearable time; this"
+                f" one has {graph.num_nodes}. Plan with 'auto' or 'fastsa'."
             )
 
 

@@ -1,0 +1,53 @@
+"""Which planner answers a request."""
+
+from __future__ import annotations
+
+from jaxremat.backends.devices import Device
+from jaxremat.base.errors import ArgumentError, EmissionError
+from jaxremat.planner.checkpoints import PiecePlanner
+from jaxremat.planner.contract import Planner
+from jaxremat.planner.own_names import OwnNamesPlanner
+from jaxremat.planner.schedules import SchedulePlanner
+from jaxremat.planner.solver_schedules import SolverPlanner
+from jaxremat.solvers.auto import Auto
+from jaxremat.solvers.base import Solver
+from jaxremat.trace.joint import Primal
+from jaxremat.trace.origins import names_in
+
+
+def planner_for(primal: Primal, device: Device, solver: Solver, emit: str, seed: int) -> Planner:
+    """The planner of a program for a form of emission.
+
+    Args:
+      primal, device: the program, and what it runs on.
+      solver: "auto" for the default search; another one decides schedules alone.
+      emit: one of `decision.FORMS`.
+      seed: for solvers that draw random numbers.
+
+    Raises:
+      ArgumentError: for a solver that does not decide this form, or does not take this program.
+      EmissionError: if the program has nothing that the form could save.
+    """
+    if solver.name != Auto.name:
+        if emit != "schedule":
+            raise ArgumentError(f"solver={solver.name!r} decides schedules: emit='schedule', not {emit!r}")
+        return SolverPlanner(primal, device, solver, seed)
+    makers = {"schedule": SchedulePlanner, "names": _names_planner, "segments": _segments_planner}
+    return makers[emit](primal, device)
+
+
+def _segments_planner(primal: Primal, device: Device) -> Planner:
+    return PiecePlanner(primal, device, "segments", outer=False)
+
+
+def _names_planner(primal: Primal, device: Device) -> Planner:
+    own = names_in(primal.raw) if primal.raw is not None else ()
+    if own:
+        return OwnNamesPlanner(primal, device, tuple(own))
+    planner = PiecePlanner(primal, device, "names", outer=not device.backend.names_in_pieces)
+    if not planner.nameable.any():
+        raise EmissionError(
+            "no value of this program can be saved by name: the backward reads every one of them before a name could"
+            ' be put. emit="segments" or emit="schedule" can plan it.'
+        )
+    return planner

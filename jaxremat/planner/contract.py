@@ -1,0 +1,63 @@
+"""The contract of every planner: a program and a number of bytes in, an outcome with its form and its numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from jaxremat.graph.replay import Timeline
+from jaxremat.graph.scheduled import ScheduledProgram
+from jaxremat.planner.decision import FlatFunction, Form
+from jaxremat.planner.problem import Problem
+
+
+class Outcome(Protocol):
+    """What a planner found.
+
+    `replayed_bytes` and `cost` (seconds) are the replay's; `peak_bytes` and `timeline` are predicted for the program as
+    the target compiles it.
+    """
+
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def program(self) -> ScheduledProgram: ...
+    @property
+    def form(self) -> Form: ...
+    @property
+    def replayed_bytes(self) -> int: ...
+    @property
+    def cost(self) -> float: ...
+    @property
+    def timeline(self) -> Timeline: ...
+    @property
+    def peak_bytes(self) -> int: ...
+
+
+class Planner(Protocol):
+    """Outcomes of one form for one program on one device, for any number of budgets; equal outcomes are one object."""
+
+    @property
+    def plain(self) -> Outcome:
+        """The program without recomputation."""
+
+    @property
+    def as_written(self) -> FlatFunction:
+        """The flat program whose compiled peak is the baseline."""
+
+    @property
+    def may_leave_alone(self) -> bool:
+        """Whether a program that fits as it is stays as it is."""
+
+    @property
+    def more_capable(self) -> Planner | None:
+        """The planner of a form that can express more, for a refusal to name; None where there is none."""
+
+    def fit(self, replayed_bytes: int) -> Outcome:
+        """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
+
+    def least(self) -> Sequence[Outcome]:
+        """Outcomes of small replayed peak, the smallest first: what is tried where the rest does not fit."""
+
+    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+        """Cheaper outcomes that are expected to need little more than `best`, the least demanding first."""

@@ -1,0 +1,38 @@
+"""The one way from a planned program to an executable: compile its gradient for a device, read the bytes."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxremat.backends.devices import Device
+from jaxremat.compiled.compile import CompiledGradient, compile_for
+from jaxremat.planner.decision import FlatFunction
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Primal
+
+
+def compile_program(primal: Primal, flat: FlatFunction, has_aux: bool, device: Device) -> CompiledGradient:
+    """The gradient program of a primal program, run by a flat function of the same inputs and outputs.
+
+    Args:
+      primal: the program; its function is not traced again.
+      flat: from its flat inputs to its flat outputs.
+      has_aux: whether its results are a pair (result, auxiliary data).
+      device: what to compile for; the inputs keep their shardings.
+
+    Raises:
+      TargetError: if this machine cannot compile for the device; the message names what to install.
+    """
+
+    def program(*inputs):
+        return jax.tree.unflatten(primal.out_tree, flat(*inputs))
+
+    return compile_for(program, _inputs(primal), argnums=primal.wrt, has_aux=has_aux, target=device.name)
+
+
+def _inputs(primal: Primal) -> list[jax.ShapeDtypeStruct]:
+    shapes = [jaxprs.shape_of(v) for v in primal.jaxpr.invars]
+    return [
+        jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding, weak_type=shape.weak_type)
+        for shape, sharding in zip(shapes, primal.shardings or [None] * len(shapes), strict=True)
+    ]

@@ -1,0 +1,112 @@
+"""What was asked for, checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxremat.backends.devices import Device, resolve_target
+from jaxremat.base.budget import Budget, parse_budget
+from jaxremat.base.errors import ArgumentError
+from jaxremat.planner.decision import FORMS
+from jaxremat.solvers.base import Solver
+from jaxremat.solvers.registry import solver_named
+from jaxremat.trace.arguments import arrays_only, called, checked_argnums
+
+VERIFICATIONS = ("compile", "replay")
+PERMISSIONS = ("chunk",)
+"""What may be allowed because it is not free of consequences: "chunk" changes values up to rounding."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """What was asked for, the budget aside; checked.
+
+    Attributes:
+      fun, args: a function of trees of arrays, and those; everything else that the user's function takes is bound.
+      argnums, has_aux: what is differentiated, as in `jaxremat.plan`.
+      solver: an instance.
+      device: what to plan for.
+      emit: one of `FORMS`.
+      verify: one of `VERIFICATIONS`.
+      seed: for solvers that draw random numbers.
+      allow: of `PERMISSIONS`.
+      is_loss: whether `jax.grad` will be asked of the function; otherwise it is a part of one.
+      refuses: whether a budget that nothing fits in is an error; otherwise the smallest plan is made, with a warning.
+    """
+
+    fun: Callable
+    args: tuple
+    argnums: int | tuple[int, ...]
+    has_aux: bool
+    solver: Solver
+    device: Device
+    emit: str
+    verify: str
+    seed: int
+    allow: frozenset[str]
+    is_loss: bool = True
+    refuses: bool = True
+
+
+def checked_request(
+    fun: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any] = types.MappingProxyType({}),
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    solver: str | Solver | type[Solver] = "auto",
+    target: str | None = None,
+    emit: str = "schedule",
+    verify: str = "compile",
+    seed: int = 0,
+    allow: Sequence[str] = (),
+) -> Request:
+    """The arguments of `plan`, without the budget.
+
+    Raises:
+      ArgumentError: where one cannot be understood.
+    """
+    require_function(fun)
+    positions = checked_argnums(argnums, len(args))
+    call = called(fun, args, kwargs, positions)
+    return Request(
+        arrays_only(call.bind(fun)), call.arrays, positions, has_aux, solver_named(solver), resolve_target(target),
+        _one_of("emit", emit, FORMS), _one_of("verify", verify, VERIFICATIONS), seed, _permissions(allow),
+    )  # fmt: skip
+
+
+def require_function(fun: Any) -> None:
+    """Raises ArgumentError for what cannot be called."""
+    if not callable(fun):
+        raise ArgumentError(
+            f"the first argument has to be a function, not {type(fun).__name__}: the loss, not its data"
+        )
+
+
+def check_options(
+    budget: Budget, *, solver: str | Solver | type[Solver], emit: str, verify: str, allow: Sequence[str] = ()
+) -> None:
+    """Raises ArgumentError for a budget, solver, form, verification or permission that cannot be understood."""
+    parse_budget(budget)
+    solver_named(solver)
+    _one_of("emit", emit, FORMS)
+    _one_of("verify", verify, VERIFICATIONS)
+    _permissions(allow)
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ArgumentError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+    return value
+
+
+def _permissions(allow: Sequence[str]) -> frozenset[str]:
+    given = (allow,) if isinstance(allow, str) else tuple(allow)
+    unknown = [permission for permission in given if permission not in PERMISSIONS]
+    if unknown:
+        raise ArgumentError(f"allow={allow!r}: {unknown[0]!r} is unknown; the permissions are {', '.join(PERMISSIONS)}")
+    return frozenset(given)
