@@ -96,7 +96,7 @@ def _remedies(joint: Joint, resident: int, peak_bytes: int, budget_bytes: int) -
     if scores is not None:
         remedies.append(
             f"chunked attention: the scores {list(scores.shape)} at {scores.where} take"
-            f" {format_bytes(scores.large_bytes)}; jaxremat.attention.rewrite(fun), or plan(..., chunk_attention=True)"
+            f' {format_bytes(scores.large_bytes)}; jaxremat.attention.rewrite(fun), or plan(..., allow=("chunk",))'
         )
     logits = _dominating(chunk.find(joint.primal.jaxpr), peak_bytes)
     if logits is not None:

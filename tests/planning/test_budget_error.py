@@ -33,7 +33,7 @@ def test_a_refusal_names_what_occupies_the_floor_and_chunked_attention():
     text = str(error)
     assert str(error.min_peak_bytes) in text
     assert "attention" in text and "test_budget_error.py:" in text and "MiB" in text
-    assert "chunk_attention=True" in text and "[2, 1024, 1024]" in text
+    assert 'allow=("chunk",)' in text and "[2, 1024, 1024]" in text
 
 
 def test_resident_arguments_are_told_apart():
@@ -51,7 +51,7 @@ def test_the_floor_is_met_when_asked_for():
 def test_chunked_attention_goes_below_the_floor_and_keeps_the_gradient():
     args = attention_arguments()
     error = refuse(attend, args, budget=0.02)
-    plan = jaxremat.plan(attend, *args, budget=int(0.8 * error.min_peak_bytes), chunk_attention=True)
+    plan = jaxremat.plan(attend, *args, budget=int(0.8 * error.min_peak_bytes), allow="chunk")
     assert plan.compiled.peak_bytes <= 0.8 * error.min_peak_bytes
     assert jaxremat.verify(plan).peak_bytes == pytest.approx(plan.compiled.peak_bytes, rel=0.01)
     w = jax.random.normal(jax.random.key(0), (16, 16)) / 8
@@ -61,7 +61,7 @@ def test_chunked_attention_goes_below_the_floor_and_keeps_the_gradient():
 
 
 def test_chunked_attention_is_left_alone_where_everything_fits():
-    plan = jaxremat.plan(attend, *attention_arguments(), budget=1.0, verify="replay", chunk_attention=True)
+    plan = jaxremat.plan(attend, *attention_arguments(), budget=1.0, verify="replay", allow="chunk")
     assert plan.overhead == 0 and not plan.decision.chunked_attention
 
 
@@ -69,7 +69,7 @@ def test_a_plan_with_chunked_attention_loads(tmp_path):
     args = attention_arguments()
     error = refuse(attend, args, budget=0.02, verify="replay")
     budget = int(0.8 * error.min_peak_bytes)
-    plan = jaxremat.plan(attend, *args, budget=budget, verify="replay", chunk_attention=True)
+    plan = jaxremat.plan(attend, *args, budget=budget, verify="replay", allow="chunk")
     plan.save(tmp_path / "plan.json")
     again = jaxremat.load_plan(tmp_path / "plan.json", attend, *args)
     assert again.decision.to_json() == plan.decision.to_json()

@@ -21,17 +21,15 @@ def assert_honest(search):
     graph = search.graph
     late = np.flatnonzero(graph.backward).tolist()
     for candidate in made_by(search):
-        timeline = replay(graph, candidate.program.steps)
+        program = candidate.program
+        timeline = replay(graph, program.steps)
         assert (candidate.peak_bytes, candidate.cost) == (timeline.peak_bytes, timeline.cost)
-        assert candidate.program.steps[graph.backward[candidate.program.steps]].tolist() == late
-        assert not graph.backward[candidate.program.steps[: candidate.program.backward_start]].any()
-        assert all(
-            candidate.program.backward_start <= barrier < candidate.program.steps.size
-            for barrier in candidate.program.barriers
-        )
-        again = candidate.program.steps[list(candidate.program.barriers)]
+        assert program.steps[graph.backward[program.steps]].tolist() == late
+        assert not graph.backward[program.steps[: program.backward_start]].any()
+        assert all(program.backward_start <= barrier < program.steps.size for barrier in program.barriers)
+        again = program.steps[list(program.barriers)]
         assert not graph.backward[again].any(), "a fence opens where something is run again"
-        assert runs(candidate.program.steps, graph).min() == 1
+        assert runs(program.steps, graph).min() == 1
 
 
 def deep_candidates(search):
