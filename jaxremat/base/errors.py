@@ -1,8 +1,31 @@
 """What goes wrong, by name. Every message carries the numbers and the remedy."""
 
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
 
 class JaxrematError(Exception):
     """Base class of every error that jaxremat raises on purpose."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Occupant:
+    """What is live at a peak.
+
+    Attributes:
+      name: what it is.
+      path: module path, or empty.
+      source: the line of the user's program, or empty.
+      bytes: how much it takes, on one device.
+    """
+
+    name: str
+    path: str
+    source: str
+    bytes: int
 
 
 class BudgetError(JaxrematError):
@@ -11,12 +34,24 @@ class BudgetError(JaxrematError):
     Attributes:
       min_peak_bytes: the smallest peak that was really reached, in bytes.
       budget_bytes: the budget that was asked for, in bytes.
+      occupants: what is live at that peak, the largest first and the rest as one; their bytes add up to it. Empty for
+        graphs, whose nodes have no program.
     """
 
-    def __init__(self, message: str, *, min_peak_bytes: int, budget_bytes: int):
+    def __init__(self, message: str, *, min_peak_bytes: int, budget_bytes: int, occupants: Sequence[Occupant] = ()):
         super().__init__(message)
         self.min_peak_bytes = int(min_peak_bytes)
         self.budget_bytes = int(budget_bytes)
+        self.occupants = tuple(occupants)
+
+    def __reduce__(self):
+        rebuilt = functools.partial(
+            BudgetError,
+            min_peak_bytes=self.min_peak_bytes,
+            budget_bytes=self.budget_bytes,
+            occupants=self.occupants,
+        )
+        return rebuilt, self.args
 
 
 class PlanMismatchError(JaxrematError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxremat import attention, chunk
 from jaxremat.base.budget import format_bytes
-from jaxremat.base.errors import BudgetError
+from jaxremat.base.errors import BudgetError, Occupant
 from jaxremat.chunk.rewriting.finding import Finding
 from jaxremat.cost.pricing import resident_bytes
 from jaxremat.planner.contract import Outcome
@@ -18,7 +19,7 @@ from jaxremat.trace.joint import Joint
 
 _MOST_VALUES = 6
 _DOMINATES = 0.1
-_TELLING = 0.02
+_REST = "smaller values, constants, and what the equation that runs needs inside"
 
 
 def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int, schedule_bytes: int | None = None) -> BudgetError:
@@ -36,19 +37,35 @@ def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int, schedule_byte
     if schedule_bytes is not None and schedule_bytes < peak_bytes:
         fits = "fits" if schedule_bytes <= budget_bytes else "reaches lower"
         remedies.insert(0, f'emit="schedule": it {fits}, with a predicted peak of {format_bytes(schedule_bytes)}')
+    live = occupants(smallest, peak_bytes)
     lines = [
         f"no plan fits in {format_bytes(budget_bytes)}; the minimum peak that was reached is"
         f" {format_bytes(peak_bytes)} ({peak_bytes} bytes).",
         f"There, {_running(smallest)}:",
-        *(f"  {line}" for line in occupants(smallest)),
+        *(f"  {format_bytes(occupant.bytes)}  {_told(occupant)}" for occupant in live),
         "What would lower it:",
         *(f"  - {remedy}" for remedy in remedies),
     ]
-    return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes)
+    return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes, occupants=live)
 
 
-def occupants(outcome: Outcome) -> list[str]:
-    """What is live at an outcome's predicted peak, a line each: resident bytes, then the largest values."""
+def occupants(outcome: Outcome, peak_bytes: int) -> list[Occupant]:
+    """What is live at an outcome's peak: resident bytes, then the largest values, then all the rest as one.
+
+    Args:
+      outcome: what was planned; who is live at its peak is predicted.
+      peak_bytes: what the records add up to: the peak as compiled, or else as predicted.
+    """
+    resident = Occupant("arguments, results and gradients", "", "", resident_bytes(outcome.problem.joint))
+    listed = [resident, *_values_at_peak(outcome)[:_MOST_VALUES]]
+    within = itertools.takewhile(lambda total: total <= peak_bytes, itertools.accumulate(o.bytes for o in listed))
+    kept = listed[: len(list(within))]
+    rest = peak_bytes - sum(occupant.bytes for occupant in kept)
+    return [*kept, Occupant(_REST, "", "", rest)] if rest else kept
+
+
+def _values_at_peak(outcome: Outcome) -> list[Occupant]:
+    """Values that are live at the predicted peak, those of alike places as one, the largest first."""
     joint, graph, timeline = outcome.problem.joint, outcome.problem.graph, outcome.timeline
     value, first, last = timeline.spans.T
     live = np.flatnonzero((first <= timeline.peak_step) & (timeline.peak_step <= last))
@@ -57,16 +74,7 @@ def occupants(outcome: Outcome) -> list[str]:
         origin = origin_of(joint.eqns[graph.producer[value[span]]])
         key = without_numbers(origin.path), origin.operation, origin.source
         groups.setdefault(key, []).append((origin, int(timeline.span_bytes[span])))
-    ordered = sorted(groups.values(), key=lambda group: -_total_bytes(group))
-    lines = [f"{format_bytes(resident_bytes(joint))}  arguments, results and gradients"]
-    lines += [_occupant(group) for group in ordered[:_MOST_VALUES]]
-    rest = ordered[_MOST_VALUES:]
-    if rest:
-        lines.append(f"{format_bytes(sum(map(_total_bytes, rest)))}  {sum(map(len, rest))} smaller values")
-    inside = timeline.peak_bytes - resident_bytes(joint) - int(timeline.span_bytes[live].sum())
-    if inside >= _TELLING * timeline.peak_bytes:
-        lines.append(f"{format_bytes(inside)}  inside the equation that runs (a loop's body, say), and constants")
-    return lines
+    return sorted(map(_occupant, groups.values()), key=lambda occupant: -occupant.bytes)
 
 
 def _running(outcome: Outcome) -> str:
@@ -76,18 +84,19 @@ def _running(outcome: Outcome) -> str:
     return f"while the {part} runs {_place(origin_of(outcome.problem.joint.eqns[node]))}, these are live"
 
 
-def _place(origin: Origin, path: str | None = None) -> str:
-    return "  ".join(part for part in (origin.path if path is None else path, origin.operation, origin.source) if part)
+def _place(origin: Origin) -> str:
+    return "  ".join(part for part in (origin.path, origin.operation, origin.source) if part)
 
 
-def _occupant(group: Sequence[tuple[Origin, int]]) -> str:
+def _told(occupant: Occupant) -> str:
+    return "  ".join(part for part in (occupant.path, occupant.name, occupant.source) if part)
+
+
+def _occupant(group: Sequence[tuple[Origin, int]]) -> Occupant:
+    origin = group[0][0]
+    count = f" × {len(group)}" if len(group) > 1 else ""
     path = common_path([origin.path for origin, _ in group])
-    count = f"  × {len(group)}" if len(group) > 1 else ""
-    return f"{format_bytes(_total_bytes(group))}  {_place(group[0][0], path)}{count}"
-
-
-def _total_bytes(group: Sequence[tuple[Origin, int]]) -> int:
-    return sum(size_bytes for _, size_bytes in group)
+    return Occupant(origin.operation + count, path, origin.source, sum(size_bytes for _, size_bytes in group))
 
 
 def _remedies(joint: Joint, resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:

@@ -265,7 +265,12 @@ class Plan:
     def _decided(self) -> dict[Part, dict[int, Value]]:
         return decided(self._planned)
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: decision, numbers and all that the display says; the program itself stays behind."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "outcome": None, "report": self.report, "_values": self._values}
+
+    @functools.cached_property
     def _values(self) -> tuple[Value, ...]:
         return tuple(value for values in self._decided.values() for value in values.values())
 
