@@ -66,12 +66,16 @@ class Moments:
         self._timeline: Timeline = version.timeline
         self._live = live
         self._resident_bytes = version.problem.graph.resident_bytes
-        self._origins = names.origins
-        node = version.problem.graph.producer[version.timeline.spans[:, 0]]
-        self._paths = [names.origins[n].path for n in node.tolist()]
+        graph = version.problem.graph
+        self._paths = [origin.path for origin in names.origins]
+        self._labels = [
+            f"{origin.label} (gradient)" if late else origin.label
+            for origin, late in zip(names.origins, graph.backward.tolist())
+        ]
+        self._node = graph.producer[version.timeline.spans[:, 0]]
         keys = [
-            (without_numbers(names.origins[n].path), names.origins[n].label, KINDS[kind])
-            for n, kind in zip(node.tolist(), live.span_kind.tolist())
+            (without_numbers(self._paths[node]), self._labels[node], KINDS[kind])
+            for node, kind in zip(self._node.tolist(), live.span_kind.tolist())
         ]
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         self._keys = list(number)
@@ -86,12 +90,12 @@ class Moments:
         holders = [Holder("arguments and results", "resident", self._resident_bytes)] if self._resident_bytes else []
         holders += [self._holder(group, spans, int(held[group])) for group in largest]
         total = int(self._timeline.live_bytes[step])
-        origin = self._origins[int(self._timeline.schedule[step])]
+        node = int(self._timeline.schedule[step])
         return Moment(
             step=step,
             begin_seconds=float(self._live.begin_seconds[step]),
             end_seconds=float(self._live.end_seconds[step]),
-            running=_title(origin.path, origin.label),
+            running=_title(self._paths[node], self._labels[node]),
             total_bytes=total,
             holders=tuple(sorted(holders, key=lambda holder: -holder.size_bytes)),
             rest_bytes=total - sum(holder.size_bytes for holder in holders),
@@ -99,7 +103,7 @@ class Moments:
 
     def _holder(self, group: int, spans: Sequence[int] | np.ndarray, size_bytes: int) -> Holder:
         _, label, kind = self._keys[group]
-        paths = [self._paths[span] for span in spans if self._group[span] == group]
+        paths = [self._paths[self._node[span]] for span in spans if self._group[span] == group]
         return Holder(_title(common_path(paths), label), kind, size_bytes)
 
 

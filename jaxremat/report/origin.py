@@ -106,7 +106,7 @@ def _library_function(frames: Sequence[Frame]) -> str:
     for file, function in outside:
         if not _is_library(file) or file.startswith(_OWN):
             break
-        head, _, method = function.partition(".")
+        head, _, method = function.lstrip("_").partition(".")
         if method and head[:1].isupper():
             return head
         first = first or head

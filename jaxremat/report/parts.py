@@ -49,7 +49,7 @@ class Part:
       scheduled: how it runs.
       repeats: how often it runs.
       path: module path in front of its own paths.
-      iterations: which iterations of its loop it is, such as `iterations 0–2 of 12`; empty outside of loops.
+      iterations: which iterations of its loop it is, such as `0–2 of 12`; empty outside of loops.
       hidden: primitives whose results are not talked about.
     """
 
@@ -137,9 +137,9 @@ def _leaves(pieces: Sequence[Piece], length: int) -> Iterator[tuple[Piece, int, 
         if piece.inside:
             which = f"{piece.count} segments of {piece.length // piece.count}"
             for leaf, repeats, _ in _leaves(piece.inside, piece.length):
-                yield leaf, piece.count * repeats, f"{leaf.length} iterations in each of {which}"
+                yield leaf, piece.count * repeats, f"{leaf.length} in each of {which}"
         elif piece.length == length:
-            yield piece, piece.count, f"all {length} iterations"
+            yield piece, piece.count, f"all {length}"
         else:
-            yield piece, piece.count, f"iterations {start}–{last} of {length}"
+            yield piece, piece.count, f"{start}–{last} of {length}"
         start = last + 1

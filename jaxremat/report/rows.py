@@ -91,8 +91,9 @@ class Table:
     left_out: tuple[int, int]
 
     def largest(self, number: int) -> Table:
-        """The same with at most `number` rows, those of the most bytes."""
-        chosen = {id(row) for row in sorted(self.rows, key=lambda row: -row.total_bytes)[:number]}
+        """The same with at most `number` rows, those of the most bytes; what runs only once counts least."""
+        by_size = sorted(self.rows, key=lambda row: (row.action == "defer", -row.total_bytes))
+        chosen = {id(row) for row in by_size[:number]}
         rest = [row for row in self.rows if id(row) not in chosen]
         count, size = self.left_out
         left_out = count + sum(row.count for row in rest), size + sum(row.total_bytes for row in rest)

@@ -31,7 +31,7 @@ class Value:
       copies: how many there are: the iterations of its loop, otherwise 1.
       action: "save" where it is kept from the forward to the backward; "recompute" where it runs again; "defer" where
         it runs once, in the backward.
-      iterations: which iterations of a loop this is about, such as `iterations 0–2 of 12`; empty outside of loops.
+      iterations: which iterations of a loop this is about, such as `0–2 of 12`; empty outside of loops.
     """
 
     path: str

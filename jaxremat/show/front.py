@@ -11,7 +11,7 @@ from jaxremat.show.figure import Dot, Figure, Label, Line, Mark, to_svg
 from jaxremat.show.html import framed, grid
 from jaxremat.show.text import aligned, terminal_width, wrapped
 
-_WIDTH, _HEIGHT = 720, 404
+_WIDTH, _HEIGHT = 520, 404
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 40, 74
 _COLUMNS = ("", "peak", "of as written", "extra time", "predicted", "compiled")
 
@@ -73,14 +73,14 @@ def front_to_text(view: FrontView, width: int | None = None) -> str:
 
 
 def front_to_html(view: FrontView) -> str:
-    """The curve, then the same table."""
+    """The curve beside the same as a table, then the notes."""
     classes = ("", "right", "right", "right", "right wide", "right wide")
     head = [(escape(name), kind) for name, kind in zip(_COLUMNS, classes)]
     rows = (("", [(escape(cell), kind) for cell, kind in zip(row, classes)]) for row in _rows(view))
-    notes = "".join(f'<div class="line">{escape(note)}</div>' for note in _notes(view))
-    return framed(
-        to_svg(front_figure(view)), grid(head, rows, style="grid-template-columns:auto repeat(5,auto)"), notes
-    )
+    table = grid(head, rows, "points")
+    notes = "".join(f'<div class="jr-line">{escape(note)}</div>' for note in _notes(view))
+    figure = to_svg(front_figure(view))
+    return framed(f'<div class="jr-charts"><div>{figure}</div><div>{table}</div></div>', notes)
 
 
 def front_figure(view: FrontView) -> Figure:
@@ -109,7 +109,7 @@ def _axes(view: FrontView, x: Scale, y: Scale) -> list[Mark]:
         marks.append(Label(x(number), y(0) + 34, text, "middle"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     marks.append(
-        Label(middle, _HEIGHT - 14, f"peak on {view.target}, of the program as written and in bytes", "middle")
+        Label(middle, _HEIGHT - 14, f"peak on {view.target}: of the program as written, and in bytes", "middle")
     )
     marks.append(Label(_LEFT - 8, 16, "extra time", "start"))
     return marks

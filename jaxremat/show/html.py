@@ -35,30 +35,32 @@ color:var(--jp-content-font-color1,var(--vscode-editor-foreground,var(--md-defau
 border:1px solid rgba(128,128,128,.4);border-radius:8px;padding:14px 16px;text-align:left}}
 [theme=dark] .jaxremat{{color:#e3e3e3}}
 .jaxremat *{{box-sizing:border-box}}
-.jaxremat .facts{{display:flex;flex-wrap:wrap;gap:10px 22px}}.jaxremat .facts>div{{width:164px}}
-.jaxremat .label,.jaxremat .note{{font-size:12px;line-height:1.35}}
-.jaxremat .big{{font-size:20px;font-weight:600;line-height:1.3}}
-.jaxremat .line{{margin:10px 0 0}}
-.jaxremat .legend{{display:flex;flex-wrap:wrap;gap:4px 18px;margin:12px 0 4px;font-size:12px}}
-.jaxremat .key{{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}}
-.jaxremat .charts{{display:flex;flex-wrap:wrap;gap:4px 12px}}.jaxremat .charts>div{{flex:1 1 340px;min-width:0}}
-.jaxremat .grid{{display:grid;gap:0 12px;font-size:13px;margin:8px 0 0}}
-.jaxremat .row{{display:contents}}
-.jaxremat .cell{{padding:4px 0;border-top:1px solid rgba(128,128,128,.3);min-width:0;overflow-wrap:anywhere}}
-.jaxremat .head .cell{{border-top:0;border-bottom:1px solid rgba(128,128,128,.7);font-weight:600}}
-.jaxremat .right{{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}}
-.jaxremat .mono{{font-family:ui-monospace,monospace;font-size:12px}}.jaxremat .small{{font-size:12px}}
-.jaxremat .decisions{{grid-template-columns:6.6em minmax(0,1fr) 3em 5.4em 5em 5.6em 5em minmax(0,11em) minmax(0,9em)}}
+.jaxremat .jr-facts{{display:flex;flex-wrap:wrap;gap:10px 22px}}.jaxremat .jr-facts>div{{width:164px}}
+.jaxremat .jr-label,.jaxremat .jr-note{{font-size:12px;line-height:1.35}}
+.jaxremat .jr-big{{font-size:20px;font-weight:600;line-height:1.3}}
+.jaxremat .jr-line{{margin:10px 0 0}}
+.jaxremat .jr-legend{{display:flex;flex-wrap:wrap;gap:4px 18px;margin:12px 0 4px;font-size:12px}}
+.jaxremat .jr-key{{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}}
+.jaxremat .jr-charts{{display:flex;flex-wrap:wrap;gap:4px 12px}}.jaxremat .jr-charts>div{{flex:1 1 340px;min-width:0}}
+.jaxremat .jr-grid{{display:grid;font-size:13px;margin:8px 0 0}}
+.jaxremat .jr-row{{display:contents}}
+.jaxremat .jr-cell{{padding:4px 6px;border-top:1px solid rgba(128,128,128,.3);min-width:0;overflow-wrap:anywhere}}
+.jaxremat .jr-head .jr-cell{{border-top:0;border-bottom:1px solid rgba(128,128,128,.7);font-weight:600}}
+.jaxremat .jr-right{{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}}
+.jaxremat .jr-mono{{font-family:ui-monospace,monospace;font-size:12px}}.jaxremat .jr-small{{font-size:12px}}
+.jaxremat .jr-decisions{{grid-template-columns:7.6em minmax(0,1fr) 4em 6em 6em 7.2em 6em minmax(0,11em) minmax(0,9em)}}
+.jaxremat .jr-points{{grid-template-columns:minmax(0,1fr) repeat(5,auto)}}
 .jaxremat details>summary{{cursor:pointer;margin:8px 0 0}}
-.jaxremat .filter{{position:absolute;opacity:0;pointer-events:none}}
-.jaxremat .choices{{display:flex;flex-wrap:wrap;gap:6px;margin:14px 0 0}}
-.jaxremat .choices>label{{border:1px solid rgba(128,128,128,.6);border-radius:12px;padding:1px 10px;cursor:pointer;
+.jaxremat .jr-filter{{position:absolute;opacity:0;pointer-events:none}}
+.jaxremat .jr-choices{{display:flex;flex-wrap:wrap;gap:6px;margin:14px 0 0}}
+.jaxremat .jr-choices>label{{border:1px solid rgba(128,128,128,.6);border-radius:12px;padding:1px 10px;cursor:pointer;
 font-size:12px;margin:0}}
-.jaxremat .warn{{border-left:3px solid #d55e00;padding-left:10px;margin:10px 0 0}}
-@container (max-width:800px){{.jaxremat .wide{{display:none}}
-.jaxremat .decisions{{grid-template-columns:6.6em minmax(0,1fr) 3em 5.4em 5em 5.6em}}}}
-@container (max-width:520px){{.jaxremat .middling{{display:none}}
-.jaxremat .decisions{{grid-template-columns:6.4em minmax(0,1fr) 5.2em 5em}}.jaxremat .facts>div{{width:100%}}}}
+.jaxremat .jr-warn{{border-left:3px solid #d55e00;padding-left:10px;margin:10px 0 0}}
+@container (max-width:800px){{.jaxremat .jr-wide{{display:none}}
+.jaxremat .jr-points{{grid-template-columns:minmax(0,1fr) repeat(3,auto)}}
+.jaxremat .jr-decisions{{grid-template-columns:7.6em minmax(0,1fr) 4em 6em 6em 7.2em}}}}
+@container (max-width:520px){{.jaxremat .jr-middling{{display:none}}
+.jaxremat .jr-decisions{{grid-template-columns:7.4em minmax(0,1fr) 6em 6em}}.jaxremat .jr-facts>div{{width:45%}}}}
 {REVEAL}
 """.strip()
 
@@ -69,13 +71,13 @@ Cell = tuple[str, str]
 def to_html(report: Report) -> str:
     """The report as one element, for a notebook."""
     return framed(
-        f'<div class="facts">{"".join(map(_fact, facts_of(report.numbers)))}</div>',
-        f'<div class="line">{escape(peak_sentence(report))}</div>',
+        f'<div class="jr-facts">{"".join(map(_fact, facts_of(report.numbers)))}</div>',
+        f'<div class="jr-line">{escape(peak_sentence(report))}</div>',
         _legend(),
-        f'<div class="charts">{"".join(f"<div>{to_svg(panel)}</div>" for panel in panels(report))}</div>',
+        f'<div class="jr-charts">{"".join(f"<div>{to_svg(panel)}</div>" for panel in panels(report))}</div>',
         _decisions(report),
-        *(f'<div class="line">{escape(loop_sentence(loop))}</div>' for loop in report.loops),
-        *(f'<div class="warn">{escape(warning)}</div>' for warning in report.warnings),
+        *(f'<div class="jr-line">{escape(loop_sentence(loop))}</div>' for loop in report.loops),
+        *(f'<div class="jr-warn">{escape(warning)}</div>' for warning in report.warnings),
     )
 
 
@@ -108,26 +110,33 @@ def grid(
     head = _row("head", "columnheader", columns)
     body = "".join(_row(kind, "cell", cells) for kind, cells in rows)
     styled = f' style="{style}"' if style else ""
-    return f'<div class="grid {classes}" role="table"{styled}>{head}{body}</div>'
+    return f'<div class="{_prefixed(f"grid {classes}")}" role="table"{styled}>{head}{body}</div>'
 
 
 def _row(kind: str, role: str, cells: Sequence[Cell]) -> str:
-    inside = "".join(f'<div class="{f"cell {classes}".strip()}" role="{role}">{html}</div>' for html, classes in cells)
-    return f'<div class="{f"row {kind}".strip()}" role="row">{inside}</div>'
+    inside = "".join(
+        f'<div class="{_prefixed(f"cell {classes}")}" role="{role}">{html}</div>' for html, classes in cells
+    )
+    return f'<div class="{_prefixed(f"row {kind}")}" role="row">{inside}</div>'
+
+
+def _prefixed(classes: str) -> str:
+    """Names of classes that no style of a notebook knows: `row` and `label` mean something to Bootstrap."""
+    return " ".join(f"jr-{name}" for name in classes.split())
 
 
 def _fact(fact: Fact) -> str:
-    value = f'<div class="big">{escape(fact.value)}</div><div class="note">{escape(fact.note)}</div>'
-    return f'<div><div class="label">{escape(fact.label)}</div>{value}</div>'
+    value = f'<div class="jr-big">{escape(fact.value)}</div><div class="jr-note">{escape(fact.note)}</div>'
+    return f'<div><div class="jr-label">{escape(fact.label)}</div>{value}</div>'
 
 
 def _legend() -> str:
     keys = (f"<span>{_key(kind)}{escape(text)}</span>" for kind, text in LEGEND.items())
-    return f'<div class="legend">{"".join(keys)}<span>point at a moment to see what is live there</span></div>'
+    return f'<div class="jr-legend">{"".join(keys)}<span>point at a moment to see what is live there</span></div>'
 
 
 def _key(kind: str) -> str:
-    return f'<span class="key" style="background:{COLOURS[kind]}"></span>'
+    return f'<span class="jr-key" style="background:{COLOURS[kind]}"></span>'
 
 
 def _decisions(report: Report) -> str:
@@ -138,9 +147,9 @@ def _decisions(report: Report) -> str:
     number, size = chief.left_out
     folded = (
         f"<details><summary>{number} smaller values, {format_bytes(size)}</summary>{_grid_of(others)}"
-        f'<div class="line">{escape(rest_sentence(report.table.left_out))}</div></details>'
+        f'<div class="jr-line">{escape(rest_sentence(report.table.left_out))}</div></details>'
         if others
-        else f'<div class="line">{escape(rest_sentence(chief.left_out))}</div>'
+        else f'<div class="jr-line">{escape(rest_sentence(chief.left_out))}</div>'
     )
     return f"<div>{_filter(report)}{_grid_of(chief.rows)}{folded}</div>"
 
@@ -149,27 +158,23 @@ def _filter(report: Report) -> str:
     """Buttons that leave the rows of one action: radio buttons and rules of style, no script."""
     actions = [total.action for total in report.table.totals]
     if len(actions) < 2:
-        return f'<div class="line">{escape("".join(map(total_sentence, report.table.totals)))}</div>'
+        return f'<div class="jr-line">{escape("".join(map(total_sentence, report.table.totals)))}</div>'
     name = "jaxremat" + hashlib.sha256(repr(report.table).encode()).hexdigest()[:10]
     chosen = (None, *actions)
     texts = ("all", *map(total_sentence, report.table.totals))
     inputs = "".join(
-        f'<input class="filter" type="radio" name="{name}" id="{name}{i}"{"" if i else " checked"}>'
+        f'<input class="jr-filter" type="radio" name="{name}" id="{name}{i}"{"" if i else " checked"}>'
         for i in range(len(chosen))
     )
     labels = "".join(f'<label for="{name}{i}">{escape(text)}</label>' for i, text in enumerate(texts))
     rules = "".join(_filter_rules(name, i, action) for i, action in enumerate(chosen))
-    return f'<style>{rules}</style>{inputs}<div class="choices">{labels}</div>'
+    return f'<style>{rules}</style>{inputs}<div class="jr-choices">{labels}</div>'
 
 
 def _filter_rules(name: str, number: int, action: str | None) -> str:
-    mark = f"#{name}{number}:checked~.choices>label[for={name}{number}]{{outline:2px solid currentColor}}"
+    mark = f"#{name}{number}:checked~.jr-choices>label[for={name}{number}]{{outline:2px solid currentColor}}"
     hidden = [other for other in ACTIONS if action is not None and other != action]
-    return (
-        mark
-        + "".join(f"#{name}{number}:checked~* .row.{other}{{display:none}}" for other in hidden)
-        + "".join(f"#{name}{number}:checked~.grid .row.{other}{{display:none}}" for other in hidden)
-    )
+    return mark + "".join(f"#{name}{number}:checked~* .jr-row.jr-{other}{{display:none}}" for other in hidden)
 
 
 _HEAD: tuple[Cell, ...] = (
@@ -184,8 +189,8 @@ def _grid_of(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> tuple[Cell, ...]:
     seconds = lambda number: "" if number is None else format_seconds(number)
-    path = f'<span class="mono">{escape(row.path)}</span> ' if row.path else ""
-    iterations = f' <span class="small">({escape(row.iterations)})</span>' if row.iterations else ""
+    path = f'<span class="jr-mono">{escape(row.path)}</span> ' if row.path else ""
+    iterations = f' <span class="jr-small">(iterations {escape(row.iterations)})</span>' if row.iterations else ""
     return (
         (f'<span title="{PAST[row.action]}">{_key(_COLOUR_OF[row.action])}{row.action}</span>', "small"),
         (f"{path}{escape(row.what)}{iterations}", ""),
@@ -194,6 +199,6 @@ def _cells(row: Row) -> tuple[Cell, ...]:
         (seconds(row.costs_seconds), "right"),
         (seconds(row.would_cost_seconds), "right middling"),
         ("" if row.action == "defer" else format_seconds(row.seconds_per_gib), "right wide"),
-        (f'<span class="mono">{escape(shape_of(row))}</span>', "wide"),
-        (f'<span class="mono">{escape(source_of(row))}</span>', "wide"),
+        (f'<span class="jr-mono">{escape(shape_of(row))}</span>', "wide"),
+        (f'<span class="jr-mono">{escape(source_of(row))}</span>', "wide"),
     )

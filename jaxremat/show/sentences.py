@@ -100,7 +100,8 @@ def shape_of(row: Row) -> str:
 
 def _title(row: Row) -> str:
     """Path, name and iterations."""
-    return "  ".join(part for part in (row.path, row.what, row.iterations) if part)
+    iterations = f"(iterations {row.iterations})" if row.iterations else ""
+    return "  ".join(part for part in (row.path, row.what, iterations) if part)
 
 
 def _row_sentence(row: Row) -> str:

@@ -15,7 +15,7 @@ from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Line, Mark, 
 from jaxremat.show.units import format_seconds
 
 LEGEND = {"resident": "arguments and results", "saved": "saved", "recomputed": "recomputed", "transient": "transient"}
-_WIDTH, _HEIGHT, _FLOOR = 480, 388, 250
+_WIDTH, _HEIGHT, _FLOOR = 480, 408, 250
 _LEFT, _RIGHT, _TOP = 68, 10, 46
 _LINE = 14.5
 _LETTERS = 66  # of a holder's name

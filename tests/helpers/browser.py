@@ -1,0 +1,58 @@
+"""Pages in a headless browser: what is drawn over what, and how well it can be read."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import nbconvert
+import nbformat
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+AUDIT = (Path(__file__).parent / "audit.js").read_text()
+
+
+def notebook(*outputs: str, theme: str = "light", template: str = "lab") -> str:
+    """An executed notebook with HTML outputs, as JupyterLab renders it in a theme, or as another template does."""
+    book = nbformat.v4.new_notebook()
+    for html in outputs:
+        cell = nbformat.v4.new_code_cell("plan", execution_count=1)
+        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": html}, execution_count=1)]
+        book.cells.append(cell)
+    return nbconvert.HTMLExporter(template_name=template, theme=theme).from_notebook_node(book)[0]
+
+
+def audit(page: str, folder: Path, width: int, dark_system: bool = False) -> dict:
+    """What the browser finds in a page: overlapping texts, contrasts that are too low, texts that are too small, texts
+    outside of their frame, and the share of the column that the charts fill.
+
+    Args:
+      page: the document.
+      folder: where to put it.
+      width: of the window, in pixels.
+      dark_system: whether the system prefers dark pages, whatever the page does.
+    """
+    path = folder / "page.html"
+    offline = re.sub(r'<script src="https?://[^"]*"></script>', "", page)
+    path.write_text(offline.replace("</body>", f"<script>{AUDIT}</script></body>"))
+    flags = ["--blink-settings=preferredColorScheme=0"] if dark_system else []
+    dom = _run(path, [*flags, "--dump-dom"], width)
+    found = re.search(r'<pre id="audit">(.*?)</pre>', dom, re.S)
+    assert found, dom[-2000:]
+    return json.loads(unescape(found[1]))
+
+
+def picture(path: Path, image: Path, width: int) -> None:
+    """Writes a picture of a page, for people to look at."""
+    _run(path, [f"--screenshot={image}"], width)
+
+
+def _run(path: Path, flags: list[str], width: int) -> str:
+    headless = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=4000")
+    own = (f"--window-size={width},1500", f"--user-data-dir={path.parent / 'profile'}")
+    command = [str(CHROMIUM), *headless, *own, *flags, path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
