@@ -11,8 +11,8 @@ from jaxremat.show.figure import Dot, Figure, Label, Line, Mark, to_svg
 from jaxremat.show.html import framed, grid
 from jaxremat.show.text import aligned, terminal_width, wrapped
 
-_WIDTH, _HEIGHT = 520, 404
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 40, 74
+_WIDTH, _HEIGHT = 420, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 46, 74
 _COLUMNS = ("", "peak", "of as written", "extra time", "predicted", "compiled")
 
 

@@ -41,7 +41,7 @@ border:1px solid rgba(128,128,128,.4);border-radius:8px;padding:14px 16px;text-a
 .jaxremat .jr-line{{margin:10px 0 0}}
 .jaxremat .jr-legend{{display:flex;flex-wrap:wrap;gap:4px 18px;margin:12px 0 4px;font-size:12px}}
 .jaxremat .jr-key{{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}}
-.jaxremat .jr-charts{{display:flex;flex-wrap:wrap;gap:4px 12px}}.jaxremat .jr-charts>div{{flex:1 1 340px;min-width:0}}
+.jaxremat .jr-charts{{display:flex;flex-wrap:wrap;gap:4px 12px}}.jaxremat .jr-charts>div{{flex:1 1 330px;min-width:0}}
 .jaxremat .jr-grid{{display:grid;font-size:13px;margin:8px 0 0}}
 .jaxremat .jr-row{{display:contents}}
 .jaxremat .jr-cell{{padding:4px 6px;border-top:1px solid rgba(128,128,128,.3);min-width:0;overflow-wrap:anywhere}}

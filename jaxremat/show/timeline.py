@@ -15,10 +15,10 @@ from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Line, Mark, 
 from jaxremat.show.units import format_seconds
 
 LEGEND = {"resident": "arguments and results", "saved": "saved", "recomputed": "recomputed", "transient": "transient"}
-_WIDTH, _HEIGHT, _FLOOR = 480, 408, 250
-_LEFT, _RIGHT, _TOP = 68, 10, 46
+_WIDTH, _HEIGHT, _FLOOR = 400, 398, 240
+_LEFT, _RIGHT, _TOP = 60, 6, 46
 _LINE = 14.5
-_LETTERS = 66  # of a holder's name
+_LETTERS = 50  # of a holder's name
 
 
 def panels(report: Report) -> tuple[Figure, Figure]:
@@ -72,7 +72,7 @@ def _stairs(heights: np.ndarray, y: Scale) -> list[float]:
 def _time_axis(x: Scale, turn: float) -> list[Mark]:
     marks: list[Mark] = [Line(((x.first_pixel, _FLOOR), (x.last_pixel, _FLOOR)))]
     marks.append(Line(((turn, _TOP - 14), (turn, _FLOOR)), dashes="2 3"))
-    if turn - x.first_pixel > 56:
+    if turn - x.first_pixel > 54:
         marks.append(Label(turn - 6, _TOP - 8, "forward", "end"))
     if x.last_pixel - turn > 66:
         marks.append(Label(turn + 6, _TOP - 8, "backward"))
@@ -89,7 +89,7 @@ def _budget(budget_bytes: int, y: Scale) -> list[Mark]:
     return [
         line,
         Label(_WIDTH - _RIGHT, 16, text, "end"),
-        Line(((_WIDTH - 140, 12), (_WIDTH - 122, 12)), "budget", 1.5, "6 4"),
+        Line(((_WIDTH - 134, 12), (_WIDTH - 116, 12)), "budget", 1.5, "6 4"),
     ]
 
 

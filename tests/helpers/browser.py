@@ -31,12 +31,13 @@ def audit(page: str, folder: Path, width: int, dark_system: bool = False) -> dic
     Args:
       page: the document.
       folder: where to put it.
-      width: of the window, in pixels.
+      width: of the page, in pixels.
       dark_system: whether the system prefers dark pages, whatever the page does.
     """
     path = folder / "page.html"
     offline = re.sub(r'<script src="https?://[^"]*"></script>', "", page)
-    path.write_text(offline.replace("</body>", f"<script>{AUDIT}</script></body>"))
+    narrow = f"<style>html{{width:{width}px}}</style>"  # the window itself has a smallest width
+    path.write_text(offline.replace("</body>", f"{narrow}<script>{AUDIT}</script></body>"))
     flags = ["--blink-settings=preferredColorScheme=0"] if dark_system else []
     dom = _run(path, [*flags, "--dump-dom"], width)
     found = re.search(r'<pre id="audit">(.*?)</pre>', dom, re.S)
@@ -51,7 +52,7 @@ def picture(path: Path, image: Path, width: int) -> None:
 
 def _run(path: Path, flags: list[str], width: int) -> str:
     headless = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=4000")
-    own = (f"--window-size={width},1500", f"--user-data-dir={path.parent / 'profile'}")
+    own = (f"--window-size={max(width, 600)},1500", f"--user-data-dir={path.parent / 'profile'}")
     command = [str(CHROMIUM), *headless, *own, *flags, path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
