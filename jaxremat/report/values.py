@@ -114,7 +114,7 @@ def _with_logits(joint: Joint, origins: tuple[Origin, ...], maker: dict[Var, int
     ]
     while waiting:
         node = maker.get(waiting.pop())
-        if node is None or node in logits or origins[node].label in LOSSES or joint.is_backward[node]:
+        if node is None or node in logits or origins[node].label in LOSSES or joint.backward[node]:
             continue
         logits.add(node)
         if joint.eqns[node].primitive.name in _SAME_NUMBERS:
