@@ -19,12 +19,16 @@ from typing import Any
 
 import jax
 from jax._src import ad_checkpoint as _ad_checkpoint
+from jax._src import ad_util as _ad_util
 from jax._src import config as _config
 from jax._src import core as _core
+from jax._src import mesh as _mesh
+from jax._src import shard_map as _shard_map
 from jax._src import source_info_util as _source
 from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import batching as _batching
 from jax._src.interpreters import partial_eval as _partial_eval
+from jax.sharding import AxisType
 
 Jaxpr = _core.Jaxpr
 Eqn = _core.JaxprEqn
@@ -77,6 +81,33 @@ def at_position_of(eqn: Eqn) -> Iterator[None]:
     stack = _source.current_name_stack() + eqn.source_info.name_stack
     with _source.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
         yield
+
+
+@contextlib.contextmanager
+def inside_shard_map(eqn: Eqn) -> Iterator[None]:
+    """Work done inside is traced as in the body of a shard_map equation: its axes are manual, values vary along them."""
+    mesh, axes = eqn.params["mesh"], eqn.params["newly_manual_axes"]
+    with (
+        _shard_map._extend_axis_env(mesh, axes),
+        _mesh.use_abstract_mesh(_shard_map._as_manual_mesh(mesh, axes)),
+        _config._check_vma(eqn.params["check_vma"]),
+    ):
+        yield
+
+
+def zeros_of(aval) -> Any:
+    """Zeros of an abstract value, sharded over and varying along the same axes."""
+    return _ad_util.zeros_like_aval(aval)
+
+
+def placement(aval) -> dict[str, Any]:
+    """What an abstract array says of meshes, as arguments of ShapeDtypeStruct: how it is sharded over explicit axes,
+    and along which manual axes it varies."""
+    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
+    kinds = set() if mesh is None or mesh.empty else set(mesh.axis_types)
+    if kinds <= {AxisType.Auto}:
+        return {}
+    return {"sharding": aval.sharding, "manual_axis_type": aval.manual_axis_type}
 
 
 def name_stack(eqn: Eqn) -> str:

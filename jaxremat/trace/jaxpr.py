@@ -157,9 +157,10 @@ def vars_of(atoms: Sequence[Atom]) -> list[Var]:
 
 
 def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and weak type of a variable, as an abstract argument."""
+    """Shape, dtype, weak type and place on a mesh of a variable, as an abstract argument."""
     aval: Any = atom.aval
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+    weak_type = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak_type, **compat.placement(aval))
 
 
 def dtype_of(atom: Atom) -> Any:

@@ -200,7 +200,7 @@ def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any
 
 
 def cotangent_shape(atom) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, **compat.placement(atom.aval.to_ct_aval()))
 
 
 def fingerprint(jaxpr: Jaxpr, seed: str = "") -> str:
