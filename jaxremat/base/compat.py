@@ -84,8 +84,17 @@ def at_position_of(eqn: Eqn) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def inside_shard_map(eqn: Eqn) -> Iterator[None]:
-    """Work done inside is traced as in the body of a shard_map equation: its axes are manual, values vary along them."""
+def in_body_of(*eqns: Eqn) -> Iterator[None]:
+    """Work done inside is traced as in a body of nested equations: the axes of a shard_map are manual there."""
+    with contextlib.ExitStack() as stack:
+        for eqn in eqns:
+            if eqn.primitive.name == "shard_map":
+                stack.enter_context(_manual_axes(eqn))
+        yield
+
+
+@contextlib.contextmanager
+def _manual_axes(eqn: Eqn) -> Iterator[None]:
     mesh, axes = eqn.params["mesh"], eqn.params["newly_manual_axes"]
     with (
         _shard_map._extend_axis_env(mesh, axes),

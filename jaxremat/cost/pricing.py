@@ -74,7 +74,7 @@ class Shares:
 
     Attributes:
       held: [V] of each value.
-      run: [N] of each equation, by the bytes that it makes.
+      run: [N] of each equation, by the bytes that it makes; the body of a shard_map is one device's part already.
       read: [N] the smallest part among the values that each equation reads: of copies that it makes of them.
     """
 
@@ -85,11 +85,12 @@ class Shares:
 
 @functools.lru_cache(maxsize=8)
 def shares(joint: Joint) -> Shares:
-    """What one device holds and runs: everything, where no input is sharded over a mesh."""
+    """What one device holds and runs: everything, where nothing is sharded over a mesh."""
     numbers = [len(eqn.outvars) for eqn in joint.eqns]
-    if not any(joint.primal.shardings):
+    local = np.asarray([eqn.primitive.name == "shard_map" for eqn in joint.eqns], bool)
+    if not any(joint.primal.shardings) and not local.any():
         return Shares(np.ones(sum(numbers)), np.ones(len(numbers)), np.ones(len(numbers)))
-    held = device_fraction(joint, joint.primal.shardings)
+    held = device_fraction(joint, joint.primal.shardings or (None,) * len(joint.inputs))
     made = [v for eqn in joint.eqns for v in eqn.outvars]
     part = dict(zip(made, held.tolist()))
     whole = np.asarray([jaxprs.size_bytes(v) for v in made], float)
@@ -98,7 +99,7 @@ def shares(joint: Joint) -> Shares:
     here = np.bincount(equation, whole * held, len(numbers))
     run = np.divide(here, total, out=np.ones(len(numbers)), where=total > 0)
     read = [min((part.get(v, 1.0) for v in jaxprs.vars_of(eqn.invars)), default=1.0) for eqn in joint.eqns]
-    return Shares(held, run, np.asarray(read))
+    return Shares(held, np.where(local, 1.0, run), np.asarray(read))
 
 
 def resident_bytes(joint: Joint) -> int:

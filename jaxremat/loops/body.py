@@ -1,7 +1,7 @@
 """A loop and one of its iterations, as programs.
 
-A branch of a conditional is a loop too, of one iteration that carries nothing: what it keeps for its backward and what
-it runs again is decided and emitted in the same way.
+A branch of a conditional, and the body of a shard_map, are loops too, of one iteration that carries nothing: what they
+keep for their backward and what they run again is decided and emitted in the same way.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from jaxremat.base.compat import Jaxpr, Var
+from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.emit import scheduled
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
@@ -26,6 +26,7 @@ class Body:
       perturbed, constant_results: the inputs that depend on what is differentiated, and the outputs that do not,
         whether a gradient is wanted or not.
       loops: the differentiable loops inside.
+      within: the shard_map equations around it, the outermost first; what it holds are shards.
     """
 
     primal: Primal
@@ -34,6 +35,7 @@ class Body:
     perturbed: tuple[int, ...]
     constant_results: tuple[int, ...]
     loops: tuple[Loop, ...]
+    within: tuple[Eqn, ...] = ()
 
     @property
     def active_consts(self) -> tuple[int, ...]:
@@ -51,6 +53,11 @@ class Body:
         first = self.num_consts + self.num_carry
         return tuple(i - first for i in self.primal.wrt if i >= first)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it neither carries nor scans over anything, as what runs once."""
+        return self.num_consts == len(self.primal.jaxpr.invars)
+
     def split[T](self, inputs: list[T]) -> tuple[list[T], list[T], list[T]]:
         """One entry per input, as (constants, carries, slices)."""
         first, last = self.num_consts, self.num_consts + self.num_carry
@@ -59,11 +66,12 @@ class Body:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:
-    """A scan that a gradient passes through, or a branch of a conditional.
+    """A scan that a gradient passes through, a branch of a conditional, or the body of a shard_map.
 
     Attributes:
       position: index of its equation in the program.
-      branch: which branch of a conditional it is; None for a scan.
+      branch: which of the bodies of a conditional it is; 0 where there is but one.
+      kind: name of the equation's primitive: "scan", "cond" or "shard_map".
       length, reverse, unroll: as in `lax.scan`.
       invariants: from the scan's constants to the body's: what depends on constants only and is no larger than what
         it is made of is computed once, before the loop.
@@ -76,7 +84,13 @@ class Loop:
     unroll: int
     invariants: Jaxpr
     body: Body
-    branch: int | None = None
+    kind: str = "scan"
+    branch: int = 0
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is a loop in the compiled program."""
+        return self.kind == "scan"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

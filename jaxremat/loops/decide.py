@@ -93,7 +93,7 @@ class Loops:
             _at_price(self.hull(loop.body, inner), loop.length, inner, price)
             for inner in self._inner(loop.body, sorted(prices))
         ]
-        return self._on_device(min(candidates, key=lambda candidate: candidate.price(price)))
+        return self._fenced(loop, min(candidates, key=lambda candidate: candidate.price(price)))
 
     def options(self, loop: Loop) -> tuple[LoopOption, ...]:
         """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
@@ -101,7 +101,7 @@ class Loops:
         for inner in self._inner(loop.body, _INNER_PRICES):
             hull = self.hull(loop.body, inner)
             for choice in _choices(hull, loop.length):
-                option = self._on_device(_uniform(hull, choice, loop.length, inner))
+                option = self._fenced(loop, _uniform(hull, choice, loop.length, inner))
                 found.setdefault(option.decision, option)
         return tuple(_lower_hull(found.values(), lambda o: o.held_bytes + o.transient_bytes, lambda o: o.extra_seconds))
 
@@ -116,9 +116,10 @@ class Loops:
         each = [tuple(self.estimate(loop, price).decision for loop in body.loops) for price in prices]
         return list(dict.fromkeys(each))
 
-    def _on_device(self, option: LoopOption) -> LoopOption:
-        """The option as a device's compiler wants it."""
-        fenced = self.device.backend.fences_loop_bodies
+    def _fenced(self, loop: Loop, option: LoopOption) -> LoopOption:
+        """The option as a device's compiler wants it. The two passes over a shard_map meet in one flat program, where
+        only fences keep what runs again apart from what ran before."""
+        fenced = self.device.backend.fences_loop_bodies or loop.kind == "shard_map"
         return dataclasses.replace(option, decision=dataclasses.replace(option.decision, fenced=fenced))
 
 
@@ -179,7 +180,7 @@ def _choices(hull: IterationHull, length: int) -> list[_Choice]:
             if depth and not pieces[0].inside:
                 break
             held, transient, seconds = _measure(hull, option, pieces)
-            total = held + transient + option.transient_bytes
+            total = held + transient + option.transient_bytes + option.premium_bytes
             found.append(_Choice(option, depth, total / length, seconds / length))
     return _lower_hull(found, lambda c: c.bytes, lambda c: c.seconds)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.backends.backend import searched_windows
+from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.emit import scheduled
@@ -27,6 +28,9 @@ from jaxremat.loops.decision import LoopDecision, Piece, length_of
 from jaxremat.loops.find import find
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
+
+Parts = dict[int, Callable[[Sequence], list]]
+"""The emitted bodies of one equation, by their number: each from its flat inputs to its flat outputs."""
 
 
 def rewritten(primal: Primal, decisions: Sequence[LoopDecision]) -> Callable[[Sequence], list]:
@@ -53,16 +57,14 @@ class Emitter:
             raise PlanMismatchError(
                 f"{len(decisions)} loop decisions meet a program with {len(loops)} loops: plan again"
             )
-        emitted: dict[Var, dict[int | None, Callable[[Sequence], list]]] = {}
+        emitted: dict[Var, Parts] = {}
         for loop, decision in zip(loops, decisions):
             parts = emitted.setdefault(primal.jaxpr.eqns[loop.position].outvars[0], {})
             parts[loop.branch] = self.loop(loop, decision)
 
         def rule(eqn: Eqn, inputs: list) -> list | None:
             parts = emitted.get(eqn.outvars[0]) if eqn.outvars else None
-            if parts is None:
-                return None
-            return parts[None](inputs) if None in parts else _chosen(eqn, parts, inputs)
+            return None if parts is None else _IN_PLACE_OF[eqn.primitive.name](eqn, parts, inputs)
 
         return lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs, rule)
 
@@ -90,7 +92,8 @@ class Emitter:
         """Forward and backward of one iteration, its own loops emitted as decided."""
         if (body, inner) not in self._joints:
             run = self.program(body.primal, body.loops, inner) if body.loops else None
-            self._joints[body, inner] = differentiate(body.primal, run)
+            with compat.in_body_of(*body.within):
+                self._joints[body, inner] = differentiate(body.primal, run)
         return self._joints[body, inner]
 
     def iteration(self, body: Body, decision: LoopDecision, piece: Piece) -> Iteration:
@@ -111,16 +114,35 @@ def _scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration
     return Iteration(body, joint, script)
 
 
-def _chosen(eqn: Eqn, parts: Mapping[int | None, Callable[[Sequence], list]], inputs: list) -> list:
-    """A conditional of which some branches are emitted as loops of one iteration."""
+def _scanned(eqn: Eqn, parts: Parts, inputs: list) -> list:
+    return parts[0](inputs)
+
+
+def _chosen(eqn: Eqn, parts: Parts, inputs: list) -> list:
+    """A conditional of which some branches are emitted as decided."""
 
     def branch(number: int, closed: Jaxpr) -> Callable:
-        if number in parts:
-            return lambda *operands: [result[0] for result in parts[number](operands)]
-        return lambda *operands: jaxprs.evaluate(closed, operands)
+        return lambda *operands: parts[number](operands) if number in parts else jaxprs.evaluate(closed, operands)
 
     branches = [branch(number, closed) for number, closed in enumerate(eqn.params["branches"])]
     return lax.switch(inputs[0], branches, *inputs[1:])
+
+
+def _sharded(eqn: Eqn, parts: Parts, inputs: list) -> list:
+    """A shard_map whose body is emitted as decided."""
+    params = eqn.params
+    run = jax.shard_map(
+        lambda *shards: tuple(parts[0](shards)),
+        mesh=params["mesh"],
+        in_specs=params["in_specs"],
+        out_specs=params["out_specs"],
+        axis_names=params["newly_manual_axes"],
+        check_vma=params["check_vma"],
+    )
+    return list(run(*inputs))
+
+
+_IN_PLACE_OF: dict[str, Callable[[Eqn, Parts, list], list]] = {"scan": _scanned, "cond": _chosen, "shard_map": _sharded}
 
 
 def _differentiable(loop: Loop, decision: LoopDecision, iteration: Callable[[Piece], Iteration]) -> Callable[..., list]:
@@ -141,7 +163,7 @@ def _differentiable(loop: Loop, decision: LoopDecision, iteration: Callable[[Pie
     def backward(kept, cotangents):
         consts, scanned, saved = kept
         _refuse_unforeseen(i for i, x in enumerate(cotangents) if i not in body.primal.cotangents_of and _is_given(x))
-        active = [_instantiated(cotangents[i], _output_shape(loop, i)) for i in body.primal.cotangents_of]
+        active = [_instantiated(cotangents[i]) for i in body.primal.cotangents_of]
         num_carry = len(body.active_carry)
         way = _Way(loop, iteration, consts, scanned, active[num_carry:])
         totals = [_zeros_like(consts[i]) for i in body.active_consts]
@@ -258,6 +280,8 @@ class _Way:
           backwards: whether the last iteration comes first.
         """
         loop, count, unroll = self.loop, piece.count, min(self.loop.unroll, piece.count)
+        if not loop.repeats:
+            return step(carry, read, own)
 
         def over_all(carry, slices):
             carry, made, stacked = step(carry, *slices)
@@ -300,6 +324,8 @@ def _is_given(cotangent) -> bool:
 
 def _plain(loop: Loop, consts: list, carry: list, scanned: list) -> list:
     jaxpr, num_carry = loop.body.primal.jaxpr, loop.body.num_carry
+    if not loop.repeats:
+        return jaxprs.evaluate(jaxpr, consts)
 
     def step(carry, slices):
         outputs = jaxprs.evaluate(jaxpr, [*consts, *carry, *slices])
@@ -318,28 +344,17 @@ def _placed(body: Body, gradients: list) -> tuple:
 
 
 def _empty_results(loop: Loop) -> list:
-    shapes = [jaxprs.shape_of(v) for v in loop.body.primal.jaxpr.outvars[loop.body.num_carry :]]
-    return [_zeros((loop.length, *s.shape), s.dtype) for s in shapes]
+    results = loop.body.primal.jaxpr.outvars[loop.body.num_carry :]
+    return [lax.broadcast(compat.zeros_of(v.aval), (loop.length,)) for v in results]
 
 
-def _output_shape(loop: Loop, index: int) -> jax.ShapeDtypeStruct:
-    shape = jaxprs.shape_of(loop.body.primal.jaxpr.outvars[index])
-    stacked = index >= loop.body.num_carry
-    return jax.ShapeDtypeStruct((loop.length, *shape.shape) if stacked else shape.shape, shape.dtype)
-
-
-def _instantiated(cotangent, shape: jax.ShapeDtypeStruct):
-    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return _zeros(shape.shape, shape.dtype)
-    return cotangent
-
-
-def _zeros(shape, dtype):
-    return lax.full(shape, 0, dtype)
+def _instantiated(cotangent):
+    symbolic = isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
+    return compat.zeros_of(cotangent.aval) if symbolic else cotangent
 
 
 def _zeros_like(x):
-    return _zeros(x.shape, x.dtype)
+    return compat.zeros_of(jax.typeof(x))
 
 
 def _at(stack, index):

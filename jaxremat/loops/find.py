@@ -1,4 +1,4 @@
-"""The scans and branches of a program that its gradient passes through, each with its body as a program of its own."""
+"""The scans, branches and shard_maps of a program that its gradient passes through, each with its body as a program."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FEWEST_EQUATIONS = 3  # in a branch that is worth a decision
 
 
 def find(primal: Primal) -> tuple[Loop, ...]:
-    """The scans and branches of a program that its gradient passes through, without those that have effects."""
-    return _find(primal, {})
+    """The loops of a program that its gradient passes through, without those that have effects."""
+    return _find(primal, _Bodies())
 
 
-def _find(primal: Primal, bodies: dict[tuple, Body]) -> tuple[Loop, ...]:
+def _find(primal: Primal, bodies: _Bodies) -> tuple[Loop, ...]:
     jaxpr = primal.jaxpr
     perturbed = activity.perturbed_vars(jaxpr, [i in primal.wrt for i in range(len(jaxpr.invars))])
     wanted = activity.wanted_vars(jaxpr, [i in primal.cotangents_of for i in range(len(jaxpr.outvars))], perturbed)
@@ -34,54 +34,74 @@ def _find(primal: Primal, bodies: dict[tuple, Body]) -> tuple[Loop, ...]:
         if eqn.primitive.name == "scan" and eqn.params["length"]:
             loops.append(_read_loop(position, eqn, inputs, outputs, bodies))
         elif eqn.primitive.name == "cond":
-            loops.extend(_read_branches(position, eqn, inputs[1:], bodies))
+            for branch, closed in enumerate(eqn.params["branches"]):
+                loops.extend(_read_once(position, closed, inputs[1:], bodies, "cond", branch))
+        elif eqn.primitive.name == "shard_map":
+            with compat.in_body_of(eqn):
+                loops.extend(_read_once(position, eqn.params["jaxpr"], inputs, bodies.inside(eqn), "shard_map"))
     return tuple(loops)
 
 
-def _read_branches(position: int, eqn: Eqn, inputs: list[bool], bodies: dict[tuple, Body]) -> Iterator[Loop]:
-    """Loops of one iteration over the branches that hold anything for their backward."""
-    for branch, closed in enumerate(eqn.params["branches"]):
-        flat = jaxprs.inline_calls(closed)
-        if len(flat.eqns) < _FEWEST_EQUATIONS and not any(map(jaxprs.subjaxprs, flat.eqns)):
-            continue
-        given = flat.invars
-        same = _section(flat, (), given, given)
-        body = _read_body(flat, len(given), 0, inputs, [True] * len(flat.outvars), bodies)
-        if body.primal.wrt and body.primal.cotangents_of:
-            yield Loop(position, 1, False, 1, same, body, branch)
+def _read_once(
+    position: int, closed: Jaxpr, inputs: list[bool], bodies: _Bodies, kind: str, branch: int = 0
+) -> Iterator[Loop]:
+    """A loop of one iteration over what runs once, where that holds anything for its backward."""
+    flat = jaxprs.inline_calls(closed)
+    if len(flat.eqns) < _FEWEST_EQUATIONS and not any(map(jaxprs.subjaxprs, flat.eqns)):
+        return
+    body = bodies.read(flat, len(flat.invars), 0, inputs, [True] * len(flat.outvars))
+    if body.primal.wrt and body.primal.cotangents_of:
+        same = _section(flat, (), flat.invars, flat.invars)
+        yield Loop(position, 1, False, 1, same, body, kind, branch)
 
 
-def _read_loop(position: int, eqn: Eqn, inputs: list[bool], outputs: list[bool], bodies: dict[tuple, Body]) -> Loop:
+def _read_loop(position: int, eqn: Eqn, inputs: list[bool], outputs: list[bool], bodies: _Bodies) -> Loop:
     num_consts, num_carry = compat.scan_arity(eqn)
     source = jaxprs.inline_calls(eqn.params["jaxpr"])
     invariants, flat, num_body_consts = _without_invariants(source, num_consts)
     made = activity.perturbed_vars(invariants, inputs[:num_consts])
     given = [isinstance(v, Var) and v in made for v in invariants.outvars] + inputs[num_consts:]
-    body = _read_body(flat, num_body_consts, num_carry, given, outputs, bodies)
+    body = bodies.read(flat, num_body_consts, num_carry, given, outputs)
     params = eqn.params
     return Loop(position, params["length"], params["reverse"], int(params["unroll"]), invariants, body)
 
 
-def _read_body(
-    flat: Jaxpr, num_consts: int, num_carry: int, inputs: list[bool], outputs: list[bool], bodies: dict[tuple, Body]
-) -> Body:
-    perturbed, produced = activity.scan_perturbed(flat, num_consts, num_carry, inputs)
-    used, received = activity.scan_wanted(flat, num_consts, num_carry, perturbed, outputs)
-    wrt = tuple(i for i, (a, b) in enumerate(zip(perturbed, used)) if a and b)
-    cotangents_of = tuple(i for i, (a, b) in enumerate(zip(produced, received)) if a and b)
-    key = fingerprint(flat), _identities(flat), num_consts, num_carry, wrt, cotangents_of, tuple(perturbed)
-    if key not in bodies:
-        wrt = _with_matching_carries(wrt, cotangents_of, num_consts, num_carry)
-        primal = Primal(flat, (), wrt, cotangents_of, None, None)
-        bodies[key] = Body(
-            primal,
-            num_consts=num_consts,
-            num_carry=num_carry,
-            perturbed=tuple(i for i, flag in enumerate(perturbed) if flag),
-            constant_results=tuple(i for i, flag in enumerate(produced) if not flag),
-            loops=_find(primal, bodies),
-        )
-    return bodies[key]
+class _Bodies:
+    """The bodies of one program: equal ones are one object.
+
+    Args:
+      within: the shard_map equations around what is read.
+    """
+
+    def __init__(self, within: tuple[Eqn, ...] = ()):
+        self.within = within
+        self._read: dict[tuple, Body] = {}
+        self._inside: dict[int, _Bodies] = {}
+
+    def inside(self, eqn: Eqn) -> _Bodies:
+        """Those inside a shard_map equation."""
+        return self._inside.setdefault(id(eqn), _Bodies((*self.within, eqn)))
+
+    def read(self, flat: Jaxpr, num_consts: int, num_carry: int, inputs: list[bool], outputs: list[bool]) -> Body:
+        """The body of a flat jaxpr, of which some inputs are perturbed and some outputs wanted."""
+        perturbed, produced = activity.scan_perturbed(flat, num_consts, num_carry, inputs)
+        used, received = activity.scan_wanted(flat, num_consts, num_carry, perturbed, outputs)
+        wrt = tuple(i for i, (a, b) in enumerate(zip(perturbed, used)) if a and b)
+        cotangents_of = tuple(i for i, (a, b) in enumerate(zip(produced, received)) if a and b)
+        key = fingerprint(flat), _identities(flat), num_consts, num_carry, wrt, cotangents_of, tuple(perturbed)
+        if key not in self._read:
+            wrt = _with_matching_carries(wrt, cotangents_of, num_consts, num_carry)
+            primal = Primal(flat, (), wrt, cotangents_of, None, None)
+            self._read[key] = Body(
+                primal,
+                num_consts=num_consts,
+                num_carry=num_carry,
+                perturbed=tuple(i for i, flag in enumerate(perturbed) if flag),
+                constant_results=tuple(i for i, flag in enumerate(produced) if not flag),
+                loops=_find(primal, self),
+                within=self.within,
+            )
+        return self._read[key]
 
 
 def _identities(jaxpr: Jaxpr) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from jaxremat.trace.joint import Joint
 
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
 _MOST_OPTIONS = 48
+_EARLY_SURCHARGE = 0.05
 _PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))  # and groups
 
 
@@ -38,6 +39,7 @@ class IterationOption:
       transient_bytes: what its backward needs at most beyond that.
       seconds: what it runs again.
       forward, backward: its schedule, as node ids of the body's joint program.
+      premium_bytes: what a price counts beyond these bytes.
     """
 
     stacked_bytes: int
@@ -45,6 +47,7 @@ class IterationOption:
     seconds: float
     forward: tuple[int, ...]
     backward: tuple[int, ...]
+    premium_bytes: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +77,11 @@ def iteration_hull(body: Body, joint: Joint, device: Device | None = None) -> It
     run_seconds = graph.costs.copy()
     run_seconds[: body.num_carry] = np.inf
     run_seconds[body.num_carry : -1] = again_seconds(joint.eqns, run_seconds[body.num_carry : -1])
-    kept = _hull(body, graph, run_seconds)
+    surcharge = _EARLY_SURCHARGE * body.is_single * (1 - graph.producer / graph.num_nodes) * graph.value_bytes
+    kept = _hull(body, graph, run_seconds, graph.value_bytes + surcharge)
     options = [_option(body, graph, *assemble_parts(graph, each), each) for each in kept]
+    if body.is_single:
+        options = _walkable(options, [float(surcharge[each].sum()) for each in kept])
     options += _checkpointed(body, graph, run_seconds, kept[-1])
     carry = joint.inputs[body.num_consts : body.num_consts + body.num_carry]
     forward_seconds = sum(graph.costs[node + body.num_carry] for node in options[-1].forward)
@@ -112,15 +118,23 @@ def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
     )
 
 
-def _hull(body: Body, graph: Graph, run_seconds: np.ndarray) -> list[np.ndarray]:
-    """The sets of kept values at the corners of the hull, by falling bytes."""
+def _walkable(options: list[IterationOption], surcharges: list[float]) -> list[IterationOption]:
+    """The options of what runs once, such that a rising price reaches one after the other: equal layers inside change
+    their mind at different prices, the earliest first, and what the backward needs at most counts the same for all."""
+    return [
+        dataclasses.replace(option, premium_bytes=extra + options[-1].transient_bytes - option.transient_bytes)
+        for option, extra in zip(options, surcharges, strict=True)
+    ]
+
+
+def _hull(body: Body, graph: Graph, run_seconds: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
+    """The sets of kept values at the corners of the hull of size against seconds, by falling size."""
     needed = np.zeros(graph.num_values, bool)
     values, nodes = graph.reads.T
     needed[values[graph.backward[nodes]]] = True
     needed &= ~graph.backward[graph.producer]
     only_kept = np.zeros(graph.num_values, bool)
     only_kept[: body.num_carry] = True
-    size = graph.value_bytes.astype(float)
 
     def cut(seconds_per_byte: float) -> tuple[float, float, np.ndarray]:
         kept, again = cheapest_cut(graph, seconds_per_byte * size, run_seconds, needed, only_kept)

@@ -45,7 +45,7 @@ class Problem:
         seconds = again_seconds(self.joint.eqns, self.graph.costs)
         unfenced = self.device.backend.unfenced(self.joint.eqns)
         for node, eqn in enumerate(self.joint.eqns):
-            decided = self.loops and eqn.primitive.name == "scan"
+            decided = self.loops and eqn.primitive.name in ("scan", "shard_map")
             if self.graph.pinned[node] or decided or not unfenced.isdisjoint(eqn.outvars):
                 seconds[node] = np.inf
         return seconds

@@ -65,14 +65,16 @@ class LoopReport:
     Attributes:
       place: module path or source line of the loop.
       length: iterations.
-      branch: which branch of a conditional it is; None for a loop.
+      kind: "scan", "cond" or "shard_map".
+      branch: which branch of a conditional it is.
       pieces: (iterations, segments, equations that run again) of each piece; 0 segments where iterations run one by
         one.
     """
 
     place: str
     length: int
-    branch: int | None
+    kind: str
+    branch: int
     pieces: tuple[tuple[int, int, int], ...]
 
 
@@ -177,7 +179,7 @@ def _loops(problem: Problem) -> Iterator[LoopReport]:
 def _loop(eqn, loop: Loop, decision: LoopDecision) -> LoopReport:
     origin = origin_of(eqn)
     place = origin.path or origin.source
-    return LoopReport(place, loop.length, loop.branch, tuple(map(_piece, decision.pieces)))
+    return LoopReport(place, loop.length, loop.kind, loop.branch, tuple(map(_piece, decision.pieces)))
 
 
 def _piece(piece: Piece) -> tuple[int, int, int]:

@@ -45,7 +45,9 @@ def peak_sentence(report: Report) -> str:
 
 def loop_sentence(loop: LoopReport) -> str:
     """How the iterations of a loop run."""
-    if loop.branch is not None:
+    if loop.kind == "shard_map":
+        return f"inside {loop.place or 'a shard_map'}: {_again(loop.pieces[0][2], 'its')}"
+    if loop.kind == "cond":
         return f"branch {loop.branch} of {loop.place or 'a conditional'}: {_again(loop.pieces[0][2], 'its')}"
     pieces = ", then ".join(_piece(*piece) for piece in loop.pieces)
     return f"loop over {loop.length} iterations ({loop.place or 'a scan'}): {pieces}"

@@ -50,7 +50,12 @@ CHECKPOINTS = {"remat2": "jaxpr", "checkpoint": "jaxpr"}
 OWN_RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 """Functions with a differentiation rule of their own, and the parameter that holds the function."""
 
-LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+LOOPS = {
+    "scan": ("jaxpr",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
+    "cond": ("branches",),
+    "shard_map": ("jaxpr",),
+}
 """Control flow, and the parameters that hold bodies, which run apart from what surrounds the equation."""
 
 IN_LIBRARY = _names(

@@ -26,7 +26,8 @@ def rerun(eqn: Eqn, inputs: Sequence, run: RunBody) -> list:
     """A loop, a branch or a checkpoint again, each of whose bodies runs through `run`."""
     if compat.primitive_name(eqn) in CHECKPOINTS:
         return checkpoint_again(eqn, lambda *xs: run(bodies(eqn)[0], xs))(*inputs)
-    made = {key: tuple(_traced(body, run) for body in group) for key, group in _groups(eqn)}
+    with compat.in_body_of(eqn):
+        made = {key: tuple(_traced(body, run) for body in group) for key, group in _groups(eqn)}
     params = {key: group if isinstance(eqn.params[key], tuple) else group[0] for key, group in made.items()}
     return compat.bind(eqn.replace(params=eqn.params | params), list(inputs))
 
