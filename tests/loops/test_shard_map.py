@@ -109,7 +109,7 @@ def test_what_communicates_runs_again_last():
     (loop,) = loops.found
     joint = loops.emitter.joint(loop.body)
     again = [
-        {joint.eqns[node].primitive.name for node in option.backward if not joint.is_backward[node]}
+        {joint.eqns[node].primitive.name for node in option.backward if not joint.backward[node]}
         for option in loops.hull(loop.body).options
     ]
     products = [names for names in again if "dot_general" in names]
