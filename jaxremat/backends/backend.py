@@ -21,6 +21,11 @@ class Backend:
       name: "cpu", "cuda" or "tpu", as JAX names platforms when it lowers for them.
       library_groups: contractions and reductions gather element-wise neighbours before loops are fused.
       dot_copies: contractions and convolutions read transposed copies of operands that are not laid out for them.
+      widened_products: dtypes whose contractions and convolutions, where no library takes them, run in float32 on
+        copies of their operands.
+      rounded_results: dtypes in which arithmetic runs in float32, every result rounded: too dear to compute twice.
+      rolls_threefry: random bits are made by a loop that carries twice as many, and kept so; elsewhere they are
+        element-wise arithmetic.
       breadth_first: instructions run as soon as they can, not in program order.
       expands_searches: the gradient of a pooling maximum looks for the maxima again in arrays of indices, one per
         axis, each as large as what is searched, held from the start of the program until what is searched is there.
@@ -35,6 +40,9 @@ class Backend:
     name: str
     library_groups: bool
     dot_copies: bool
+    widened_products: frozenset[str]
+    rounded_results: frozenset[str]
+    rolls_threefry: bool
     breadth_first: bool
     expands_searches: bool
     fences_loop_bodies: bool

@@ -3,9 +3,9 @@
 The rules are those of XLA (read in openxla/xla: `library_rewriter.cc`, `ynn_support.cc`, `cpu_instruction_fusion.cc`,
 `instruction_fusion.cc`) and hold no fitted constant:
 
-- On a CPU, contractions and reductions first gather element-wise neighbours into *library groups*. A group takes a
-  producer that only it reads, and follows its root while one reader is left. What a group reads must be a buffer, even
-  a broadcast.
+- On a CPU, contractions and convolutions are handed to a library one by one, and reductions with their neighbours: a
+  *library group* takes a producer that only it reads, and follows its root while one reader is left. What a group
+  reads must be a buffer, even a broadcast.
 - A producer then joins every fused loop that reads it. Cheap producers with at most one operand of their own size are
   repeated freely. Those with two are repeated only if every reader can take them. Expensive ones are never repeated.
 - Contractions, convolutions, scatters, sorts, windows, loops and barriers read and write buffers.
@@ -24,9 +24,11 @@ from jaxremat.backends.backend import Backend
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.hlo_model import FLOATS, Op, Program, lower
-from jaxremat.trace.primitives import ELEMENTWISE, EXPENSIVE, IN_LIBRARY, MOVING
+from jaxremat.trace.primitives import ELEMENTWISE, EXACT, EXPENSIVE, IN_LIBRARY, MOVING
 
+_SAME_PLACE = ELEMENTWISE | {"bitcast"}
 _LIBRARY_STARTERS = ("dot", "conv", "reduce")
+_LIBRARY_ALONE = ("dot", "conv")  # as starters; a group around a reduction takes them all the same
 _LIBRARY_MIN_ELEMENTS = 4096
 _LIBRARY_MAX_OPS = 64
 
@@ -40,44 +42,37 @@ class Fusion:
       kernels: operations whose results are buffers, in program order; each is the root of one kernel.
       buffers_read: the buffers (kernels and inputs) that each kernel reads.
       kernel_of: for each operation, a kernel that computes it, itself if it is one; -1 if nothing needs it.
+      loops: the operations of each kernel that is a fused loop.
+      users: for each operation, those that read it.
     """
 
     program: Program
     kernels: tuple[int, ...]
     buffers_read: dict[int, frozenset[int]]
     kernel_of: np.ndarray
+    loops: dict[int, frozenset[int]]
+    users: list[list[int]]
+
+    def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
+        """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""
+        inside, seen = self.loops.get(kernel, frozenset()), {buffer}
+        stack = [buffer]
+        while stack:
+            for user in self.users[stack.pop()]:
+                if user in inside and user not in seen:
+                    if self.program.ops[user].kind not in _SAME_PLACE:
+                        return False
+                    seen.add(user)
+                    stack.append(user)
+        return kernel in seen
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Clusters:
-    """Fusion in terms of the equations and variables of a jaxpr.
-
-    Attributes:
-      cluster: [E] int32, equal for equations that run in one kernel; -1 for equations that cost nothing.
-      materialised: for each variable that an equation defines, whether it has a buffer of its own or names one.
-      hidden_bytes: [E] int64, buffers that an equation causes besides its outputs: transposed copies, broadcasts.
-    """
-
-    cluster: np.ndarray
-    materialised: dict[Var, bool]
-    hidden_bytes: np.ndarray
-
-
-def clusters(jaxpr: Jaxpr, device: Device) -> Clusters:
-    """The fusion clusters of a flat jaxpr on a device."""
+def materialised(jaxpr: Jaxpr, device: Device) -> dict[Var, bool]:
+    """For each variable that an equation defines, whether it has a buffer on a device or names one."""
     fusion = fuse(lower(jaxpr, device.backend), device.backend)
     program = fusion.program
     buffers = set(fusion.kernels) | {i for i, op in enumerate(program.ops) if op.kind == "input"}
-    cluster = np.full(len(jaxpr.eqns), -1, np.int32)
-    hidden = np.zeros(len(jaxpr.eqns), np.int64)
-    named = set(program.op_of.values())
-    for index, op in enumerate(program.ops):
-        if op.equation >= 0 and fusion.kernel_of[index] >= 0:
-            cluster[op.equation] = fusion.kernel_of[index]
-            if index in buffers and index not in named:
-                hidden[op.equation] += op.size_bytes
-    materialised = {v: program.op_of[v] in buffers for eqn in jaxpr.eqns for v in eqn.outvars if v in program.op_of}
-    return Clusters(cluster, materialised, hidden)
+    return {v: program.op_of[v] in buffers for eqn in jaxpr.eqns for v in eqn.outvars if v in program.op_of}
 
 
 def fuse(program: Program, backend: Backend) -> Fusion:
@@ -89,6 +84,7 @@ class _Fuser:
     def __init__(self, program: Program, backend: Backend):
         self.program, self.ops, self.backend = program, program.ops, backend
         self.outputs = set(program.outputs)
+        self.expensive = [_is_expensive(self.ops, op, backend) for op in self.ops]
         self.live = _reachable(program)
         self.users: list[list[int]] = [[] for _ in self.ops]
         for index in self.live:
@@ -106,7 +102,7 @@ class _Fuser:
         return self._fuse_loops()
 
     def _grow_group(self, start: int) -> None:
-        group, root, grew = [start], start, True
+        group, root, grew = [start], start, self.ops[start].kind not in _LIBRARY_ALONE
         self.group[start] = start
         while grew:
             grew = False
@@ -165,7 +161,7 @@ class _Fuser:
         if second.kind == "concatenate" or first.kind == "concatenate":
             return not (_joins_minor(first) or _joins_minor(second))
         reuses = second.kind in ("broadcast", "gather") and second.elements > first.elements
-        return not (reuses and _is_expensive(self.ops, first))
+        return not (reuses and self.expensive[producer])
 
     def _not_repeated(self) -> set[int]:
         """Cheap producers with two operands of their own size that some reader cannot take, directly or on the way."""
@@ -190,7 +186,7 @@ class _Fuser:
             for producer in set(self.ops[consumer].reads):
                 op = self.ops[producer]
                 several = len(self.users[producer]) + (producer in self.outputs) > 1
-                if producer in shared or op.kind == "input" or not several or _is_expensive(self.ops, op):
+                if producer in shared or op.kind == "input" or not several or self.expensive[producer]:
                     continue
                 if not self._reads_one(producer) and not all_paths_join(producer, consumer, {}):
                     shared.add(producer)
@@ -206,6 +202,7 @@ class _Fuser:
         is_kernel[list(self.outputs)] = True
         kernel_of = np.full(len(self.ops), -1, np.int64)
         buffers_read: dict[int, frozenset[int]] = {}
+        loops: dict[int, frozenset[int]] = {}
         for index in reversed(self.live):
             if self.ops[index].kind == "input" or self.group.get(index, index) != index:
                 continue
@@ -214,6 +211,7 @@ class _Fuser:
                 outside = {r for m in inside for r in self.ops[m].reads if r not in inside}
             elif is_kernel[index] or not self._fusible(index):
                 inside, outside = self._absorb(index)
+                loops[index] = frozenset(inside)
             else:
                 continue
             is_kernel[index] = True
@@ -222,7 +220,7 @@ class _Fuser:
             for member in inside:
                 kernel_of[member] = index
         kernels = tuple(i for i in self.live if i in buffers_read)
-        return Fusion(self.program, kernels, buffers_read, kernel_of)
+        return Fusion(self.program, kernels, buffers_read, kernel_of, loops, self.users)
 
     def _absorb(self, root: int) -> tuple[set[int], set[int]]:
         """The operations that one kernel runs, and the buffers that it reads."""
@@ -234,7 +232,7 @@ class _Fuser:
             index = -heapq.heappop(heap)
             op, users = self.ops[index], self.users[index]
             only_here = index not in self.outputs and all(user in moved for user in users)
-            repeatable = not _is_expensive(self.ops, op) and index not in self.shared
+            repeatable = not self.expensive[index] and index not in self.shared
             joins = all(self._joins(index, user) for user in users if user in inside)
             if op.kind == "input" or not joins or not (only_here or repeatable):
                 outside.add(index)
@@ -260,15 +258,15 @@ def _reachable(program: Program) -> list[int]:
     return sorted(needed)
 
 
-def _is_expensive(ops: tuple[Op, ...], op: Op) -> bool:
+def _is_expensive(ops: tuple[Op, ...], op: Op, backend: Backend) -> bool:
     if op.kind == "convert_element_type":
         return op.dtype == "bfloat16" and ops[op.reads[0]].dtype == "float32"
+    if op.dtype in backend.rounded_results and op.kind in ELEMENTWISE - EXACT:
+        return True
     return op.kind in EXPENSIVE or op.kind in ("reduce", "gather")
 
 
 @functools.cache
 def _joins_minor(op: Op) -> bool:
     """A concatenation that XLA runs on its own: many parts, or long rows along the last dimension."""
-    if op.kind != "concatenate" or len(op.shape) <= 1:
-        return False
-    return len(op.reads) > 8 or op.size_bytes >= 2048
+    return op.splits_rows and (len(op.reads) > 8 or op.size_bytes >= 2048)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.primitives import ALIASING, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS
+from jaxremat.trace.primitives import ALIASING, COMMUTATIVE, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
+_ONE = "1.0"  # as literals of any floating type are written
+_SYNONYMS = {"add_any": "add"}
+_LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class Op:
       constant: identity of a broadcast literal, or None.
       bodies: jaxprs that it runs (loops, branches).
       takes_over: operation whose buffer the result lives in (a loop's carry), or -1.
+      splits_rows: a concatenation along the last dimension.
     """
 
     kind: str
@@ -47,6 +51,7 @@ class Op:
     constant: Hashable = None
     bodies: tuple[Jaxpr, ...] = ()
     takes_over: int = -1
+    splits_rows: bool = False
 
     @property
     def elements(self) -> int:
@@ -170,8 +175,16 @@ class _Lowering:
         if name in REDUCTIONS:
             library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and _dtype(out) != "bfloat16")
             return self._add("reduce", reads, out, (name, _params_key(eqn)), in_library=library)
+        if name == "transpose" and self._swaps_product(eqn, reads[0]):
+            return reads[0]
+        if name == "random_bits" and self._backend.rolls_threefry:
+            return self._threefry(eqn, reads[0])
         if name == "select_and_scatter_add" and self._backend.expands_searches:
             reads = self._searched_windows(eqn, reads)
+        if name == "concatenate":
+            rows = eqn.params["dimension"] == len(_shape(out)) - 1 > 0
+            made = dataclasses.replace(_op(name, reads, out), equation=self._equation, splits_rows=rows)
+            return self._keyed(made, _params_key(eqn))
         if name in MOVING:
             return self._add(name, reads, out, _params_key(eqn))
         return self._add(name, reads, out, None if eqn.effects else _params_key(eqn))
@@ -186,8 +199,20 @@ class _Lowering:
         found = Op("reduce_window", (operand, *indices), shape, "int32", 4 * math.prod(shape), self._equation)
         return source, self._keyed(found, _params_key(eqn)), self._literal("0.0", out)
 
+    def _swaps_product(self, eqn: Eqn, read: int) -> bool:
+        """Whether a transpose means a product of matrices that no one else reads: its operands change places."""
+        return self.ops[read].kind == "dot" and len(self.ops[read].shape) == 2 and self._readers[eqn.invars[0]] == 1
+
+    def _threefry(self, eqn: Eqn, key: int) -> int:
+        """Random bits as a loop over rounds that carries both halves of every number; they are joined where they are
+        read."""
+        shape = _shape(eqn.outvars[0])
+        half = Op("random_bits", (key,), shape, "uint32", 4 * math.prod(shape), self._equation)
+        halves = tuple(self._keyed(half, (side, _params_key(eqn))) for side in ("high", "low"))
+        return self._add("xor", halves, eqn.outvars[0], "")
+
     def _elementwise(self, eqn: Eqn, env: dict[Var, int]) -> int:
-        name, out = eqn.primitive.name, eqn.outvars[0]
+        name, out = _SYNONYMS.get(eqn.primitive.name, eqn.primitive.name), eqn.outvars[0]
         reads = tuple(self._widened(self._read(a, env, _shape(out)), out) for a in eqn.invars)
         if reads and all(self.ops[r].constant is not None for r in reads):
             parts = (name, tuple(self.ops[r].constant for r in reads), _params_key(eqn))
@@ -200,10 +225,10 @@ class _Lowering:
             square = self._add("mul", (reads[0], reads[0]), out, "")
             return square if eqn.params["y"] == 2 else self._add("mul", (square, reads[0]), out, "")
         if name == "one_minus_square":
-            one = self._literal("1", out)
+            one = self._literal(_ONE, out)
             factors = (self._add("add", (one, reads[0]), out, ""), self._add("sub", (one, reads[0]), out, ""))
             return self._add("mul", factors, out, "")
-        if name in ("add", "add_any"):
+        if name == "add":
             for scattered, other in (reads, reads[::-1]):
                 op = self.ops[scattered]
                 if op.kind == "scatter-add" and self.ops[op.reads[0]].constant is not None:
@@ -216,7 +241,7 @@ class _Lowering:
         if op.constant is not None:
             return self._literal(self._expression(("1/", op.constant)), like)
         source = self.ops[op.reads[0]]
-        one = self._keyed(Op("broadcast", (), source.shape, op.dtype, source.size_bytes, -1, constant="1"), "1")
+        one = self._keyed(Op("broadcast", (), source.shape, op.dtype, source.size_bytes, -1, constant=_ONE), _ONE)
         inverse = dataclasses.replace(source, kind="div", reads=(one, op.reads[0]), equation=self._equation, bodies=())
         return self._keyed(dataclasses.replace(op, reads=(self._keyed(inverse, ""),)), ("1/", divisor))
 
@@ -239,6 +264,8 @@ class _Lowering:
 
     def _dot(self, eqn: Eqn, reads: tuple[int, ...]) -> int:
         (contracts, batches), out = eqn.params["dimension_numbers"], eqn.outvars[0]
+        if not batches[0]:
+            reads, contracts = self._turned(reads, contracts)
         operands = [
             self._laid_out(read, atom, contract, batch)
             for read, atom, contract, batch in zip(reads, eqn.invars, contracts, batches)
@@ -250,9 +277,18 @@ class _Lowering:
             operands[0] = self._copy(reads[0], eqn.invars[0], "contracted first")
         elif not batches[0]:
             operands = [self._flattened(new, atom) for new, atom in zip(operands, eqn.invars)]
-        matrix = all(_free_size(a, c, b) > 1 for a, c, b in zip(eqn.invars, contracts, batches))
-        library = plain and matrix and _dtype(out) in FLOATS
-        return self._add("dot", tuple(operands), out, _params_key(eqn), in_library=library)
+        given = eqn.params["dimension_numbers"][0]
+        matrix = all(_free_size(a, c, b) > 1 for a, c, b in zip(eqn.invars, given, batches))
+        return self._product("dot", tuple(operands), out, _params_key(eqn), FLOATS if plain and matrix else ())
+
+    def _turned(self, reads: tuple[int, ...], contracts) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+        """Operands, and what is contracted of them, with transposes of matrices folded into the product."""
+        turned = [(read, tuple(contract)) for read, contract in zip(reads, contracts)]
+        for side, (read, contract) in enumerate(turned):
+            op = self.ops[read]
+            if op.kind == "transpose" and len(op.shape) == 2 and len(contract) == 1:
+                turned[side] = op.reads[0], (1 - contract[0],)
+        return tuple(read for read, _ in turned), [contract for _, contract in turned]
 
     def _laid_out(self, read: int, atom: Atom, contract: Sequence[int], batch: Sequence[int]) -> int:
         """The operand, copied where its batch dimensions do not lead or its contracted dimensions are torn apart."""
@@ -272,18 +308,42 @@ class _Lowering:
         return self._keyed(_resized(op, "bitcast", (read,), op.shape, self._equation), "matrix")
 
     def _conv(self, eqn: Eqn, reads: tuple[int, ...]) -> int:
-        out, dims = eqn.outvars[0], eqn.params["dimension_numbers"]
-        kernel = reads[1]
-        if self._backend.dot_copies and tuple(dims.rhs_spec) != (3, 2, 0, 1):
-            kernel = self._copy(kernel, eqn.invars[1], "kernel")
-        library = _conv_in_library(eqn)
-        return self._add("conv", (reads[0], kernel, *reads[2:]), out, _params_key(eqn), in_library=library)
+        """A convolution; where operands are copied, of channels last, its result turned as the program has it."""
+        dims, out = eqn.params["dimension_numbers"], eqn.outvars[0]
+        library = _LIBRARY_CONVOLUTIONS if _conv_in_library(eqn) else ()
+        if not self._backend.dot_copies:
+            return self._product("conv", reads, out, _params_key(eqn), library)
+        image, kernel = (
+            read if tuple(spec) == wanted else self._copy(read, atom, tuple(spec))
+            for read, atom, spec, wanted in zip(
+                reads, eqn.invars, (dims.lhs_spec, dims.rhs_spec), (_channels_last(dims), _kernel_order(dims))
+            )
+        )
+        made = self._product("conv", (image, kernel), out, _params_key(eqn), library)
+        return made if tuple(dims.out_spec) == _channels_last(dims) else self._copy(made, out, "result")
+
+    def _product(self, kind: str, reads: tuple[int, ...], out: Var, key: Hashable, library: Container[str]) -> int:
+        """A contraction, in its own dtype or in float32; the library takes it in the given dtypes."""
+        dtype = _dtype(out)
+        widened = self._backend.widened_products
+        if dtype in library or widened.isdisjoint({dtype, *(self.ops[read].dtype for read in reads)}):
+            return self._add(kind, reads, out, key, in_library=dtype in library)
+        wide = tuple(self._float32(read) if self.ops[read].dtype in widened else read for read in reads)
+        template = dataclasses.replace(_op(kind, wide, out), dtype="float32", size_bytes=4 * math.prod(_shape(out)))
+        product = dataclasses.replace(template, equation=self._equation, in_library="float32" in library)
+        made = self._keyed(product, key)
+        return made if dtype == "float32" else self._add("convert_element_type", (made,), out, dtype)
+
+    def _float32(self, read: int) -> int:
+        op = self.ops[read]
+        wide = Op("convert_element_type", (read,), op.shape, "float32", 4 * op.elements, self._equation)
+        return self._keyed(wide, "float32")
 
     def _read(self, atom: Atom, env: dict[Var, int], shape: tuple[int, ...]) -> int:
         if not isinstance(atom, Literal):
             return env[atom]
         size = math.prod(shape) * np.dtype(_dtype(atom)).itemsize
-        value = repr(atom.val)
+        value = repr(np.asarray(atom.val).tolist())
         return self._keyed(Op("broadcast", (), shape, _dtype(atom), size, -1, constant=value), value)
 
     def _expression(self, parts: Hashable) -> Hashable:
@@ -301,8 +361,9 @@ class _Lowering:
         return self._append(op) if key is None else self._keyed(op, key)
 
     def _keyed(self, op: Op, key: Hashable) -> int:
-        """Merges equal operations."""
-        identity = (op.kind, op.reads, op.shape, op.dtype, key)
+        """Merges equal operations, whatever the order of operands that may change places."""
+        reads = tuple(sorted(op.reads)) if op.kind in COMMUTATIVE else op.reads
+        identity = (op.kind, reads, op.shape, op.dtype, key)
         if identity not in self._known:
             self._known[identity] = self._append(op)
         return self._known[identity]
@@ -333,21 +394,30 @@ def _free_size(atom: Atom, contract: Sequence[int], batch: Sequence[int]) -> int
     return math.prod(size for dim, size in enumerate(_shape(atom)) if dim not in contract and dim not in batch)
 
 
+def _channels_last(dims) -> tuple[int, ...]:
+    spatial = len(dims.lhs_spec) - 2
+    return (0, spatial + 1, *range(1, spatial + 1))
+
+
+def _kernel_order(dims) -> tuple[int, ...]:
+    spatial = len(dims.rhs_spec) - 2
+    return (spatial + 1, spatial, *range(spatial))
+
+
 def _conv_in_library(eqn: Eqn) -> bool:
-    """Two-dimensional NHWC convolutions without dilation of the input and with enough channels."""
-    dims, out, image = eqn.params["dimension_numbers"], _shape(eqn.outvars[0]), _shape(eqn.invars[0])
-    channels_last = tuple(dims.lhs_spec) == (0, 3, 1, 2) == tuple(dims.out_spec)
+    """Two-dimensional convolutions without dilation of the input, with enough channels, that do not grow the image."""
+    dims, params = eqn.params["dimension_numbers"], eqn.params
+    out, image = ([_shape(v)[i] for i in spec] for v, spec in zip((eqn.outvars[0], eqn.invars[0]), dims[2::-2]))
     return (
         len(out) == 4
-        and channels_last
-        and eqn.params["batch_group_count"] == 1
-        and set(eqn.params["lhs_dilation"]) <= {1}
-        and max(out[3], image[3]) > 16
-        and out[1] <= image[1]
-        and out[2] <= image[2]
-        and _dtype(eqn.outvars[0]) in ("float32", "float64")
+        and params["batch_group_count"] == 1
+        and set(params["lhs_dilation"]) <= {1}
+        and max(out[1], image[1]) > 16
+        and all(after <= before for after, before in zip(out[2:], image[2:]))
     )
 
 
 def _params_key(eqn: Eqn) -> str:
+    if not eqn.params:
+        return ""
     return repr([(k, v) for k, v in sorted(eqn.params.items()) if k not in ("sharding", "out_sharding")])

@@ -13,9 +13,8 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.fusion import Fusion, fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.primitives import ELEMENTWISE
 
-_IN_PLACE = ELEMENTWISE | {"dynamic_update_slice", "scatter", "scatter-add", "bitcast", "concatenate", "pad", "rev"}
+_UPDATES = ("dynamic_update_slice", "scatter", "scatter-add")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,11 +114,13 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[tuple[int, int, 
     free: set[int] = set()
     end = dict(last)
     for kernel in order:
-        if home[kernel] != kernel or ops[kernel].kind not in _IN_PLACE:
+        if home[kernel] != kernel:
             continue
-        for buffer in sorted(home.get(b, b) for b in fusion.buffers_read[kernel]):
+        for read in sorted(fusion.buffers_read[kernel], key=lambda read: home.get(read, read)):
+            buffer = home.get(read, read)
             same = buffer in step_of and ops[buffer].size_bytes == ops[kernel].size_bytes
-            if same and buffer not in taken | returned and last[buffer] == step_of[kernel]:
+            given_up = same and buffer not in taken | returned and last[buffer] == step_of[kernel]
+            if given_up and _writes_over(fusion, kernel, read):
                 taken.add(buffer)
                 end[buffer] = step_of[kernel] - 1
                 if kernel in returned | free:
@@ -129,6 +130,12 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[tuple[int, int, 
         if home[kernel] == kernel and kernel not in returned and kernel not in free:
             spans.append((kernel, ops[kernel].size_bytes, start[kernel], max(end[kernel], start[kernel])))
     return spans
+
+
+def _writes_over(fusion: Fusion, kernel: int, buffer: int) -> bool:
+    """Whether a kernel's result may take the place of a buffer that it reads."""
+    op = fusion.program.ops[kernel]
+    return op.reads[0] == buffer if op.kind in _UPDATES else fusion.is_elementwise_on(kernel, buffer)
 
 
 def _renamed(fusion: Fusion, kernel: int) -> int:

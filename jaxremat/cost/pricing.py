@@ -11,7 +11,7 @@ from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.cost.flops import body_seconds, equation_flops, equation_seconds, is_contraction, written_bytes
-from jaxremat.cost.fusion import clusters
+from jaxremat.cost.fusion import materialised
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.sharding import device_fraction, device_share
 from jaxremat.graph.graph import Graph
@@ -51,9 +51,9 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
     own_bytes = np.where(is_output, 0, np.ceil(np.asarray(sizes) * share.held)).astype(np.int64)
     own_bytes[_renamed_gradients(joint, value_of)] = 0
     own_bytes[[value_of[v] for eqn in joint.constants for v in eqn.outvars]] = 0
-    materialised = clusters(joint.jaxpr, device).materialised
+    written = materialised(joint.jaxpr, device)
     return Graph(
-        costs=np.asarray([_seconds(eqn, device, materialised) for eqn in eqns]) * share.run,
+        costs=np.asarray([_seconds(eqn, device, written) for eqn in eqns]) * share.run,
         workspace_bytes=np.ceil(np.asarray([_workspace_bytes(eqn, device) for eqn in eqns]) * share.run).astype(
             np.int64
         ),
@@ -149,19 +149,19 @@ def _takes_over(reader: Eqn, var: Var) -> bool:
 
 def program_seconds(jaxpr: Jaxpr, device: Device) -> float:
     """Time of one run of a program on a device, its fusions counted."""
-    materialised = clusters(jaxpr, device).materialised
-    return sum(_seconds(eqn, device, materialised) for eqn in jaxpr.eqns)
+    written = materialised(jaxpr, device)
+    return sum(_seconds(eqn, device, written) for eqn in jaxpr.eqns)
 
 
-def _seconds(eqn: Eqn, device: Device, materialised: dict[Var, bool]) -> float:
+def _seconds(eqn: Eqn, device: Device, written: dict[Var, bool]) -> float:
     """Time of one equation; an element-wise one that is fused into its readers moves no bytes of its own."""
     if eqn.primitive.name in LOOPS:
         return device.launch_seconds + body_seconds(eqn, lambda body: program_seconds(body, device))
     if is_contraction(eqn) or jaxprs.subjaxprs(eqn):
         return equation_seconds(eqn, device)
     arithmetic = equation_flops(eqn) / device.vector_flops_per_second
-    written = sum(written_bytes(eqn, v) for v in eqn.outvars if materialised.get(v, True))
-    return max(arithmetic, written / device.bandwidth_bytes_per_second)
+    size = sum(written_bytes(eqn, v) for v in eqn.outvars if written.get(v, True))
+    return max(arithmetic, size / device.bandwidth_bytes_per_second)
 
 
 def _workspace_bytes(eqn: Eqn, device: Device) -> int:

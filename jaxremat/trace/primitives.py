@@ -9,9 +9,9 @@ def _names(text: str) -> frozenset[str]:
 
 
 CHEAP = _names(
-    """abs add add_any and ceil clamp convert_element_type copy cos eq eq_to floor ge gt imag integer_pow is_finite le
-    le_to lt lt_to max min mul ne neg nextafter not or population_count real reduce_precision rem round select_n
-    shift_left shift_right_arithmetic shift_right_logical sign sin square sub xor"""
+    """abs add add_any and bitcast_convert_type ceil clamp convert_element_type copy cos eq eq_to floor ge gt imag
+    integer_pow is_finite le le_to lt lt_to max min mul ne neg nextafter not or population_count real
+    reduce_precision rem round select_n shift_left shift_right_arithmetic shift_right_logical sign sin square sub xor"""
 )
 """Element-wise, and cheaper to compute again than to read from memory."""
 
@@ -22,6 +22,14 @@ EXPENSIVE = _names(
 """Element-wise, with divisions or transcendental functions."""
 
 ELEMENTWISE = CHEAP | EXPENSIVE
+
+EXACT = _names(
+    """abs and bitcast_convert_type convert_element_type copy eq ge gt is_finite le lt max min ne neg not or select_n
+    shift_left shift_right_arithmetic shift_right_logical sign xor"""
+)
+"""Element-wise primitives whose results need no rounding."""
+
+COMMUTATIVE = _names("add add_any mul max min and or xor eq ne")
 
 MOVING = _names(
     """broadcast transpose bitcast concatenate dynamic_slice dynamic_update_slice gather iota pad rev slice"""
@@ -60,6 +68,6 @@ LOOPS = {
 
 IN_LIBRARY = _names(
     """abs add add_any ceil convert_element_type cos div erf exp expm1 floor integer_pow log log1p logistic max min mul
-    neg one_minus_square pow round rsqrt sign sin sqrt square sub tan"""
+    neg one_minus_square pow round rsqrt sign sin sqrt square sub tan tanh"""
 )
 """Element-wise primitives that XLA:CPU's library fusions (YNNPACK) accept."""

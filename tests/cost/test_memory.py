@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxremat.backends.devices import resolve_target
-from jaxremat.cost.fusion import clusters
+from jaxremat.cost.fusion import materialised
 from jaxremat.cost.memory import estimate_memory
 
 f32 = jnp.float32
@@ -86,34 +86,10 @@ def test_remat_is_seen_through_its_barriers():
     assert temps[1] < temps[0] / 2
 
 
-def test_a_cheap_chain_is_one_cluster():
+def test_a_cheap_chain_writes_its_end():
     jaxpr = jax.make_jaxpr(lambda x: (2 * x + 1) * 3)(shape(4096)).jaxpr
-    found = clusters(jaxpr, CPU)
-    assert len(set(found.cluster.tolist())) == 1
-    assert [found.materialised[eqn.outvars[0]] for eqn in jaxpr.eqns] == [False, False, True]
-
-
-def test_an_expensive_value_with_two_readers_is_kept_and_a_cheap_one_is_repeated():
-    def fun(x, w):
-        e, c = jnp.exp(x), x + 1.0
-        return e @ w, c @ w, e.T * 2.0, c.T * 2.0
-
-    jaxpr = jax.make_jaxpr(fun)(shape(128, 128), shape(128, 128)).jaxpr
-    found = clusters(jaxpr, CPU)
-    kept = {eqn.primitive.name: found.materialised[eqn.outvars[0]] for eqn in jaxpr.eqns[:2]}
-    assert kept == {"exp": True, "add": True}
-    only_cheap = jax.make_jaxpr(lambda x: ((x + 1.0).T * 2.0, (x + 1.0) * 3.0))(shape(128, 128)).jaxpr
-    assert not clusters(only_cheap, CPU).materialised[only_cheap.eqns[0].outvars[0]]
-
-
-def test_a_barrier_costs_nothing_but_keeps_its_operands():
-    def fun(x):
-        y = jax.lax.optimization_barrier(jnp.sin(x))
-        return jnp.cos(y) * 2.0
-
-    with_barrier = estimate_memory(jax.make_jaxpr(fun)(shape(1 << 20)).jaxpr, CPU)
-    assert with_barrier.temp_bytes in (0, 4 << 20)
-    assert estimate_memory(jax.make_jaxpr(lambda x: jnp.cos(jnp.sin(x)))(shape(1 << 20)).jaxpr, CPU).temp_bytes == 0
+    written = materialised(jaxpr, CPU)
+    assert [written[eqn.outvars[0]] for eqn in jaxpr.eqns] == [False, False, True]
 
 
 def test_the_peak_names_its_equations():

@@ -1,0 +1,171 @@
+"""Each rule of XLA:CPU that the model follows, against the compiled program: what is written, and what is live."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from compiled_buffers import compiled_buffers, modelled_buffers
+from jax import lax
+
+from jaxremat.backends.devices import resolve_target
+from jaxremat.cost.memory import estimate_memory
+
+CPU = resolve_target("cpu")
+
+
+def S(*dims, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+X, W, ROW = S(64, 128), S(128, 128), S(128)
+HALF, BRAIN = S(64, 128, dtype=jnp.float16), S(64, 128, dtype=jnp.bfloat16)
+FILL = 4 * 64 * 128  # bytes of X
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(x, k, numbers=NHWC):
+    return lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers)
+
+
+def pooled(x):
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
+
+
+def twice(first, second=lambda y: y[::-1] * 2.0):
+    """A value with two readers."""
+
+    def fun(*args):
+        y = first(*args)
+        return y * 3.0, second(y)
+
+    return fun
+
+
+RULES = {
+    "a product is in the library alone": (lambda x, w: jnp.maximum((x * 2.0 + 1.0) @ w, 0.0), (X, W), [FILL] * 3),
+    "a convolution is in the library alone": (
+        lambda x, k: jnp.maximum(conv(x, k), 0.0), (S(2, 8, 8, 32), S(3, 3, 32, 32)), [16384] * 2,
+    ),
+    "a reduction takes a chain that only it reads": (lambda x: jnp.sum(jnp.exp(x) * 2.0, 0), (X,), []),
+    "a reduction takes what is spread along rows": (lambda x, b: jnp.sum(jnp.tanh(x) * b, 0), (X, ROW), []),
+    "a reduction takes a product": (lambda x, w: jnp.sum(x @ w, 0), (X, W), []),
+    "a reduction leaves what others read": (lambda x: ((y := jnp.exp(x))[::-1], jnp.sum(y, 0)), (X,), [FILL] * 2),
+    "a reduction leaves what the library lacks": (
+        lambda x, m: jnp.sum(jnp.where(m > 0, x, 0.0), 0), (X, X), [FILL],
+    ),
+    "a reduction's reader joins it": (lambda x: jnp.exp(jnp.sum(x, 1)), (S(8, 64, 1024),), [4 * 8 * 1024]),
+    "a small reduction runs in a loop": (
+        lambda x: jnp.exp(jnp.sum(x, 0))[None] * jnp.ones((64, 1)), (S(16, 64),), [16384],
+    ),
+    "a cheap value of one operand is made twice": (twice(lambda x: x + 1.0), (X,), [FILL] * 2),
+    "an expensive value is written": (twice(jnp.exp), (X,), [FILL] * 3),
+    "a value of two operands is made twice where all take it": (twice(jnp.add), (X, X), [FILL] * 2),
+    "a value of two operands is written where one cannot take it": (twice(jnp.add, jnp.sort), (X, X), [FILL] * 3),
+    "a value of one operand is made twice all the same": (twice(lambda x: x + 1.0, jnp.sort), (X,), [FILL] * 3),
+    "parts of rows are joined apart": (
+        lambda a, b: jnp.concatenate([a * 2.0, b + 1.0], 1) * 3.0, (S(8, 512),) * 2, [16384] * 2 + [32768] * 2,
+    ),
+    "whole rows are joined in the loop": (
+        lambda a, b: jnp.concatenate([a * 2.0, b + 1.0], 0) * 3.0, (X, X), [2 * FILL],
+    ),
+    "many parts of rows are joined apart": (
+        lambda a: jnp.concatenate([a[:, :16] * float(i + 2) for i in range(9)], 1) * 3.0, (S(16, 32),),
+        [1024] * 9 + [9216] * 2,
+    ),
+    "an expensive value is made once before it is spread": (
+        lambda b: jnp.broadcast_to(jnp.exp(b)[None], (64, 512)) * 1.5, (S(512),), [2048, 131072],
+    ),
+    "a cheap value is made where it is spread": (
+        lambda b: jnp.broadcast_to((b + 1.0)[None], (64, 512)) * 1.5, (S(512),), [131072],
+    ),
+    "a batch that does not lead is moved": (
+        lambda a, b: jnp.einsum("abc,dbc->bad", a, b), (S(16, 8, 32),) * 2, [8192, 16384, 16384],
+    ),
+    "a batch that leads stays": (lambda a, b: jnp.einsum("bac,bdc->bad", a, b), (S(8, 16, 32),) * 2, [8192]),
+    "contracted dimensions that are torn apart are moved": (
+        lambda a, b: lax.dot_general(a, b, (((0, 2), (0, 2)), ((), ()))), (S(16, 8, 32),) * 2, [16384] * 2,
+    ),
+    "contracted dimensions that lead are moved last": (
+        lambda a, b: lax.dot_general(a, b, (((0, 1), (0, 1)), ((), ()))), (S(16, 8, 32), S(16, 8, 64)), [8192, 16384],
+    ),
+    "a transposed matrix is read as it lies": (lambda a, b: a.T @ b, (X, X), [65536]),
+    "a transposed product of matrices changes its operands": (lambda a, b: (a @ b).T, (S(64, 32), S(32, 64)), [16384]),
+    "a kernel is turned": (
+        lambda x, k: conv(x, k, ("NHWC", "OIHW", "NHWC")), (S(2, 8, 8, 32), S(32, 32, 3, 3)), [16384, 36864],
+    ),
+    "an image is turned, and the result back": (
+        lambda x, k: conv(x, k, ("NCHW", "HWIO", "NCHW")), (S(2, 32, 8, 8), S(3, 3, 32, 32)), [16384] * 3,
+    ),
+    "division by what is spread multiplies": (lambda x, b: x / jnp.exp(b)[:, None], (X, S(64)), [FILL]),
+    "equal values are one": (lambda x: (jnp.exp(x)[::-1] + 1.0, jnp.exp(x) * 2.0), (X,), [FILL] * 3),
+    "a barrier's operands are written": (lambda x: jnp.cos(lax.optimization_barrier(x * 2.0)), (X,), [FILL] * 2),
+    "equal values on both sides of a barrier are two": (
+        lambda x: (jnp.exp(x)[::-1] + 1.0, jnp.exp(lax.optimization_barrier(x)) * 2.0), (X,), [FILL] * 2,
+    ),
+    "the order of factors does not matter": (
+        lambda x, z: (jnp.exp(x * z) * 2.0, jnp.exp(z * x)[::-1] + 1.0), (X, X), [FILL] * 3,
+    ),
+    "a pooling gradient searches arrays of indices": (jax.grad(pooled), (S(2, 16, 16, 8),), [4096] + [16384] * 7),
+    "bfloat16 products that no library takes are float32": (
+        lambda a, b: a.T @ b, (BRAIN, BRAIN), [FILL, FILL, 65536, 32768],
+    ),
+    "bfloat16 products in the library stay": (lambda a, b: a @ b, (BRAIN, S(128, 64, dtype=jnp.bfloat16)), [8192]),
+    "bfloat16 arithmetic is written": (twice(lambda x: x + 1, lambda y: (y * 2)[::-1]), (BRAIN,), [FILL // 2] * 3),
+    "bfloat16 without rounding is made twice": (lambda x: ((y := -x)[::-1], jnp.abs(y)), (BRAIN,), [FILL // 2] * 2),
+    "bfloat16 convolutions are float32": (
+        conv, (S(2, 8, 8, 32, dtype=jnp.bfloat16), S(3, 3, 32, 32, dtype=jnp.bfloat16)), [8192, 16384, 16384, 36864],
+    ),
+    "float16 products are float32": (
+        lambda a, b: jnp.exp(a) @ b, (HALF, S(128, 64, dtype=jnp.float16)), [8192, 16384, FILL, FILL],
+    ),
+    "random bits are made in halves": (
+        lambda key, x: jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x, 0.0) * 2.0,
+        (jax.eval_shape(lambda: jax.random.key(0)), X), [FILL] * 3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_written(rule):
+    fun, args, expected = RULES[rule]
+    executable = jax.jit(fun).lower(*args).compile()
+    assert Counter(modelled_buffers(fun, args, CPU)) == Counter(expected)
+    assert Counter(compiled_buffers(executable.as_text())) == Counter(expected)
+
+
+LIVE = {
+    "a loop that reads elsewhere does not write over what it reads": (
+        lambda x, w, v: jnp.exp((x @ w)[::-1]) @ v, (X, W, S(128, 8)), 2 * FILL,
+    ),
+    "a chain of element-wise loops takes one buffer": (
+        lambda x, w, v: jnp.exp(jnp.tanh(x @ w)) @ v, (X, W, S(128, 8)), FILL,
+    ),
+    "a reversal does not write over what it reads": (lambda x, w: (x @ w)[::-1] * 2.0, (X, W), FILL),
+    "what two read lives until the second has": (twice(jnp.exp), (X,), FILL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", LIVE)
+def test_what_is_live(rule):
+    fun, args, expected = LIVE[rule]
+    assert estimate_memory(jax.make_jaxpr(fun)(*args).jaxpr, CPU).temp_bytes == expected
+    assert jax.jit(fun).lower(*args).compile().memory_analysis().temp_size_in_bytes == pytest.approx(expected, abs=512)
+
+
+def test_what_is_ready_first_runs_first():
+    """The second product of the program is ready at once, and runs before the chain that is written first goes on."""
+
+    def fun(x, w, v):
+        first = x
+        for _ in range(3):
+            first = jnp.sort(first @ w)
+        return first, jnp.sort(x @ v)
+
+    args = X, W, S(128, 1024)
+    wide = 4 * 64 * 1024
+    sizes = compiled_buffers(jax.jit(fun).lower(*args).compile().as_text())
+    jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
+    steps = [4 * jaxpr.eqns[e].outvars[0].aval.size for e in estimate_memory(jaxpr, CPU).steps]
+    assert len(sizes) == len(steps) == 8
+    assert sizes.index(wide) <= 1 and steps.index(wide) <= 1
