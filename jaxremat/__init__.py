@@ -1,6 +1,7 @@
 """Give any JAX function and a number of bytes; get back the same function whose compiled gradient fits."""
 
 import importlib
+import importlib.metadata
 
 from jaxremat import attention as attention
 from jaxremat import chunk as chunk
@@ -29,6 +30,11 @@ from jaxremat.planning.verification import Verification as Verification
 from jaxremat.planning.verification import verify as verify
 from jaxremat.solvers import Solution as Solution
 from jaxremat.solvers import solve as solve
+
+try:
+    __version__ = importlib.metadata.version("jaxremat")
+except importlib.metadata.PackageNotFoundError:  # imported from a folder that nobody installed
+    __version__ = "unknown"
 
 
 def __getattr__(name: str):

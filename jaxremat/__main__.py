@@ -1,85 +1,108 @@
-"""Command line: `python -m jaxremat plan module:function`, `show plan.json`, `targets`."""
+"""Command line: `python -m jaxremat plan module:function`, `show plan.json`, `targets`.
+
+Exit status: 0, done; 1, no plan fits the budget; 2, the command, its program or its file cannot be used. What goes
+wrong is told on standard error, in a sentence.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jaxremat
 from jaxremat.backends.devices import DEVICES
 from jaxremat.base.budget import Budget
-from jaxremat.base.errors import ArgumentError, JaxrematError
+from jaxremat.base.errors import ArgumentError, BudgetError, JaxrematError
 from jaxremat.compiled.targets import list_targets
 from jaxremat.planner.decision import FORMS
 from jaxremat.planning.load import load_plan
 from jaxremat.planning.planning import plan
 from jaxremat.planning.request import VERIFICATIONS
 from jaxremat.planning.storage import read_plan
+from jaxremat.report.records import records_of
 from jaxremat.report.report import Numbers
 from jaxremat.show.stored import stored_to_text
+from jaxremat.solvers.registry import SOLVERS
 
+DONE, DOES_NOT_FIT, CANNOT_BE_USED = 0, 1, 2
 _PROGRAM = "module:function that takes no arguments and returns (function to plan, tuple of its arguments)"
+_EPILOGUE = "exit status: 0, done; 1, no plan fits the budget; 2, the command, its program or its file cannot be used"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     options = _parser().parse_args(argv)
     try:
-        return options.run(options)
-    except JaxrematError as error:
-        print(f"jaxremat: {error}", file=sys.stderr)
-        return 1
+        options.run(options)
+    except BudgetError as error:
+        return _failed(error, DOES_NOT_FIT)
+    except (JaxrematError, OSError) as error:
+        return _failed(error, CANNOT_BE_USED)
+    return DONE
 
 
-def run_plan(options: argparse.Namespace) -> int:
+def run_plan(options: argparse.Namespace) -> None:
     """Plans a program, prints the plan, and writes what was asked for."""
     fun, args = load_program(options.program)
     made = plan(
         fun, *args, budget=_budget(options.budget), argnums=options.argnums, has_aux=options.has_aux,
-        target=options.target, emit=options.emit, verify=options.verify,
+        solver=options.solver, target=options.target, emit=options.emit, verify=options.verify, seed=options.seed,
     )  # fmt: skip
-    print(made)
+    _print_plan(made, options.json)
     if options.save:
         made.save(options.save)
     if options.html:
         made.show(file=options.html)
-    return 0
 
 
-def run_show(options: argparse.Namespace) -> int:
+def run_show(options: argparse.Namespace) -> None:
     """Prints a plan file; with its program, all that a plan shows."""
     if options.program:
         fun, args = load_program(options.program)
-        print(load_plan(options.file, fun, *args))
-        return 0
+        _print_plan(load_plan(options.file, fun, *args), options.json)
+        return
     stored = read_plan(options.file)
     numbers = Numbers(form=stored.decision.emit, compiled=stored.compiled, **stored.numbers)
-    print(stored_to_text(numbers, stored.actions))
-    return 0
+    if options.json:
+        _print_json({"summary": numbers.summary(), "values": stored.actions})
+    else:
+        print(stored_to_text(numbers, stored.actions))
 
 
-def show_targets(_: argparse.Namespace) -> int:
+def show_targets(options: argparse.Namespace) -> None:
     """Prints every target: whether it works here, and what to install where it does not."""
-    for device, problem in list_targets():
+    found = list_targets()
+    if options.json:
+        _print_json([
+            {"target": d.name, "platform": d.platform, "memory_bytes": d.memory_bytes, "problem": why}
+            for d, why in found
+        ])  # fmt: skip
+        return
+    for device, problem in found:
         memory = f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else "this machine"
         print(f"{device.name:<8}  {device.platform:<5} {memory:>12}  {'works' if not problem else 'no: ' + problem}")
-    return 0
 
 
 def load_program(name: str) -> tuple[Callable, tuple]:
     """The function and arguments that `module:function` returns.
 
     Raises:
-      ArgumentError: if it cannot be imported or returns something else.
+      ArgumentError: if it cannot be imported, fails, or returns something else.
     """
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError, ValueError) as error:
-        raise ArgumentError(f"{name!r} cannot be loaded ({error}); give {_PROGRAM}") from error
+        raise ArgumentError(f"{name!r} cannot be loaded ({_told(error)}); give {_PROGRAM}") from error
+    except Exception as error:  # whatever the user's module raises is told as the user's
+        raise ArgumentError(f"{name!r} failed: {_told(error)}") from error
     finally:
         sys.path.pop(0)
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
@@ -87,26 +110,57 @@ def load_program(name: str) -> tuple[Callable, tuple]:
     return made[0], tuple(made[1])
 
 
+def _failed(error: Exception, status: int) -> int:
+    print(f"jaxremat: {error}", file=sys.stderr)
+    return status
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, and where."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}, at {where.filename}:{where.lineno}"
+
+
+def _print_plan(made: jaxremat.Plan, as_json: bool) -> None:
+    if not as_json:
+        print(made)
+        return
+    values = records_of((*made.saved, *made.recomputed))
+    _print_json({"summary": made.summary(), "peak": dict(made.report.peak), "values": values})
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="jaxremat", description="Gradients of JAX functions that fit in your memory.")
+    description = "Gradients of JAX functions that fit in your memory."
+    parser = argparse.ArgumentParser(prog="jaxremat", description=description, epilog=_EPILOGUE)
+    parser.add_argument("--version", action="version", version=f"jaxremat {jaxremat.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    planning = commands.add_parser("plan", help="plan a program and print the plan")
+    planning = _command(commands, "plan", run_plan, "plan a program and print the plan")
     planning.add_argument("program", help=_PROGRAM)
     planning.add_argument("--budget", required=True, help='bytes, "12GiB", or a fraction of the plain peak such as 0.5')
     planning.add_argument("--argnums", type=int, nargs="+", default=0, help="arguments to differentiate (default 0)")
     planning.add_argument("--has-aux", action="store_true", help="the function returns (result, auxiliary data)")
+    planning.add_argument("--solver", choices=tuple(SOLVERS), default="auto", help="who decides the schedule")
+    planning.add_argument("--seed", type=int, default=0, help="for solvers that draw random numbers")
     planning.add_argument("--target", choices=sorted(DEVICES), help="device to plan for (default: this machine's)")
     planning.add_argument("--emit", choices=FORMS, default="schedule")
     planning.add_argument("--verify", choices=VERIFICATIONS, default="compile")
     planning.add_argument("--save", metavar="PLAN.json", help="write the plan here")
     planning.add_argument("--html", metavar="PLAN.html", help="write its display here")
-    planning.set_defaults(run=run_plan)
-    showing = commands.add_parser("show", help="print a plan file")
+    showing = _command(commands, "show", run_show, "print a plan file")
     showing.add_argument("file", help="what `plan --save` or Plan.save wrote")
     showing.add_argument("--program", help=f"{_PROGRAM}: shows the timeline and the costs too")
-    showing.set_defaults(run=run_show)
-    targets = commands.add_parser("targets", help="list the devices that this machine can compile for")
-    targets.set_defaults(run=show_targets)
+    _command(commands, "targets", show_targets, "list the devices that this machine can compile for")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable, what: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what, epilog=_EPILOGUE)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
     return parser
 
 

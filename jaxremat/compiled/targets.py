@@ -45,6 +45,7 @@ def target_devices(target: str | None = None) -> list[jax.Device]:
         return list(jax.devices("cpu"))
     if jax.default_backend() != "cpu" and resolve_target(None) == device:
         return list(jax.devices())
+    _require_plugin(device)
     with compiler_lock(device):
         return list(_topology(device).devices)
 
@@ -80,7 +81,6 @@ def compiler_lock(device: Device) -> Iterator[None]:
 
 @functools.cache
 def _topology(device: Device):
-    _require_plugin(device)
     try:
         if device.platform == "cuda":
             config = target_config(device.name)

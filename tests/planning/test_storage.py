@@ -8,7 +8,6 @@ import pytest
 import show_programs
 
 import jaxremat
-from jaxremat.__main__ import main
 from jaxremat.solvers.mincut import search
 
 PROGRAM = {
@@ -76,33 +75,3 @@ def test_files_without_a_part_are_refused(plan, tmp_path, key):
     loss, args = show_programs.tower()
     with pytest.raises(jaxremat.PlanMismatchError):
         jaxremat.load_plan(path, loss, *args)
-
-
-def test_command_line_plans_shows_and_saves(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(show_programs.__file__.rsplit("/", 1)[0])
-    path, page = tmp_path / "plan.json", tmp_path / "plan.html"
-    arguments = ["plan", "show_programs:tower_program", "--budget", "0.6", "--verify", "replay"]
-    assert main([*arguments, "--save", str(path), "--html", str(page)]) == 0
-    assert "Tower/block_" in capsys.readouterr().out
-    assert "<svg" in page.read_text()
-    assert main(["show", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "budget" in out
-    assert "Tower/block_*/up" in out
-    assert main(["show", str(path), "--program", "show_programs:tower_program"]) == 0
-    assert "live bytes" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "arguments, reason",
-    [
-        (["plan", "show_programs:missing", "--budget", "0.5"], "cannot be loaded"),
-        (["plan", "show_programs:tower", "--budget", "lots"], "lots"),
-        (["plan", "show_programs:tower_program", "--budget", "100", "--verify", "replay"], "no plan fits"),
-    ],
-)
-def test_command_line_errors_are_one_line(arguments, reason, capsys):
-    assert main(arguments) == 1
-    error = capsys.readouterr().err
-    assert reason in error
-    assert "Traceback" not in error
