@@ -8,6 +8,7 @@ import pytest
 from jaxremat.attention import rewrite
 from jaxremat.backends.devices import DEVICES, resolve_target
 from jaxremat.emit.scheduled import write_script
+from jaxremat.graph.scheduled import schedule_program
 from jaxremat.planner.problem import pose
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import read_primal
@@ -39,11 +40,11 @@ def test_only_on_a_cpu_is_what_a_pooling_searches_kept_and_left_unfenced(target,
     problem = posed(target)
     node, var = searched(problem)
     assert np.isinf(problem.run_seconds[node]) == kept
-    start = int(problem.joint.is_backward.argmax())
+    start = int(problem.joint.backward.argmax())
     again = [n for n in range(start) if n != node]
     schedule = [*range(start), *again, *range(start, len(problem.joint.eqns))]
-    unfenced = problem.device.backend.unfenced(problem.joint.eqns)
-    script = write_script(problem.joint, schedule, start=start, unfenced=unfenced)
+    program = schedule_program(problem.joint, schedule, backward_start=start)
+    script = write_script(problem.joint, program, problem.device.backend.unfenced(problem.joint.eqns))
     assert var in script.residuals
     assert any(var in segment.fenced for segment in script.backward) != kept
 
