@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence, Set
+import types
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = f
     bounds = sorted({start, *(t for t in program.barriers if t > start), len(eqns)})
 
     def part(first: int, end: int) -> tuple[Eqn, ...]:
-        return tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
+        return _without_returns(joint, [eqn for eqn in eqns[first:end] if id(eqn) not in anywhere])
 
     enters = {"all": _read_from_outside, "sources": _sources}[program.barrier_scope]
     free = _available_anywhere(joint) | unfenced
@@ -89,7 +90,7 @@ def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, l
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint) | dict(zip(joint.inputs, inputs, strict=True))
     _run(script.constants, env)
-    _run(script.forward, env)
+    _run(script.forward, env, _same(joint))
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
 
@@ -102,8 +103,8 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence, cotangents: 
         inside = dict(env)
         if segment.fenced:
             inside.update(zip(segment.fenced, lax.optimization_barrier([env[v] for v in segment.fenced])))
-        _run(segment.eqns, inside)
-        env.update((v, inside[v]) for eqn in segment.eqns for v in eqn.outvars)
+        _run(segment.eqns, inside, _same(joint))
+        env.update((v, inside[v]) for v in _made(joint, segment.eqns))
     return [jaxprs.value_of(env, v) for v in joint.gradients]
 
 
@@ -186,7 +187,7 @@ def _residuals(joint: Joint, program: ScheduledProgram, tail: Sequence[Eqn]) -> 
 
 
 def _read_from_outside(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
-    own = {v for eqn in eqns for v in eqn.outvars} | free
+    own = {*_made(joint, eqns)} | free
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
     return tuple(v for v in read if v not in own and _can_be_fenced(v))
 
@@ -214,9 +215,35 @@ def _constants(joint: Joint) -> dict[Var, Any]:
     return dict(zip(joint.jaxpr.constvars, compat.consts_of(joint.jaxpr)))
 
 
-def _run(eqns: Sequence[Eqn], env: dict[Var, Any]) -> None:
+def _run(eqns: Sequence[Eqn], env: dict[Var, Any], same: Mapping[Var, Var] = types.MappingProxyType({})) -> None:
+    """Runs equations; what is the `same` as a value that they make is known with it."""
     for eqn in eqns:
         env.update(zip(eqn.outvars, compat.bind(eqn, [jaxprs.value_of(env, v) for v in eqn.invars]), strict=True))
+        env.update((same[v], env[v]) for v in eqn.outvars if v in same)
+
+
+def _same(joint: Joint) -> dict[Var, Var]:
+    """For each value with a round trip, what late readers read in its place."""
+    return {trip.source: trip.restored for trip in joint.round_trips}
+
+
+def _made(joint: Joint, eqns: Sequence[Eqn]) -> list[Var]:
+    """What equations make, and what is the same."""
+    same = _same(joint)
+    made = [v for eqn in eqns for v in eqn.outvars]
+    return [*made, *(same[v] for v in made if v in same)]
+
+
+def _without_returns(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Eqn, ...]:
+    """A stretch of a schedule without ways back to a value that it makes itself."""
+    source = {id(trip.way_back): trip.source for trip in joint.round_trips}
+    made: set[Var] = set()
+    kept = []
+    for eqn in eqns:
+        if source.get(id(eqn)) not in made:
+            kept.append(eqn)
+        made.update(eqn.outvars)
+    return tuple(kept)
 
 
 def _instantiated(cotangent, var: Var):

@@ -77,12 +77,14 @@ class Schedule:
     Attributes:
       program: the schedule of the joint program.
       loops: one decision per differentiable loop; empty where every loop is left alone.
+      storages: forms in which values may wait for the backward: the schedule counts their round trips.
     """
 
     emit: ClassVar[str] = "schedule"
 
     program: ScheduledProgram
     loops: tuple[LoopDecision, ...] = ()
+    storages: tuple[str, ...] = ()
 
     @property
     def policy(self) -> Callable:
@@ -105,7 +107,7 @@ class Schedule:
 
     def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""
-        joint = differentiate(primal, rewritten(primal, self.loops) if self.loops else None)
+        joint = differentiate(primal, rewritten(primal, self.loops) if self.loops else None, self.storages)
         return joint, write_script(joint, self.program, device.backend.unfenced(joint.eqns))
 
     def to_json(self) -> dict[str, Any]:
@@ -113,11 +115,16 @@ class Schedule:
             "emit": self.emit,
             "program": self.program.to_json(),
             "loops": [decision.to_json() for decision in self.loops],
+            "storages": list(self.storages),
         }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Schedule:
-        return Schedule(ScheduledProgram.from_json(data["program"]), tuple(map(LoopDecision.from_json, data["loops"])))
+        return Schedule(
+            program=ScheduledProgram.from_json(data["program"]),
+            loops=tuple(map(LoopDecision.from_json, data["loops"])),
+            storages=tuple(data["storages"]),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Problem:
       joint: forward and backward, with the loops as decided.
       graph: the joint program in bytes and seconds on the device.
       device: what it is planned for.
+      storages: forms in which values may wait for the backward.
     """
 
     primal: Primal
@@ -34,6 +35,7 @@ class Problem:
     joint: Joint
     graph: Graph
     device: Device
+    storages: tuple[str, ...] = ()
 
     @functools.cached_property
     def run_seconds(self) -> np.ndarray:
@@ -57,7 +59,11 @@ class Problem:
 
 
 def pose(
-    primal: Primal, device: Device, decisions: tuple[LoopDecision, ...] = (), loops: Loops | None = None
+    primal: Primal,
+    device: Device,
+    decisions: tuple[LoopDecision, ...] = (),
+    loops: Loops | None = None,
+    storages: tuple[str, ...] = (),
 ) -> Problem:
     """The problem of a program for a device, with its loops decided, or left alone.
 
@@ -66,7 +72,8 @@ def pose(
       device: what costs and bytes are for.
       decisions: one per loop, or none.
       loops: the program's loops on the device, where they were found before.
+      storages: forms in which values may wait for the backward.
     """
     run = (loops or Loops(primal, device)).emitted(decisions) if decisions else None
-    joint = differentiate(primal, run)
-    return Problem(primal, decisions, joint, price(joint, device), device)
+    joint = differentiate(primal, run, storages)
+    return Problem(primal, decisions, joint, price(joint, device), device, storages)

@@ -23,6 +23,7 @@ from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.trace.joint import Primal
+from jaxremat.trace.round_trips import LOSSLESS
 
 _LOOP_PRICES = np.logspace(-2, 4, 25)
 _REFINEMENTS = 10
@@ -49,7 +50,7 @@ class ScheduleOutcome:
     @property
     def form(self) -> Form:
         as_written = not self.problem.loops and self.program.is_in_order
-        return AsWritten() if as_written else Schedule(self.program, self.problem.loops)
+        return AsWritten() if as_written else Schedule(self.program, self.problem.loops, self.problem.storages)
 
     @functools.cached_property
     def timeline(self) -> Timeline:
@@ -161,7 +162,7 @@ class SchedulePlanner:
 
     def _posed(self, decisions: tuple[LoopDecision, ...]) -> tuple[Problem, Search]:
         if decisions not in self._searches:
-            problem = pose(self.primal, self.device, decisions, self._loops)
+            problem = pose(self.primal, self.device, decisions, self._loops, LOSSLESS)
             self._searches[decisions] = problem, Search(problem.graph, problem.run_seconds)
         return self._searches[decisions]
 

@@ -81,7 +81,21 @@ class Part:
         wanted[value[self.graph.backward[node]]] = True
         hidden = np.asarray([eqn.primitive.name in self.hidden for eqn in self.joint.eqns], bool)
         forward = ~self.graph.backward[self.graph.producer]
-        return np.flatnonzero(wanted & forward & (self.graph.value_bytes > 0) & ~hidden[self.graph.producer])
+        told = wanted & forward & ~self._waits_elsewhere & ~hidden[self.graph.producer]
+        return np.flatnonzero(told & ((self.graph.value_bytes > 0) | self.is_saved & self._is_stored))
+
+    @functools.cached_property
+    def _is_stored(self) -> np.ndarray:
+        """[V] bool: values in another form than the one they are read in."""
+        stored = {trip.stored for trip in self.joint.round_trips}
+        return np.asarray([var in stored for var in self.joint.values], bool)
+
+    @functools.cached_property
+    def _waits_elsewhere(self) -> np.ndarray:
+        """[V] bool: values that are told of in the form in which they wait."""
+        saved = {self.joint.values[value] for value in self.scheduled.saved}
+        elsewhere = {trip.restored for trip in self.joint.round_trips if trip.stored in saved}
+        return np.asarray([var in elsewhere for var in self.joint.values], bool)
 
     def seconds_of(self, values: Iterable[int]) -> float:
         """Seconds that `values` add, over all runs, by being recomputed, or would add if they were."""

@@ -32,6 +32,7 @@ class Value:
       action: "save" where it is kept from the forward to the backward; "recompute" where it runs again; "defer" where
         it runs once, in the backward.
       iterations: which iterations of a loop this is about, such as `0–2 of 12`; empty outside of loops.
+      form: how it waits: "device", or the name of another storage, such as "bits".
     """
 
     path: str
@@ -44,6 +45,7 @@ class Value:
     copies: int
     action: str
     iterations: str = ""
+    form: str = "device"
 
     @property
     def saved(self) -> bool:
@@ -85,6 +87,13 @@ class Names:
         for eqn in filter(_is_name, joint.eqns):
             self._given.update((var, str(eqn.params["name"])) for var in jaxprs.vars_of([*eqn.invars, *eqn.outvars]))
         self._eqns = joint.eqns
+        self._source = {trip.stored: trip.source for trip in joint.round_trips}
+        self._source |= {trip.restored: trip.source for trip in joint.round_trips}
+        self._form = {trip.stored: trip.form for trip in joint.round_trips}
+
+    def form(self, var: Var) -> str:
+        """How a value is stored."""
+        return self._form.get(var, "device")
 
     def given(self, var: Var) -> str:
         """The author's name: of what `checkpoint_name` received and of what it returned."""
@@ -92,6 +101,8 @@ class Names:
 
     def origin(self, var: Var) -> Origin:
         """Where the numbers of a value come from: behind names, other shapes and other types of the same."""
+        if var in self._source:
+            return self.origin(self._source[var])
         node = self.maker[var]
         eqn, origin = self._eqns[node], self.origins[node]
         source = next((atom for atom in jaxprs.vars_of(eqn.invars) if atom in self.maker), None)
@@ -138,6 +149,7 @@ def _record(part: Part, names: Names, value: int, var: Var) -> Value:
         copies=part.repeats,
         action=_action(part, value),
         iterations=part.iterations,
+        form=names.form(var),
     )
 
 

@@ -25,6 +25,7 @@ from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import ArgumentError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
+from jaxremat.trace.round_trips import RoundTrip, round_trips_in, with_round_trips
 
 _CONSTANT = ("broadcast_in_dim", "iota")
 
@@ -130,6 +131,11 @@ class Joint:
         )
 
     @functools.cached_property
+    def round_trips(self) -> tuple[RoundTrip, ...]:
+        """Values that may wait in another form."""
+        return round_trips_in(self.jaxpr)
+
+    @functools.cached_property
     def constants(self) -> tuple[Eqn, ...]:
         """Equations that spread a number over an array, or count: compilers write their results where they are read."""
         return tuple(eqn for eqn in self.eqns if eqn.primitive.name in _CONSTANT and not jaxprs.vars_of(eqn.invars))
@@ -160,14 +166,16 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
     return Primal(jaxpr, captured, wrt, outputs, program.in_tree, program.out_tree, raw, shardings)
 
 
-def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None) -> Joint:
+def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None, storages: Sequence[str] = ()) -> Joint:
     """The joint jaxpr of a primal program.
 
     Args:
       primal: the program.
       run: runs the primal on flat inputs in another way (with rewritten loops, say); as it stands by default.
+      storages: forms in which forward values may wait for the backward; see `trace.round_trips`.
     """
-    return Joint(primal, jaxprs.inline_calls(gradient_jaxpr(primal, run)))
+    joint = Joint(primal, jaxprs.inline_calls(gradient_jaxpr(primal, run)))
+    return Joint(primal, with_round_trips(joint.jaxpr, joint.backward, storages)) if storages else joint
 
 
 def gradient_jaxpr(primal: Primal, run: Callable[[Sequence], list] | None = None) -> Jaxpr:

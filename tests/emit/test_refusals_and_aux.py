@@ -53,7 +53,7 @@ def layered_gradient():
 @pytest.mark.parametrize("argnums", [1, 2, (0, 1), (0, 1, 2)])
 def test_a_schedule_refuses_arguments_that_it_was_not_made_for(argnums):
     planned = layered_plan("schedule").apply(layered)
-    with pytest.raises(jaxremat.EmissionError, match=r"argnums=0.*arrays of other arguments"):
+    with pytest.raises(jaxremat.EmissionError, match=r"arrays of other arguments.*argnums="):
         jax.eval_shape(jax.grad(planned, argnums), WS, X, SCALE)
 
 

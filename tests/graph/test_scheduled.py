@@ -33,7 +33,7 @@ def test_the_backward_begins_with_its_first_step_or_the_repeats_before_it(steps,
 
 @pytest.mark.parametrize("seed", range(12))
 def test_what_is_saved_is_what_lives_across_the_boundary_in_the_replay(seed):
-    graph = random_joint_graph(seed)
+    graph = random_joint_graph(np.random.default_rng(seed))
     rng = np.random.default_rng(seed)
     kept = Structure(graph).needed & (rng.random(graph.num_values) < 0.5)
     schedule, start = assemble_parts(graph, kept)
@@ -45,14 +45,14 @@ def test_what_is_saved_is_what_lives_across_the_boundary_in_the_replay(seed):
 
 
 def test_the_program_as_it_stands_repeats_nothing_and_has_no_barrier():
-    graph = random_joint_graph(3)
+    graph = random_joint_graph(np.random.default_rng(3))
     program = in_order(graph)
     assert program.is_in_order and not program.barriers
     assert program.backward_start == int(graph.backward.argmax())
 
 
 def test_a_record_survives_json():
-    graph = random_joint_graph(5)
+    graph = random_joint_graph(np.random.default_rng(5))
     schedule, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
     program = schedule_program(graph, schedule, backward_start=start, barrier_scope="sources")
     again = ScheduledProgram.from_json(json.loads(json.dumps(program.to_json())))

@@ -37,8 +37,8 @@ def looping(w, x):
 def test_running_again_costs_its_time():
     problem = problem_of(looping, W, X)
     assert np.array_equal(problem.run_seconds, problem.graph.costs)
-    assert problem.in_order.tolist() == list(range(len(problem.joint.eqns)))
-    assert replay(problem.graph, problem.in_order).cost == pytest.approx(problem.graph.costs.sum())
+    assert problem.in_order.is_in_order and problem.in_order.steps.size == len(problem.joint.eqns)
+    assert replay(problem.graph, problem.in_order.steps).cost == pytest.approx(problem.graph.costs.sum())
 
 
 def test_loops_that_were_decided_never_run_again():

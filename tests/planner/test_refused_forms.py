@@ -33,10 +33,12 @@ def test_a_refusal_names_the_form_that_fits(fun, emit, verify):
     with pytest.raises(jaxremat.BudgetError) as floor:
         jaxremat.plan(fun, *ARGS, budget=1000, verify="replay")
     budget = int(1.1 * floor.value.min_peak_bytes)
-    assert jaxremat.plan(fun, *ARGS, budget=budget, verify="replay").peak_bytes <= budget
+    assert jaxremat.plan(fun, *ARGS, budget=budget).compiled.peak_bytes <= budget
     with pytest.raises(jaxremat.BudgetError) as refused:
         jaxremat.plan(fun, *ARGS, budget=budget, emit=emit, verify=verify)
-    assert re.search(r'emit="schedule": it fits, with a predicted peak of [\d.]+ KiB', str(refused.value))
+    assert re.search(
+        r'emit="schedule": it (fits|reaches lower), with a predicted peak of [\d.]+ KiB', str(refused.value)
+    )
 
 
 def test_a_schedule_that_is_refused_names_no_form():

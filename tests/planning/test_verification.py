@@ -73,7 +73,7 @@ def test_a_saving_that_the_compiler_undid_is_a_warning_with_its_place(monkeypatc
 
 def test_what_cannot_be_verified_is_refused():
     plan = jaxremat.plan(mlp, *shapes(), budget=0.9, verify="replay")
-    with pytest.raises(jaxremat.ArgumentError, match="use one of"):
+    with pytest.raises(jaxremat.ArgumentError, match="Use one of"):
         jaxremat.verify(plan, target="h9000")
     with pytest.raises(jaxremat.ArgumentError, match="takes a Plan"):
         jaxremat.verify(mlp)

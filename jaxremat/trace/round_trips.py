@@ -1,0 +1,148 @@
+"""Other forms in which a value can wait for its last readers, each a round trip of two equations.
+
+    source -> stored -> restored
+
+The late readers of a source read what is restored instead. To a search this is a program like any other: keeping what
+is stored in place of the source, and running the way back late, is one more thing that it may decide. Where both ways
+run in one stretch of a schedule, the restored value is the source itself (`Joint.round_trips` tells which it is).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.trace import jaxpr as jaxprs
+
+BITS_PER_BYTE = 8
+_STORE, _RESTORE = "store_as_", "restore_from_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A form in which values can be stored.
+
+    Attributes:
+      form: its name, such as "bits".
+      takes: whether it stores a value of this shape and dtype.
+      store: from the value to what waits.
+      restore: from what waits, and the shape and dtype of the value, to the value.
+    """
+
+    form: str
+    takes: Callable[[jax.ShapeDtypeStruct], bool]
+    store: Callable[[jax.Array], jax.Array]
+    restore: Callable[[jax.Array, jax.ShapeDtypeStruct], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundTrip:
+    """One value with another form to wait in.
+
+    Attributes:
+      form: the name of its storage.
+      source, stored, restored: the value, what may wait in its place, and what late readers read.
+      way_there, way_back: the equations between them.
+    """
+
+    form: str
+    source: Var
+    stored: Var
+    restored: Var
+    way_there: Eqn
+    way_back: Eqn
+
+
+def _is_mask(shape: jax.ShapeDtypeStruct) -> bool:
+    """Whether packing saves bytes: rows shorter than a byte's bits would take as many bytes as before."""
+    return shape.dtype == jnp.bool_ and bool(shape.shape) and shape.shape[-1] >= BITS_PER_BYTE
+
+
+BITS = Storage(
+    "bits",
+    _is_mask,
+    lambda mask: jnp.packbits(mask, axis=-1),
+    lambda bits, like: jnp.unpackbits(bits, axis=-1, count=like.shape[-1]).astype(jnp.bool_),
+)
+"""Masks of one bit per element instead of one byte: lossless."""
+
+STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS,)}
+LOSSLESS = (BITS.form,)
+"""Forms that need no permission."""
+
+
+def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Jaxpr:
+    """The same program with a round trip for every value that some storage takes and some late equation reads.
+
+    Args:
+      jaxpr: a flat program.
+      late: [E] bool, equations whose reads go through the round trips.
+      forms: names of storages; the first one that takes a value stores it.
+    """
+    wanted = {v for eqn, is_late in zip(jaxpr.eqns, late) if is_late for v in jaxprs.vars_of(eqn.invars)}
+    chosen = {
+        var: storage
+        for eqn, is_late in zip(jaxpr.eqns, late)
+        for var in eqn.outvars
+        if var in wanted and not is_late and (storage := _storage_of(var, forms))
+    }
+    if not chosen:
+        return jaxpr
+
+    def run(*inputs):
+        env: dict[Var, Any] = dict(zip(jaxpr.constvars, compat.consts_of(jaxpr))) | dict(zip(jaxpr.invars, inputs))
+        restored: dict[Var, Any] = {}
+        for eqn, is_late in zip(jaxpr.eqns, late):
+            seen = env | restored if is_late else env
+            env.update(zip(eqn.outvars, compat.bind(eqn, [jaxprs.value_of(seen, atom) for atom in eqn.invars])))
+            with compat.at_position_of(eqn):
+                restored.update((v, _there_and_back(env[v], chosen[v])) for v in eqn.outvars if v in chosen)
+        return [jaxprs.value_of(env, atom) for atom in jaxpr.outvars]
+
+    return jax.make_jaxpr(run)(*map(jaxprs.shape_of, jaxpr.invars))
+
+
+def round_trips_in(jaxpr: Jaxpr) -> tuple[RoundTrip, ...]:
+    """The round trips that `with_round_trips` put into a program."""
+    ways_there: Mapping[Var, Eqn] = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if _form(eqn, _STORE)}
+    return tuple(
+        RoundTrip(form, ways_there[stored].invars[0], stored, eqn.outvars[0], ways_there[stored], eqn)  # type: ignore[arg-type]
+        for eqn in jaxpr.eqns
+        if (form := _form(eqn, _RESTORE))
+        for stored in jaxprs.vars_of(eqn.invars)
+    )
+
+
+def _storage_of(var: Var, forms: Sequence[str]) -> Storage | None:
+    shape = jaxprs.shape_of(var)
+    return next((STORAGES[form] for form in forms if STORAGES[form].takes(shape)), None)
+
+
+def _there_and_back(x, storage: Storage):
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    store, restore = storage.store, lambda stored: storage.restore(stored, like)
+    stored = jax.jit(_named(store, _STORE + storage.form))(x)
+    return jax.jit(_named(restore, _RESTORE + storage.form))(stored)
+
+
+def _named(fun: Callable, name: str) -> Callable:
+    """A function of its own under a name that the equation of its call keeps."""
+
+    def called(x):
+        return fun(x)
+
+    called.__name__ = called.__qualname__ = name
+    return called
+
+
+def _form(eqn: Eqn, prefix: str) -> str:
+    """The storage that an equation leads to or from; empty for any other equation."""
+    name = str(eqn.params.get("name", "")) if eqn.primitive.name in ("jit", "pjit") else ""
+    return name.removeprefix(prefix) if name.startswith(prefix) else ""

@@ -1,0 +1,69 @@
+"""Masks that wait as bits: what the search may keep in their place, and that values and gradients stay the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxremat
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import trace_joint
+from jaxremat.trace.round_trips import LOSSLESS, round_trips_in, with_round_trips
+
+W = [0.1 * jax.random.normal(jax.random.key(i), (64, 64)) for i in range(4)]
+X = jax.random.normal(jax.random.key(9), (2048, 64))
+
+
+def rectified(ws, x):
+    for w in ws:
+        x = jax.nn.relu(x @ w)
+    return jnp.mean(x**2)
+
+
+def dropped(ws, x):
+    for i, w in enumerate(ws):
+        keep = jax.random.bernoulli(jax.random.fold_in(jax.random.key(0), i), 0.9, x.shape)
+        x = jnp.where(keep, jnp.tanh(x @ w), 0)
+    return jnp.mean(x**2)
+
+
+@pytest.mark.parametrize("width", [8, 13, 64])
+def test_a_mask_comes_back_from_its_bits(width):
+    joint = trace_joint(lambda w, x: jnp.sum(jax.nn.relu(x @ w) ** 2), jnp.ones((4, width)), jnp.ones((3, 4)))
+    jaxpr = with_round_trips(joint.jaxpr, joint.backward, LOSSLESS)
+    (trip,) = round_trips_in(jaxpr)
+    assert trip.form == "bits" and trip.source.aval.dtype == trip.restored.aval.dtype == jnp.bool_
+    assert jaxprs.size_bytes(trip.stored) == 3 * -(-width // 8)
+    rng = np.random.default_rng(width)
+    inputs = [jnp.asarray(rng.normal(size=v.aval.shape), v.aval.dtype) for v in jaxpr.invars]
+    for a, b in zip(jaxprs.evaluate(joint.jaxpr, inputs), jaxprs.evaluate(jaxpr, inputs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_only_masks_of_which_the_backward_reads_rows_of_a_byte_take_the_trip():
+    def loss(w, x):
+        y = jax.nn.relu(x @ w)  # rows of four
+        return jnp.sum(jnp.where(jnp.any(y > 0), y, 2 * y))
+
+    joint = trace_joint(loss, jnp.ones((4, 4)), jnp.ones((3, 4)))
+    assert not round_trips_in(with_round_trips(joint.jaxpr, joint.backward, LOSSLESS))
+
+
+@pytest.mark.parametrize("fun,packs", [(rectified, True), (dropped, False)], ids=["relu", "dropout drawn again"])
+def test_masks_as_bits_change_no_gradient(fun, packs):
+    plain = jaxremat.plan(fun, W, X, budget=1.0).baseline_peak_bytes
+    made = jaxremat.plan(fun, W, X, budget=int(0.9 * plain))
+    assert made.compiled.peak_bytes <= 0.9 * plain
+    assert any(value.form == "bits" for value in made.saved) == packs
+    wanted = jax.jit(jax.value_and_grad(fun))(W, X)
+    given = jax.jit(jax.value_and_grad(made.apply(fun)))(W, X)
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(given), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_a_plan_file_keeps_the_forms(tmp_path):
+    made = jaxremat.plan(rectified, W, X, budget=0.75)
+    made.save(tmp_path / "plan.json")
+    loaded = jaxremat.load_plan(tmp_path / "plan.json", rectified, W, X)
+    forms = [[value.form for value in plan.saved] for plan in (made, loaded)]
+    assert forms[0] == forms[1] and "bits" in forms[0]
