@@ -27,9 +27,9 @@ def rewrite(fun: Callable, *, token_chunk_size: int | None = None, target: str |
       The function, with the same signature, and a method `explain(*args)` that returns the `Report` of what is
       replaced, what is left, why, and where in the source it stands.
     """
-    return program.rewritten(fun, LossHeadFinder(resolve_target(target).backend.scores_per_tile, token_chunk_size))
+    return program.rewritten(fun, LossHeadFinder(4 * resolve_target(target).backend.scores_per_tile, token_chunk_size))
 
 
 def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
     """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its logits."""
-    return program.find(jaxpr, LossHeadFinder(resolve_target(target).backend.scores_per_tile))
+    return program.find(jaxpr, LossHeadFinder(4 * resolve_target(target).backend.scores_per_tile))

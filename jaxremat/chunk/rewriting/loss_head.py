@@ -7,33 +7,31 @@ leave it (log-sum-exp, the label's logit, an argmax, ...). Its equations run chu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.chunk.rewriting.finding import Finding, producers_of, readers_of
-from jaxremat.chunk.tiling.subgraph import TiledSubgraph, tiled_subgraph
-from jaxremat.chunk.tiling.tile_map import TileMap, map_tiles
-from jaxremat.chunk.tiling.tiles import Span, Tiling, Window, dividing_size, even_size
+from jaxremat.chunk.rewriting.tokens import KEEPING_NOTHING, TokenLoop, token_window, tokens_per_tile
+from jaxremat.chunk.tiling.subgraph import tiled_subgraph
+from jaxremat.chunk.tiling.tiles import Window
 from jaxremat.trace.jaxpr import called_body, shape_of, size_bytes, vars_of
 
 KIND = "loss head"
 
 
-@dataclasses.dataclass(frozen=True)
-class _SubgraphTiles:
-    subgraph: TiledSubgraph
-    tiling: Tiling
-
-    def __call__(self, blocks, reads):
-        return self.subgraph.compute(blocks, reads, self.tiling)
-
-
 class LossHeadFinder:
-    """Finds loss heads in one jaxpr; so many tokens at a time, or None for 4 tiles' `entries`."""
+    """Finds loss heads in one jaxpr.
 
-    def __init__(self, entries: int, token_chunk_size: int | None = None):
-        self.entries, self.token_chunk_size = entries, token_chunk_size
+    Args:
+      entries: about so many logits at a time.
+      token_chunk_size: at most so many tokens at a time; None chooses from `entries` and the vocabulary.
+      loop: what runs the chunks.
+    """
+
+    def __init__(self, entries: int, token_chunk_size: int | None = None, loop: TokenLoop = KEEPING_NOTHING):
+        self.entries, self.token_chunk_size, self.loop = entries, token_chunk_size, loop
 
     def body_of(self, eqn: Eqn) -> Jaxpr | None:
         return called_body(eqn)
@@ -58,11 +56,11 @@ class LossHeadFinder:
         lengths = {tuple(n for n in shape_of(v).shape if n != 1) for v in cone.outputs}
         if len(lengths) != 1 or not (box := lengths.pop()):
             return dataclasses.replace(finding, reason="what leaves it does not share the axes of the tokens")
-        tokens = max(128, 4 * self.entries // vocabulary) if self.token_chunk_size is None else self.token_chunk_size
-        tiling = _tiling(box, tokens)
+        chosen = self.token_chunk_size
+        tiling = self.loop.cut(box, tokens_per_tile(self.entries, vocabulary) if chosen is None else chosen)
         if tiling.sizes == tiling.lengths:
             return dataclasses.replace(finding, reason="the logits fit in one tile")
-        needs = [(v, _token_window(shape_of(v).shape)) for v in cone.outputs]
+        needs = [(v, token_window(shape_of(v).shape)) for v in cone.outputs]
         large = vocabulary * math.prod(box)
 
         def inside(var: Var, window: Window) -> bool:
@@ -75,7 +73,7 @@ class LossHeadFinder:
             finding,
             reads=tuple(var for var, _ in cut.sources),
             gives=cone.outputs,
-            emit=lambda values: _emit(product, cut, tiling, values),
+            emit=functools.partial(self.loop.emit, product, cut, tiling),
         )
 
 
@@ -140,25 +138,3 @@ def _cone(logits: Var, vocabulary: int, jaxpr: Jaxpr, readers) -> _Cone:
         leaves_by={eqn.primitive.name for eqn in leaving},
         escapes=escapes,
     )
-
-
-def _token_window(shape) -> Window:
-    axes = iter(range(len(shape)))
-    return tuple(None if n == 1 else Span(next(axes)) for n in shape)
-
-
-def _tiling(lengths, tokens: int) -> Tiling:
-    """At most so many tokens by the chunk, whole rows of them where they fit."""
-    sizes = [even_size(lengths[-1], tokens)]
-    room = tokens // sizes[0]
-    for length in reversed(lengths[:-1]):
-        sizes.append(dividing_size(length, room))
-        room //= length
-    return Tiling(tuple(lengths), tuple(reversed(sizes)))
-
-
-def _emit(product: Eqn, cut: TiledSubgraph, tiling: Tiling, values: list) -> list:
-    windows = tuple(window for _, window in cut.sources)
-    task = TileMap(_SubgraphTiles(cut, tiling), tiling, windows, tuple(window for _, window in cut.outputs))
-    with compat.at_position_of(product):
-        return map_tiles(task, values)

@@ -94,3 +94,66 @@ def _map_jvp(task: TileMap, primals, tangents):
     )
     d_smooth = {i: task.tiling.trim(x, task.out_windows[i]) for i, x in zip(smooth, sums)}
     return results, [d_smooth.get(i, np.zeros(r.shape, jax.dtypes.float0)) for i, r in enumerate(results)]
+
+
+def scan_tiles(task: TileMap, operands: Sequence[jax.Array]) -> list[jax.Array]:
+    """As `map_tiles`, as a scan that JAX differentiates, so that a planner decides what each tile keeps.
+
+    The box is cut along one axis. What follows it is scanned over; the rest is read whole by every tile, and travels in
+    float32 or better, so that its gradient is summed without rounding at each tile.
+    """
+    tiling, axis = task.tiling, _cut_axis(task.tiling)
+    follows = [_place_in(window, axis) is not None for window in task.windows]
+    stacked = [_stacked(tiling, x, w, axis) for x, w, moves in zip(operands, task.windows, follows) if moves]
+    whole = [_widened(x) for x, moves in zip(operands, follows) if not moves]
+
+    def step(_, given):
+        start, slices = given
+        reads = [start if i == axis else np.int32(0) for i in range(len(tiling.lengths))]
+        moving, fixed = iter(slices), iter(whole)
+        blocks = [
+            next(moving) if moves else tiling.block(next(fixed).astype(x.dtype), w, reads)
+            for x, w, moves in zip(operands, task.windows, follows)
+        ]
+        return None, task.tile(blocks, reads)
+
+    last = tiling.lengths[axis] - tiling.sizes[axis]
+    starts = np.minimum(np.arange(tiling.counts[axis], dtype=np.int32) * tiling.sizes[axis], last).astype(np.int32)
+    _, results = lax.scan(step, None, (starts, stacked))
+    return [_together(tiling, x, w, axis) for x, w in zip(results, task.out_windows)]
+
+
+def _cut_axis(tiling: Tiling) -> int:
+    (axis,) = (i for i, (length, size) in enumerate(zip(tiling.lengths, tiling.sizes)) if length != size)
+    return axis
+
+
+def _place_in(window: Window, axis: int) -> int | None:
+    """Which axis of an array follows an axis of the box."""
+    return next((i for i, span in enumerate(window) if span is not None and span.axis == axis), None)
+
+
+def _stacked(tiling: Tiling, array: jax.Array, window: Window, axis: int) -> jax.Array:
+    """[tiles, ...]: the blocks of an array; the last one starts early where sizes do not divide lengths."""
+    for i, span in enumerate(window):
+        if span is not None:
+            array = lax.slice_in_dim(array, span.offset, span.offset + tiling.lengths[span.axis], axis=i)
+    at, size, length = _place_in(window, axis), tiling.sizes[axis], tiling.lengths[axis]
+    assert at is not None
+    if tiling.overlaps(axis):
+        before = lax.slice_in_dim(array, 0, tiling.padded[axis] - size, axis=at)
+        array = lax.concatenate([before, lax.slice_in_dim(array, length - size, length, axis=at)], at)
+    blocks = array.reshape(*array.shape[:at], tiling.counts[axis], size, *array.shape[at + 1 :])
+    return jnp.moveaxis(blocks, at, 0)
+
+
+def _together(tiling: Tiling, blocks: jax.Array, window: Window, axis: int) -> jax.Array:
+    """The array whose blocks are stacked along the first axis."""
+    at = _place_in(window, axis)
+    assert at is not None
+    blocks = jnp.moveaxis(blocks, 0, at)
+    return tiling.trim(blocks.reshape(*blocks.shape[:at], -1, *blocks.shape[at + 2 :]), window)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
