@@ -11,6 +11,7 @@ import jax
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.base.policy import NamePolicy
+from jaxremat.chunk.choice import Chunked
 from jaxremat.emit.names import Labels, emit_repoliced
 from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
@@ -229,7 +230,7 @@ class Decision:
       has_aux: whether the function returns (result, auxiliary data).
       target: name of the device that it is for.
       form: what is emitted.
-      chunked_attention: whether the planned program is the function with its attention in chunks.
+      chunks: the parts of the program that run in chunks.
     """
 
     fingerprint: str
@@ -238,7 +239,7 @@ class Decision:
     has_aux: bool
     target: str
     form: Form
-    chunked_attention: bool = False
+    chunks: tuple[Chunked, ...] = ()
 
     @property
     def emit(self) -> str:
@@ -262,7 +263,7 @@ class Decision:
             "has_aux": self.has_aux,
             "target": self.target,
             "form": self.form.to_json(),
-            "chunked_attention": self.chunked_attention,
+            "chunks": [chunk.to_json() for chunk in self.chunks],
         }
 
     @staticmethod
@@ -276,5 +277,5 @@ class Decision:
             has_aux=bool(data["has_aux"]),
             target=str(data["target"]),
             form=form_from_json(data["form"]),
-            chunked_attention=bool(data["chunked_attention"]),
+            chunks=tuple(map(Chunked.from_json, data["chunks"])),
         )

@@ -7,22 +7,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxremat import attention, chunk
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import BudgetError, Occupant
-from jaxremat.chunk.rewriting.finding import Finding
+from jaxremat.chunk.candidates import find_regions
 from jaxremat.cost.pricing import resident_bytes
 from jaxremat.planner.contract import Outcome
 from jaxremat.report.origin import Origin, origin_of
 from jaxremat.report.rows import common_path, without_numbers
-from jaxremat.trace.joint import Joint
 
 _MOST_VALUES = 6
 _DOMINATES = 0.1
 _REST = "smaller values, constants, and what the equation that runs needs inside"
 
 
-def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int, schedule_bytes: int | None = None) -> BudgetError:
+def refusal(
+    smallest: Outcome,
+    peak_bytes: int,
+    budget_bytes: int,
+    *,
+    schedule_bytes: int | None = None,
+    may_chunk: bool = False,
+) -> BudgetError:
     """The error for a budget that nothing found keeps to.
 
     Args:
@@ -30,10 +35,11 @@ def refusal(smallest: Outcome, peak_bytes: int, budget_bytes: int, schedule_byte
       peak_bytes: that peak: compiled where plans are, predicted otherwise.
       budget_bytes: the budget.
       schedule_bytes: what a schedule is predicted to need, where another form was asked for.
+      may_chunk: whether parts were allowed to run in chunks.
     """
     joint = smallest.problem.joint
     resident = resident_bytes(joint)
-    remedies = _remedies(joint, resident, peak_bytes, budget_bytes)
+    remedies = [*([] if may_chunk else _chunks(smallest, peak_bytes)), *_remedies(resident, peak_bytes, budget_bytes)]
     if schedule_bytes is not None and schedule_bytes < peak_bytes:
         fits = "fits" if schedule_bytes <= budget_bytes else "reaches lower"
         remedies.insert(0, f'emit="schedule": it {fits}, with a predicted peak of {format_bytes(schedule_bytes)}')
@@ -99,20 +105,19 @@ def _occupant(group: Sequence[tuple[Origin, int]]) -> Occupant:
     return Occupant(origin.operation + count, path, origin.source, sum(size_bytes for _, size_bytes in group))
 
 
-def _remedies(joint: Joint, resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:
+def _chunks(smallest: Outcome, peak_bytes: int) -> list[str]:
+    """The parts that dominate the peak and can run in chunks."""
+    regions = find_regions(smallest.problem.primal, smallest.problem.device)
+    return [
+        f'plan(..., allow=("chunk",)): the {region.kind} at {region.where} can run in chunks; its'
+        f" {list(region.shape)} takes {format_bytes(region.large_bytes)}"
+        for region in regions
+        if region.large_bytes >= _DOMINATES * peak_bytes
+    ]
+
+
+def _remedies(resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:
     remedies = []
-    scores = _dominating(attention.find(joint.primal.jaxpr), peak_bytes)
-    if scores is not None:
-        remedies.append(
-            f"chunked attention: the scores {list(scores.shape)} at {scores.where} take"
-            f' {format_bytes(scores.large_bytes)}; jaxremat.attention.rewrite(fun), or plan(..., allow=("chunk",))'
-        )
-    logits = _dominating(chunk.find(joint.primal.jaxpr), peak_bytes)
-    if logits is not None:
-        remedies.append(
-            f"a chunked loss: the logits {list(logits.shape)} at {logits.where} take"
-            f" {format_bytes(logits.large_bytes)}; jaxremat.chunk.rewrite(fun)"
-        )
     if resident > budget_bytes:
         remedies.append(
             f"sharding the parameters, or a narrower dtype: arguments, results and gradients alone take"
@@ -125,9 +130,3 @@ def _remedies(joint: Joint, resident: int, peak_bytes: int, budget_bytes: int) -
             f"a smaller batch, or sharding it: {format_bytes(peak_bytes - resident)} are intermediate values"
         )
     return [*remedies, f"a budget of at least {peak_bytes} bytes"]
-
-
-def _dominating(found: Sequence[Finding], peak_bytes: int) -> Finding | None:
-    """The largest finding that can be replaced, if it matters."""
-    large = [f for f in found if f.replaced and f.large_bytes >= _DOMINATES * peak_bytes]
-    return max(large, key=lambda finding: finding.large_bytes, default=None)

@@ -14,12 +14,12 @@ from jaxremat.planner.contract import Outcome
 from jaxremat.planner.decision import Decision, Form, Schedule
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import ScheduleOutcome
-from jaxremat.planning.plan import Plan, as_decided
+from jaxremat.planning.plan import Plan, planned_primal
 from jaxremat.planning.signature import check_program, planned_call
 from jaxremat.planning.storage import StoredPlan, read_plan
 from jaxremat.planning.version_one import DecisionOne
 from jaxremat.solvers.auto import Auto
-from jaxremat.trace.joint import Primal, read_primal
+from jaxremat.trace.joint import Primal
 
 
 def load_plan(path: str | Path, fun: Callable, *args, **kwargs) -> Plan:
@@ -44,7 +44,7 @@ def restored(stored: StoredPlan, fun: Callable, args: Sequence, kwargs: Mapping)
     """
     planned = stored.decision
     call = planned_call(planned, args, kwargs)
-    primal = read_primal(call.bind(as_decided(planned, fun)), call.arrays, planned.argnums, planned.has_aux)
+    primal = planned_primal(planned, fun, call)
     check_program(planned, primal, stored.listing)
     decision = _completed(planned, primal)
     outcome = _outcome(decision.form, primal, stored.schedule, resolve_target(stored.numbers["target"]))

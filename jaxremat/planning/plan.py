@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxremat import attention
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import JaxrematError
+from jaxremat.chunk.candidates import rewritten
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.planner.contract import Outcome
@@ -37,6 +37,7 @@ from jaxremat.show.progress import track
 from jaxremat.show.sentences import explanation_lines, turning_sentence
 from jaxremat.show.terminal import to_rich
 from jaxremat.show.text import terminal_width, to_text
+from jaxremat.trace.arguments import Call
 from jaxremat.trace.joint import Primal, apply_flat, describe, read_primal
 
 
@@ -116,10 +117,10 @@ class Plan:
 
         @functools.wraps(fun)
         def planned(*args, **kwargs):
-            call, decided = planned_call(decision, args, kwargs), as_decided(decision, fun)
-            if decision.emit == "plain":
-                return decided(*args, **kwargs)
-            primal = read_primal(call.bind(decided), call.arrays, decision.argnums, decision.has_aux)
+            call = planned_call(decision, args, kwargs)
+            if decision.emit == "plain" and not decision.chunks:
+                return fun(*args, **kwargs)
+            primal = planned_primal(decision, fun, call)
             check_program(decision, primal, self._listing)
             return apply_flat(primal, emit(primal, decision.device), call.arrays)
 
@@ -298,6 +299,6 @@ class Plan:
         return SchedulePlanner(self.problem.primal, resolve_target(self.target))
 
 
-def as_decided(decision: Decision | DecisionOne, fun: Callable) -> Callable:
-    """The function that was planned: `fun`, or `fun` with its attention in chunks."""
-    return attention.rewrite(fun, target=decision.target) if decision.chunked_attention else fun
+def planned_primal(decision: Decision | DecisionOne, fun: Callable, call: Call) -> Primal:
+    """What a function traces to, with the parts in chunks that were planned so."""
+    return rewritten(read_primal(call.bind(fun), call.arrays, decision.argnums, decision.has_aux), decision.chunks)

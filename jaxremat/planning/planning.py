@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import time
@@ -11,16 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxremat import attention
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, parse_budget
 from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
+from jaxremat.chunk.candidates import rewritten
+from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.budget_error import refusal
+from jaxremat.planning.chunks import plan_with_chunks
 from jaxremat.planning.compilation import compile_program
 from jaxremat.planning.hosts import agree
 from jaxremat.planning.load import restored
@@ -72,8 +73,8 @@ def plan(
       verify: "compile" compiles and corrects until the program fits; "replay" trusts the prediction, and hears the
         compiler only before it refuses.
       seed: for solvers that draw random numbers.
-      allow: permissions for what is not free of consequences: "chunk" lets softmax attention run in chunks where that
-        is the cheaper way to fit; values and gradients then agree up to rounding.
+      allow: permissions for what is not free of consequences: "chunk" lets attention, loss heads and token-wise
+        MLPs run in chunks where that is the cheaper way to fit; values and gradients then agree up to rounding.
 
     Returns:
       A Plan. `plan.apply(fun)` is the function to differentiate. Under `jax.distributed` all processes must call this
@@ -96,7 +97,7 @@ def plan_for(request: Request, budget: Budget) -> Plan:
 
     def make() -> Plan:
         planning = Planning(request)
-        return plan_with_chunked_attention(planning, budget) if "chunk" in request.allow else planning.plan(budget)
+        return plan_with_chunks(planning, budget) if "chunk" in request.allow else planning.plan(budget)
 
     if jax.process_count() == 1:
         return make()
@@ -109,17 +110,31 @@ class Planning:
 
     Args:
       request: what is planned, and how.
+      chunks: the parts that run in chunks; overhead and baseline are told against the program as it is written.
+      written: the planning of the program as it is written, where that is another one.
     """
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Request, chunks: Sequence[Chunked] = (), written: Planning | None = None):
         self.request = request
+        self.chunks = tuple(chunks)
+        self._written = written or self
         start = time.perf_counter()
-        self.primal = read_primal(request.fun, request.args, request.argnums, request.has_aux)
+        self.primal = self._read()
         self.told = told_of_loss(self.primal) if request.is_loss else ()
         self.planner: Planner = planner_for(self.primal, request.device, request.solver, request.emit, request.seed)
         self.plain = self.planner.plain
         self._solve_seconds = time.perf_counter() - start
         self._reports: dict[int, tuple[Outcome, MemoryReport]] = {}
+
+    def _read(self) -> Primal:
+        request = self.request
+        if self._written is not self:
+            return rewritten(self._written.primal, self.chunks)
+        return read_primal(request.fun, request.args, request.argnums, request.has_aux)
+
+    def in_chunks(self, chunks: Sequence[Chunked]) -> Planning:
+        """The planning of the same program with some parts in chunks."""
+        return Planning(self.request, chunks, self)
 
     @functools.cached_property
     def plain_report(self) -> MemoryReport:
@@ -142,9 +157,19 @@ class Planning:
             outcome, peak_bytes = self._least(compiles)
             return self._plan(outcome, peak_bytes)
         limit = budget_bytes(budget, self.plain_peak_bytes, usable_bytes(self.request.device))
-        if self.planner.may_leave_alone and self.plain_peak_bytes <= limit:
+        if self.fits_as_written(limit):
             return self._plan(self.plain, limit)
         return self._plan(self._compiled(limit) if compiles else self._predicted_or_compiled(limit), limit)
+
+    def fits_as_written(self, limit: int) -> bool:
+        """Whether nothing has to be done; a program in chunks is compiled to know only if it is predicted to fit."""
+        predicted = not self.chunks or self.plain.peak_bytes <= limit
+        return self.planner.may_leave_alone and predicted and self.plain_peak_bytes <= limit
+
+    def predicted(self, limit: int) -> tuple[bool, float]:
+        """To sort by: whether nothing is predicted to fit, then seconds of the cheapest or bytes of the smallest."""
+        found = self._predicted(limit)
+        return (False, found.best.candidate.cost) if found.best else (True, found.smallest.peak_bytes)
 
     def _predicted_or_compiled(self, limit: int) -> Outcome:
         """The cheapest outcome that is predicted to fit; a prediction alone refuses nothing."""
@@ -233,7 +258,7 @@ class Planning:
         """The error for this limit; where the form cannot express everything, with what another one would need."""
         other = self.planner.more_capable
         other_bytes = None if other is None else min(outcome.peak_bytes for outcome in other.least())
-        return refusal(smallest, peak_bytes, limit, other_bytes)
+        return refusal(smallest, peak_bytes, limit, schedule_bytes=other_bytes, may_chunk="chunk" in self.request.allow)
 
     def _plan(self, outcome: Outcome, limit: int) -> Plan:
         report = self.plain_report if self._is_compiled_plain(outcome) else None
@@ -243,8 +268,8 @@ class Planning:
             outcome=outcome,
             budget_bytes=limit,
             peak_bytes=outcome.peak_bytes,
-            baseline_peak_bytes=self.plain_peak_bytes,
-            overhead=outcome.cost / self.plain.cost - 1,
+            baseline_peak_bytes=self._written.plain_peak_bytes,
+            overhead=outcome.cost / self._written.plain.cost - 1,
             compiled=report,
             compilations=len(self._reports) + int("plain_report" in vars(self)),
             solve_seconds=self._solve_seconds,
@@ -261,7 +286,13 @@ class Planning:
         request = self.request
         signature = signature_of(request.args)
         return Decision(
-            self.primal.fingerprint, signature, request.argnums, request.has_aux, request.device.name, outcome.form
+            self.primal.fingerprint,
+            signature,
+            request.argnums,
+            request.has_aux,
+            request.device.name,
+            outcome.form,
+            self.chunks,
         )
 
 
@@ -297,30 +328,3 @@ def told_of_loss(primal: Primal) -> tuple[str, ...]:
     return (
         f"the function returns {told}, and jax.grad takes one scalar: this plan is for jax.vjp.{pair or ' Or sum it.'}",
     )
-
-
-def plan_with_chunked_attention(planning: Planning, budget: Budget) -> Plan:
-    """The cheaper of two plans: of the program as written, and of the same with its attention in chunks."""
-    refused: BudgetError | None = None
-    try:
-        made = planning.plan(budget)
-    except BudgetError as error:
-        refused = error
-    else:
-        if made.overhead <= 0:
-            return made
-    request = planning.request
-    limit = made.budget_bytes if refused is None else refused.budget_bytes
-    chunked = Planning(dataclasses.replace(request, fun=attention.rewrite(request.fun, target=request.device.name)))
-    try:
-        other = chunked.plan(limit)
-    except BudgetError as error:
-        if refused is not None:
-            raise min(refused, error, key=lambda e: e.min_peak_bytes) from None
-        return made
-    overhead = (1 + other.overhead) * chunked.plain.cost / planning.plain.cost - 1
-    if refused is None and made.overhead <= overhead:
-        return made
-    decision = dataclasses.replace(other.decision, chunked_attention=True)
-    baseline = planning.plain_peak_bytes
-    return dataclasses.replace(other, decision=decision, overhead=overhead, baseline_peak_bytes=baseline)

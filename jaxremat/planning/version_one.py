@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from jaxremat.attention.pattern import KIND as ATTENTION
+from jaxremat.backends.devices import resolve_target
+from jaxremat.chunk.choice import Chunked
 from jaxremat.emit.segments import Pieces
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.decision import LoopDecision
@@ -21,7 +24,7 @@ class DecisionOne:
       fingerprint, signature, argnums, has_aux: as in `Decision`.
       target: name of the device that it is for.
       emit: "plain", "schedule", "names" or "segments".
-      chunked_attention: as in `Decision`.
+      chunks: as in `Decision`.
       data: the fields of its form.
     """
 
@@ -31,7 +34,7 @@ class DecisionOne:
     has_aux: bool
     target: str
     emit: str
-    chunked_attention: bool
+    chunks: tuple[Chunked, ...]
     data: dict[str, Any]
 
     @staticmethod
@@ -44,7 +47,7 @@ class DecisionOne:
             has_aux=bool(data["has_aux"]),
             target=str(data["target"]),
             emit=str(data["emit"]),
-            chunked_attention=bool(data["extra"].get("chunk_attention")),
+            chunks=_chunks(data),
             data={key: data[key] for key in ("loops", "schedule", "fences", "start", "fenced", "names", "extra")},
         )
 
@@ -57,7 +60,7 @@ class DecisionOne:
             self.has_aux,
             self.target,
             self._form(primal),
-            self.chunked_attention,
+            self.chunks,
         )
 
     def _form(self, primal: Primal) -> Form:
@@ -81,6 +84,12 @@ class DecisionOne:
             barrier_scope=self.data["fenced"],
         )
         return Schedule(program, loops)
+
+
+def _chunks(data: dict[str, Any]) -> tuple[Chunked, ...]:
+    """All attention in tiles of the target's size, where that was decided."""
+    entries = resolve_target(data["target"]).backend.scores_per_tile
+    return (Chunked(ATTENTION, None, entries),) if data["extra"].get("chunk_attention") else ()
 
 
 def renamed(data: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_chunked_attention_goes_below_the_floor_and_keeps_the_gradient():
 
 def test_chunked_attention_is_left_alone_where_everything_fits():
     plan = jaxremat.plan(attend, *attention_arguments(), budget=1.0, verify="replay", allow="chunk")
-    assert plan.overhead == 0 and not plan.decision.chunked_attention
+    assert plan.overhead == 0 and not plan.decision.chunks
 
 
 def test_a_plan_with_chunked_attention_loads(tmp_path):

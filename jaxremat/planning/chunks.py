@@ -1,0 +1,83 @@
+"""Plans of a program of which some parts may run in chunks: the cheapest that fits, of a few choices of parts.
+
+The choices are none, and the parts with the largest values: the largest alone, the two largest, all that matter. Which
+of them is tried first is decided by prediction; a choice that does not fit when it is compiled gives way to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxremat.attention.pattern import KIND as ATTENTION
+from jaxremat.backends.devices import Device
+from jaxremat.backends.memory import usable_bytes
+from jaxremat.base.budget import LEAST, Budget, budget_bytes
+from jaxremat.base.errors import BudgetError
+from jaxremat.chunk.candidates import Regions, find_regions
+from jaxremat.chunk.choice import Chunked
+from jaxremat.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from jaxremat.planning.planning import Planning
+
+_MATTERS = 0.02
+"""Parts whose large value is a smaller share of the budget stay whole: eight live copies of it are 16 %."""
+
+_TILES = 64
+"""Entries in a tile per byte of the budget: sixteen tiles of float32 would fill it, and a backward holds about four."""
+
+_FINER = 8
+"""Where nothing fits, tiles are made so many times smaller, once."""
+
+
+def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
+    """The cheapest plan within a budget, parts of the program in chunks where that pays.
+
+    Args:
+      written: the planning of the program as it is written.
+      budget: as in `jaxremat.plan`.
+
+    Raises:
+      BudgetError: if nothing that was found fits, the one with the smallest peak.
+    """
+    if budget == LEAST:
+        return _least(written)
+    limit = budget_bytes(budget, written.plain_peak_bytes, usable_bytes(written.request.device))
+    if written.fits_as_written(limit):
+        return written.plan(limit)
+    regions = _that_matter(written, limit)
+    coarse, fine = limit // _TILES, limit // _TILES // _FINER
+    refused = []
+    for tried in ([written, *_in_chunks(written, regions, coarse)], _in_chunks(written, regions, fine)):
+        for planning in sorted(tried, key=lambda planning: planning.predicted(limit)):
+            try:
+                return planning.plan(limit)
+            except BudgetError as error:
+                refused.append(error)
+    raise min(refused, key=lambda error: error.min_peak_bytes)
+
+
+def _least(written: Planning) -> Plan:
+    """The plan with the smallest peak."""
+    regions = _that_matter(written, written.plain_peak_bytes)
+    entries = written.request.device.backend.scores_per_tile // _FINER
+    plans = [planning.plan(LEAST) for planning in (written, *_in_chunks(written, regions, entries))]
+    return min(plans, key=lambda made: made.budget_bytes)
+
+
+def _that_matter(written: Planning, limit: int) -> list[Regions]:
+    found = find_regions(written.primal, written.request.device)
+    return [region for region in found if region.large_bytes >= _MATTERS * limit]
+
+
+def _in_chunks(written: Planning, regions: Sequence[Regions], entries: int) -> list[Planning]:
+    """The program with its largest part in chunks of about so many entries, its two largest, and all."""
+    chunks = [_chunked(region, entries, written.request.device) for region in regions]
+    return [written.in_chunks(chunks[:number]) for number in sorted({1, 2, len(chunks)}) if 0 < number <= len(chunks)]
+
+
+def _chunked(region: Regions, entries: int, device: Device) -> Chunked:
+    """A tile of attention is not larger than suits the device; for loops over tokens there is no such size."""
+    most = device.backend.scores_per_tile if region.kind == ATTENTION else entries
+    return region.chunked(max(1, min(entries, most)))
