@@ -16,7 +16,6 @@ import jax
 
 from jaxremat.attention.pattern import KIND as ATTENTION
 from jaxremat.attention.pattern import AttentionFinder
-from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.chunk.choice import Chunked
 from jaxremat.chunk.rewriting import program
@@ -54,14 +53,13 @@ class Regions:
         return Chunked(self.kind, self.shape, entries)
 
 
-def find_regions(primal: Primal, device: Device) -> tuple[Regions, ...]:
+def find_regions(primal: Primal, entries: int) -> tuple[Regions, ...]:
     """What can run in chunks, the largest values first.
 
     Args:
       primal: the program.
-      device: what it runs on, which says how small a tile may be.
+      entries: about so many of a tile; what fits in one is no candidate.
     """
-    entries = device.backend.scores_per_tile
     found = [f for kind in KINDS for f in program.find(primal.jaxpr, _finder(kind, entries)) if f.replaced]
     alike = lambda finding: (-finding.large_bytes, finding.kind, finding.shape)
     groups = [list(group) for _, group in itertools.groupby(sorted(found, key=alike), key=alike)]

@@ -107,7 +107,7 @@ def _occupant(group: Sequence[tuple[Origin, int]]) -> Occupant:
 
 def _chunks(smallest: Outcome, peak_bytes: int) -> list[str]:
     """The parts that dominate the peak and can run in chunks."""
-    regions = find_regions(smallest.problem.primal, smallest.problem.device)
+    regions = find_regions(smallest.problem.primal, smallest.problem.device.backend.scores_per_tile)
     return [
         f'plan(..., allow=("chunk",)): the {region.kind} at {region.where} can run in chunks; its'
         f" {list(region.shape)} takes {format_bytes(region.large_bytes)}"

@@ -46,8 +46,8 @@ def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
     limit = budget_bytes(budget, written.plain_peak_bytes, usable_bytes(written.request.device))
     if written.fits_as_written(limit):
         return written.plan(limit)
-    regions = _that_matter(written, limit)
-    coarse, fine = limit // _TILES, limit // _TILES // _FINER
+    coarse, fine = limit // _TILES, max(1, limit // _TILES // _FINER)
+    regions = _that_matter(written, limit, fine)
     refused = []
     for tried in ([written, *_in_chunks(written, regions, coarse)], _in_chunks(written, regions, fine)):
         for planning in sorted(tried, key=lambda planning: planning.predicted(limit)):
@@ -60,14 +60,15 @@ def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
 
 def _least(written: Planning) -> Plan:
     """The plan with the smallest peak."""
-    regions = _that_matter(written, written.plain_peak_bytes)
     entries = written.request.device.backend.scores_per_tile // _FINER
+    smallest = min(outcome.peak_bytes for outcome in written.planner.least())
+    regions = _that_matter(written, smallest, entries)
     plans = [planning.plan(LEAST) for planning in (written, *_in_chunks(written, regions, entries))]
     return min(plans, key=lambda made: made.budget_bytes)
 
 
-def _that_matter(written: Planning, limit: int) -> list[Regions]:
-    found = find_regions(written.primal, written.request.device)
+def _that_matter(written: Planning, limit: int, entries: int) -> list[Regions]:
+    found = find_regions(written.primal, entries)
     return [region for region in found if region.large_bytes >= _MATTERS * limit]
 
 
