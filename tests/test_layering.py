@@ -21,6 +21,7 @@ RANKS = (
     ("report",),
     ("show",),
     ("planning",),
+    ("step",),
     ("linen", "nnx"),
     ("__init__", "__main__"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,6 +87,27 @@ def compile_gradient(
     return compile_for(fun, args, argnums, has_aux, target).report
 
 
+def compile_jitted(jitted: Callable, args: Sequence, kwargs: Mapping, target: str | None) -> CompiledGradient:
+    """Compiles what `jax.jit` returned for a target.
+
+    Args:
+      jitted: the jitted function.
+      args, kwargs: ShapeDtypeStructs (with shardings) in trees, and static values.
+      target: a target's name, or None for the default backend.
+
+    Raises:
+      TargetError: if this machine cannot compile for the target.
+    """
+    device = resolve_target(target)
+    devices = target_devices(target)
+    start = time.perf_counter()
+    placed, named = _place((tuple(args), dict(kwargs)), devices, target is None or device.platform == "cpu")
+    with compiler_lock(device):
+        lowered = jitted.trace(*placed, **named).lower(lowering_platforms=(device.platform,))
+        executable = lowered.compile(compiler_options=_COMPILER_OPTIONS.get(device.platform))
+    return CompiledGradient(_read(executable, device, time.perf_counter() - start), executable)
+
+
 def compile_for(
     fun: Callable,
     args: Sequence,
@@ -95,15 +116,8 @@ def compile_for(
     target: str | None = None,
 ) -> CompiledGradient:
     """As `compile_gradient`, with the executable at hand."""
-    device = resolve_target(target)
-    devices = target_devices(target)
-    start = time.perf_counter()
     program, inputs = gradient_program(fun, args, argnums, has_aux)
-    placed = _place(inputs, devices, target is None or device.platform == "cpu")
-    with compiler_lock(device):
-        lowered = jax.jit(program).trace(*placed).lower(lowering_platforms=(device.platform,))
-        executable = lowered.compile(compiler_options=_COMPILER_OPTIONS.get(device.platform))
-    return CompiledGradient(_read(executable, device, time.perf_counter() - start), executable)
+    return compile_jitted(jax.jit(program), inputs, {}, target)
 
 
 def gradient_program(
@@ -152,7 +166,9 @@ def _place(inputs: tuple, devices: list, here: bool) -> tuple:
     if here:
         return inputs
 
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def place(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
         sharding: Any = SingleDeviceSharding(devices[0])
         if isinstance(leaf.sharding, NamedSharding):
             sharding = NamedSharding(_rebuilt(leaf.sharding.mesh, devices), leaf.sharding.spec)

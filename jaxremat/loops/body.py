@@ -123,11 +123,15 @@ class Iteration:
 
     def backward(self, consts: list, slices: list, stacked: list, cotangents: list) -> tuple[list, list, list]:
         """Gradients of the active (constants, carries, slices)."""
-        own_consts, _, own_slices = self.body.split(self.joint.inputs)
-        values = dict(zip((*own_consts, *own_slices, *self.stacked), (*consts, *slices, *stacked), strict=True))
-        residuals = [values[v] for v in self.script.residuals]
-        found = scheduled.run_backward(self.joint, self.script, residuals, cotangents)
+        found = self.run_backward(consts, slices, stacked, cotangents)
         wrt = [jaxprs.dtype_of(self.joint.inputs[i]) for i in self.body.primal.wrt]
         gradients = [gradient.astype(dtype) for gradient, dtype in zip(found, wrt, strict=True)]
         a, b = len(self.body.active_consts), len(self.body.active_carry)
         return gradients[:a], gradients[a : a + b], gradients[a + b :]
+
+    def run_backward(self, consts: list, slices: list, stacked: list, cotangents: list) -> list:
+        """The joint program's gradients."""
+        own_consts, _, own_slices = self.body.split(self.joint.inputs)
+        values = dict(zip((*own_consts, *own_slices, *self.stacked), (*consts, *slices, *stacked), strict=True))
+        residuals = [values[v] for v in self.script.residuals]
+        return scheduled.run_backward(self.joint, self.script, residuals, cotangents)

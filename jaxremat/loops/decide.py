@@ -90,7 +90,7 @@ class Loops:
         price = min(max(seconds_per_byte, _SMALLEST_PRICE), _LARGEST_PRICE)
         prices = {_rounded(price), _rounded(price * loop.length)}  # stacks inside live in one iteration or in all
         candidates = [
-            _at_price(self.hull(loop.body, inner), loop.length, inner, price)
+            at_price(self.hull(loop.body, inner), loop.length, inner, price)
             for inner in self._inner(loop.body, sorted(prices))
         ]
         return self._fenced(loop, min(candidates, key=lambda candidate: candidate.price(price)))
@@ -123,7 +123,7 @@ class Loops:
         return dataclasses.replace(option, decision=dataclasses.replace(option.decision, fenced=fenced))
 
 
-def _at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], seconds_per_byte: float) -> LoopOption:
+def at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], seconds_per_byte: float) -> LoopOption:
     choices = _choices(hull, length)
     late = 1 - (np.arange(length) + 0.5) / length
     prices = seconds_per_byte * (1 + _EARLY_SURCHARGE * late)

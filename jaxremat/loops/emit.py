@@ -100,11 +100,11 @@ class Emitter:
         """An iteration of a plain piece."""
         key = body, decision.inner, decision.fenced, piece.forward, piece.backward
         if key not in self._iterations:
-            self._iterations[key] = _scripted(body, self.joint(body, decision.inner), piece, decision.fenced)
+            self._iterations[key] = scripted(body, self.joint(body, decision.inner), piece, decision.fenced)
         return self._iterations[key]
 
 
-def _scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
+def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
     unfenced = searched_windows(joint.eqns) if fenced else frozenset()
     program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
     script = scheduled.write_script(joint, program, unfenced)
@@ -156,8 +156,8 @@ def _differentiable(loop: Loop, decision: LoopDecision, iteration: Callable[[Pie
     def forward(*inputs):
         _refuse_unforeseen(i for i, x in enumerate(inputs) if x.perturbed and i not in body.perturbed)
         consts, carry, scanned = body.split([i.value for i in inputs])
-        way = _Way(loop, iteration, consts, scanned)
-        carry, results, saved = way.forward(decision.pieces, 0, carry, _empty_results(loop))
+        way = Way(loop, iteration, consts, scanned)
+        carry, results, saved = way.forward(decision.pieces, 0, carry, empty_results(loop))
         return [*carry, *results], (consts, scanned, saved)
 
     def backward(kept, cotangents):
@@ -165,10 +165,10 @@ def _differentiable(loop: Loop, decision: LoopDecision, iteration: Callable[[Pie
         _refuse_unforeseen(i for i, x in enumerate(cotangents) if i not in body.primal.cotangents_of and _is_given(x))
         active = [_instantiated(cotangents[i]) for i in body.primal.cotangents_of]
         num_carry = len(body.active_carry)
-        way = _Way(loop, iteration, consts, scanned, active[num_carry:])
+        way = Way(loop, iteration, consts, scanned, active[num_carry:])
         totals = [_zeros_like(consts[i]) for i in body.active_consts]
         gradients = [_zeros_like(scanned[i]) for i in body.active_slices]
-        found = way.backward(decision.pieces, 0, saved, _Sums(totals, active[:num_carry], gradients))
+        found = way.backward(decision.pieces, 0, saved, Sums(totals, active[:num_carry], gradients))
         return _placed(body, [*found.totals, *found.cotangents, *found.gradients])
 
     run.defvjp(forward, backward, symbolic_zeros=True)
@@ -177,7 +177,7 @@ def _differentiable(loop: Loop, decision: LoopDecision, iteration: Callable[[Pie
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Sums:
+class Sums:
     """What the backward carries from iteration to iteration.
 
     Attributes:
@@ -192,7 +192,7 @@ class _Sums:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Way:
+class Way:
     """A loop under way, in either direction, with what does not change between iterations."""
 
     loop: Loop
@@ -213,7 +213,7 @@ class _Way:
             saved.append(kept)
         return carry, results, saved
 
-    def backward(self, pieces: Sequence[Piece], start, saved: list, sums: _Sums) -> _Sums:
+    def backward(self, pieces: Sequence[Piece], start, saved: list, sums: Sums) -> Sums:
         """The sums before the pieces, from those after them."""
         for piece, first, kept in reversed(list(zip(pieces, _starts(pieces, start), saved, strict=True))):
             run = self._segments_backward if piece.inside else self._leaf_backward
@@ -230,7 +230,7 @@ class _Way:
         carry, written, stacked = self._scan(step, piece, start, carry, self.scanned, results or [], [])
         return carry, results if results is None else written, stacked
 
-    def _leaf_backward(self, piece: Piece, start, stacked: list, sums: _Sums) -> _Sums:
+    def _leaf_backward(self, piece: Piece, start, stacked: list, sums: Sums) -> Sums:
         iteration, number = self.iteration(piece), len(self.scanned)
 
         def step(running, slices, stacked):
@@ -242,7 +242,7 @@ class _Way:
         running, read = (sums.totals, sums.cotangents), [*self.scanned, *self.result_cotangents]
         running, gradients, _ = self._scan(step, piece, start, running, read, sums.gradients, stacked, backwards=True)
         totals, cotangents = running
-        return _Sums(totals, cotangents, gradients)
+        return Sums(totals, cotangents, gradients)
 
     def _segments_forward(self, piece: Piece, start, carry: list, results: list | None):
         length = length_of(piece.inside)
@@ -256,7 +256,7 @@ class _Way:
         (carry, results), entering = lax.scan(step, (carry, results), jnp.arange(piece.count))
         return carry, results, entering
 
-    def _segments_backward(self, piece: Piece, start, entering: list, sums: _Sums) -> _Sums:
+    def _segments_backward(self, piece: Piece, start, entering: list, sums: Sums) -> Sums:
         length = length_of(piece.inside)
 
         def step(sums, slices):
@@ -343,7 +343,7 @@ def _placed(body: Body, gradients: list) -> tuple:
     return tuple(out)
 
 
-def _empty_results(loop: Loop) -> list:
+def empty_results(loop: Loop) -> list:
     results = loop.body.primal.jaxpr.outvars[loop.body.num_carry :]
     return [lax.broadcast(compat.zeros_of(v.aval), (loop.length,)) for v in results]
 

@@ -37,6 +37,13 @@ def predict(joint: Joint, graph: Graph, program: ScheduledProgram, device: Devic
     emitted = _emitted(joint, script)
     node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
     estimate = estimate_memory(emitted, device)
+    return timeline_of(joint, graph, estimate, emitted, node_of, float(graph.costs[program.steps].sum()))
+
+
+def timeline_of(
+    joint: Joint, graph: Graph, estimate: MemoryEstimate, emitted: Jaxpr, node_of: np.ndarray, cost: float
+) -> Timeline:
+    """The timeline of an emitted program, from its estimate and the node that each of its equations stems from."""
     live, span_bytes = _on_one_device(estimate, emitted, shares(joint), node_of)
     first_value = np.asarray([values[0] if values else -1 for values in graph.values_of])
     made_by = estimate.spans[:, 0]
@@ -45,7 +52,7 @@ def predict(joint: Joint, graph: Graph, program: ScheduledProgram, device: Devic
     return Timeline(
         schedule=node_of[estimate.steps].astype(np.int32),
         live_bytes=live + graph.resident_bytes,
-        cost=float(graph.costs[program.steps].sum()),
+        cost=cost,
         spans=np.stack([value, *estimate.spans[:, 2:].T], 1)[known].astype(np.int32),
         span_bytes=span_bytes[known],
     )

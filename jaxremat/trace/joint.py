@@ -155,7 +155,7 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
     """
     program = jaxprs.read(fun, *args)
     captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
-    jaxpr = jaxprs.inline_calls(raw := _explicit_captures(program.jaxpr, captured))
+    jaxpr = jaxprs.inline_calls(raw := with_explicit_captures(program.jaxpr, captured))
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
     shardings = tuple(map(_mesh_sharding, (*captured, *jax.tree.leaves(tuple(args)))))
     if argnums is None:
@@ -257,7 +257,7 @@ def _mesh_sharding(leaf) -> NamedSharding | None:
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
-def _explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
+def with_explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
     if not captured:
         return jaxpr
     position = {id(c): i for i, c in enumerate(captured)}

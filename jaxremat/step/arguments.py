@@ -1,0 +1,191 @@
+"""What a step is called with, as `jax.jit` sees it: arrays by path, donated or not, apart from what is static."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from jaxremat.base.errors import ArgumentError
+
+Where = int | str
+"""A positional argument, or a keyword."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepCall:
+    """The arguments of one call.
+
+    Attributes:
+      leaves: arrays, tracers or shapes that are traced, in order.
+      static: values that are not traced.
+      tree: from `leaves` to (args, kwargs).
+      names: path of each leaf, such as `state/params/w`.
+      donated: whether each leaf's buffer may be used for a result.
+      shardings: of each leaf over a mesh, or None.
+    """
+
+    leaves: tuple
+    static: tuple
+    tree: Any
+    names: tuple[str, ...]
+    donated: tuple[bool, ...]
+    shardings: tuple[NamedSharding | None, ...]
+    rebuild: Callable[[Sequence], tuple[tuple, dict]]
+
+    @functools.cached_property
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The leaves, abstract, with their shardings."""
+        return tuple(map(_shape, self.leaves, self.shardings))
+
+    @property
+    def key(self) -> tuple:
+        """Equal for calls that one plan serves."""
+        shapes = ((s.shape, s.dtype, s.weak_type) for s in self.shapes)
+        return self.tree, self.static, tuple(shapes), self.shardings
+
+    def bind(self, fun: Callable) -> Callable:
+        """`fun` as a function of the leaves."""
+
+        def bound(*leaves):
+            args, kwargs = self.rebuild(leaves)
+            return fun(*args, **kwargs)
+
+        return bound
+
+
+class StepArguments:
+    """How the arguments of a function are meant.
+
+    Args:
+      fun: the function.
+      donate_argnums, donate_argnames, static_argnums, static_argnames: as in `jax.jit`.
+
+    Raises:
+      ArgumentError: for numbers and names that the function does not have.
+    """
+
+    def __init__(self, fun: Callable, donate_argnums, donate_argnames, static_argnums, static_argnames):
+        self._parameters = _parameters(fun)
+        self._donated = self._resolved(donate_argnums, donate_argnames, "donate")
+        self._static = self._resolved(static_argnums, static_argnames, "static")
+        if both := sorted(map(str, self._donated & self._static)):
+            raise ArgumentError(f"arguments {', '.join(both)} are both static and donated: static ones have no buffer")
+
+    def call(self, args: Sequence, kwargs: Mapping, shardings: Sequence | None = None) -> StepCall:
+        """What a call consists of; `shardings` of its traced leaves where they are known already.
+
+        Raises:
+          ArgumentError: for static arguments that cannot be hashed.
+        """
+        flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
+        where = [path[1].idx if path[0].idx == 0 else path[1].key for path, _ in flat]
+        is_static = [self._meant(place, self._static, len(args)) for place in where]
+        traced = [k for k, static in enumerate(is_static) if not static]
+        leaves = tuple(flat[k][1] for k in traced)
+        fixed = tuple(leaf for (_, leaf), static in zip(flat, is_static) if static)
+        self._require_hashable(fixed, [w for w, static in zip(where, is_static) if static])
+
+        def rebuild(new: Sequence) -> tuple[tuple, dict]:
+            all_leaves = [leaf for _, leaf in flat]
+            for k, leaf in zip(traced, new, strict=True):
+                all_leaves[k] = leaf
+            return jax.tree.unflatten(tree, all_leaves)
+
+        return StepCall(
+            leaves=leaves,
+            static=fixed,
+            tree=tree,
+            names=tuple(self._name(flat[k][0], where[k]) for k in traced),
+            donated=tuple(self._meant(where[k], self._donated, len(args)) for k in traced),
+            shardings=tuple(map(mesh_sharding, leaves)) if shardings is None else tuple(shardings),
+            rebuild=rebuild,
+        )
+
+    def _name(self, path: Sequence, where: Where) -> str:
+        first = self._parameters[where] if isinstance(where, int) and where < len(self._parameters) else str(where)
+        rest = jax.tree_util.keystr(path[2:], simple=True, separator="/")
+        return f"{first}/{rest}" if rest else first
+
+    def _meant(self, where: Where, chosen: set[Where], number: int) -> bool:
+        if isinstance(where, int):
+            return where in chosen or where - number in chosen
+        return where in chosen or (where in self._parameters and self._parameters.index(where) in chosen)
+
+    def _resolved(self, numbers, names, role: str) -> set[Where]:
+        """Argument numbers, and the numbers of named arguments where they have one."""
+        given_names = (names,) if isinstance(names, str) else tuple(names or ())
+        self._require_known(given_names, role)
+        found: set[Where] = set(self._numbers(numbers, role))
+        for name in given_names:
+            found |= {name, self._parameters.index(name)} if name in self._parameters else {name}
+        return found
+
+    def _numbers(self, numbers, role: str) -> tuple[int, ...]:
+        given = (numbers,) if hasattr(numbers, "__index__") else numbers
+        try:
+            wanted = tuple(map(operator.index, given))
+        except TypeError:
+            error = ArgumentError(f"{role}_argnums={numbers!r} must be numbers of arguments, such as 0 or (0, 1)")
+            raise error from None
+        most = len(self._parameters)
+        bad = [n for n in wanted if most and not self._is_variadic and not -most <= n < most]
+        if bad:
+            raise ArgumentError(
+                f"{role}_argnums names argument {bad[0]}, but the function takes {most}: {', '.join(self._parameters)}"
+            )
+        return tuple(n % most if most and n < 0 and not self._is_variadic else n for n in wanted)
+
+    def _require_known(self, names: Iterable[str], role: str) -> None:
+        for name in names:
+            if name not in self._parameters and not self._is_variadic:
+                close = difflib.get_close_matches(name, self._parameters, 1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ArgumentError(
+                    f"{role}_argnames names {name!r}, but the function takes {', '.join(self._parameters)}.{hint}"
+                )
+
+    @functools.cached_property
+    def _is_variadic(self) -> bool:
+        return "*" in self._parameters
+
+    def _require_hashable(self, values: Sequence, where: Sequence[Where]) -> None:
+        for value, place in zip(values, where):
+            try:
+                hash(value)
+            except TypeError:
+                name = self._parameters[place] if isinstance(place, int) and place < len(self._parameters) else place
+                raise ArgumentError(
+                    f"static argument {name!r} is a {type(value).__name__}, which cannot be hashed, so that calls"
+                    " cannot be told apart by it: pass a tuple, a string, a frozen dataclass, or leave it traced"
+                ) from None
+
+
+def mesh_sharding(leaf) -> NamedSharding | None:
+    """How a leaf lies on a mesh; None on a single device, or where nobody knows yet."""
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
+
+
+def _shape(leaf, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
+    aval: Any = jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(
+        aval.shape, aval.dtype, sharding=sharding, weak_type=bool(getattr(aval, "weak_type", False))
+    )
+
+
+def _parameters(fun: Callable) -> tuple[str, ...]:
+    """Names of a function's parameters; a star for those that take any number."""
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):
+        return ("*",)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple("*" if p.kind in variadic else p.name for p in parameters)

@@ -1,0 +1,47 @@
+"""What was decided for a step, as data: it names no Python object, and converts to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxremat.loops.decision import LoopDecision
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramDecision:
+    """How a flat program runs: the step, or a body inside it.
+
+    Attributes:
+      steps: node ids in execution order, of the program with its loops as decided; empty where it stays in order.
+      barriers: steps at which a stretch behind a barrier opens.
+      pairs: one decision per pair of scans, or none where they are left alone.
+      bodies: (equation, which of its bodies, decision) for each body that is planned as a program of its own.
+    """
+
+    steps: tuple[int, ...] = ()
+    barriers: tuple[int, ...] = ()
+    pairs: tuple[LoopDecision, ...] = ()
+    bodies: tuple[tuple[int, int, ProgramDecision], ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the program is left as it is written."""
+        return self == ProgramDecision()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "steps": list(self.steps),
+            "barriers": list(self.barriers),
+            "pairs": [pair.to_json() for pair in self.pairs],
+            "bodies": [[equation, body, inner.to_json()] for equation, body, inner in self.bodies],
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ProgramDecision:
+        return ProgramDecision(
+            steps=tuple(data["steps"]),
+            barriers=tuple(data["barriers"]),
+            pairs=tuple(map(LoopDecision.from_json, data["pairs"])),
+            bodies=tuple((int(e), int(b), ProgramDecision.from_json(inner)) for e, b, inner in data["bodies"]),
+        )

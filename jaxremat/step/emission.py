@@ -1,0 +1,76 @@
+"""A scheduled step as a JAX function: straight-line evaluation with barriers, no derivative rule of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence, Set
+
+import jax
+from jax import lax
+
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.emit.scheduled import Segment
+from jaxremat.step.scheduling import Schedule
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Script:
+    """A scheduled program in terms of equations: stretches in order, all but the first behind a barrier."""
+
+    jaxpr: Jaxpr
+    stretches: tuple[Segment, ...]
+
+    def run(self, inputs: Sequence) -> list:
+        """From flat inputs to flat outputs."""
+        env = dict(zip(self.jaxpr.constvars, compat.consts_of(self.jaxpr)))
+        env.update(zip(self.jaxpr.invars, inputs, strict=True))
+        for stretch in self.stretches:
+            inside = dict(env)
+            if stretch.fenced:
+                inside.update(zip(stretch.fenced, lax.optimization_barrier([env[v] for v in stretch.fenced])))
+            for eqn in stretch.eqns:
+                made = compat.bind(eqn, [jaxprs.value_of(inside, v) for v in eqn.invars])
+                inside.update(zip(eqn.outvars, made, strict=True))
+            env.update((v, inside[v]) for eqn in stretch.eqns for v in eqn.outvars)
+        return [jaxprs.value_of(env, v) for v in self.jaxpr.outvars]
+
+    def emitted(self) -> tuple[Jaxpr, list[Eqn]]:
+        """What `run` emits, and the equation that each one stems from; a barrier counts as what follows."""
+        sources = [eqn for s in self.stretches for eqn in ((s.eqns[:1] if s.fenced else ()) + s.eqns)]
+        jaxpr = jax.make_jaxpr(lambda *inputs: self.run(inputs))(*map(jaxprs.shape_of, self.jaxpr.invars))
+        if len(jaxpr.eqns) != len(sources):
+            raise AssertionError(f"emission wrote {len(jaxpr.eqns)} equations for {len(sources)} steps")
+        return jaxpr, sources
+
+
+def script_of(joint: Joint, schedule: Schedule, unfenced: Set[Var] = frozenset()) -> Script:
+    """The script of a schedule of a flat program; one that repeats nothing has no barrier.
+
+    Args:
+      joint: the program.
+      schedule: how it runs.
+      unfenced: what enters no barrier; see `Backend.unfenced`.
+    """
+    anywhere = {id(eqn) for eqn in joint.constants}
+    free = {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars), *unfenced}
+    eqns = [joint.eqns[node] for node in schedule.steps]
+    bounds = sorted({0, *schedule.barriers, len(eqns)})
+    parts = [tuple(eqn for eqn in eqns[a:b] if id(eqn) not in anywhere) for a, b in itertools.pairwise(bounds)]
+    early, *late = parts
+    stretches = (Segment(eqns, _read_from_outside(eqns, free)) for eqns in late)
+    first = Segment((*joint.constants, *early), ())
+    return Script(joint.jaxpr, tuple(s for s in (first, *stretches) if s.eqns))
+
+
+def _read_from_outside(eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
+    own = {v for eqn in eqns for v in eqn.outvars} | free
+    read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
+    return tuple(v for v in read if v not in own and _can_be_fenced(v))
+
+
+def _can_be_fenced(var: Var) -> bool:
+    return not jax.dtypes.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended)

@@ -1,0 +1,305 @@
+"""`jaxremat.jit`: `jax.jit` for a whole step, with a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import threading
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxremat.backends.devices import Device, resolve_target
+from jaxremat.base import compat
+from jaxremat.base.budget import Budget, format_bytes, parse_budget
+from jaxremat.base.errors import ArgumentError
+from jaxremat.compiled.compile import MemoryReport, compile_jitted
+from jaxremat.step.arguments import StepArguments, StepCall, mesh_sharding
+from jaxremat.step.plan import StepPlan
+from jaxremat.step.planner import ProgramPlanner, restored
+from jaxremat.step.planning import DEVICE, LEAST, StepPlanning
+from jaxremat.step.program import StepProgram, trace_step
+from jaxremat.step.storage import check_program, read_step_plan
+
+logger = logging.getLogger("jaxremat")
+
+_VERIFICATIONS = ("compile", "replay")
+_SOLVERS = ("auto", "mincut")
+_PERMISSIONS = ("offload", "chunk", "narrow")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What `jaxremat.jit` was asked for, the function and its arguments aside; checked.
+
+    Raises:
+      ArgumentError: for an option that cannot be understood.
+    """
+
+    budget: Budget
+    target: str | None
+    solver: str
+    verify: str
+    allow: tuple[str, ...]
+    seed: int
+
+    def __post_init__(self):
+        if self.budget not in (LEAST, DEVICE):
+            parse_budget(self.budget)
+        if self.verify not in _VERIFICATIONS:
+            raise ArgumentError(f"verify={self.verify!r} is unknown; choose one of {', '.join(_VERIFICATIONS)}")
+        if self.solver not in _SOLVERS:
+            raise ArgumentError(
+                f"solver={self.solver!r} does not plan whole steps; choose one of {', '.join(_SOLVERS)}, or plan the"
+                " loss alone with jaxremat.plan"
+            )
+        for permission in self.allow:
+            if permission not in _PERMISSIONS:
+                raise ArgumentError(f"allow={permission!r} is unknown; there are {', '.join(_PERMISSIONS)}")
+
+    @functools.cached_property
+    def device(self) -> Device:
+        return resolve_target(self.target)
+
+
+def jit(
+    fun: Callable | None = None,
+    *,
+    budget: Budget,
+    donate_argnums: int | Sequence[int] = (),
+    donate_argnames: str | Iterable[str] = (),
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Iterable[str] = (),
+    in_shardings: Any = None,
+    out_shardings: Any = None,
+    target: str | None = None,
+    solver: str = "auto",
+    verify: str = "compile",
+    allow: Iterable[str] = (),
+    seed: int = 0,
+) -> Any:
+    """`jax.jit` for a whole step whose compiled program fits in a number of bytes.
+
+    Any function will do: a training step with its gradients, optimizer and averages, a step with several gradients or
+    with loops around them, an evaluation. It is traced and planned once per signature, when it is first called or
+    lowered. Where it fits as it is written, it is left alone. Under another trace (`jit`, `grad`, `vmap`) it is the
+    planned program.
+
+    Args:
+      fun: the step; without it, `jit(budget=...)` is a decorator.
+      budget: bytes (int), text such as "12GiB", a fraction in (0, 1] of the step's own compiled peak, "least", the
+        smallest peak that is found, or "device", what the device's allocator gives less 5 % for fragmentation and the
+        runtime. It bounds argument + output + temporary - alias bytes of the compiled step on one device.
+      donate_argnums, donate_argnames, static_argnums, static_argnames, in_shardings, out_shardings: as in `jax.jit`.
+      target: device to plan for, such as "h200"; None is the default backend's.
+      solver: "auto".
+      verify: "compile" compiles and corrects until the step fits; "replay" trusts the prediction.
+      allow: what the plan may do that has consequences: "chunk", "offload", "narrow".
+      seed: for solvers that draw random numbers.
+
+    Returns:
+      What is called like the result of `jax.jit`, with its `lower`, `trace` and `eval_shape`; and `plan(*args)`, which
+      returns a `StepPlan`.
+
+    Raises:
+      ArgumentError: for an option or an argument that cannot be understood.
+      BudgetError: when it is called, lowered or planned, and nothing that was found fits.
+    """
+    options = StepOptions(budget, target, solver, verify, (allow,) if isinstance(allow, str) else tuple(allow), seed)
+    given = {
+        "donate_argnums": donate_argnums, "donate_argnames": donate_argnames,
+        "static_argnums": static_argnums, "static_argnames": static_argnames,
+    }  # fmt: skip
+    if fun is None:
+        return functools.partial(
+            jit, budget=budget, in_shardings=in_shardings, out_shardings=out_shardings, target=target, solver=solver,
+            verify=verify, allow=allow, seed=seed, **given,
+        )  # fmt: skip
+    shardings = {"in_shardings": in_shardings, "out_shardings": out_shardings}
+    shardings = {name: value for name, value in shardings.items() if value is not None}
+    return PlannedStep(fun, options, StepArguments(fun, **given), given, shardings)
+
+
+class PlannedStep:
+    """A step that is planned when it is traced; called like the result of `jax.jit`."""
+
+    def __init__(
+        self, fun: Callable, options: StepOptions, arguments: StepArguments, given: Mapping, shardings: Mapping
+    ):
+        functools.update_wrapper(self, fun)
+        self._fun = fun
+        self._options = options
+        self._arguments = arguments
+        self._given = dict(given)
+        self._shardings = dict(shardings)
+        self._lock = threading.RLock()
+        self._programs: dict[tuple, StepProgram] = {}
+        self._plans: dict[tuple, StepPlan] = {}
+        self._jitted: dict[tuple, Any] = {}
+        self._unsharded = self._planned(())
+
+    def __call__(self, *args, **kwargs):
+        return self._for(args, kwargs)(*args, **kwargs)
+
+    def __get__(self, instance, owner=None):
+        return self if instance is None else types.MethodType(self, instance)
+
+    def lower(self, *args, **kwargs):
+        """As of `jax.jit`: the planned step, lowered for some arguments."""
+        return self.trace(*args, **kwargs).lower()
+
+    def trace(self, *args, **kwargs):
+        """As of `jax.jit`: the planned step, traced for some arguments."""
+        self._arguments.call(args, kwargs)
+        return self._for(args, kwargs).trace(*args, **kwargs)
+
+    def eval_shape(self, *args, **kwargs):
+        """Shapes of the results; nothing is planned."""
+        return self._plainly(self._fun).eval_shape(*args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """Forgets plans and compiled programs."""
+        with self._lock:
+            self._programs.clear()
+            self._plans.clear()
+            self._jitted.clear()
+            self._unsharded = self._planned(())
+
+    def plan(self, *args, **kwargs) -> StepPlan:
+        """The plan for some arguments: arrays or ShapeDtypeStructs, in trees. It is made once per signature.
+
+        Raises:
+          BudgetError: if nothing that was found fits; it carries the smallest peak and who holds it.
+        """
+        return self._plan(self._call(args, kwargs))
+
+    def load_plan(self, path: str | Path, *args, **kwargs) -> StepPlan:
+        """Reads a plan that `StepPlan.save` wrote, and uses it for arguments of this signature. Nothing is solved.
+
+        Raises:
+          PlanMismatchError: if the file is damaged, or the step or its arguments have changed; with the difference.
+        """
+        call = self._call(args, kwargs)
+        stored = read_step_plan(path)
+        program = self._traced(call)
+        check_program(stored, program)
+        device = resolve_target(stored.numbers["target"])
+        where = program.jaxpr, device, program.shardings, program.alias_bytes
+        outcome = restored(program.jaxpr, stored.decision, *where[1:])
+        numbers = {name: value for name, value in stored.numbers.items() if name != "target"}
+        plan = StepPlan(program, outcome, ProgramPlanner(*where).plain, compiled=stored.compiled, **numbers)
+        with self._lock:
+            self._plans[self._key(call)] = plan
+        return plan
+
+    def _for(self, args: Sequence, kwargs: Mapping):
+        """The jitted function for how the arguments lie on a mesh: `jax.jit` itself traces once for all of these."""
+        if _has_one_device():
+            return self._unsharded
+        shardings = tuple(map(mesh_sharding, jax.tree.leaves((args, kwargs))))
+        if not any(shardings):
+            return self._unsharded
+        with self._lock:
+            if shardings not in self._jitted:
+                self._jitted[shardings] = self._planned(shardings)
+            return self._jitted[shardings]
+
+    def _planned(self, shardings: tuple):
+        """`jax.jit` of the step, planned where it is traced."""
+
+        def planned(*args, **kwargs):
+            call = self._call(args, kwargs, shardings)
+            if not self._program(call).jaxpr.eqns or (plan := self._plan(call)).is_plain:
+                return self._fun(*args, **kwargs)
+            captured = self._traced(call).captured if plan.program.captured else ()
+            return jax.tree.unflatten(plan.program.out_tree, plan.run([*captured, *call.leaves]))
+
+        return self._plainly(functools.wraps(self._fun)(planned))
+
+    def _plainly(self, fun: Callable):
+        """`jax.jit` of a function with this step's options."""
+        return jax.jit(fun, **self._given, **self._shardings)
+
+    def _call(self, args: Sequence, kwargs: Mapping, shardings: tuple = ()) -> StepCall:
+        call = self._arguments.call(args, kwargs)
+        if any(shardings):
+            leaves = jax.tree.leaves((tuple(args), dict(kwargs)))
+            of_leaf = dict(zip(map(id, leaves), shardings, strict=True))
+            call = dataclasses.replace(call, shardings=tuple(of_leaf.get(id(leaf)) for leaf in call.leaves))
+        return self._placed(call)
+
+    def _placed(self, call: StepCall) -> StepCall:
+        """The call with the shardings that were asked for by `in_shardings`."""
+        if "in_shardings" not in self._shardings:
+            return call
+        args, _ = call.rebuild(range(len(call.leaves)))
+        asked = jax.tree.broadcast(self._shardings["in_shardings"], args, is_leaf=lambda x: x is None)
+        order = jax.tree.leaves(args)
+        found = dict(zip(order, jax.tree.leaves(asked, is_leaf=lambda x: x is None), strict=True))
+        shardings = tuple(
+            sharding if isinstance(sharding := found.get(k), jax.sharding.NamedSharding) else own
+            for k, own in enumerate(call.shardings)
+        )
+        return dataclasses.replace(call, shardings=shardings)
+
+    def _key(self, call: StepCall) -> tuple:
+        return *call.key, compat.trace_context()
+
+    def _plan(self, call: StepCall) -> StepPlan:
+        with self._lock:
+            key = self._key(call)
+            if key not in self._plans:
+                self._plans[key] = self._made(call)
+                logger.info("%s: %s", getattr(self._fun, "__name__", "step"), _told(self._plans[key]))
+            return self._plans[key]
+
+    def _program(self, call: StepCall) -> StepProgram:
+        """The step as it was traced first for such a call."""
+        with self._lock:
+            key = self._key(call)
+            if key not in self._programs:
+                self._programs[key] = self._traced(call)
+            return self._programs[key]
+
+    def _made(self, call: StepCall) -> StepPlan:
+        program = self._program(call)
+        if not program.jaxpr.eqns:
+            raise ArgumentError(
+                "this step computes nothing: its results are its arguments, and there is nothing to plan"
+            )
+        compiles = self._options.verify == "compile" and not program.captured
+        compile = functools.partial(self._compiled, call, program) if compiles else None
+        return StepPlanning(program, self._options.device, compile).plan(self._options.budget)
+
+    def _traced(self, call: StepCall) -> StepProgram:
+        return trace_step(call.bind(self._fun), call.shapes, call.names, call.donated, call.shardings)
+
+    def _compiled(self, call: StepCall, program: StepProgram, run: Callable[..., list] | None) -> MemoryReport:
+        """Compiles the step as it is called: as written, or as something else from its flat inputs."""
+
+        def as_called(*args, **kwargs):
+            inputs = self._arguments.call(args, kwargs).leaves
+            return jax.tree.unflatten(program.out_tree, run(*inputs)) if run else self._fun(*args, **kwargs)
+
+        args, kwargs = call.rebuild(call.shapes)
+        return compile_jitted(self._plainly(as_called), args, kwargs, self._options.device.name).report
+
+
+def _told(plan: StepPlan) -> str:
+    written = format_bytes(plan.baseline_peak_bytes)
+    if plan.is_plain:
+        return f"fits as it is written: {written} within {format_bytes(plan.budget_bytes)}"
+    peak = plan.compiled.peak_bytes if plan.compiled else plan.peak_bytes
+    return (
+        f"planned for {format_bytes(plan.budget_bytes)} on {plan.target}: {format_bytes(peak)} of {written},"
+        f" {plan.overhead:+.1%} time, in {plan.solve_seconds:.1f} s"
+    )
+
+
+@functools.cache
+def _has_one_device() -> bool:
+    return jax.device_count() == 1

@@ -1,0 +1,132 @@
+"""Where memory rises and falls in a program: its mountains, and for each the place at which to cut it.
+
+A gradient is a mountain: values pile up, then are read in turn. A step may hold several, one after another (two
+players, several losses), and inside one others (gradients of gradients). What was made before a place and is read after
+it is what can be made again instead: no derivative is needed to say so, and no name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxremat.graph.graph import Graph
+from jaxremat.solvers.mincut.cut import cheapest_cut
+
+_PLACES = 12
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Section:
+    """Some consecutive nodes of a graph, as a graph of their own.
+
+    Attributes:
+      first, end: the nodes.
+      graph: node 0 makes what the others read from before them; node i + 1 is node `first + i`.
+    """
+
+    first: int
+    end: int
+    graph: Graph
+
+    def nodes(self, steps: np.ndarray) -> np.ndarray:
+        """Steps of the section's graph as nodes of the whole."""
+        return steps[steps > 0] + self.first - 1
+
+
+def mountains(live_bytes: np.ndarray) -> list[tuple[int, int]]:
+    """Ranges [first, end) that cover all steps, each around one mountain.
+
+    Two mountains are told apart where memory falls to half of the lower of them, as two lines of a spectrum are; what
+    never reaches half of the highest is not one.
+
+    Args:
+      live_bytes: [T] at each step, without what is live throughout.
+    """
+    before = np.maximum.accumulate(live_bytes)
+    after = np.maximum.accumulate(live_bytes[::-1])[::-1]
+    lower = np.minimum(before, after)
+    valley = (live_bytes <= lower / 2) & (lower >= live_bytes.max() / 2)
+    cuts = [first + int(live_bytes[first:end].argmin()) for first, end in _runs(valley)]
+    bounds = [0, *(cut + 1 for cut in cuts), live_bytes.size]
+    return [(a, b) for a, b in itertools.pairwise(bounds) if a < b]
+
+
+def section(graph: Graph, first: int, end: int) -> Section:
+    """The nodes [first, end) as a graph: what they read from before is made by one node that never runs again; what
+    later nodes read stays to the end; what only passes by is resident."""
+    value, node = graph.reads.T
+    inside, later = (node >= first) & (node < end), node >= end
+    read_inside, read_later = (np.zeros(graph.num_values, bool) for _ in range(2))
+    read_inside[value[inside]] = True
+    read_later[value[later]] = True
+    read_later |= graph.is_output
+    early = graph.producer < first
+    own = (graph.producer >= first) & (graph.producer < end)
+    chosen = np.flatnonzero((early & read_inside) | own)
+    number = np.full(graph.num_values, -1, np.int64)
+    number[chosen] = np.arange(chosen.size)
+    passing = early & read_later & ~read_inside
+    reads = np.stack([number[value[inside]], node[inside] - first + 1], 1)
+    return Section(
+        first,
+        end,
+        Graph(
+            costs=np.concatenate([[0.0], graph.costs[first:end]]),
+            workspace_bytes=np.concatenate([[0], graph.workspace_bytes[first:end]]),
+            value_bytes=graph.value_bytes[chosen],
+            producer=np.where(early[chosen], 0, graph.producer[chosen] - first + 1).astype(np.int32),
+            reads=reads[np.lexsort(reads.T)].astype(np.int32),
+            is_output=read_later[chosen],
+            resident_bytes=graph.resident_bytes + int(graph.value_bytes[passing].sum()),
+            pinned=np.concatenate([[True], graph.pinned[first:end]]),
+        ),
+    )
+
+
+def cut_at(graph: Graph, node: int) -> Graph:
+    """The same graph with all from a node on taken as the part that reads what was made before."""
+    return dataclasses.replace(graph, backward=np.arange(graph.num_nodes) >= node)
+
+
+def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> Graph:
+    """A mountain cut at the node where making values again gains the most.
+
+    At the mean price of a byte, a minimum cut says what the values that pass a node cost when each is kept or made
+    again, whichever is cheaper; the gain is what that saves over keeping all. Gradients, which take the whole program
+    to make, gain nothing; activations do. The fullest node of each of some equal parts is tried.
+
+    Args:
+      graph: a section.
+      run_seconds: [N] what running each node again is taken to cost.
+      live_bytes: [N] when it runs in order.
+    """
+    price = graph.costs.sum() / max(int(graph.value_bytes.sum()), 1)
+    places = [first + int(live_bytes[first:end].argmax()) for first, end in _parts(graph.num_nodes)]
+    cuts = [cut_at(graph, place) for place in dict.fromkeys(places) if place > 1]
+    return max(cuts, key=lambda cut: _gain(cut, price, run_seconds), default=cut_at(graph, graph.num_nodes))
+
+
+def _gain(graph: Graph, price: float, run_seconds: np.ndarray) -> float:
+    value, node = graph.reads.T
+    needed = np.zeros(graph.num_values, bool)
+    needed[value[graph.backward[node]]] = True
+    needed &= ~graph.backward[graph.producer]
+    keep_price = price * graph.value_bytes
+    kept, again = cheapest_cut(graph, keep_price, run_seconds, needed, np.zeros(graph.num_values, bool))
+    seconds = run_seconds[again & np.isfinite(run_seconds)].sum()
+    return float(keep_price[needed].sum() - keep_price[kept].sum() - seconds)
+
+
+def _parts(number: int) -> Iterator[tuple[int, int]]:
+    bounds = np.linspace(0, number, _PLACES + 1).astype(int)
+    return ((a, b) for a, b in zip(bounds.tolist(), bounds[1:].tolist()) if a < b)
+
+
+def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """The stretches [first, end) in which all flags are set."""
+    change = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in zip(change[::2], change[1::2])]

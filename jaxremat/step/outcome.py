@@ -1,0 +1,111 @@
+"""A flat program with a schedule, and what it will occupy once it is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.base.compat import Jaxpr
+from jaxremat.cost.memory import MemoryEstimate, estimate_memory
+from jaxremat.cost.pricing import price
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import Timeline, replay
+from jaxremat.planner.prediction import is_below_model_threshold, timeline_of
+from jaxremat.planner.problem import Problem
+from jaxremat.step.decision import ProgramDecision
+from jaxremat.step.emission import Script, script_of
+from jaxremat.step.program import whole_program
+from jaxremat.step.scheduling import Schedule
+from jaxremat.trace.joint import Joint
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Posed:
+    """A flat program on a device, with its loops as decided.
+
+    Attributes:
+      joint: the program.
+      graph: the same in bytes and seconds.
+      device: what they are for.
+      is_body: whether it runs inside a loop, where inputs and outputs are counted outside.
+    """
+
+    joint: Joint
+    graph: Graph
+    device: Device
+    is_body: bool
+
+    def run_seconds(self, *, again_scans: bool = True) -> np.ndarray:
+        """[N] what running each node again is taken to cost; `again_scans`: whether loops may."""
+        seconds = Problem(self.joint.primal, (), self.joint, self.graph, self.device).run_seconds
+        is_scan = np.asarray([eqn.primitive.name == "scan" for eqn in self.joint.eqns])
+        return seconds if again_scans else np.where(is_scan, np.inf, seconds)
+
+
+def pose_program(
+    jaxpr: Jaxpr, device: Device, shardings: tuple = (), alias_bytes: int = 0, *, is_body: bool = False
+) -> Posed:
+    """A flat program on a device; what lives in the buffer of a donated input is not counted twice."""
+    joint = whole_program(jaxpr, shardings)
+    graph = price(joint, device)
+    resident_bytes = 0 if is_body else graph.resident_bytes - alias_bytes
+    return Posed(joint, dataclasses.replace(graph, resident_bytes=resident_bytes), device, is_body)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """A schedule of a program.
+
+    Attributes:
+      posed: the program.
+      schedule: how it runs.
+      decision: the same with what was decided for its loops, as data.
+    """
+
+    posed: Posed
+    schedule: Schedule
+    decision: ProgramDecision
+
+    @property
+    def replayed_bytes(self) -> int:
+        return self.schedule.peak_bytes
+
+    @property
+    def cost(self) -> float:
+        return self.schedule.cost
+
+    @functools.cached_property
+    def script(self) -> Script:
+        joint = self.posed.joint
+        return script_of(joint, self.schedule, self.posed.device.backend.unfenced(joint.eqns))
+
+    @functools.cached_property
+    def _emitted(self) -> tuple[Jaxpr, np.ndarray]:
+        jaxpr, sources = self.script.emitted()
+        node = {id(eqn): index for index, eqn in enumerate(self.posed.joint.eqns)}
+        return jaxpr, np.asarray([node[id(eqn)] for eqn in sources], np.int32)
+
+    @property
+    def jaxpr(self) -> Jaxpr:
+        """The emitted program."""
+        return self._emitted[0]
+
+    @functools.cached_property
+    def estimate(self) -> MemoryEstimate:
+        """The emitted program under the target's memory model."""
+        return estimate_memory(self.jaxpr, self.posed.device)
+
+    @functools.cached_property
+    def timeline(self) -> Timeline:
+        """The predicted timeline of the emitted program."""
+        if not self.posed.is_body and is_below_model_threshold(self.posed.graph, self.posed.device):
+            return replay(self.posed.graph, self.schedule.steps)
+        return timeline_of(self.posed.joint, self.posed.graph, self.estimate, *self._emitted, self.cost)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The predicted peak."""
+        return self.timeline.peak_bytes

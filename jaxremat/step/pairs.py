@@ -1,0 +1,226 @@
+"""Pairs of scans in a differentiated program: one stacks what the other reads in reverse.
+
+Once a loop over layers has been differentiated, nothing says any more that the two belong together, except that the
+second reads, slice by slice and in the opposite order, what the first stacked. Both bodies one after the other are
+then the forward and the backward of one iteration: what it stacks and what it runs again is decided and emitted as for
+any loop.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxremat.backends.devices import Device
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.loops.body import Body, Iteration, Loop
+from jaxremat.loops.decide import at_price
+from jaxremat.loops.decision import LoopDecision, Piece
+from jaxremat.loops.emit import Sums, Way, empty_results, scripted
+from jaxremat.loops.options import IterationHull, iteration_hull
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint, Primal
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """Two scans over the same iterations.
+
+    Attributes:
+      first, second: their equations in the program.
+      loop: the first, without the results that only the second reads.
+      joint: one iteration of both; the inputs of the second, the linked ones aside, stand for cotangents, its outputs
+        for gradients.
+      kept: for each result of the first scan, whether others than the second read it.
+      links: for each slice that the second scan reads, the result of the first that it is, or None.
+      num_consts, num_carry: of the second scan.
+    """
+
+    first: int
+    second: int
+    loop: Loop
+    joint: Joint
+    kept: tuple[bool, ...]
+    links: tuple[int | None, ...]
+    num_consts: int
+    num_carry: int
+
+    def hull(self, device: Device) -> IterationHull:
+        """What an iteration may stack, against what it then runs again."""
+        return iteration_hull(self.loop.body, self.joint, device)
+
+
+class Pairs:
+    """The pairs of a flat program on one device, each solved once.
+
+    Args:
+      jaxpr: the program.
+      device: what costs and bytes are for.
+    """
+
+    def __init__(self, jaxpr: Jaxpr, device: Device):
+        self.found = find_pairs(jaxpr)
+        self._hulls = [pair.hull(device) for pair in self.found]
+        self._fenced = device.backend.fences_loop_bodies
+
+    def decide(self, seconds_per_byte: float) -> tuple[LoopDecision, ...]:
+        """The cheapest decision for each pair when holding one byte costs so much."""
+        lengths = [pair.loop.length for pair in self.found]
+        options = [at_price(hull, length, (), seconds_per_byte) for hull, length in zip(self._hulls, lengths)]
+        return tuple(dataclasses.replace(option.decision, fenced=self._fenced) for option in options)
+
+
+def find_pairs(jaxpr: Jaxpr) -> tuple[Pair, ...]:
+    """The pairs of a flat program, each scan in one at most; the ones that share most bytes first."""
+    readers: dict[Var, list[int]] = collections.defaultdict(list)
+    for position, eqn in enumerate(jaxpr.eqns):
+        for var in set(jaxprs.vars_of(eqn.invars)):
+            readers[var].append(position)
+    outputs = set(jaxprs.vars_of(jaxpr.outvars))
+    scans = [i for i, eqn in enumerate(jaxpr.eqns) if _is_plain_scan(eqn)]
+    taken: set[int] = set()
+    pairs = []
+    for first in scans:
+        shared: collections.Counter[int] = collections.Counter()
+        for var in _results(jaxpr.eqns[first]):
+            own = readers[var]
+            if var not in outputs and len(own) == 1 and _reads_slices(jaxpr, first, own[0], var):
+                shared[own[0]] += jaxprs.size_bytes(var)
+        partners = [second for second, size in shared.most_common() if size and second not in taken]
+        if first not in taken and partners:
+            taken |= {first, partners[0]}
+            pairs.append(_pair(jaxpr, first, partners[0], readers, outputs))
+    return tuple(pairs)
+
+
+def emit_pairs(
+    jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDecision]
+) -> dict[Var, Callable[[list], list]]:
+    """For each scan of some pairs, by its first output, what runs in its place."""
+    emitted: dict[Var, Callable[[list], list]] = {}
+    for pair, decision in zip(pairs, decisions, strict=True):
+        way = _PairUnderWay(pair, decision)
+        emitted[jaxpr.eqns[pair.first].outvars[0]] = way.first
+        emitted[jaxpr.eqns[pair.second].outvars[0]] = way.second
+    return emitted
+
+
+class _PairUnderWay:
+    """Runs the first scan, then the second with what the first one saved."""
+
+    def __init__(self, pair: Pair, decision: LoopDecision):
+        self.pair = pair
+        self.decision = decision
+
+    def first(self, inputs: list) -> list:
+        """The outputs of the first scan; None for the results that only the second reads."""
+        body = self.pair.loop.body
+        self.consts, carry, self.scanned = body.split(inputs)
+        way = Way(self.pair.loop, self._iterations([]), self.consts, self.scanned)
+        results = empty_results(self.pair.loop)
+        carry, results, self.saved = way.forward(self.decision.pieces, 0, carry, results)
+        made = iter(results or ())
+        return [*carry, *(next(made) if kept else None for kept in self.pair.kept)]
+
+    def second(self, inputs: list) -> list:
+        """The outputs of the second scan."""
+        pair = self.pair
+        first, last = pair.num_consts, pair.num_consts + pair.num_carry
+        others = [x for x, link in zip(inputs[last:], pair.links, strict=True) if link is None]
+        results = [_stack(pair.loop.length, v) for v in pair.joint.gradients[pair.num_carry :]]
+        way = Way(pair.loop, self._iterations(inputs[:first]), self.consts, self.scanned, others)
+        sums = way.backward(self.decision.pieces, 0, self.saved, Sums([], inputs[first:last], results))
+        return [*sums.cotangents, *sums.gradients]
+
+    def _iterations(self, late_consts: list) -> Callable[[Piece], Iteration]:
+        pair, fenced = self.pair, self.decision.fenced
+
+        def iteration(piece: Piece) -> Iteration:
+            script = scripted(pair.loop.body, pair.joint, piece, fenced).script
+            return _PairIteration(pair.loop.body, pair.joint, script, tuple(late_consts), pair.num_carry)
+
+        return iteration
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _PairIteration(Iteration):
+    """One iteration of both scans under a schedule.
+
+    Attributes:
+      late_consts: constants of the second scan.
+      num_carry: its carries.
+    """
+
+    late_consts: tuple
+    num_carry: int
+
+    def backward(self, consts: list, slices: list, stacked: list, cotangents: list) -> tuple[list, list, list]:
+        """No sums, the second scan's carry, its results."""
+        found = self.run_backward(consts, slices, stacked, [*self.late_consts, *cotangents])
+        return [], found[: self.num_carry], found[self.num_carry :]
+
+
+def _is_plain_scan(eqn: Eqn) -> bool:
+    return eqn.primitive.name == "scan" and eqn.params["length"] > 1 and not jaxprs.has_effects(eqn)
+
+
+def _results(eqn: Eqn) -> list[Var]:
+    return eqn.outvars[compat.scan_arity(eqn)[1] :]
+
+
+def _reads_slices(jaxpr: Jaxpr, first: int, second: int, var: Var) -> bool:
+    """Whether an equation is a scan that runs over a variable alone, against the order in which it was stacked."""
+    eqn, source = jaxpr.eqns[second], jaxpr.eqns[first]
+    if not _is_plain_scan(eqn) or eqn.params["length"] != source.params["length"]:
+        return False
+    begin = sum(compat.scan_arity(eqn))
+    opposite = eqn.params["reverse"] != source.params["reverse"]
+    return opposite and var in eqn.invars[begin:] and var not in eqn.invars[:begin]
+
+
+def _pair(jaxpr: Jaxpr, first: int, second: int, readers: dict[Var, list[int]], outputs: set[Var]) -> Pair:
+    source, target = jaxpr.eqns[first], jaxpr.eqns[second]
+    num_consts, num_carry = compat.scan_arity(source)
+    late_consts, late_carry = compat.scan_arity(target)
+    only_here = {v: i for i, v in enumerate(_results(source)) if readers[v] == [second] and v not in outputs}
+    scanned = target.invars[late_consts + late_carry :]
+    links = tuple(only_here.get(v) if isinstance(v, Var) else None for v in scanned)
+    kept = tuple(i not in links for i in range(len(_results(source))))
+    early, joint = _one_iteration(source, target, kept, links, num_carry)
+    body = Body(early, num_consts, num_carry, (), (), ())
+    params = source.params
+    loop = Loop(first, params["length"], params["reverse"], int(params["unroll"]), params["jaxpr"], body)
+    return Pair(first, second, loop, joint, kept, links, late_consts, late_carry)
+
+
+def _one_iteration(source: Eqn, target: Eqn, kept, links, num_carry: int) -> tuple[Primal, Joint]:
+    """An iteration of the first scan, and of both."""
+    bodies = source.params["jaxpr"], target.params["jaxpr"]
+    first = len(target.invars) - len(links)
+    unlinked = [v for i, v in enumerate(bodies[1].invars) if i < first or links[i - first] is None]
+
+    def early(inputs):
+        made = jaxprs.evaluate(bodies[0], inputs)
+        return [*made[:num_carry], *(y for y, keep in zip(made[num_carry:], kept) if keep)], made[num_carry:]
+
+    def both(inputs, late):
+        outputs, stacked = early(inputs)
+        given: Iterator = iter(late[first:])
+        slices = [next(given) if link is None else stacked[link] for link in links]
+        return outputs, jaxprs.evaluate(bodies[1], [*late[:first], *slices])
+
+    shapes = list(map(jaxprs.shape_of, bodies[0].invars))
+    alone = jax.make_jaxpr(lambda inputs: early(inputs)[0])(shapes)
+    joint = jaxprs.inline_calls(jax.make_jaxpr(both)(shapes, list(map(jaxprs.shape_of, unlinked))))
+    primal = Primal(alone, (), (), (), None, None)
+    return primal, Joint(primal, joint)
+
+
+def _stack(length: int, atom) -> jax.Array:
+    shape = jaxprs.shape_of(atom)
+    return jnp.zeros((length, *shape.shape), shape.dtype)

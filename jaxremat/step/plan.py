@@ -1,0 +1,196 @@
+"""What a step's plan decided, its numbers, and who holds what at the peak."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxremat.base.budget import format_bytes
+from jaxremat.compiled.compile import MemoryReport
+from jaxremat.graph.replay import Timeline
+from jaxremat.graph.scheduled import in_order, schedule_program
+from jaxremat.planner.problem import Problem
+from jaxremat.report.explanation import explain
+from jaxremat.report.parts import Part, Version
+from jaxremat.report.report import Numbers, Report, decided, report_of
+from jaxremat.report.values import Value
+from jaxremat.show.display import show
+from jaxremat.show.html import to_html
+from jaxremat.show.sentences import explanation_lines
+from jaxremat.show.text import to_text
+from jaxremat.step.decision import ProgramDecision
+from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warnings
+from jaxremat.step.mountains import cut_at
+from jaxremat.step.outcome import Outcome
+from jaxremat.step.program import StepProgram
+from jaxremat.step.scheduling import turn_of
+from jaxremat.step.storage import write_step_plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepPlan:
+    """A whole step, planned for a budget. Immutable.
+
+    Attributes:
+      program: the step.
+      outcome: how it runs.
+      plain: the step as written.
+      budget_bytes: the budget.
+      baseline_peak_bytes: peak of the step as written: compiled where the plan was compiled, predicted otherwise.
+      compiled: the report of the compiled step, None where nothing was compiled.
+      compilations: how many compilations the plan took, the step as written included.
+      solve_seconds: wall time of tracing and solving, compilations excluded.
+    """
+
+    program: StepProgram
+    outcome: Outcome
+    plain: Outcome
+    budget_bytes: int
+    baseline_peak_bytes: int
+    compiled: MemoryReport | None
+    compilations: int
+    solve_seconds: float
+    solver: str = "auto"
+
+    @property
+    def decision(self) -> ProgramDecision:
+        """What to do; all that `save` needs."""
+        return self.outcome.decision
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the step is left as it is written."""
+        return self.decision.is_plain
+
+    @property
+    def peak_bytes(self) -> int:
+        """The predicted peak, in bytes."""
+        return self.outcome.peak_bytes
+
+    @property
+    def timeline(self) -> Timeline:
+        """What the compiled step is predicted to hold, kernel by kernel."""
+        return self.outcome.timeline
+
+    @property
+    def overhead(self) -> float:
+        """Extra time over the step as written, as a fraction, by the cost model."""
+        return self.outcome.cost / self.plain.cost - 1
+
+    @property
+    def target(self) -> str:
+        """Name of the device that was planned for."""
+        return self.outcome.posed.device.name
+
+    @functools.cached_property
+    def arguments(self) -> tuple[ArgumentGroup, ...]:
+        """Who holds what of the arguments, by path, the largest first."""
+        return argument_groups(self.program)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know: state that is not donated, above all."""
+        return donation_warnings(self.arguments)
+
+    def run(self, inputs: Sequence) -> list:
+        """The planned step, from flat inputs to flat outputs."""
+        return self.outcome.script.run(inputs)
+
+    @property
+    def saved(self) -> tuple[Value, ...]:
+        """What is kept over the highest peak, one record per value, in the order of the program."""
+        return tuple(value for value in self._values if value.saved)
+
+    @property
+    def recomputed(self) -> tuple[Value, ...]:
+        """What is read after the highest peak and computed again."""
+        return tuple(value for value in self._values if value.action == "recompute")
+
+    def explain(self, pattern: str | None = None) -> str:
+        """Why values are saved or not, what they hold, and what recomputing them costs.
+
+        Args:
+          pattern: a part of a module path, of a name given with `checkpoint_name`, or of a source line; None for all.
+
+        Raises:
+          ArgumentError: if nothing matches; the message lists paths that exist.
+        """
+        found = explain(self._decided, pattern, self.report.table, self.plain.cost)
+        return "\n".join(explanation_lines(found))
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values, for experiment trackers and JSON."""
+        held = {group.name: group.size_bytes for group in self.arguments}
+        donated = sum(group.donated_bytes for group in self.arguments)
+        return {**self.numbers.summary(), "argument_bytes_by_path": held, "donated_bytes": donated}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as JSON; `step.load_plan(path, *args)` of the jitted step reads it back."""
+        write_step_plan(path, self)
+
+    def show(self, file: str | Path | None = None) -> None:
+        """Displays the plan: in a notebook as `plan` does, in a terminal as text, or into an HTML file."""
+        show(self.report, file)
+
+    def __str__(self) -> str:
+        return f"{to_text(self.report)}\n\n{holders_text(self)}"
+
+    def __repr__(self) -> str:
+        budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)
+        return f"<StepPlan for {budget} on {self.target}: predicted {peak}, extra time {self.overhead:.1%}>"
+
+    def _repr_html_(self) -> str:
+        return to_html(self.report)
+
+    @property
+    def numbers(self) -> Numbers:
+        return Numbers.of(self, "plain" if self.is_plain else "schedule")
+
+    @functools.cached_property
+    def report(self) -> Report:
+        return report_of(self.numbers, _version(self.plain), self._planned, self._resident)
+
+    @property
+    def _resident(self) -> dict[str, int]:
+        """Names and bytes of what is live throughout, by who holds it."""
+        held = {group.sentence: group.size_bytes for group in self.arguments}
+        results = self.outcome.posed.graph.resident_bytes - sum(held.values())
+        return {**held, "other results": results} if results > 0 else held
+
+    @functools.cached_property
+    def _planned(self) -> Version:
+        return _version(self.outcome)
+
+    @functools.cached_property
+    def _decided(self) -> dict[Part, dict[int, Value]]:
+        return decided(self._planned)
+
+    @property
+    def _values(self) -> list[Value]:
+        return [value for values in self._decided.values() for value in values.values()]
+
+
+def holders_text(plan: StepPlan) -> str:
+    """The arguments by path: bytes, and whether results take over their buffers."""
+    rows = [(format_bytes(group.size_bytes), group.sentence) for group in plan.arguments]
+    width = max((len(size) for size, _ in rows), default=0)
+    return "\n".join(["arguments, by path", *(f"  {size:>{width}}  {what}" for size, what in rows)])
+
+
+def _version(outcome: Outcome) -> Version:
+    """The program as the display sees it: what runs after the highest peak's cut is its backward."""
+    posed, schedule = outcome.posed, outcome.schedule
+    turn = turn_of(posed.graph, posed.run_seconds())
+    graph = cut_at(posed.graph, turn)
+    problem = Problem(posed.joint.primal, (), posed.joint, graph, posed.device)
+    if outcome.decision.is_plain:
+        return Version(problem, in_order(graph), outcome.timeline, posed.device)
+    start = int(np.argmax(np.concatenate([graph.backward[schedule.steps], [True]])))
+    start = min([start, *schedule.barriers])
+    scheduled = schedule_program(graph, schedule.steps, backward_start=start, barriers=schedule.barriers)
+    return Version(problem, scheduled, outcome.timeline, posed.device)

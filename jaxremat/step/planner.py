@@ -1,0 +1,222 @@
+"""Outcomes for a flat program at any number of bytes: the step, and in the same way every body inside it."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.base.compat import Jaxpr
+from jaxremat.cost.pricing import shares
+from jaxremat.graph.replay import replay
+from jaxremat.loops.decision import LoopDecision
+from jaxremat.planner.correction import Correction, correct
+from jaxremat.step.decision import ProgramDecision
+from jaxremat.step.outcome import Outcome, Posed, pose_program
+from jaxremat.step.pairs import Pairs, find_pairs
+from jaxremat.step.rewriting import bodies_of, rewritten
+from jaxremat.step.scheduling import Schedule, StepSearch, judged
+
+_PAIR_PRICES = np.logspace(-2, 4, 25)
+_REFINEMENTS = 6
+_STRIDE = 4
+_MOST_PREDICTIONS = 6
+_MOST_SMALL = 12
+
+Bodies = tuple[tuple[int, int, Outcome], ...]
+
+
+class ProgramPlanner:
+    """Outcomes for one flat program on one device.
+
+    Args:
+      jaxpr: the program; calls are inlined.
+      device: what costs and bytes are for.
+      shardings: one per input, or none.
+      alias_bytes: results that live in the buffers of donated inputs.
+      is_body: whether it runs inside a loop, where inputs and outputs are counted outside.
+    """
+
+    def __init__(
+        self, jaxpr: Jaxpr, device: Device, shardings: tuple = (), alias_bytes: int = 0, *, is_body: bool = False
+    ):
+        self.jaxpr = jaxpr
+        self.device = device
+        self._shardings = shardings
+        self._alias_bytes = alias_bytes
+        self._is_body = is_body
+        self._posed_as: dict[tuple, tuple[Posed, StepSearch]] = {}
+        self._outcomes: dict[ProgramDecision, Outcome] = {}
+        self._fits: dict[int, Outcome] = {}
+        self._inside: dict[tuple[int, int], ProgramPlanner] = {}
+
+    @functools.cached_property
+    def plain(self) -> Outcome:
+        """The program as it stands."""
+        return self._outcome((), (), self._posed((), ())[1].plain)
+
+    def fit(self, replayed_bytes: int) -> Outcome:
+        """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
+        if self.plain.replayed_bytes <= replayed_bytes:
+            return self.plain
+        if replayed_bytes not in self._fits:
+            bodies = self._bodies_within(replayed_bytes)
+            self._fits[replayed_bytes] = self._with_pairs(bodies, replayed_bytes)
+        return self._fits[replayed_bytes]
+
+    @functools.cached_property
+    def smallest(self) -> Outcome:
+        """The outcome with the smallest replayed peak."""
+        bodies = self._bodies_within(1)
+        each = [(pairs, self._posed(pairs, bodies)[1].smallest) for pairs in self._pair_decisions]
+        return min((self._outcome(pairs, bodies, schedule) for pairs, schedule in each), key=_by_peak)
+
+    def smallest_few(self, number: int) -> list[Outcome]:
+        """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
+        distinct = list({id(outcome): outcome for outcome in sorted(self._small, key=_by_peak)}.values())
+        return distinct[:number]
+
+    def predicted(self, limit: int) -> Correction[Outcome, None]:
+        """The cheapest outcome whose predicted peak is within a limit."""
+        offset = self.plain.replayed_bytes - self.plain.peak_bytes
+        correction = correct(
+            self.fit,
+            _predict,
+            limit,
+            most_trials=_MOST_PREDICTIONS,
+            first_aim=max(1, limit + offset),
+            expected=lambda outcome: outcome.replayed_bytes,
+        )
+        return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), _predict, limit)
+
+    @functools.cached_property
+    def _small(self) -> list[Outcome]:
+        bodies = self._bodies_within(1)
+        return [
+            self._outcome(pairs, bodies, schedule)
+            for pairs in self._pair_decisions
+            for schedule in self._posed(pairs, bodies)[1].smallest_few()
+        ]
+
+    @functools.cached_property
+    def _pair_decisions(self) -> list[tuple[LoopDecision, ...]]:
+        """What may be decided for the pairs, at a range of prices; that they are left alone, first."""
+        prices = self._pair_prices[::_STRIDE] if self._pairs.found else ()
+        return list(dict.fromkeys(map(self._decisions, [None, *prices])))
+
+    def _with_pairs(self, bodies: Bodies, replayed_bytes: int) -> Outcome:
+        """The smallest price of a byte at which pairs and flat schedule together fit; without pairs there is one."""
+        if not self._pairs.found:
+            return self._fit_at(None, bodies, replayed_bytes)
+        fits = functools.cache(lambda price: self._fit_at(price, bodies, replayed_bytes))
+        within = lambda price: fits(price).replayed_bytes <= replayed_bytes
+        prices = self._pair_prices
+        high = next((i for i in range(0, len(prices), _STRIDE) if within(prices[i])), None)
+        if high is None:
+            return min(map(fits, prices[::_STRIDE]), key=_by_peak)
+        low = max(high - _STRIDE, 0)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if within(prices[middle]) else (middle, high)
+        too_low, enough = prices[low], prices[high]
+        for _ in range(_REFINEMENTS):
+            middle_price = float(np.sqrt(too_low * enough))
+            too_low, enough = (too_low, middle_price) if within(middle_price) else (middle_price, enough)
+        return fits(enough)
+
+    def _fit_at(self, price: float | None, bodies: Bodies, replayed_bytes: int) -> Outcome:
+        pairs = self._decisions(price)
+        return self._outcome(pairs, bodies, self._posed(pairs, bodies)[1].fit(replayed_bytes))
+
+    def _bodies_within(self, replayed_bytes: int) -> Bodies:
+        """An outcome for each body that is too large beside what is live around it; the largest share it may take."""
+        graph = self.plain.posed.graph
+        live = replay(graph, self.plain.schedule.steps).live_bytes
+        run = shares(self.plain.posed.joint).run
+        paired = {position for pair in self._pairs.found for position in (pair.first, pair.second)}
+        chosen = []
+        for position in np.flatnonzero(live > replayed_bytes).tolist():
+            eqn = self.jaxpr.eqns[position]
+            room = replayed_bytes - int(live[position]) + int(graph.workspace_bytes[position])
+            for k in range(0 if position in paired else len(bodies_of(eqn))):
+                planner = self._body(position, k)
+                found = planner.within(int(max(room, 0) / run[position]))
+                if found is not planner.plain:
+                    chosen.append((position, k, found))
+        return tuple(chosen)
+
+    def within(self, room_bytes: int) -> Outcome:
+        """For a body: the cheapest outcome that is predicted to take no more, or the smallest."""
+        if self.plain.peak_bytes <= room_bytes:
+            return self.plain
+        if room_bytes <= 0:
+            return self.smallest
+        predicted = self.predicted(room_bytes)
+        return (predicted.best or predicted.smallest).candidate
+
+    def _body(self, position: int, k: int) -> ProgramPlanner:
+        if (position, k) not in self._inside:
+            body = bodies_of(self.jaxpr.eqns[position])[k]
+            self._inside[position, k] = ProgramPlanner(body, self.device, is_body=True)
+        return self._inside[position, k]
+
+    @functools.cached_property
+    def _pairs(self) -> Pairs:
+        return Pairs(self.jaxpr, self.device)
+
+    @functools.cached_property
+    def _pair_prices(self) -> list[float]:
+        graph = self.plain.posed.graph
+        mean = graph.costs.sum() / max(int(graph.node_bytes.sum()), 1)
+        return [float(mean * factor) for factor in _PAIR_PRICES]
+
+    def _decisions(self, price: float | None) -> tuple[LoopDecision, ...]:
+        return () if price is None else self._pairs.decide(price)
+
+    def _posed(self, pairs: tuple[LoopDecision, ...], bodies: Bodies) -> tuple[Posed, StepSearch]:
+        key = pairs, tuple((position, k, id(outcome)) for position, k, outcome in bodies)
+        if key not in self._posed_as:
+            new = {(position, k): outcome.jaxpr for position, k, outcome in bodies}
+            jaxpr = rewritten(self.jaxpr, self._pairs.found if pairs else (), pairs, new)
+            posed = pose_program(jaxpr, self.device, self._shardings, self._alias_bytes, is_body=self._is_body)
+            self._posed_as[key] = posed, StepSearch(posed.graph, posed.run_seconds(again_scans=not pairs))
+        return self._posed_as[key]
+
+    def _outcome(self, pairs: tuple[LoopDecision, ...], bodies: Bodies, schedule: Schedule) -> Outcome:
+        """One outcome per decision, so that what was predicted or compiled of it is not asked for twice."""
+        inner = tuple((position, k, outcome.decision) for position, k, outcome in bodies)
+        in_order = np.array_equal(schedule.steps, np.arange(schedule.steps.size))
+        steps = () if in_order else tuple(schedule.steps.tolist())
+        decision = ProgramDecision(steps, () if in_order else schedule.barriers, pairs, inner)
+        if decision not in self._outcomes:
+            self._outcomes[decision] = Outcome(self._posed(pairs, bodies)[0], schedule, decision)
+        return self._outcomes[decision]
+
+
+def restored(
+    jaxpr: Jaxpr,
+    decision: ProgramDecision,
+    device: Device,
+    shardings: tuple = (),
+    alias_bytes: int = 0,
+    *,
+    is_body: bool = False,
+) -> Outcome:
+    """The outcome of a decision that was made before, for the same program; nothing is searched."""
+    new = {}
+    for position, k, inner in decision.bodies:
+        body = bodies_of(jaxpr.eqns[position])[k]
+        new[position, k] = restored(body, inner, device, is_body=True).jaxpr
+    program = rewritten(jaxpr, find_pairs(jaxpr) if decision.pairs else (), decision.pairs, new)
+    posed = pose_program(program, device, shardings, alias_bytes, is_body=is_body)
+    steps = np.asarray(decision.steps or np.arange(posed.graph.num_nodes), np.int32)
+    return Outcome(posed, judged(posed.graph, steps, decision.barriers), decision)
+
+
+def _predict(outcome: Outcome) -> tuple[int, None]:
+    return outcome.peak_bytes, None
+
+
+def _by_peak(outcome: Outcome) -> tuple[int, float]:
+    return outcome.replayed_bytes, outcome.cost

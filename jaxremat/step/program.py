@@ -1,0 +1,117 @@
+"""A whole step as one flat program: what it reads and returns, by argument path, and which buffers it hands on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jaxremat.base import compat
+from jaxremat.base.compat import Jaxpr, Literal
+from jaxremat.cost.sharding import device_share
+from jaxremat.step.rewriting import inlined_throughout
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint, Primal, fingerprint, with_explicit_captures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepProgram:
+    """A traced step, flat.
+
+    Attributes:
+      jaxpr: from captured values, then argument leaves, to result leaves; call-like equations are inlined.
+      captured: outer tracers that the step closes over, now explicit inputs.
+      names: one per input: its argument and its path inside, such as `state/params/w`.
+      donated: one per input: whether its buffer may be used for a result.
+      shardings: one per input, over meshes; None for an input on a single device, or nobody knows where.
+      out_tree: structure of the result.
+    """
+
+    jaxpr: Jaxpr
+    captured: tuple
+    names: tuple[str, ...]
+    donated: tuple[bool, ...]
+    shardings: tuple[NamedSharding | None, ...]
+    out_tree: Any
+
+    @functools.cached_property
+    def primal(self) -> Primal:
+        """The step as a program of which nothing is differentiated any more."""
+        return Primal(self.jaxpr, self.captured, (), (), None, self.out_tree, None, self.shardings)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the program and of what is donated."""
+        return fingerprint(self.jaxpr, str(self.donated))
+
+    @functools.cached_property
+    def input_bytes(self) -> tuple[int, ...]:
+        """Bytes of each input on one device."""
+        pairs = zip(self.jaxpr.invars, self.shardings, strict=True)
+        return tuple(int(np.ceil(jaxprs.size_bytes(v) * device_share(v, s))) for v, s in pairs)
+
+    @functools.cached_property
+    def reused(self) -> tuple[bool, ...]:
+        """For each input, whether a result takes over its buffer."""
+        return _matched(self.jaxpr, self.donated)
+
+    @functools.cached_property
+    def reusable(self) -> tuple[bool, ...]:
+        """For each input that is not donated, whether a result could take over its buffer if it were."""
+        wanted = _matched(self.jaxpr, (True,) * len(self.donated), first=self.reused)
+        return tuple(could and not donated for could, donated in zip(wanted, self.donated))
+
+    @property
+    def alias_bytes(self) -> int:
+        """Bytes of results that live in the buffers of donated inputs."""
+        return sum(size for size, reused in zip(self.input_bytes, self.reused) if reused)
+
+
+def trace_step(fun: Callable, args: Sequence, names: Sequence[str], donated: Sequence[bool], shardings) -> StepProgram:
+    """Traces a step of array leaves.
+
+    Args:
+      fun: from leaves to a tree of results.
+      args: one array or ShapeDtypeStruct per leaf.
+      names, donated, shardings: one per leaf; see `StepProgram`.
+    """
+    program = jaxprs.read(fun, *args)
+    captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
+    jaxpr = inlined_throughout(with_explicit_captures(program.jaxpr, captured))
+    number = len(captured)
+    return StepProgram(
+        jaxpr,
+        captured,
+        names=(*(f"captured {i}" for i in range(number)), *names),
+        donated=(*[False] * number, *donated),
+        shardings=(*[None] * number, *shardings),
+        out_tree=program.out_tree,
+    )
+
+
+def whole_program(jaxpr: Jaxpr, shardings: tuple = ()) -> Joint:
+    """A flat program in the form that costs are worked out on: nothing in it is differentiated any more."""
+    return Joint(Primal(jaxpr, (), (), (), None, None, None, shardings), jaxpr)
+
+
+def _matched(jaxpr: Jaxpr, donated: Sequence[bool], first: Sequence[bool] | None = None) -> tuple[bool, ...]:
+    """The donated inputs whose shape and dtype a result has: each result takes one, as `jax.jit` gives them out."""
+    order = sorted(range(len(donated)), key=lambda i: not first[i]) if first else range(len(donated))
+    waiting: dict[tuple, list[int]] = {}
+    for i in order:
+        if donated[i]:
+            waiting.setdefault(_kind(jaxpr.invars[i]), []).append(i)
+    taken = set()
+    for atom in jaxpr.outvars:
+        if not isinstance(atom, Literal) and waiting.get(_kind(atom)):
+            taken.add(waiting[_kind(atom)].pop(0))
+    return tuple(i in taken for i in range(len(donated)))
+
+
+def _kind(atom) -> tuple:
+    return tuple(atom.aval.shape), str(atom.aval.dtype)

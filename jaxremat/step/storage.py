@@ -1,0 +1,89 @@
+"""Plans of steps on disk: JSON that another machine applies without solving."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxremat.base.errors import PlanMismatchError
+from jaxremat.compiled.compile import MemoryReport
+from jaxremat.step.decision import ProgramDecision
+from jaxremat.step.program import StepProgram
+
+_FORMAT = "jaxremat step plan 1"
+_NUMBERS = ("budget_bytes", "baseline_peak_bytes", "compilations", "solve_seconds", "solver", "target")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredStepPlan:
+    """What a file holds.
+
+    Attributes:
+      decision: what was decided.
+      fingerprint: of the step that was planned.
+      names: the paths of its inputs, with their types.
+      compiled: the report of its last compilation.
+      numbers: the fields `budget_bytes`, `baseline_peak_bytes`, `compilations`, `solve_seconds`, `solver`, `target`.
+    """
+
+    decision: ProgramDecision
+    fingerprint: str
+    names: tuple[str, ...]
+    compiled: MemoryReport | None
+    numbers: dict[str, Any]
+
+
+def write_step_plan(path: str | Path, plan: Any) -> None:
+    """Writes a `StepPlan`."""
+    data = {
+        "format": _FORMAT,
+        "decision": plan.decision.to_json(),
+        "fingerprint": plan.program.fingerprint,
+        "inputs": list(_inputs(plan.program)),
+        "compiled": None if plan.compiled is None else dataclasses.asdict(plan.compiled),
+        "numbers": {name: getattr(plan, name) for name in _NUMBERS},
+        "arguments": [dataclasses.asdict(group) for group in plan.arguments],
+    }
+    Path(path).write_text(json.dumps(data, indent=1))
+
+
+def read_step_plan(path: str | Path) -> StoredStepPlan:
+    """Reads what `write_step_plan` wrote.
+
+    Raises:
+      PlanMismatchError: if the file is damaged or holds something else.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+        if data["format"] != _FORMAT:
+            raise PlanMismatchError(
+                f"{path} holds no plan of a step: {data['format']!r}; plan again and save the result"
+            )
+        report = data["compiled"]
+        return StoredStepPlan(
+            decision=ProgramDecision.from_json(data["decision"]),
+            fingerprint=str(data["fingerprint"]),
+            names=tuple(data["inputs"]),
+            compiled=None if report is None else MemoryReport(**report),
+            numbers={name: data["numbers"][name] for name in _NUMBERS},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlanMismatchError(f"{path} is no plan of a step, or is damaged at {error}; plan again") from error
+
+
+def check_program(stored: StoredStepPlan, program: StepProgram) -> None:
+    """Raises PlanMismatchError where a step is not the one that was planned, with the first difference."""
+    if stored.fingerprint == program.fingerprint:
+        return
+    pairs = zip(stored.names, _inputs(program))
+    different = [f"planned {a}, given {b}" for a, b in pairs if a != b]
+    if len(stored.names) != len(program.names):
+        different.append(f"planned {len(stored.names)} arrays, given {len(program.names)}")
+    detail = "; ".join(different[:4]) or "its arguments are the same, what it computes or donates is not"
+    raise PlanMismatchError(f"this step is not the one that was planned: {detail}. Plan again.")
+
+
+def _inputs(program: StepProgram) -> tuple[str, ...]:
+    return tuple(f"{name} {v.aval.str_short()}" for name, v in zip(program.names, program.jaxpr.invars, strict=True))

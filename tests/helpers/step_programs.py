@@ -1,0 +1,212 @@
+"""Small whole steps of many kinds, written as people write them: (step, concrete arguments, donated arguments)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+WIDTH, DEPTH, BATCH = 16, 4, 64
+
+
+def _weights(number=DEPTH, width=WIDTH, seed=0):
+    keys = jax.random.split(jax.random.key(seed), number)
+    return [0.3 * jax.random.normal(key, (width, width)) for key in keys]
+
+
+def _data(batch=BATCH, width=WIDTH, seed=1):
+    return jax.random.normal(jax.random.key(seed), (batch, width))
+
+
+def _forward(weights, x):
+    for w in weights:
+        x = x + jnp.tanh(x @ w)
+    return x
+
+
+def _loss(weights, x):
+    return (_forward(weights, x) ** 2).mean()
+
+
+def _updated(optimizer, grads, state):
+    updates, opt = optimizer.update(grads, state["opt"], state["params"])
+    return {**state, "params": optax.apply_updates(state["params"], updates), "opt": opt}
+
+
+def _state(params, optimizer):
+    return {"params": params, "opt": optimizer.init(params)}
+
+
+def adam():
+    """Adam with a clipped gradient: all gradients live before the first update."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+
+    def step(state, x):
+        value, grads = jax.value_and_grad(_loss)(state["params"], x)
+        return _updated(optimizer, grads, state), value
+
+    return step, (_state(_weights(), optimizer), _data()), 0
+
+
+def auxiliary():
+    """has_aux, a dropout key that is split, an average of the parameters."""
+    optimizer = optax.sgd(1e-2, momentum=0.9)
+
+    def step(state, x):
+        key, now = jax.random.split(state["key"])
+
+        def loss(params):
+            dropped = jnp.where(jax.random.bernoulli(now, 0.8, x.shape), x, 0.0)
+            out = _forward(params, dropped)
+            return (out**2).mean(), out.mean(0)
+
+        (value, mean), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
+        new = _updated(optimizer, grads, state)
+        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, state["ema"], new["params"])
+        return {**new, "key": key, "ema": average}, (value, mean)
+
+    state = {**_state(_weights(), optimizer), "key": jax.random.key(3), "ema": _weights(seed=5)}
+    return step, (state, _data()), 0
+
+
+def scanned():
+    """A scan over layers."""
+    optimizer = optax.adam(1e-2)
+
+    def loss(params, x):
+        out, _ = jax.lax.scan(lambda h, w: (h + jnp.tanh(jnp.sin(h) @ w), None), x, params)
+        return (out**2).mean()
+
+    def step(state, x):
+        value, grads = jax.value_and_grad(loss)(state["params"], x)
+        return _updated(optimizer, grads, state), value
+
+    return step, (_state(jnp.stack(_weights(8)), optimizer), _data()), 0
+
+
+def accumulated():
+    """Gradients summed over micro-batches by a scan."""
+    optimizer = optax.adam(1e-2)
+
+    def step(state, x):
+        def one(total, x):
+            value, grads = jax.value_and_grad(_loss)(state["params"], x)
+            return jax.tree.map(jnp.add, total, grads), value
+
+        grads, values = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, state["params"]), x)
+        return _updated(optimizer, grads, state), values.mean()
+
+    return step, (_state(_weights(), optimizer), jnp.stack([_data(seed=i) for i in range(3)])), 0
+
+
+def epochs():
+    """Gradient steps in a scan of a scan."""
+    optimizer = optax.sgd(1e-2)
+
+    def step(state, x, key):
+        def minibatch(state, chosen):
+            value, grads = jax.value_and_grad(_loss)(state["params"], x[chosen])
+            return _updated(optimizer, grads, state), value
+
+        def epoch(state, key):
+            return jax.lax.scan(minibatch, state, jax.random.permutation(key, x.shape[0]).reshape(2, -1))
+
+        return jax.lax.scan(epoch, state, jax.random.split(key, 2))
+
+    return step, (_state(_weights(), optimizer), _data(), jax.random.key(0)), 0
+
+
+def two_players():
+    """Two gradients one after the other, the first with a gradient inside (a penalty)."""
+    optimizer = optax.sgd(1e-2)
+
+    def step(state, x):
+        params = state["params"]
+        fake = _forward(params["maker"], x)
+
+        def critic_loss(critic):
+            slope = jax.grad(lambda x: _forward(critic, x).sum())(x + fake)
+            return _forward(critic, fake).mean() + ((jnp.linalg.norm(slope, axis=-1) - 1) ** 2).mean()
+
+        first, g_critic = jax.value_and_grad(critic_loss)(params["critic"])
+        second, g_maker = jax.value_and_grad(lambda p: _forward(params["critic"], _forward(p, x)).mean())(
+            params["maker"]
+        )
+        return _updated(optimizer, {"critic": g_critic, "maker": g_maker}, state), (first, second)
+
+    return step, (_state({"critic": _weights(), "maker": _weights(seed=2)}, optimizer), _data()), 0
+
+
+def meta():
+    """A gradient through two steps of an inner gradient."""
+    optimizer = optax.sgd(1e-2)
+
+    def adapted(params, x):
+        for _ in range(2):
+            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(_loss)(params, x))
+        return params
+
+    def step(state, x, y):
+        value, grads = jax.value_and_grad(lambda p: _loss(adapted(p, x), y))(state["params"])
+        return _updated(optimizer, grads, state), value
+
+    return step, (_state(_weights(2), optimizer), _data(), _data(seed=7)), 0
+
+
+def low_rank():
+    """A frozen base, adapters of low rank, microbatches accumulated by `optax.MultiSteps`."""
+    optimizer = optax.MultiSteps(optax.adam(1e-2), 2)
+
+    def step(state, base, x):
+        def loss(adapters):
+            return _loss([w + a @ b for w, (a, b) in zip(base, adapters)], x)
+
+        value, grads = jax.value_and_grad(loss)(state["params"])
+        return _updated(optimizer, grads, state), value
+
+    adapters = [(w[:, :2], w[:2]) for w in _weights(seed=4)]
+    return step, (_state(adapters, optimizer), _weights(), _data()), 0
+
+
+def linearized():
+    """`jax.linearize` and `jax.vjp` written out, a loop in Python over two batches."""
+
+    def step(params, x):
+        total = jax.tree.map(jnp.zeros_like, params)
+        for part in (x, 2 * x):
+            value, pull = jax.vjp(lambda p, part=part: _loss(p, part), params)
+            total = jax.tree.map(jnp.add, total, pull(jnp.ones_like(value))[0])
+        _, push = jax.linearize(lambda p: _loss(p, x), params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, total), push(total)
+
+    return step, (_weights(), _data()), 0
+
+
+def evaluation():
+    """No gradient at all."""
+
+    def step(params, x):
+        out = _forward(params, x)
+        return {"loss": (out**2).mean(), "largest": jnp.abs(out).max()}
+
+    return step, (_weights(), _data()), ()
+
+
+STEPS = {
+    make.__name__: make
+    for make in (
+        adam, auxiliary, scanned, accumulated, epochs, two_players, meta, low_rank, linearized, evaluation
+    )
+}  # fmt: skip
+
+
+def numbers(tree) -> list[np.ndarray]:
+    """Leaves of a result as arrays of numbers, keys by their words."""
+    words = lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return [np.asarray(words(leaf), np.float64) for leaf in jax.tree.leaves(tree)]
+
+
+def copied(tree):
+    """The same arrays in buffers of their own, so that donation does not take the originals."""
+    return jax.tree.map(lambda x: x.copy(), tree)

@@ -1,0 +1,203 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import step_programs
+from step_programs import copied, numbers
+
+import jaxremat
+
+
+def peak_bytes(compiled):
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(numbers(ours), numbers(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", step_programs.STEPS)
+def test_two_steps_within_the_least_memory_are_two_steps_as_written(name):
+    step, args, donated = step_programs.STEPS[name]()
+    planned = jaxremat.jit(step, budget="least", donate_argnums=donated, verify="replay")
+    plain, ours, theirs = jax.jit(step), copied(args), args
+    for _ in range(2):
+        mine, expected = planned(*ours), plain(*theirs)
+        assert_same(mine, expected)
+        if donated == ():
+            break
+        first = lambda out: out[0] if isinstance(out, tuple) else out
+        ours, theirs = (first(mine), *copied(args[1:])), (first(expected), *args[1:])
+
+
+def test_second_call_traces_nothing_and_donated_buffers_are_gone():
+    step, args, donated = step_programs.adam()
+    traced = []
+
+    def counted(*args):
+        traced.append(1)
+        return step(*args)
+
+    planned = jaxremat.jit(counted, budget="least", donate_argnums=donated, verify="replay")
+    given = copied(args)
+    state, _ = planned(*given)
+    before = len(traced)
+    planned(state, args[1])
+    assert len(traced) == before <= 2
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0]) if leaf.size > 1)
+
+
+def deep(batch=4096):
+    """Sixteen layers whose activations are most of the peak."""
+    params = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 16
+    x = jax.ShapeDtypeStruct((batch, 64), jnp.float32)
+
+    def step(params, x):
+        value, grads = jax.value_and_grad(step_programs._loss)(params, x)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+    return step, (params, x)
+
+
+@pytest.mark.parametrize("budget", [0.7, 0.5])
+def test_compiled_step_keeps_to_its_budget(budget):
+    step, args = deep()
+    written = peak_bytes(jax.jit(step, donate_argnums=0).lower(*args).compile())
+    planned = jaxremat.jit(step, budget=budget, donate_argnums=0)
+    assert peak_bytes(planned.lower(*args).compile()) <= budget * written
+    plan = planned.plan(*args)
+    assert plan.compiled.peak_bytes <= plan.budget_bytes == int(budget * written)
+    assert plan.baseline_peak_bytes == written
+
+
+def test_step_that_fits_is_left_alone_to_the_letter():
+    step, args = deep(256)
+    planned = jaxremat.jit(step, budget="1GiB", donate_argnums=0)
+    assert planned.plan(*args).is_plain
+    assert str(planned.trace(*args).jaxpr) == str(jax.jit(step, donate_argnums=0).trace(*args).jaxpr)
+
+
+def test_peak_counts_a_donated_buffer_once():
+    step, args = deep(256)
+    donated = jaxremat.jit(step, budget=1.0, donate_argnums=0).plan(*args)
+    kept = jaxremat.jit(step, budget=1.0).plan(*args)
+    size = sum(4 * 64 * 64 for _ in args[0])
+    assert kept.baseline_peak_bytes - donated.baseline_peak_bytes == pytest.approx(size, rel=0.1)
+    assert any("params is not donated" in warning for warning in kept.warnings)
+    assert not donated.warnings
+
+
+def test_planned_step_under_other_transformations():
+    step, args = deep(32)
+    arrays = jax.tree.map(lambda s: jnp.full(s.shape, 0.1, s.dtype), args)
+    planned = jaxremat.jit(step, budget="least", verify="replay")
+    assert_same(jax.jit(planned)(*arrays), step(*arrays))
+    params, x = arrays
+    several = jnp.stack([x, 2 * x])
+    assert_same(jax.vmap(planned, (None, 0))(params, several), jax.vmap(step, (None, 0))(params, several))
+    assert_same(
+        jax.grad(lambda p: planned(p, x)[1])(params), jax.grad(lambda p: step(p, x)[1])(params)
+    )  # a gradient of a step with a gradient inside
+    assert "optimization_barrier" in str(jax.make_jaxpr(planned)(*arrays))
+
+
+def test_decorator_methods_keywords_and_static_arguments():
+    @jaxremat.jit(budget="least", static_argnames="double", verify="replay")
+    def step(x, *, double=False):
+        return step_programs._forward([jnp.eye(4)] * 3, 2 * x if double else x)
+
+    x = jnp.ones((4, 4))
+    assert_same(step(x, double=True), step(2 * x))
+    assert step.__name__ == "step"
+
+    class Trainer:
+        @jaxremat.jit(budget="least", static_argnums=0, verify="replay")
+        def step(self, x):
+            return jnp.sin(x)
+
+    assert_same(Trainer().step(x), jnp.sin(x))
+
+
+def test_step_closes_over_tracers_of_an_outer_trace():
+    def outer(scale, x):
+        planned = jaxremat.jit(lambda x: (jnp.tanh(jnp.tanh(x) * scale)).sum(), budget="least")
+        return jax.grad(planned)(x)
+
+    x = jnp.linspace(0, 1, 8)
+    expected = jax.grad(lambda x: jnp.tanh(jnp.tanh(x) * 3.0).sum())(x)
+    np.testing.assert_allclose(jax.jit(outer)(3.0, x), expected, rtol=1e-5)
+
+
+def test_effects_happen_once_and_in_order():
+    seen = []
+
+    def note(v):
+        seen.append(int(v))
+
+    def step(params, x):
+        jax.debug.callback(note, jnp.int32(1), ordered=True)
+        value, grads = jax.value_and_grad(step_programs._loss)(params, x)
+        jax.debug.callback(note, jnp.int32(2), ordered=True)
+        return jax.tree.map(lambda p, g: p - g, params, grads), value
+
+    params, x = step_programs._weights(6), step_programs._data()
+    jaxremat.jit(step, budget="least", verify="replay")(params, x)
+    jax.effects_barrier()
+    assert seen == [1, 2]
+
+
+def test_plan_hangs_on_no_name_stack(monkeypatch):
+    """The same schedule where every debugging name is gone."""
+    from jaxremat.base import compat
+
+    step, args = deep(256)
+    named = jaxremat.jit(step, budget="least", verify="replay").plan(*args)
+    monkeypatch.setattr(compat, "name_stack", lambda eqn: "")
+    bare = jaxremat.jit(step, budget="least", verify="replay").plan(*args)
+    assert bare.decision == named.decision
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": "12 parsecs"}, "12 parsecs"),
+        ({"budget": 0.5, "donate_argnames": "parms"}, "Did you mean 'params'"),
+        ({"budget": 0.5, "donate_argnums": 5}, "takes 2"),
+        ({"budget": 0.5, "static_argnums": 0, "donate_argnums": 0}, "both static and donated"),
+        ({"budget": 0.5, "verify": "hope"}, "compile, replay"),
+        ({"budget": 0.5, "allow": "magic"}, "offload, chunk, narrow"),
+        ({"budget": 0.5, "solver": "rotor"}, "auto"),
+        ({"budget": "device"}, "cpu"),
+    ],
+)
+def test_bad_options_are_refused_with_the_remedy(options, words):
+    def step(params, x):
+        return params + x
+
+    with pytest.raises(jaxremat.ArgumentError, match=words):
+        jaxremat.jit(step, **options)(jnp.ones(3), jnp.ones(3))
+
+
+def test_unhashable_static_argument_is_named():
+    def step(x, shape):
+        return x.reshape(shape)
+
+    with pytest.raises(jaxremat.ArgumentError, match="'shape' is a list"):
+        jaxremat.jit(step, budget=0.5, static_argnums=1).lower(jnp.ones(4), [2, 2])
+
+
+def test_refusal_says_who_holds_what():
+    step, args, donated = step_programs.adam()
+    with pytest.raises(jaxremat.BudgetError, match="optimizer state") as caught:
+        jaxremat.jit(step, budget=10_000, donate_argnums=donated).lower(*args)
+    text = str(caught.value)
+    assert "state/opt" in text and "state/params" in text
+    assert caught.value.min_peak_bytes > caught.value.budget_bytes == 10_000
+
+
+def test_device_budget_is_the_pool_less_a_margin():
+    step, args = deep(8)
+    plan = jaxremat.jit(step, budget="device", target="h200", verify="replay").plan(*args)
+    assert plan.budget_bytes == int(0.95 * int(0.75 * 141e9))
