@@ -90,8 +90,9 @@ class StepArguments:
         is_static = [self._meant(place, self._static, len(args)) for place in where]
         traced = [k for k, static in enumerate(is_static) if not static]
         leaves = tuple(flat[k][1] for k in traced)
-        fixed = tuple(leaf for (_, leaf), static in zip(flat, is_static) if static)
-        self._require_hashable(fixed, [w for w, static in zip(where, is_static) if static])
+        given = {**dict(enumerate(args)), **kwargs}
+        fixed = {place: value for place, value in given.items() if self._meant(place, self._static, len(args))}
+        self._require_hashable(fixed)
 
         def rebuild(new: Sequence) -> tuple[tuple, dict]:
             all_leaves = [leaf for _, leaf in flat]
@@ -101,7 +102,7 @@ class StepArguments:
 
         return StepCall(
             leaves=leaves,
-            static=fixed,
+            static=tuple(fixed.values()),
             tree=tree,
             names=tuple(self._name(flat[k][0], where[k]) for k in traced),
             donated=tuple(self._meant(where[k], self._donated, len(args)) for k in traced),
@@ -156,8 +157,8 @@ class StepArguments:
     def _is_variadic(self) -> bool:
         return "*" in self._parameters
 
-    def _require_hashable(self, values: Sequence, where: Sequence[Where]) -> None:
-        for value, place in zip(values, where):
+    def _require_hashable(self, static: Mapping[Where, Any]) -> None:
+        for place, value in static.items():
             try:
                 hash(value)
             except TypeError:

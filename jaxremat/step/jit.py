@@ -268,9 +268,7 @@ class PlannedStep:
     def _made(self, call: StepCall) -> StepPlan:
         program = self._program(call)
         if not program.jaxpr.eqns:
-            raise ArgumentError(
-                "this step computes nothing: its results are its arguments, and there is nothing to plan"
-            )
+            raise ArgumentError("this step computes nothing: its results are its arguments; there is nothing to plan")
         compiles = self._options.verify == "compile" and not program.captured
         compile = functools.partial(self._compiled, call, program) if compiles else None
         return StepPlanning(program, self._options.device, compile).plan(self._options.budget)

@@ -110,11 +110,11 @@ class StepSearch:
         opened: list[int] = []
         done = length = 0
         for part, candidate in chosen:
-            inside = part.nodes(candidate.schedule)
+            inside = part.nodes(candidate.program.steps)
             pieces += [order[done : part.first], inside]
             length += part.first - done
             if inside.size > part.end - part.first:
-                opened += [length + t - 1 for t in (candidate.start, *candidate.fences)]
+                opened += [length + t - 1 for t in (candidate.program.backward_start, *candidate.program.barriers)]
             length, done = length + inside.size, part.end
         steps = np.concatenate([*pieces, order[done:]])
         moved = [int(np.flatnonzero(steps == barrier)[0]) for barrier in schedule.barriers]
