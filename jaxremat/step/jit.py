@@ -21,7 +21,7 @@ from jaxremat.compiled.compile import MemoryReport, compile_jitted
 from jaxremat.step.arguments import StepArguments, StepCall, mesh_sharding
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner, restored
-from jaxremat.step.planning import DEVICE, LEAST, StepPlanning
+from jaxremat.step.planning import StepPlanning
 from jaxremat.step.program import StepProgram, trace_step
 from jaxremat.step.storage import check_program, read_step_plan
 
@@ -48,8 +48,7 @@ class StepOptions:
     seed: int
 
     def __post_init__(self):
-        if self.budget not in (LEAST, DEVICE):
-            parse_budget(self.budget)
+        parse_budget(self.budget)
         if self.verify not in _VERIFICATIONS:
             raise ArgumentError(f"verify={self.verify!r} is unknown; choose one of {', '.join(_VERIFICATIONS)}")
         if self.solver not in _SOLVERS:
@@ -92,7 +91,7 @@ def jit(
     Args:
       fun: the step; without it, `jit(budget=...)` is a decorator.
       budget: bytes (int), text such as "12GiB", a fraction in (0, 1] of the step's own compiled peak, "least", the
-        smallest peak that is found, or "device", what the device's allocator gives less 5 % for fragmentation and the
+        smallest peak that is found, or "device", what the device's allocator gives less 2 % for fragmentation and the
         runtime. It bounds argument + output + temporary - alias bytes of the compiled step on one device.
       donate_argnums, donate_argnames, static_argnums, static_argnames, in_shardings, out_shardings: as in `jax.jit`.
       target: device to plan for, such as "h200"; None is the default backend's.

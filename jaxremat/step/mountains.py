@@ -17,6 +17,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.solvers.mincut.cut import cheapest_cut
 
 _PLACES = 12
+_AS_MUCH = 0.95
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,7 +98,8 @@ def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> G
 
     At the mean price of a byte, a minimum cut says what the values that pass a node cost when each is kept or made
     again, whichever is cheaper; the gain is what that saves over keeping all. Gradients, which take the whole program
-    to make, gain nothing; activations do. The fullest node of each of some equal parts is tried.
+    to make, gain nothing; activations do. The fullest node of each of some equal parts is tried; of those that gain
+    about as much as any, the fullest is taken.
 
     Args:
       graph: a section.
@@ -106,8 +108,10 @@ def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> G
     """
     price = graph.costs.sum() / max(int(graph.value_bytes.sum()), 1)
     places = [first + int(live_bytes[first:end].argmax()) for first, end in _parts(graph.num_nodes)]
-    cuts = [cut_at(graph, place) for place in dict.fromkeys(places) if place > 1]
-    return max(cuts, key=lambda cut: _gain(cut, price, run_seconds), default=cut_at(graph, graph.num_nodes))
+    gains = {place: _gain(cut_at(graph, place), price, run_seconds) for place in dict.fromkeys(places) if place > 1}
+    most = max(gains.values(), default=0.0)
+    good = [place for place, gain in gains.items() if gain >= _AS_MUCH * most]
+    return cut_at(graph, max(good, key=lambda place: live_bytes[place], default=graph.num_nodes))
 
 
 def _gain(graph: Graph, price: float, run_seconds: np.ndarray) -> float:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 
 from jaxremat.backends.devices import Device
-from jaxremat.base.budget import Budget, budget_bytes, format_bytes
+from jaxremat.backends.memory import usable_bytes
+from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Trial, correct
-from jaxremat.step.device_budget import device_budget_bytes
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
@@ -20,7 +20,6 @@ from jaxremat.step.refusal import refusal
 
 logger = logging.getLogger("jaxremat")
 
-LEAST, DEVICE = "least", "device"
 _MOST_COMPILATIONS = 6
 _MOST_LEAST = 3  # candidates of small predicted peak that are compiled for "least"
 
@@ -64,7 +63,7 @@ class StepPlanning:
         """
         if budget == LEAST:
             return self._least()
-        limit = device_budget_bytes(self.device) if budget == DEVICE else budget_bytes(budget, self.plain_peak_bytes)
+        limit = usable_bytes(self.device) if budget == DEVICE else budget_bytes(budget, self.plain_peak_bytes, 0)
         if self.plain_peak_bytes <= limit:
             return self._plan(self.plain, limit, self.plain_report, int(self._compile is not None))
         if self.plain.posed.graph.resident_bytes > limit:

@@ -15,7 +15,7 @@ def gradient_graph(layers, size=10, start=0):
 
 
 def two_mountains(layers=8):
-    edges = gradient_graph(layers) + [(2 * layers - 1, 2 * layers)] + gradient_graph(layers, start=2 * layers)
+    edges = [*gradient_graph(layers), (2 * layers - 1, 2 * layers), *gradient_graph(layers, start=2 * layers)]
     number = 4 * layers
     return Graph.from_arrays([10] * number, [1.0] * number, sorted(set(edges)), outputs=[number - 1])
 
