@@ -105,7 +105,9 @@ def _manual_axes(eqn: Eqn) -> Iterator[None]:
 
 
 def zeros_of(aval) -> Any:
-    """Zeros of an abstract value, sharded over and varying along the same axes."""
+    """Zeros of an abstract value, sharded over and varying along the same axes; keys of zeros for PRNG keys."""
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+        return jax.lax.full(aval.shape, 0, aval.dtype)
     return _ad_util.zeros_like_aval(aval)
 
 

@@ -358,8 +358,16 @@ def _zeros_like(x):
 
 
 def _at(stack, index):
-    return lax.dynamic_index_in_dim(stack, index, keepdims=False)
+    """An entry of a stack. Not `lax.dynamic_index_in_dim`: that is a call, with arithmetic for negative indices."""
+    sizes = (1, *stack.shape[1:])
+    return lax.squeeze(lax.dynamic_slice(stack, _first(stack, index), sizes, allow_negative_indices=False), (0,))
 
 
 def _put(stack, value, index):
-    return lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), index, 0)
+    entry = lax.expand_dims(value.astype(stack.dtype), (0,))
+    return lax.dynamic_update_slice(stack, entry, _first(stack, index), allow_negative_indices=False)
+
+
+def _first(stack, index) -> tuple:
+    """Where an entry of a stack begins."""
+    return (index, *(0 for _ in stack.shape[1:]))
