@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from loop_programs import all_decisions, array, assert_same_gradients, decided, decisions_of, recurrence
+from loop_programs import (
+    all_decisions,
+    applied,
+    array,
+    assert_same_gradients,
+    decided,
+    decisions_of,
+    loops_of,
+    recurrence,
+)
+
+from jaxremat.backends.devices import resolve_target
+from jaxremat.cost.pricing import program_seconds
+from jaxremat.loops.decision import LoopDecision
+from jaxremat.trace import jaxpr as jaxprs
 
 
 @pytest.mark.parametrize("length,reverse", [(1, False), (2, True), (13, False), (13, True)])
@@ -217,3 +232,19 @@ def test_loops_with_effects_are_left_alone():
         return jnp.sum(lax.scan(body, jnp.ones((2, 4)), None, length=3)[0])
 
     assert decisions_of(loss, (array(4, 4),), 0, 1e-2) == ()
+
+
+def test_a_split_loop_costs_what_a_whole_one_does():
+    """Pieces read and write entries of stacks in place: a slice or an update each, no call, no arithmetic."""
+    loss, args = recurrence(12)
+    loops = loops_of(loss, args)
+    (loop,) = loops.found
+    plain = loops.options(loop)[0].decision.pieces[0]
+    halves = [dataclasses.replace(plain, count=count) for count in (5, 7)]
+    device = resolve_target("h200")
+
+    def seconds(*pieces):
+        planned = applied(loss, args, 0, [LoopDecision(pieces)])
+        return program_seconds(jaxprs.inline_calls(jax.make_jaxpr(jax.grad(planned))(*args)), device)
+
+    assert seconds(*halves) == pytest.approx(seconds(plain), rel=0.1)
