@@ -57,7 +57,7 @@ def explain(
       plain_seconds: time of the program as written.
 
     Raises:
-      ArgumentError: if nothing matches; the message lists paths that exist.
+      ArgumentError: if nothing matches; the message lists some that exist.
     """
     return Explanation(pattern, table_of(matching(parts, pattern), plain_seconds, _MOST_ROWS), _prices(table))
 
@@ -69,8 +69,8 @@ def matching(parts: Mapping[Part, Mapping[int, Value]], pattern: str | None) -> 
         for part, values in parts.items()
     }
     if not any(found.values()):
-        paths = sorted({value.path for values in parts.values() for value in values.values()})
-        raise ArgumentError(f"no value matches {pattern!r}; among the paths are {', '.join(paths[:12]) or 'none'}")
+        known = sorted({value.path or value.what for values in parts.values() for value in values.values()})
+        raise ArgumentError(f"no value matches {pattern!r}; there are {', '.join(known[:12]) or 'none'}")
     return found
 
 
