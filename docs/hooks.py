@@ -2,7 +2,12 @@
 
 import importlib
 import re
+from pathlib import Path
 from typing import Any
+
+import nbconvert
+import nbformat
+from nbconvert.preprocessors import ExecutePreprocessor
 
 _REFERENCE = re.compile(r"^::: (jaxremat\.[\w.]+)$", re.MULTILINE)
 
@@ -29,3 +34,14 @@ def home_of(path: str) -> str:
             thing = getattr(thing, name)
         return f"{thing.__module__}.{thing.__qualname__}" if hasattr(thing, "__qualname__") else path
     raise ImportError(f"{path} is not importable")
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Executes the notebooks and writes them beside the pages; a cell that fails fails the build."""
+    target = Path(config["site_dir"]) / "notebooks"
+    target.mkdir(exist_ok=True)
+    exporter = nbconvert.HTMLExporter(template_name="lab")
+    for source in sorted(Path(config["docs_dir"]).glob("notebooks/*.ipynb")):
+        book = nbformat.read(source, as_version=4)
+        ExecutePreprocessor(timeout=600).preprocess(book, {"metadata": {"path": str(source.parent)}})
+        (target / f"{source.stem}.html").write_text(exporter.from_notebook_node(book)[0], encoding="utf-8")

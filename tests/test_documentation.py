@@ -1,4 +1,4 @@
-"""The documentation does what it says: every page runs on its own, every public name is described, links lead somewhere."""
+"""The documentation does what it says: pages run on their own, public names are described, links lead somewhere."""
 
 import ast
 import inspect

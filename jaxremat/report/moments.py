@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxremat.graph.replay import Timeline
 from jaxremat.report.live import KINDS, LiveBytes
+from jaxremat.report.origin import is_transposed
 from jaxremat.report.parts import Version
 from jaxremat.report.rows import common_path, without_numbers
 from jaxremat.report.values import Names
@@ -69,8 +70,8 @@ class Moments:
         graph = version.problem.graph
         self._paths = [origin.path for origin in names.origins]
         self._labels = [
-            f"{origin.label} (gradient)" if late else origin.label
-            for origin, late in zip(names.origins, graph.backward.tolist())
+            f"{origin.label} (gradient)" if is_transposed(eqn) else origin.label
+            for origin, eqn in zip(names.origins, version.problem.joint.eqns)
         ]
         self._node = graph.producer[version.timeline.spans[:, 0]]
         keys = [

@@ -77,6 +77,11 @@ def rules_in(eqns: Sequence[Eqn]) -> dict[object, str]:
     return {traceback: name for traceback, name in calls if name and traceback is not None}
 
 
+def is_transposed(eqn: Eqn) -> bool:
+    """Whether an equation belongs to a backward, by its name stack."""
+    return "transpose(" in compat.name_stack(eqn)
+
+
 def clean_path(stack: str) -> str:
     """A name stack without the marks that transformations leave: `transpose(jvp(GPT))/block_0` is `GPT/block_0`."""
     previous = None
