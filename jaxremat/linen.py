@@ -101,6 +101,6 @@ def _planned(fn: Callable, once: PlanOnce, variables, rngs, static: StaticArgume
         if any(scope.get_flag("initializing", False) for scope in scopes):  # same bits: op by op, as Flax does it
             return pure(variable_groups, rng_groups, *args, **kwargs)
         args, kwargs = static.fix((None, *args), kwargs)  # the numbers of static arguments count `self`
-        return once.decorate(pure)(variable_groups, rng_groups, *args[1:], **kwargs)
+        return once.decorate(pure)(None, variable_groups, rng_groups, *args[1:], **kwargs)
 
     return lift.pack(inner, (variables,), (variables,), (rngs,), name="remat", enable_kwargs=True)

@@ -224,6 +224,13 @@ def differentiations(inputs: Sequence) -> list[str]:
     return [passing[tag] for tag in order if tag in passing]
 
 
+def primal_of(x):
+    """The value under the differentiations that are passing through it."""
+    while isinstance(x, _ad.JVPTracer | _ad.LinearizeTracer):
+        x = x.primal
+    return x
+
+
 def have_tangents(inputs: Sequence) -> list[bool]:
     """Which of some values a differentiation is passing through, as far as is known here."""
     return [any(True for _ in _tangents(x)) for x in inputs]

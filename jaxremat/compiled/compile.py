@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
@@ -101,7 +101,8 @@ def compile_jitted(jitted: Callable, args: Sequence, kwargs: Mapping, target: st
     device = resolve_target(target)
     devices = target_devices(target)
     start = time.perf_counter()
-    placed, named = _place((tuple(args), dict(kwargs)), devices, target is None or device.platform == "cpu")
+    here = target is None or device.platform == "cpu"
+    placed, named = _place((tuple(args), dict(kwargs)), jax.devices() if here else devices, here)
     with compiler_lock(device):
         lowered = jitted.trace(*placed, **named).lower(lowering_platforms=(device.platform,))
         executable = lowered.compile(compiler_options=_COMPILER_OPTIONS.get(device.platform))
@@ -163,11 +164,11 @@ def _cotangent_dtype(dtype):
 
 def _place(inputs: tuple, devices: list, here: bool) -> tuple:
     """The arguments on the target's devices: meshes are rebuilt there, everything else sits on the first one."""
-    if here:
-        return inputs
 
     def place(leaf):
         if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        if here and not isinstance(getattr(leaf.sharding, "mesh", None), AbstractMesh):
             return leaf
         sharding: Any = SingleDeviceSharding(devices[0])
         if isinstance(leaf.sharding, NamedSharding):
@@ -184,7 +185,7 @@ def _rebuilt(mesh, devices: list):
             "shard over fewer, or verify one device's share"
         )
     grid = np.asarray(devices[: mesh.size], dtype=object).reshape(tuple(mesh.shape.values()))
-    return jax.sharding.Mesh(grid, mesh.axis_names)
+    return jax.sharding.Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def _read(executable, device: Device, compile_seconds: float) -> MemoryReport:

@@ -248,8 +248,7 @@ def _without_returns(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Eqn, ...]:
 
 def _instantiated(cotangent, var: Var):
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        aval: Any = var.aval
-        return jnp.zeros(aval.shape, aval.dtype)
+        return compat.zeros_of(cotangent.aval)
     return cotangent
 
 

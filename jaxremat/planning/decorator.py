@@ -18,6 +18,7 @@ from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.memory import PLANS, Memory
 from jaxremat.planning.nnx_state import carrying_state, holds_modules, with_owner_as_argument
+from jaxremat.planning.placement import devices_of_mesh, per_argument, shardings_of
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import plan_for
 from jaxremat.planning.request import check_options, checked_request, require_function
@@ -26,7 +27,7 @@ from jaxremat.planning.trace_key import Unknown, captured_by, key_of
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.activity import has_reverse_mode
 from jaxremat.trace.arguments import is_array
-from jaxremat.trace.joint import Joint, Primal, differentiate, fingerprint, read_primal
+from jaxremat.trace.joint import Joint, Primal, differentiate, fingerprint, mesh_sharding, read_primal
 
 logger = logging.getLogger("jaxremat")
 
@@ -40,6 +41,7 @@ def remat(
     has_aux: bool = False,
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Iterable[str] = (),
+    in_shardings: Any = None,
     solver: str = "auto",
     target: str | None = None,
     emit: str = "schedule",
@@ -48,45 +50,52 @@ def remat(
 ) -> Callable:
     """The same function, whose gradient is planned for a budget where it is first differentiated.
 
-    A plan is made once per program, argument shapes and set of differentiated arguments; it is kept with the
-    decorated function, and told at INFO on the logger "jaxremat". What the function closes over is differentiated
-    too. Under `vmap` and `scan` the inner function is planned.
+    A plan is made once per program, argument shapes and set of differentiated arguments: equal functions share it. It
+    is told at INFO on the logger "jaxremat". What the function closes over is differentiated too. Under `vmap` and
+    `scan` the inner function is planned. Arrays among the arguments are traced, everything else is static. Modules of
+    Flax NNX among them keep what the function changes in them.
 
     Args:
       fun: any JAX function; without it, `remat(budget=...)` is a decorator.
       budget: as in `jaxremat.plan`; a fraction is of this function's own gradient program.
       has_aux: whether the function returns (result, auxiliary data), of which only the result is differentiated.
-      static_argnums, static_argnames: arguments that are no arrays, as in `jax.checkpoint`.
+      static_argnums, static_argnames: arguments to leave untraced whatever they are, as in `jax.jit`.
+      in_shardings: where the arguments are, as in `jax.jit`: the budget is one device's share. Nothing is moved. Not
+        needed where the arrays say it themselves: outside `jit`, and on meshes of explicit axes.
       solver, target, verify, seed: as in `jaxremat.plan`.
       emit: "schedule"; or "segments", which also works in forward mode and is planned for every floating argument.
 
     Raises:
-      ArgumentError: for an option that cannot be understood.
+      ArgumentError: for an option that cannot be understood, and for static arguments that the function does not have.
+      EmissionError: for a function that changes a module it closes over, and in forward mode.
       BudgetError: when the function is differentiated and nothing that was found fits.
     """
     options = {"solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
     static = {"static_argnums": static_argnums, "static_argnames": static_argnames}
     if fun is None:
-        return functools.partial(remat, budget=budget, has_aux=has_aux, **static, **options)
+        return functools.partial(remat, budget=budget, has_aux=has_aux, in_shardings=in_shardings, **static, **options)
     require_function(fun)
     name = getattr(fun, "__name__", type(fun).__name__)
     once = PlanOnce(name, budget=budget, **options)
-    return decorated(fun, once, static_arguments(fun, **static), has_aux)
+    return decorated(fun, once, static_arguments(fun, **static), has_aux, in_shardings)
 
 
-def decorated(fun: Callable, once: PlanOnce, static: StaticArguments, has_aux: bool = False) -> Callable:
+def decorated(
+    fun: Callable, once: PlanOnce, static: StaticArguments, has_aux: bool = False, in_shardings: Any = None
+) -> Callable:
     """A function planned where it is differentiated; modules of Flax NNX among its arguments keep what it changes."""
     free, owner = with_owner_as_argument(fun)
-    of_arrays = once.decorate(free, has_aux=has_aux)
-    of_modules = functools.cache(
-        lambda: carrying_state(free, functools.partial(once.decorate, has_aux=has_aux), has_aux)
-    )
+    of_arrays = once.decorate(free, has_aux)
+    of_modules = functools.cache(lambda: carrying_state(free, lambda pure: once.decorate(pure, has_aux), has_aux))
 
     @functools.wraps(fun)
     def planned(*args, **kwargs):
         args, kwargs = static.fix(args, kwargs)
         args = (*owner, *args)
-        return (of_modules() if holds_modules((args, kwargs)) else of_arrays)(*args, **kwargs)
+        placed = per_argument(in_shardings, args, lambda arg: isinstance(arg, Fixed)), None
+        if holds_modules((args, kwargs)):
+            return of_modules()(placed, *args, **kwargs)
+        return of_arrays(placed, *args, **kwargs)
 
     return planned
 
@@ -115,27 +124,31 @@ class PlanOnce:
             "budget": budget, "solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed
         }  # fmt: skip
 
-    def decorate(self, fun: Callable, *, has_aux: bool = False) -> Callable:
-        """The same function, planned where it is differentiated; arguments may be `Fixed`."""
+    def decorate(self, fun: Callable, has_aux: bool = False) -> Callable:
+        """The same function, planned where it is differentiated.
+
+        Returns:
+          A function of (placed, *args, **kwargs): arguments may be `Fixed`, and `placed` is a prefix of their tree
+          (args, kwargs) that says where they are.
+        """
         traces: Memory[_Traced] = Memory(_MOST_TRACES)
 
         @functools.wraps(fun)
-        def planned(*args, **kwargs):
+        def planned(placed, *args, **kwargs):
             leaves, tree = jax.tree.flatten((args, kwargs))
-            key = _trace_key(fun, leaves, tree)
+            arrays, shardings = list(filter(is_array, leaves)), shardings_of(placed, (args, kwargs))
+            key = _trace_key(fun, leaves, shardings, tree)
             traced = key and traces.known(key)
             if not traced:
-                traced = self._traced(_of_arrays(fun, leaves, tree), list(filter(is_array, leaves)), has_aux)
-                key = _trace_key(fun, leaves, tree)  # where tracing changes what the function closes over
+                primal = read_primal(_of_arrays(fun, leaves, tree), arrays, None, has_aux)
+                primal = _placed(primal, [s for leaf, s in zip(leaves, shardings) if is_array(leaf)])
+                traced = _Traced(primal, _forwarding(primal, self._emitted))
+                key = _trace_key(fun, leaves, shardings, tree)  # tracing may change what the function closes over
                 if key and traced.is_of(fun):
                     traces.remember(key, traced)
-            return traced(list(filter(is_array, leaves)))
+            return traced(arrays)
 
         return planned
-
-    def _traced(self, fun: Callable, arrays: Sequence, has_aux: bool) -> _Traced:
-        primal = read_primal(fun, arrays, None, has_aux)
-        return _Traced(primal, _forwarding(primal, self._emitted))
 
     def _decision(self, primal: Primal) -> Decision:
         """What to do for a primal program, whose `wrt` says what is differentiated."""
@@ -150,13 +163,23 @@ class PlanOnce:
             outputs = jaxprs.evaluate(primal.jaxpr, inputs)
             return (outputs[0] if last == 1 else outputs[:last]), outputs[last:]
 
-        shapes = tuple(map(jaxprs.shape_of, primal.jaxpr.invars))
+        self._warn_of_mesh(primal)
         options = {name: option for name, option in self.options.items() if name != "budget"}
-        request = checked_request(flat, shapes, argnums=primal.wrt, has_aux=True, **options)
+        request = checked_request(flat, primal.inputs, argnums=primal.wrt, has_aux=True, **options)
         request = dataclasses.replace(request, is_loss=False, refuses=not self.least)
         made = plan_for(request, self.options["budget"])
         logger.info("%s: %s", self.name, _summary(made))
         return made.decision
+
+    def _warn_of_mesh(self, primal: Primal) -> None:
+        if devices_of_mesh() > 1 and not any(primal.shardings):
+            logger.warning(
+                "%s: a mesh of %d devices is set, and nothing says where the arguments are: the budget is taken to be"
+                " of whole arrays, not for one device's share. Say it with in_shardings=..., as jax.jit takes it, or plan"
+                " with jaxremat.plan and arguments that are placed.",
+                self.name,
+                devices_of_mesh(),
+            )
 
     def _emitted(self, primal: Primal) -> Callable[..., list]:
         plain = lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
@@ -223,11 +246,17 @@ def _freed(leaf):
     return leaf.value if isinstance(leaf, Fixed) else leaf
 
 
-def _trace_key(fun: Callable, leaves: Sequence, tree) -> Hashable | None:
+def _placed(primal: Primal, shardings: Sequence) -> Primal:
+    """A primal program whose arguments are where they are said to be; otherwise where they say themselves."""
+    given = [None] * len(primal.captured) + list(shardings)
+    return dataclasses.replace(primal, shardings=tuple(s or own for s, own in zip(given, primal.shardings)))
+
+
+def _trace_key(fun: Callable, leaves: Sequence, shardings: Sequence, tree) -> Hashable | None:
     """What the traced program of a call depends on; None where that is not known."""
     try:
         described = tuple(_abstract(leaf) if is_array(leaf) else key_of(_freed(leaf)) for leaf in leaves)
-        key = (key_of(fun), described, tree, compat.trace_context())
+        key = (key_of(fun), described, tuple(shardings), tree, compat.trace_context())
         hash(key)
     except (Unknown, TypeError):
         return None
@@ -235,8 +264,7 @@ def _trace_key(fun: Callable, leaves: Sequence, tree) -> Hashable | None:
 
 
 def _abstract(leaf) -> Hashable:
-    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
-    return jax.typeof(leaf), sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
+    return jax.typeof(leaf), mesh_sharding(leaf)
 
 
 def _forwarding(primal: Primal, emit: Callable[[Primal], Callable]) -> Callable[..., list]:

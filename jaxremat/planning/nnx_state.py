@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from jaxremat.trace.arguments import Same
+
 _TAG = "jaxremat"
 
 
@@ -41,6 +43,9 @@ def carrying_state(fun: Callable, transform: Callable[[Callable], Callable], has
       transform: receives `fun` as a function of trees; the state of modules is part of what it takes and returns,
         with auxiliary results where there are such.
       has_aux: whether `fun` returns (result, auxiliary data).
+
+    Returns:
+      A function of (placed, *args, **kwargs), as the transformed ones are.
     """
     nnx = sys.modules["flax.nnx"]
     general = nnx.transforms.general
@@ -53,15 +58,16 @@ def carrying_state(fun: Callable, transform: Callable[[Callable], Callable], has
     merged = general.merge_inputs(lambda args, kwargs: fun(*args, **kwargs), ctxtag=_TAG)
     transformed = transform(pure)
 
-    def of_trees(args, kwargs):
-        out, *state = transformed(args, kwargs)
+    def of_trees(placed, args, kwargs):
+        out, *state = transformed((placed.value, None), args, kwargs)
         if has_aux:
             aux, *state = state[0]
             out = out, aux
-        return tuple(state), out
+        return (None, *state), out
 
     @functools.wraps(fun)
-    def stateful(*args, **kwargs):
-        return nnx.update_context(_TAG)(general.split_inputs(of_trees, ctxtag=_TAG))(args, kwargs)
+    def stateful(placed, *args, **kwargs):
+        split = general.split_inputs(of_trees, ctxtag=_TAG)
+        return nnx.update_context(_TAG)(split)(Same(placed), args, kwargs)
 
     return stateful

@@ -57,6 +57,15 @@ class Primal:
         """Runs the program with its calls in place, the author's checkpoints among them."""
         return jaxprs.evaluate(self.jaxpr if self.raw is None else self.raw, inputs)
 
+    @property
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """The flat inputs as abstract arguments, where they are."""
+        shapes = [jaxprs.shape_of(v) for v in self.jaxpr.invars]
+        return [
+            shape if sharding is None else shape.update(sharding=sharding)
+            for shape, sharding in zip(shapes, self.shardings or [None] * len(shapes), strict=True)
+        ]
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the program and of what is differentiated."""
@@ -157,7 +166,7 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
     captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
     jaxpr = jaxprs.inline_calls(raw := with_explicit_captures(program.jaxpr, captured))
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
-    shardings = tuple(map(_mesh_sharding, (*captured, *jax.tree.leaves(tuple(args)))))
+    shardings = tuple(map(mesh_sharding, (*captured, *jax.tree.leaves(tuple(args)))))
     if argnums is None:
         wrt = _inexact(jaxpr.invars)
     else:
@@ -252,8 +261,11 @@ def _stable_params(eqn: Eqn) -> str:
     return " ".join(parts)
 
 
-def _mesh_sharding(leaf) -> NamedSharding | None:
-    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+def mesh_sharding(leaf) -> NamedSharding | None:
+    """Where a leaf is, over a mesh: as its array says, or where it is traced its type, for axes that are explicit."""
+    leaf = compat.primal_of(leaf)
+    traced = isinstance(leaf, jax.core.Tracer)
+    sharding = compat.placement(jax.typeof(leaf)).get("sharding") if traced else getattr(leaf, "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
@@ -267,7 +279,8 @@ def with_explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
         consts = [inputs[position[id(c)]] if id(c) in position else c for c in own]
         return jaxprs.evaluate(jaxpr, inputs[len(captured) :], consts=consts)
 
-    shapes = [jax.ShapeDtypeStruct(c.shape, c.dtype) for c in captured] + [jaxprs.shape_of(v) for v in jaxpr.invars]
+    outer = [jax.ShapeDtypeStruct(c.shape, c.dtype, **compat.placement(jax.typeof(c))) for c in captured]
+    shapes = [*outer, *map(jaxprs.shape_of, jaxpr.invars)]
     return jax.make_jaxpr(run)(*shapes)
 
 
