@@ -19,7 +19,8 @@ def remat(
     module: Any = None,
     /,
     *,
-    budget: Budget,
+    budget: Budget | None = None,
+    keep: Budget | None = None,
     variables: Any = True,
     rngs: Any = True,
     static_argnums: int | tuple[int, ...] = (),
@@ -34,7 +35,11 @@ def remat(
 
     Args:
       module: a Module class, or a function that takes a Module first, such as a method; without it, a decorator.
-      budget: as in `jaxremat.plan`; a fraction is of the module's own gradient program.
+      keep: what a call may leave behind for its backward beside its inputs, which is what `nn.remat` bounds: bytes,
+        text, or a fraction of what its backward reads. 0 is full rematerialization.
+      budget: instead of `keep`, as in `jaxremat.plan`, of the program of one call: it bounds its inputs, its gradients
+        and what it computes. Below the least that is
+        reached it takes the least, with a warning. A fraction is of the module's own gradient program.
       variables, rngs: collections and random streams to lift, as in `flax.linen.remat`.
       static_argnums: arguments that are no arrays, as in `flax.linen.remat`: `self` is number 0.
       static_argnames: the same, where they are given as keywords.
@@ -46,6 +51,7 @@ def remat(
     """
     common = {
         "budget": budget,
+        "keep": keep,
         "variables": variables,
         "rngs": rngs,
         "static_argnums": static_argnums,

@@ -17,7 +17,8 @@ def remat(
     module: Any = None,
     /,
     *,
-    budget: Budget,
+    budget: Budget | None = None,
+    keep: Budget | None = None,
     static_argnums: int | tuple[int, ...] = (),
     static_argnames: str | Iterable[str] = (),
     methods: Iterable[str] = ("__call__",),
@@ -29,7 +30,11 @@ def remat(
 
     Args:
       module: a Module class, or a function whose arguments may be or hold modules; without it, a decorator.
-      budget: as in `jaxremat.plan`; a fraction is of the call's own gradient program.
+      keep: what a call may leave behind for its backward beside its inputs, which is what `nnx.remat` bounds: bytes,
+        text, or a fraction of what its backward reads. 0 is full rematerialization.
+      budget: instead of `keep`, as in `jaxremat.plan`, of the program of one call: it bounds its inputs, its gradients
+        and what it computes. Below the least that is
+        reached it takes the least, with a warning. A fraction is of the call's own gradient program.
       static_argnums, static_argnames: arguments that are no arrays, by position or by name; `self` is number 0.
       methods: of a class, the methods to plan.
       options: `solver`, `target`, `emit`, `verify` and `seed`, as in `jaxremat.remat`.
@@ -42,7 +47,8 @@ def remat(
     """
     static: dict[str, Any] = {"static_argnums": static_argnums, "static_argnames": static_argnames}
     if module is None:
-        return functools.partial(remat, budget=budget, methods=methods, **static, **options)
+        return functools.partial(remat, budget=budget, keep=keep, methods=methods, **static, **options)
+    options = {"budget": budget, "keep": keep, **options}
     if inspect.ismethod(module):
         owner = type(module.__self__).__name__
         raise ArgumentError(
@@ -50,14 +56,14 @@ def remat(
             " result with the module first"
         )
     if not isinstance(module, type):
-        return _planned(module, getattr(module, "__name__", type(module).__name__), budget, static, options)
+        return _planned(module, getattr(module, "__name__", type(module).__name__), static, options)
     planned = {}
     for method in methods:
         name = module.__name__ if method == "__call__" else f"{module.__name__}.{method}"
-        planned[method] = _planned(getattr(module, method), name, budget, static, options)
+        planned[method] = _planned(getattr(module, method), name, static, options)
     identity = {"__module__": module.__module__, "__qualname__": module.__qualname__, "__doc__": module.__doc__}
     return type(module)(module.__name__, (module,), {**planned, **identity})
 
 
-def _planned(fun: Callable, name: str, budget: Budget, static: dict, options: dict) -> Callable:
-    return decorated(fun, PlanOnce(name, budget=budget, least=True, **options), static_arguments(fun, **static))
+def _planned(fun: Callable, name: str, static: dict, options: dict) -> Callable:
+    return decorated(fun, PlanOnce(name, least=True, **options), static_arguments(fun, **static))

@@ -53,6 +53,28 @@ def budget_bytes(budget: Budget, plain_peak_bytes: int, device_bytes: int) -> in
     return max(1, int(parsed * plain_peak_bytes)) if isinstance(parsed, float) else int(parsed)
 
 
+def keep_bytes(keep: Budget, read_bytes: int) -> int:
+    """What a block may leave behind, in bytes, rounded down.
+
+    Args:
+      keep: bytes, text, or a fraction in [0, 1].
+      read_bytes: what a fraction is taken of.
+
+    Raises:
+      ArgumentError: if it is none of these.
+    """
+    if isinstance(keep, str) and keep not in (LEAST, DEVICE):
+        return _parse_text(keep, "keep")
+    if isinstance(keep, numbers.Integral) and not isinstance(keep, bool) and keep >= 0:
+        return int(keep)
+    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral) and 0 <= keep <= 1:
+        return int(keep * read_bytes)
+    raise ArgumentError(
+        f'keep={keep!r} cannot be read: give bytes that a block may leave behind (0, 1000000, "1GiB"), or a fraction in'
+        " [0, 1] of what its backward reads (0.4)"
+    )
+
+
 def format_bytes(number: float) -> str:
     """`1.5 GiB`, `820.0 MiB`, `17 B`."""
     for unit, factor in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
@@ -61,16 +83,16 @@ def format_bytes(number: float) -> str:
     return f"{int(number)} B"
 
 
-def _parse_text(text: str) -> int:
+def _parse_text(text: str, option: str = "budget") -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     factor = _BY_LOWER.get(match[2].lower()) if match else None
     if match and not match[2] and float(match[1]) <= 1:
         raise ArgumentError(
-            f"budget={text!r} is text without a unit, and less than two bytes: {float(match[1])} without quotes is a"
-            " fraction of the plain peak"
+            f"{option}={text!r} is text without a unit, and less than two bytes: {float(match[1])} without quotes is a"
+            " fraction"
         )
     if match is None or factor is None:
-        raise ArgumentError(f"budget={text!r} cannot be read: {_HELP}")
+        raise ArgumentError(f"{option}={text!r} cannot be read: {_HELP}")
     return int(float(match[1]) * factor)
 
 

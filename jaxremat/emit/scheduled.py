@@ -189,7 +189,7 @@ def _residuals(joint: Joint, program: ScheduledProgram, tail: Sequence[Eqn]) -> 
 def _read_from_outside(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
     own = {*_made(joint, eqns)} | free
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
-    return tuple(v for v in read if v not in own and _can_be_fenced(v))
+    return tuple(v for v in read if v not in own)
 
 
 def _available_anywhere(joint: Joint) -> set[Var]:
@@ -205,10 +205,6 @@ def _sources(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ..
     values = {v for eqn in joint.eqns if id(eqn) in forward for v in eqn.outvars} | set(joint.inputs)
     wanted = {v for eqn in again for v in eqn.invars if isinstance(v, Var)}
     return tuple(v for v in _read_from_outside(joint, eqns, free) if v in wanted or v not in values)
-
-
-def _can_be_fenced(var: Var) -> bool:
-    return not jax.dtypes.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended)
 
 
 def _constants(joint: Joint) -> dict[Var, Any]:

@@ -62,6 +62,11 @@ class ScheduleOutcome:
         """The predicted peak."""
         return self.timeline.peak_bytes
 
+    @property
+    def saved_bytes(self) -> int:
+        """What the forward leaves to the backward, inputs of the program aside."""
+        return int(self.problem.graph.value_bytes[self.program.saved].sum())
+
 
 class SchedulePlanner:
     """Schedules by the default search.
@@ -122,6 +127,15 @@ class SchedulePlanner:
         distinct = list({id(outcome): outcome for outcome in by_size}.values())[: _MOST_LEAST // 2]
         return [*distinct, *map(self._with_sources_behind_barriers, distinct)]
 
+    def leaving(self, saved_bytes: int) -> ScheduleOutcome:
+        """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside; the one that
+        leaves the fewest where that is more."""
+        prices = [None, *(self._loop_prices if self._loops.found else ())]
+        posed = [self._posed(self._decisions(price)) for price in prices]
+        outcomes = [self._outcome(problem, search.leaving(saved_bytes)) for problem, search in posed]
+        within = [outcome for outcome in outcomes if outcome.saved_bytes <= saved_bytes]
+        return min(within, key=_by_cost) if within else min(outcomes, key=lambda outcome: outcome.saved_bytes)
+
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()
@@ -140,7 +154,7 @@ class SchedulePlanner:
                 too_low = middle
         outcomes.append(self._fit_at(enough, replayed_bytes))
         within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
-        return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
+        return min(within, key=_by_cost)
 
     def _fit_at(self, price: float | None, replayed_bytes: int) -> ScheduleOutcome:
         problem, search = self._posed(self._decisions(price))
@@ -182,3 +196,7 @@ class SchedulePlanner:
 
 def _by_peak(outcome: ScheduleOutcome) -> tuple[int, float]:
     return outcome.replayed_bytes, outcome.cost
+
+
+def _by_cost(outcome: ScheduleOutcome) -> tuple[float, int]:
+    return outcome.cost, outcome.replayed_bytes

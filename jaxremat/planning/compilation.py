@@ -7,7 +7,6 @@ import jax
 from jaxremat.backends.devices import Device
 from jaxremat.compiled.compile import CompiledGradient, compile_for
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
 
 
@@ -27,12 +26,4 @@ def compile_program(primal: Primal, flat: FlatFunction, has_aux: bool, device: D
     def program(*inputs):
         return jax.tree.unflatten(primal.out_tree, flat(*inputs))
 
-    return compile_for(program, _inputs(primal), argnums=primal.wrt, has_aux=has_aux, target=device.name)
-
-
-def _inputs(primal: Primal) -> list[jax.ShapeDtypeStruct]:
-    shapes = [jaxprs.shape_of(v) for v in primal.jaxpr.invars]
-    return [
-        jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding, weak_type=shape.weak_type)
-        for shape, sharding in zip(shapes, primal.shardings or [None] * len(shapes), strict=True)
-    ]
+    return compile_for(program, primal.inputs, argnums=primal.wrt, has_aux=has_aux, target=device.name)

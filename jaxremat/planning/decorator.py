@@ -12,8 +12,9 @@ import jax
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
-from jaxremat.base.budget import Budget, format_bytes
+from jaxremat.base.budget import Budget, format_bytes, keep_bytes
 from jaxremat.base.compat import Literal, Var
+from jaxremat.base.errors import ArgumentError
 from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.memory import PLANS, Memory
@@ -37,7 +38,8 @@ _MOST_TRACES = 64
 def remat(
     fun: Callable | None = None,
     *,
-    budget: Budget,
+    budget: Budget | None = None,
+    keep: Budget | None = None,
     has_aux: bool = False,
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Iterable[str] = (),
@@ -58,6 +60,8 @@ def remat(
     Args:
       fun: any JAX function; without it, `remat(budget=...)` is a decorator.
       budget: as in `jaxremat.plan`; a fraction is of this function's own gradient program.
+      keep: instead of a budget, what the function may leave behind for its backward beside its inputs: bytes, text, or
+        a fraction of what its backward reads. 0 is full rematerialization, as of `jax.checkpoint`.
       has_aux: whether the function returns (result, auxiliary data), of which only the result is differentiated.
       static_argnums, static_argnames: arguments to leave untraced whatever they are, as in `jax.jit`.
       in_shardings: where the arguments are, as in `jax.jit`: the budget is one device's share. Nothing is moved. Not
@@ -73,10 +77,12 @@ def remat(
     options = {"solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
     static = {"static_argnums": static_argnums, "static_argnames": static_argnames}
     if fun is None:
-        return functools.partial(remat, budget=budget, has_aux=has_aux, in_shardings=in_shardings, **static, **options)
+        return functools.partial(
+            remat, budget=budget, keep=keep, has_aux=has_aux, in_shardings=in_shardings, **static, **options
+        )
     require_function(fun)
     name = getattr(fun, "__name__", type(fun).__name__)
-    once = PlanOnce(name, budget=budget, **options)
+    once = PlanOnce(name, budget=budget, keep=keep, **options)
     return decorated(fun, once, static_arguments(fun, **static), has_aux, in_shardings)
 
 
@@ -106,23 +112,26 @@ class PlanOnce:
     Args:
       name: for the log.
       least: whether a budget below the least that is reached takes the least, with a warning.
-      options: `budget`, `solver`, `target`, `emit`, `verify` and `seed`, as in `jaxremat.plan`.
+      options: `budget` or `keep`, `solver`, `target`, `emit`, `verify` and `seed`, as of `remat`.
 
     Raises:
       ArgumentError: for an option that cannot be understood.
     """
 
     def __init__(
-        self, name: str, *, budget: Budget, least=False, solver="auto", target=None, emit="schedule", verify="replay",
-        seed=0,
+        self, name: str, *, budget: Budget | None = None, keep: Budget | None = None, least: bool = False,
+        solver="auto", target=None, emit="schedule", verify="replay", seed=0,
     ):  # fmt: skip
-        check_options(budget, solver=solver, emit=emit, verify=verify)
+        if (budget is None) == (keep is None):
+            raise ArgumentError(f"give either budget=... or keep=..., not {'both' if keep is not None else 'neither'}")
+        check_options(1.0 if budget is None else budget, solver=solver, emit=emit, verify=verify)
+        if keep is not None:
+            keep_bytes(keep, 0)
         self.name = name
         self.emit = emit
         self.least = least
-        self.options = {
-            "budget": budget, "solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed
-        }  # fmt: skip
+        self.bounds = {"budget": budget, "keep": keep}
+        self.options = {"solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
 
     def decorate(self, fun: Callable, has_aux: bool = False) -> Callable:
         """The same function, planned where it is differentiated.
@@ -154,7 +163,9 @@ class PlanOnce:
         """What to do for a primal program, whose `wrt` says what is differentiated."""
         program = fingerprint(differentiate(primal).jaxpr, f"{primal.wrt} {primal.cotangents_of} {primal.shardings}")
         target = resolve_target(self.options["target"]).name
-        return PLANS.get((program, target, self.least, *self.options.items()), lambda: self._decide(primal))
+        return PLANS.get(
+            (program, target, self.least, *self.bounds.items(), *self.options.items()), lambda: self._decide(primal)
+        )
 
     def _decide(self, primal: Primal) -> Decision:
         last = max(primal.cotangents_of) + 1
@@ -164,10 +175,9 @@ class PlanOnce:
             return (outputs[0] if last == 1 else outputs[:last]), outputs[last:]
 
         self._warn_of_mesh(primal)
-        options = {name: option for name, option in self.options.items() if name != "budget"}
-        request = checked_request(flat, primal.inputs, argnums=primal.wrt, has_aux=True, **options)
+        request = checked_request(flat, primal.inputs, argnums=primal.wrt, has_aux=True, **self.options)
         request = dataclasses.replace(request, is_loss=False, refuses=not self.least)
-        made = plan_for(request, self.options["budget"])
+        made = plan_for(request, **self.bounds)
         logger.info("%s: %s", self.name, _summary(made))
         return made.decision
 
@@ -175,8 +185,8 @@ class PlanOnce:
         if devices_of_mesh() > 1 and not any(primal.shardings):
             logger.warning(
                 "%s: a mesh of %d devices is set, and nothing says where the arguments are: the budget is taken to be"
-                " of whole arrays, not for one device's share. Say it with in_shardings=..., as jax.jit takes it, or plan"
-                " with jaxremat.plan and arguments that are placed.",
+                " of whole arrays, not for one device's share. Say it with in_shardings=..., as jax.jit takes it, or"
+                " plan with jaxremat.plan and arguments that are placed.",
                 self.name,
                 devices_of_mesh(),
             )

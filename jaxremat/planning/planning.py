@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxremat.backends.memory import usable_bytes
-from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, parse_budget
+from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, keep_bytes, parse_budget
 from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
 from jaxremat.chunk.candidates import rewritten
 from jaxremat.chunk.choice import Chunked
@@ -20,6 +20,7 @@ from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.decision import Decision
+from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.chunks import plan_with_chunks
 from jaxremat.planning.compilation import compile_program
@@ -92,11 +93,14 @@ def plan(
     return plan_for(request, budget)
 
 
-def plan_for(request: Request, budget: Budget) -> Plan:
-    """The plan of a request, the same for all processes."""
+def plan_for(request: Request, budget: Budget | None, keep: Budget | None = None) -> Plan:
+    """The plan of a request, for a budget or for what it may keep; the same for all processes."""
 
     def make() -> Plan:
         planning = Planning(request)
+        if keep is not None:
+            return planning.keeping(keep)
+        assert budget is not None  # one of the two is given
         return plan_with_chunks(planning, budget) if "chunk" in request.allow else planning.plan(budget)
 
     if jax.process_count() == 1:
@@ -170,6 +174,17 @@ class Planning:
         """To sort by: whether nothing is predicted to fit, then seconds of the cheapest or bytes of the smallest."""
         found = self._predicted(limit)
         return (False, found.best.candidate.cost) if found.best else (True, found.smallest.peak_bytes)
+
+    def keeping(self, keep: Budget) -> Plan:
+        """The cheapest plan whose forward leaves no more than that to the backward, inputs aside.
+
+        Args:
+          keep: bytes, text, or a fraction of what the backward of the program as written reads.
+        """
+        if not isinstance(self.planner, SchedulePlanner):
+            raise ArgumentError("keep=... decides schedules of the default search: emit='schedule' and solver='auto'")
+        outcome = self.planner.leaving(keep_bytes(keep, self.planner.plain.saved_bytes))
+        return self._plan(outcome, outcome.peak_bytes)
 
     def _predicted_or_compiled(self, limit: int) -> Outcome:
         """The cheapest outcome that is predicted to fit; a prediction alone refuses nothing."""

@@ -35,6 +35,7 @@ _LAYER_SLOPE = 0.05
 _REFINEMENTS = 6
 _PRICES = np.logspace(-2, 2.5, 10)
 _BARRIER_PARTS = 64
+_PRICE_OF_NOTHING = 4.0  # in whole programs per byte: more than running everything again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,36 @@ class Search:
             min((self.candidate(Dials(price, *shape)) for price in self._prices[3:]), key=_by_peak) for shape in shapes
         ]
         return sorted(least, key=_by_peak)
+
+    def leaving(self, saved_bytes: int) -> Candidate:
+        """The cheapest candidate whose forward leaves at most so many bytes to the backward, inputs aside; the one that
+        leaves the fewest where that is more. It is laid out as `jax.checkpoint` does it: all that runs again runs at
+        the start of the backward, behind one barrier."""
+        if self._saved_bytes(self.plain) <= saved_bytes:
+            return self.plain
+        dearest = self.candidate(Dials(float(_PRICE_OF_NOTHING * self.graph.costs.sum())))
+        tried = [self.candidate(Dials(price)) for price in self._prices]
+        fewer = [c for c in tried if self._saved_bytes(c) <= saved_bytes]
+        too_low = max((c.dials.price for c in tried if c.dials and c not in fewer), default=None)
+        enough = min(fewer, key=_by_cost, default=dearest)
+        for _ in range(_REFINEMENTS if fewer and too_low else 0):
+            assert too_low is not None and enough.dials is not None
+            between = self.candidate(Dials(float(np.sqrt(too_low * enough.dials.price))))
+            if self._saved_bytes(between) <= saved_bytes:
+                enough = between
+            else:
+                assert between.dials is not None
+                too_low = between.dials.price
+        return self._judge(enough.dials, self._recomputing_first(enough.program))
+
+    def _recomputing_first(self, program: ScheduledProgram) -> ScheduledProgram:
+        tail = program.steps[program.backward_start :]
+        late = self.graph.backward[tail]
+        steps = np.concatenate([program.steps[: program.backward_start], np.unique(tail[~late]), tail[late]])
+        return schedule_program(self.graph, steps, backward_start=program.backward_start, barriers=())
+
+    def _saved_bytes(self, candidate: Candidate) -> int:
+        return int(self.graph.value_bytes[candidate.program.saved].sum())
 
     def candidate(self, dials: Dials) -> Candidate:
         """The candidate that the dials describe."""

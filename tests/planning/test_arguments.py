@@ -1,0 +1,215 @@
+"""Arrays are traced, everything else is static: in arguments, modules, keywords and results, of plans and decorators."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gradient_programs import assert_same
+
+import jaxremat
+
+W = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16)) / 4, jnp.float32)
+X = jnp.asarray(np.random.default_rng(1).normal(size=(256, 16)), jnp.float32)
+
+
+def plan_and_decorator(fun, *args, **kwargs):
+    """The function by a plan for a call, and decorated."""
+    plan = jaxremat.plan(fun, *args, budget=1.0, verify="replay", **kwargs)
+    return plan.apply(fun), jaxremat.remat(fun, budget=1.0)
+
+
+def layers(w, x, depth=3, final="tanh", scale=1.0, act=None):
+    for _ in range(depth):
+        x = (act or jnp.sin)(x @ w)
+    return scale * jnp.sum(getattr(jnp, final)(x))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((4,), {}),
+        ((2, "cos"), {"scale": 0.5}),
+        ((), {"depth": 2, "act": jax.nn.relu}),
+        ((3, "sin", jnp.float32(2)), {"act": None}),
+        ((), {"scale": jnp.float32(3)}),
+        ((True, "exp", 1), {}),
+    ],
+)
+def test_counts_names_functions_and_keywords(args, kwargs):
+    expected = jax.grad(layers)(W, X, *args, **kwargs)
+    for ours in plan_and_decorator(layers, W, X, *args, **kwargs):
+        assert_same(jax.grad(ours)(W, X, *args, **kwargs), expected)
+
+
+def test_python_numbers_are_traced_where_the_function_lets_them():
+    plan = jaxremat.plan(lambda w, x, rate, steps: layers(w, x) * rate + steps, W, X, 0.1, 3, budget=1.0)
+    assert plan.decision.signature[2:] == ("2 float32[]", "3 int32[]")
+    ours = jax.jit(jax.grad(plan.apply(lambda w, x, rate, steps: layers(w, x) * rate + steps)))
+    assert_same(ours(W, X, 0.5, 7), jax.grad(lambda w: layers(w, X) * 0.5)(W))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Model:
+    w: jax.Array
+    depth: int
+    name: str
+    rate: float = 0.0
+    act: object = jnp.sin
+    nothing: None = None
+
+
+def of_model(model, x):
+    y = layers(model.w, x, model.depth, act=model.act)
+    return y if model.rate == 0.0 else y * model.rate
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_leaves_of_a_dataclass(rate):
+    model = Model(W, 3, "tower", rate)
+    expected = jax.grad(lambda w: of_model(dataclasses.replace(model, w=w), X))(W)
+    plan, decorated = plan_and_decorator(of_model, model, X)
+    for ours in (plan, decorated):
+        assert_same(jax.grad(lambda w, f=ours: f(dataclasses.replace(model, w=w), X))(W), expected)
+
+
+def test_leaves_of_an_equinox_module():
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        mlp: eqx.nn.MLP
+        drop: eqx.nn.Dropout
+        steps: jax.Array
+        width: int
+        flag: bool = True
+
+        def __call__(self, x):
+            y = self.drop(self.mlp(x)) + jnp.zeros(self.width)
+            return jnp.sum(y) if self.flag else jnp.sum(x)
+
+    mlp = eqx.nn.MLP(16, 16, 16, 2, activation=jnp.sin, key=jax.random.key(0))
+    model = Net(mlp, eqx.nn.Dropout(0.0), jnp.int32(0), 16)
+    loss = lambda model, x: jax.vmap(model)(x).mean()
+    expected = eqx.filter_value_and_grad(loss)(model, X)
+    for ours in plan_and_decorator(loss, model, X):
+        assert_same(eqx.filter_value_and_grad(ours)(model, X), expected)
+        assert_same(eqx.filter_jit(eqx.filter_value_and_grad(ours))(model, X), expected)
+
+
+def test_integers_beside_what_is_differentiated():
+    loss = lambda params, x: layers(params["w"], x) + params["steps"]
+    split = lambda f: jax.grad(lambda w: f({"w": w, "steps": jnp.int32(2)}, X))(W)
+    for ours in plan_and_decorator(loss, {"w": W, "steps": jnp.int32(2)}, X):
+        assert_same(split(ours), split(loss))
+
+
+@pytest.mark.parametrize(
+    "aux", [{"name": "run", "act": jax.nn.relu}, ("a", None, 3), [np.float32, {"deep": Model(W, 1, "m")}], 7, "text"]
+)
+def test_auxiliary_results_of_any_type(aux):
+    loss = lambda w, x: (layers(w, x), {"given": aux, "mean": x.mean()})
+    plan = jaxremat.plan(loss, W, X, budget=1.0, has_aux=True, verify="replay")
+    for ours in (plan.apply(loss), jaxremat.remat(loss, budget=1.0, has_aux=True)):
+        (_, told), gradient = jax.value_and_grad(ours, has_aux=True)(W, X)
+        assert told["given"] == aux or isinstance(aux, list)
+        assert jax.tree.structure(told) == jax.tree.structure(loss(W, X)[1])
+        assert_same(gradient, jax.grad(layers)(W, X))
+
+
+def test_an_argument_that_was_planned_as_static_and_comes_traced_is_told():
+    plan = jaxremat.plan(layers, W, X, 2, budget=1.0, verify="replay")
+    with pytest.raises(jaxremat.PlanMismatchError, match="static_argnums"):
+        jax.jit(jax.grad(plan.apply(layers)))(W, X, 2)
+    ours = jax.jit(jax.grad(plan.apply(layers)), static_argnums=2)(W, X, 2)
+    assert_same(ours, jax.grad(layers)(W, X, 2))
+
+
+@pytest.mark.parametrize("static", [{"static_argnums": 2}, {"static_argnums": -4}, {"static_argnames": "depth"}])
+@pytest.mark.parametrize("by_keyword", [True, False])
+def test_static_arguments_by_number_and_name_given_by_position_and_keyword(static, by_keyword):
+    ours = jaxremat.remat(layers, budget=1.0, **static)
+    expected = jax.grad(layers)(W, X, 2)
+    assert_same(jax.grad(ours)(W, X, depth=2) if by_keyword else jax.grad(ours)(W, X, 2), expected)
+
+
+@pytest.mark.parametrize(
+    ("static", "told"),
+    [
+        ({"static_argnums": 6}, "static_argnums names 6"),
+        ({"static_argnums": (0, -7)}, "static_argnums names -7"),
+        ({"static_argnames": "dpeth"}, "static_argnames names 'dpeth'"),
+        ({"static_argnames": ("depth", "finale")}, "static_argnames names 'finale'"),
+    ],
+)
+def test_static_arguments_that_the_function_does_not_have(static, told):
+    for decorator in (jaxremat.remat, pytest.importorskip("jaxremat.nnx").remat):
+        with pytest.raises(jaxremat.ArgumentError, match=told):
+            decorator(layers, budget=1.0, **static)
+
+
+def test_static_arguments_of_a_linen_module():
+    nn = pytest.importorskip("flax.linen")
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, train, *, scale=1.0):
+            return scale * nn.Dropout(0.1, deterministic=not train)(nn.Dense(8)(x))
+
+    variables = Block().init(jax.random.key(0), X, False)
+    run = functools.partial(Block.apply, variables=variables, rngs={"dropout": jax.random.key(1)})
+    for static in ({"static_argnums": 2}, {"static_argnums": (-1,)}, {"static_argnames": ("train", "scale")}):
+        ours = jaxremat.linen.remat(Block, budget=1.0, **static)()
+        for args, kwargs in (((X, True), {}), ((X,), {"train": True, "scale": 2.0})):
+            expected = Block().apply(variables, *args, rngs=run.keywords["rngs"], **kwargs)
+            assert_same(ours.apply(variables, *args, rngs=run.keywords["rngs"], **kwargs), expected)
+    with pytest.raises(jaxremat.ArgumentError, match="'trian'"):
+        jaxremat.linen.remat(Block, budget=1.0, static_argnames="trian")
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda: jaxremat.plan(W, X, budget=0.5), "function"),
+        (lambda: jaxremat.remat(W, budget=0.5), "function"),
+        (lambda: jaxremat.plan(layers, W, X, budget=1.0).apply({"w": W}), "function"),
+        (lambda: jaxremat.plan(layers, W, X, budget="0.5"), "0.5 without quotes is a fraction"),
+        (lambda: jaxremat.remat(layers, budget=".75"), "0.75 without quotes is a fraction"),
+        (lambda: jaxremat.plan(layers, W, X, budget=0.5, argnums="w"), "argnums='w' must name"),
+        (lambda: jaxremat.plan(layers, W, X, budget=0.5, argnums=2), r"0\.\.1"),
+        (lambda: jaxremat.trace(layers, W, X, argnums=None), "argnums=None"),
+    ],
+)
+def test_mistakes_get_an_answer(ask, told):
+    with pytest.raises(jaxremat.ArgumentError, match=told):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("loss", "word"),
+    [
+        (lambda w, x: jnp.sin(x @ w).sum(-1), "scalar"),
+        (lambda w, x: (x @ w).sum(keepdims=True), "scalar"),
+        (lambda w, x: (jnp.sin(x @ w).mean(), x.mean()), "has_aux"),
+        (lambda w, x: {"loss": jnp.sin(x @ w).mean(), "more": (x @ w).mean()}, "has_aux"),
+    ],
+)
+def test_what_jax_grad_refuses_is_planned_for_its_vjp_with_a_warning(loss, word):
+    plan = jaxremat.plan(loss, W, X, budget="1GiB", verify="replay")
+    assert any(word in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize("loss", [lambda w, x: (x @ w).sum() * 1j, lambda w, x: (jnp.fft.fft(x @ w), x.mean())])
+def test_a_complex_loss_is_refused(loss):
+    with pytest.raises(jaxremat.ArgumentError, match="complex"):
+        jaxremat.plan(loss, W, X, budget=1.0)
+
+
+def test_losses_say_nothing_and_parts_of_functions_may_return_anything():
+    assert jaxremat.plan(layers, W, X, budget=1.0, verify="replay").warnings == ()
+    part = jaxremat.remat(lambda w, x: (jnp.fft.fft(x @ w), x), budget=1.0)
+    assert_same(
+        jax.grad(lambda w: jnp.abs(part(w, X)[0]).sum())(W), jax.grad(lambda w: jnp.abs(jnp.fft.fft(X @ w)).sum())(W)
+    )
