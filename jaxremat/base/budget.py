@@ -84,7 +84,7 @@ def format_bytes(number: float) -> str:
 
 
 def _parse_text(text: str, option: str = "budget") -> int:
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     factor = _BY_LOWER.get(match[2].lower()) if match else None
     if match and not match[2] and float(match[1]) <= 1:
         raise ArgumentError(

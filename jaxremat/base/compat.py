@@ -28,6 +28,7 @@ from jax._src import source_info_util as _source
 from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import batching as _batching
 from jax._src.interpreters import partial_eval as _partial_eval
+from jax._src.state import types as _state
 from jax.sharding import AxisType
 
 Jaxpr = _core.Jaxpr
@@ -209,7 +210,7 @@ def trace_context():
 
 def is_ref(aval) -> bool:
     """Whether an abstract value is that of a mutable `jax.Ref`."""
-    return isinstance(aval, _core.AbstractRef)
+    return isinstance(aval, _state.AbstractRef)
 
 
 def differentiations(inputs: Sequence) -> list[str]:

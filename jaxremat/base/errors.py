@@ -74,5 +74,9 @@ class ArgumentError(JaxrematError, ValueError):
     """An argument cannot be understood; the message names what is accepted."""
 
 
+class RefError(ArgumentError):
+    """A function touches a mutable `jax.Ref` from outside, which recomputation would touch again."""
+
+
 class TargetError(JaxrematError):
     """A target cannot be compiled for on this machine; the message names what to install."""

@@ -14,11 +14,10 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes, keep_bytes
 from jaxremat.base.compat import Literal, Var
-from jaxremat.base.errors import ArgumentError
+from jaxremat.base.errors import ArgumentError, RefError
 from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.memory import PLANS, Memory
-from jaxremat.planning.nnx_state import carrying_state, holds_modules, with_owner_as_argument
 from jaxremat.planning.placement import devices_of_mesh, per_argument, shardings_of
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import plan_for
@@ -29,6 +28,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.activity import has_reverse_mode
 from jaxremat.trace.arguments import is_array
 from jaxremat.trace.joint import Joint, Primal, differentiate, fingerprint, mesh_sharding, read_primal
+from jaxremat.trace.nnx_state import carrying_state, holds_modules, with_owner_as_argument
 
 logger = logging.getLogger("jaxremat")
 
@@ -149,7 +149,12 @@ class PlanOnce:
             key = _trace_key(fun, leaves, shardings, tree)
             traced = key and traces.known(key)
             if not traced:
-                primal = read_primal(_of_arrays(fun, leaves, tree), arrays, None, has_aux)
+                free = _of_arrays(fun, leaves, tree)
+                try:
+                    primal = read_primal(free, arrays, None, has_aux)
+                except RefError as error:
+                    logger.warning("%s stays as it is: %s", self.name, error)
+                    return free(*arrays)
                 primal = _placed(primal, [s for leaf, s in zip(leaves, shardings) if is_array(leaf)])
                 traced = _Traced(primal, _forwarding(primal, self._emitted))
                 key = _trace_key(fun, leaves, shardings, tree)  # tracing may change what the function closes over

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.pricing import price
 from jaxremat.graph.graph import Graph
-from jaxremat.trace.arguments import called
+from jaxremat.trace.arguments import called, checked_argnums
 from jaxremat.trace.joint import trace_joint
 
 
@@ -28,5 +28,6 @@ def trace(
     Raises:
       ArgumentError: if there is nothing to differentiate, or the target is unknown.
     """
-    call = called(fun, args, kwargs, argnums)
-    return price(trace_joint(call.bind(fun), *call.arrays, argnums=argnums, has_aux=has_aux), resolve_target(target))
+    positions = checked_argnums(argnums, len(args))
+    call = called(fun, args, kwargs, positions)
+    return price(trace_joint(call.bind(fun), *call.arrays, argnums=positions, has_aux=has_aux), resolve_target(target))

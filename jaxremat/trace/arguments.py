@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxremat.base.errors import ArgumentError
+from jaxremat.trace.nnx_state import call_without_changes
 
 
 def is_array(leaf) -> bool:
@@ -90,7 +91,7 @@ class Call:
         @functools.wraps(fun)
         def bound(*arrays):
             args, kwargs = self.rebuild(*arrays)
-            return fun(*args, **kwargs)
+            return call_without_changes(fun, args, kwargs)
 
         return bound
 

@@ -22,9 +22,10 @@ from jax.sharding import NamedSharding
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
-from jaxremat.base.errors import ArgumentError
+from jaxremat.base.errors import ArgumentError, RefError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
+from jaxremat.trace.nnx_state import naming_what_is_closed_over
 from jaxremat.trace.round_trips import RoundTrip, round_trips_in, with_round_trips
 
 _CONSTANT = ("broadcast_in_dim", "iota")
@@ -161,8 +162,12 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
 
     Raises:
       ArgumentError: if `argnums` is out of range, or there is nothing to differentiate.
+      RefError: if it touches a `jax.Ref` from outside.
+      EmissionError: if it changes a module of Flax NNX that it closes over.
     """
-    program = jaxprs.read(fun, *args)
+    with naming_what_is_closed_over():
+        program = jaxprs.read(fun, *args)
+    _refuse_refs(program.jaxpr)
     captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
     jaxpr = jaxprs.inline_calls(raw := with_explicit_captures(program.jaxpr, captured))
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
@@ -259,6 +264,14 @@ def _stable_params(eqn: Eqn) -> str:
         elif not callable(value):
             parts.append(f"{key}={re.sub(r'0x[0-9a-f]+', '', str(value))}")
     return " ".join(parts)
+
+
+def _refuse_refs(jaxpr: Jaxpr) -> None:
+    if any(compat.is_ref(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)):
+        raise RefError(
+            "the function reads or changes a jax.Ref from outside: running a part of it again would change it again."
+            " Take its value as an argument, and return the new one."
+        )
 
 
 def mesh_sharding(leaf) -> NamedSharding | None:

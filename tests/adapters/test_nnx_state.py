@@ -51,7 +51,7 @@ STEPS = {
     "called without a gradient": (model_of, lambda wrap: lambda m: wrap(loss)(m, X)),
     "in a dictionary": (
         model_of,
-        lambda wrap: lambda m: nnx.value_and_grad(lambda m: wrap(lambda d: loss(d["of"]["deep"], d["x"]))({"of": {"deep": m}, "x": X}))(m)[0],
+        lambda wrap: lambda m: nnx.value_and_grad(lambda m: wrap(lambda d: loss(*d["in"]))({"in": [m, X]}))(m)[0],
     ),
     "by keyword": (model_of, lambda wrap: lambda m: nnx.value_and_grad(lambda m: wrap(loss)(x=X, model=m))(m)[0]),
     "several": (
@@ -114,7 +114,7 @@ def test_optimizers_and_metrics_are_carried_too():
 
         def run(pair):
             model, metric = pair
-            nnx.value_and_grad(lambda model: wrap(update)(model, metric, X))(model)
+            nnx.value_and_grad(lambda model, metric: wrap(update)(model, metric, X))(model, metric)
             return metric.compute()
 
         return run
@@ -128,12 +128,26 @@ def test_optimizers_and_metrics_are_carried_too():
     [
         lambda m: lambda x: loss(m, x),
         lambda m: functools.partial(lambda held, x: loss(held["m"], x), {"m": m}),
-        lambda m: lambda x: [loss(held, x) for held in (m,)][0],
+        lambda m: lambda x: sum(loss(held, x) for held in (m,)),
     ],
 )
 def test_a_module_that_is_closed_over_and_changed_is_refused_by_name(closing):
     with pytest.raises(jaxremat.EmissionError, match=r"jaxremat\.nnx\.remat"):
         planned(closing(Model(nnx.Rngs(0))))(X)
+
+
+@pytest.mark.parametrize("where", [lambda m: m, lambda m: {"deep": [m]}])
+def test_a_plan_of_a_module_that_is_changed_is_refused_by_name(where):
+    call = lambda held, x: loss(jax.tree.leaves(held, is_leaf=lambda m: isinstance(m, Model))[0], x)
+    with pytest.raises(jaxremat.EmissionError, match=r"jaxremat\.nnx\.remat"):
+        jaxremat.plan(call, where(Model(nnx.Rngs(0))), X, budget=1.0, verify="replay")
+
+
+def test_a_plan_of_a_module_that_is_only_read():
+    linear = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+    read = lambda linear, x: jnp.sum(jnp.sin(linear(x)))
+    plan = jaxremat.plan(read, linear, X, budget=1.0, verify="replay")
+    assert_same(*(jax.tree.leaves(nnx.grad(f)(linear, X)) for f in (plan.apply(read), read)))
 
 
 def test_a_module_that_is_closed_over_and_only_read():

@@ -1,4 +1,4 @@
-"""Arrays are traced, everything else is static: in arguments, modules, keywords and results, of plans and decorators."""
+"""Arrays are traced, everything else is static: in arguments, modules, keywords, results, of plans and decorators."""
 
 import dataclasses
 import functools

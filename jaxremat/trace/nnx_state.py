@@ -5,15 +5,16 @@ Used where Flax is loaded; nothing here loads it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from jaxremat.trace.arguments import Same
+from jaxremat.base.errors import EmissionError
 
 _TAG = "jaxremat"
 
@@ -25,6 +26,50 @@ def holds_modules(tree: Any) -> bool:
         return False
     is_stateful = lambda x: isinstance(x, nnx.Variable | nnx.Pytree)
     return any(map(is_stateful, jax.tree.leaves(tree, is_leaf=is_stateful)))
+
+
+def call_without_changes(fun: Callable, args: Sequence, kwargs: Mapping) -> Any:
+    """What a function of trees returns.
+
+    Raises:
+      EmissionError: where it changes the state of a module among its arguments: they are copies, and it would be lost.
+    """
+    if not holds_modules((args, kwargs)):
+        return fun(*args, **kwargs)
+    before = _leaves_by_path((args, kwargs))
+    out = fun(*args, **kwargs)
+    after = _leaves_by_path((args, kwargs))
+    changed = [path for path in {**before, **after} if before.get(path) is not after.get(path)]
+    if changed:
+        raise _lost(f"the state at {', '.join(changed[:3])} of a module among its arguments")
+    return out
+
+
+@contextlib.contextmanager
+def naming_what_is_closed_over() -> Iterator[None]:
+    """Where a function that is traced changes a module that it closes over, Flax's error becomes one with a remedy.
+
+    Raises:
+      EmissionError: in its place.
+    """
+    flax_errors = sys.modules.get("flax.errors")
+    refused = () if flax_errors is None else flax_errors.TraceContextError
+    try:
+        yield
+    except refused as error:
+        raise _lost(f"a module that it closes over ({str(error).split(' (http')[0]})") from error
+
+
+def _leaves_by_path(tree) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _lost(what: str) -> EmissionError:
+    return EmissionError(
+        f"the function changes {what}, and the change would be lost. Decorate a function that takes the module as an"
+        " argument with jaxremat.nnx.remat or jaxremat.remat, which carry its state; or split it with flax.nnx.split,"
+        " and return the new state as auxiliary data."
+    )
 
 
 def with_owner_as_argument(fun: Callable) -> tuple[Callable, tuple]:
@@ -59,7 +104,7 @@ def carrying_state(fun: Callable, transform: Callable[[Callable], Callable], has
     transformed = transform(pure)
 
     def of_trees(placed, args, kwargs):
-        out, *state = transformed((placed.value, None), args, kwargs)
+        out, *state = transformed((placed(), None), args, kwargs)
         if has_aux:
             aux, *state = state[0]
             out = out, aux
@@ -68,6 +113,6 @@ def carrying_state(fun: Callable, transform: Callable[[Callable], Callable], has
     @functools.wraps(fun)
     def stateful(placed, *args, **kwargs):
         split = general.split_inputs(of_trees, ctxtag=_TAG)
-        return nnx.update_context(_TAG)(split)(Same(placed), args, kwargs)
+        return nnx.update_context(_TAG)(split)(lambda: placed, args, kwargs)
 
     return stateful
