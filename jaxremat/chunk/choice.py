@@ -20,6 +20,10 @@ class Chunked:
     shape: tuple[int, ...] | None
     entries: int
 
+    def __str__(self) -> str:
+        of = "" if self.shape is None else f" with {list(self.shape)}"
+        return f"every {self.kind}{of}, about {self.entries} entries at a time"
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

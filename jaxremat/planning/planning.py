@@ -124,7 +124,8 @@ class Planning:
         self._written = written or self
         start = time.perf_counter()
         self.primal = self._read()
-        self.told = told_of_loss(self.primal) if request.is_loss else ()
+        loss = told_of_loss(self.primal) if request.is_loss else ()
+        self.told = (*loss, *(f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks))
         self.planner: Planner = planner_for(self.primal, request.device, request.solver, request.emit, request.seed)
         self.plain = self.planner.plain
         self._solve_seconds = time.perf_counter() - start

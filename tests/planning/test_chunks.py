@@ -37,6 +37,7 @@ def test_a_loss_head_goes_below_what_recomputation_reaches(made):
         jaxremat.plan(loss, *arguments(), budget=0.35)
     assert made.compiled.peak_bytes <= made.budget_bytes
     assert [chunk.kind for chunk in made.decision.chunks] == ["loss head"]
+    assert "in chunks" in str(made) and "loss head with [1024, 8192]" in " ".join(str(made).split())
     assert made.baseline_peak_bytes >= made.budget_bytes / 0.35 - 1
 
 

@@ -109,7 +109,7 @@ def scan_tiles(task: TileMap, operands: Sequence[jax.Array]) -> list[jax.Array]:
 
     def step(_, given):
         start, slices = given
-        reads = [start if i == axis else np.int32(0) for i in range(len(tiling.lengths))]
+        reads = [start if i == axis else jnp.int32(0) for i in range(len(tiling.lengths))]
         moving, fixed = iter(slices), iter(whole)
         blocks = [
             next(moving) if moves else tiling.block(next(fixed).astype(x.dtype), w, reads)
