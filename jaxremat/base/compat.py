@@ -76,6 +76,12 @@ def bind(eqn: Eqn, inputs: list) -> list:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def derivative_rule(eqn: Eqn) -> Callable[..., list]:
+    """The rule of a `custom_jvp_call`: from its inputs, then their tangents, to its outputs, then theirs."""
+    _, rule = eqn.primitive.get_bind_params(eqn.params)["subfuns"]
+    return rule.call_wrapped
+
+
 @contextlib.contextmanager
 def at_position_of(eqn: Eqn) -> Iterator[None]:
     """Work done inside is attributed to the equation's source position and name stack."""

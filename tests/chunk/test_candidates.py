@@ -42,6 +42,10 @@ def with_gated_mlp(params, x, labels):
     return (x + gated(params, jnp.sin(x))).mean()
 
 
+def with_relu(params, x, labels):
+    return (x + jax.nn.relu(jnp.round(x @ params["up"])) @ params["down"]).mean()
+
+
 def with_norm_before(params, x, labels):
     return (x + mlp(params, nn.LayerNorm(use_scale=False, use_bias=False).apply({}, x))).mean()
 
@@ -69,6 +73,7 @@ ATTENTION, HEAD, MLP = "softmax attention", "loss head", "token-wise MLP"
 PROGRAMS = {
     with_mlp: [MLP],
     with_gated_mlp: [MLP],
+    with_relu: [MLP],
     with_norm_before: [MLP],
     with_masked_head: [HEAD],
     with_everything: [HEAD, ATTENTION, MLP],
@@ -126,6 +131,13 @@ def test_gradients_of_narrow_weights_are_summed_in_float32():
     exact = jax.grad(loss)(*jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, args))
     error = lambda f: float(jnp.abs(jax.jit(jax.grad(f))(*args)["head"].astype(jnp.float32) - exact["head"]).max())
     assert error(chunked) <= 1.5 * error(plain)
+
+
+def test_a_derivative_of_its_own_is_kept_at_every_order():
+    args = arguments()
+    plain, chunked, _ = in_chunks(with_relu, args)
+    second = lambda f: jax.jit(jax.grad(lambda p: (jax.grad(f, 1)(p, *args[1:]) ** 2).sum()))(args[0])["down"]
+    np.testing.assert_allclose(second(chunked), second(plain), rtol=1e-4, atol=1e-6)
 
 
 def dropped_out(params, x, key):

@@ -17,6 +17,7 @@ from jax import lax
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Literal, Var
+from jaxremat.chunk.tiling import own_rules
 from jaxremat.chunk.tiling.tiles import Span, Tiling, Window
 from jaxremat.trace.jaxpr import shape_of
 from jaxremat.trace.primitives import ELEMENTWISE, REDUCTIONS
@@ -83,7 +84,7 @@ def operand_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     if len(eqn.outvars) != 1 or eqn.effects:
         return None
     name = compat.primitive_name(eqn)
-    if name in _PASSING:
+    if name in _PASSING or own_rules.is_elementwise(eqn):
         return tuple(_broadcasting(shape_of(atom).shape, shape_of(eqn.outvars[0]).shape, window) for atom in eqn.invars)
     if name in REDUCTIONS:
         return (_inserted(window, eqn.params["axes"], len(shape_of(eqn.invars[0]).shape)),)
@@ -220,6 +221,8 @@ def _run(eqn: Eqn, window: Window, inputs: list, reads: Sequence, tiling: Tiling
         if name == "slice":
             starts = [0 if span else start for span, start in zip(window, params["start_indices"])]
             return lax.slice(inputs[0], starts, [start + size for start, size in zip(starts, sizes)])
+        if name == "custom_jvp_call":
+            return own_rules.on_blocks(eqn, inputs)
         if name == "name":  # JAX_REMAT3's names know their shape; inside a tile nothing is saved by name
             return inputs[0]
         return compat.bind(eqn, inputs)[0]
