@@ -1,4 +1,4 @@
-"""A rollout whose gradient does not fit as written: a wave on a grid, a thousand steps, one gradient of the first state."""
+"""A rollout whose gradient does not fit as written: a thousand steps of a wave, and the gradient of its first state."""
 
 import jax
 import jax.numpy as jnp

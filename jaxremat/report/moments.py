@@ -14,7 +14,7 @@ from jaxremat.report.parts import Version
 from jaxremat.report.rows import common_path, without_numbers
 from jaxremat.report.values import Names
 
-_MOST_HOLDERS = 6
+_MOST_HOLDERS = 5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jaxremat.report.rows import Table, table_of
 from jaxremat.report.values import Names, Value, values_of
 
 MOST_ROWS = 40
-COLUMNS = 120
+COLUMNS = 100
 """In how many parts of equal time the timeline is drawn; each one shows its fullest moment."""
 _FAR_OFF = 0.2
 

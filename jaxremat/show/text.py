@@ -86,7 +86,7 @@ def _fact(fact: Fact, width: int) -> list[str]:
 
 
 def _timeline(report: Report, width: int) -> list[str]:
-    columns = min(width - _INDENT, len(report.planned.moments))
+    columns = width - _INDENT
     tallest = max(course.live.peak_bytes for course in (report.written, report.planned))
     lines = [f"{'live bytes':<10}  {'peak':>10}   {_ruler(report.planned, report.seconds, columns)}"]
     for label, course in (("as written", report.written), ("planned", report.planned)):

@@ -15,7 +15,7 @@ from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Line, Mark, 
 from jaxremat.show.units import format_seconds
 
 LEGEND = {"resident": "arguments and results", "saved": "saved", "recomputed": "recomputed", "transient": "transient"}
-_WIDTH, _HEIGHT, _FLOOR = 400, 398, 240
+_WIDTH, _HEIGHT, _FLOOR = 400, 384, 240
 _LEFT, _RIGHT, _TOP = 60, 6, 46
 _LINE = 14.5
 _LETTERS = 50  # of a holder's name
