@@ -7,7 +7,7 @@ platform's name. A plan is made for a device; its backend is `Device.backend`, w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from jaxremat.base.compat import Eqn, Var
 from jaxremat.trace.jaxpr import vars_of
@@ -35,6 +35,8 @@ class Backend:
       smallest_modelled_bytes: programs whose values take less together are replayed value by value: alignment and
         fixed buffers outweigh what fusion saves in them.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
+      element_work: where loops are fused by what that saves, arithmetic operations per element of primitives that take
+        more than one; None where they are fused by rules.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Backend:
     scores_per_tile: int
     smallest_modelled_bytes: int
     pool_fraction: float
+    element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
 
     def unfenced(self, eqns: Iterable[Eqn]) -> set[Var]:
         """What equations read that never enters a barrier, and is best never made again."""

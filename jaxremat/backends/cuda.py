@@ -1,6 +1,16 @@
 """XLA:GPU on NVIDIA devices."""
 
 from jaxremat.backends.backend import Backend
+from jaxremat.trace.primitives import ELEMENTWISE
+
+# float32 on an H100, as `xla/service/gpu/model/hlo_op_profiles_data.h` has it; what that does not list takes 3. There,
+# logistic is 1 / (1 + exp(-x)), erf a rational function, and random bits are twenty rounds of additions and rotations.
+_LISTED = {
+    "add": 7, "sub": 7, "div": 19, "sqrt": 75, "rsqrt": 75, "exp": 79, "exp2": 79, "logistic": 108, "erf": 130,
+    "log": 166, "cbrt": 178, "expm1": 190, "log1p": 229, "erf_inv": 300, "random_bits": 300, "atan2": 431, "tanh": 467,
+    "pow": 510, "sin": 958, "tan": 958, "cos": 978,
+}  # fmt: skip
+_ELEMENT_WORK = dict.fromkeys(ELEMENTWISE, 3) | _LISTED
 
 CUDA = Backend(
     name="cuda",
@@ -15,5 +25,6 @@ CUDA = Backend(
     names_in_pieces=False,
     scores_per_tile=2**22,  # 1024 x 4096, the chunk sizes of Rabe & Staats 2021
     smallest_modelled_bytes=32 * 2**20,
+    element_work=_ELEMENT_WORK,
     pool_fraction=0.75,  # XLA_PYTHON_CLIENT_MEM_FRACTION when it is not set: JAX's page on GPU memory allocation
 )

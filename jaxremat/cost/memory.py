@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
-from jaxremat.cost.fusion import Fusion, fuse
+from jaxremat.cost.fused import Fusion
+from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.trace import jaxpr as jaxprs
 
@@ -52,7 +53,7 @@ class MemoryEstimate:
 def estimate_memory(jaxpr: Jaxpr, device: Device) -> MemoryEstimate:
     """Predicts the memory of a jaxpr compiled for a device."""
     backend = device.backend
-    fusion = fuse(lower(jaxpr, backend), backend)
+    fusion = fuse(lower(jaxpr, backend), device)
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
     ops = fusion.program.ops
     rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in _buffer_spans(fusion, order)]

@@ -12,21 +12,25 @@ from jaxremat.cost.hlo_model import lower
 
 SMALLEST = 1024  # bytes; scalars and values per row are beside the point
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8}
-_LINE = re.compile(r"^\s*(?:ROOT )?%\S+ = (\w+)\[([\d,]*)\]\S* ([\w-]+)\(")
+_LINE = re.compile(r"^\s*(?:ROOT )?%\S+ = (\(.*?\)|\S+) ([\w-]+)\(")
+_ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _NOT_WRITTEN = {"parameter", "bitcast", "get-tuple-element", "constant", "tuple", "after-all"}
 
 
-def compiled_buffers(hlo_text: str) -> list[int]:
-    """Bytes of what the entry computation writes, in the order of its schedule; small ones left out."""
+def compiled_buffers(hlo_text: str, several: bool = False) -> list[int]:
+    """Bytes of what the entry computation writes, in the order of its schedule; small ones left out, and what has
+    several results unless they count."""
     entry = hlo_text[hlo_text.index("\nENTRY ") :].splitlines()[1:]
     found = [match.groups() for line in entry if (match := _LINE.match(line))]
-    sizes = [_size(dtype, dims) for dtype, dims, opcode in found if opcode not in _NOT_WRITTEN]
-    return [size for size in sizes if size >= SMALLEST]
+    made = [(shape, opcode) for shape, opcode in found if opcode not in _NOT_WRITTEN]
+    written = [shape for shape, opcode in made if shape[0] != "(" or (several and opcode == "fusion")]
+    arrays = [array for shape in written for array in _ARRAY.findall(shape)]
+    return [size for dtype, dims in arrays if (size := _size(dtype, dims)) >= SMALLEST]
 
 
 def modelled_buffers(fun: Callable, args, device: Device) -> list[int]:
     """The same by the fusion model, in the order of the program."""
-    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device.backend)
+    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device)
     written = [op for op in map(fusion.program.ops.__getitem__, fusion.kernels) if op.kind not in ("barrier", "fenced")]
     return [op.size_bytes for op in written if op.size_bytes >= SMALLEST]
 

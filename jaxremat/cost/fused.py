@@ -1,0 +1,57 @@
+"""A program after fusion: which of its operations write buffers, and what each kernel runs and reads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxremat.cost.hlo_model import Program
+from jaxremat.trace.primitives import ELEMENTWISE
+
+_SAME_PLACE = ELEMENTWISE | {"bitcast"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fusion:
+    """The fused program.
+
+    Attributes:
+      program: the operations.
+      kernels: operations whose results are buffers, in program order; each is the root of one kernel.
+      buffers_read: the buffers (kernels and inputs) that each kernel reads.
+      kernel_of: for each operation, a kernel that computes it, itself if it is one; -1 if nothing needs it.
+      loops: the operations of each kernel that is a fused loop.
+      users: for each operation, those that read it.
+    """
+
+    program: Program
+    kernels: tuple[int, ...]
+    buffers_read: dict[int, frozenset[int]]
+    kernel_of: np.ndarray
+    loops: dict[int, frozenset[int]]
+    users: list[list[int]]
+
+    def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
+        """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""
+        inside, seen = self.loops.get(kernel, frozenset()), {buffer}
+        stack = [buffer]
+        while stack:
+            for user in self.users[stack.pop()]:
+                if user in inside and user not in seen:
+                    if self.program.ops[user].kind not in _SAME_PLACE:
+                        return False
+                    seen.add(user)
+                    stack.append(user)
+        return kernel in seen
+
+
+def reachable(program: Program) -> list[int]:
+    """Operations that an output, or a loop or effect on the way, needs; in program order."""
+    needed, stack = set(), list(program.outputs)
+    while stack:
+        index = stack.pop()
+        if index not in needed:
+            needed.add(index)
+            stack.extend(program.ops[index].reads)
+    return sorted(needed)

@@ -1,0 +1,216 @@
+"""XLA's instruction fusion, replayed on a program.
+
+The rules are those of XLA (read in openxla/xla: `library_rewriter.cc`, `ynn_support.cc`, `cpu_instruction_fusion.cc`,
+`instruction_fusion.cc`) and hold no fitted constant:
+
+- On a CPU, contractions and convolutions are handed to a library one by one, and reductions with their neighbours: a
+  *library group* takes a producer that only it reads, and follows its root while one reader is left. What a group
+  reads must be a buffer, even a broadcast.
+- A producer then joins every fused loop that reads it. Cheap producers with at most one operand of their own size are
+  repeated freely. Those with two are repeated only if every reader can take them. Expensive ones are never repeated.
+- Contractions, convolutions, scatters, sorts, windows, loops and barriers read and write buffers.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import heapq
+
+import numpy as np
+
+from jaxremat.backends.backend import Backend
+from jaxremat.cost.fused import Fusion, reachable
+from jaxremat.cost.hlo_model import FLOATS, Op, Program
+from jaxremat.trace.primitives import ELEMENTWISE, EXACT, EXPENSIVE, IN_LIBRARY, MOVING
+
+_LIBRARY_STARTERS = ("dot", "conv", "reduce")
+_LIBRARY_ALONE = ("dot", "conv")  # as starters; a group around a reduction takes them all the same
+_LIBRARY_MIN_ELEMENTS = 4096
+_LIBRARY_MAX_OPS = 64
+
+
+def fuse_by_rule(program: Program, backend: Backend) -> Fusion:
+    """Decides which operations of a program write buffers, as XLA's instruction fusion does."""
+    return _Fuser(program, backend).run()
+
+
+class _Fuser:
+    def __init__(self, program: Program, backend: Backend):
+        self.program, self.ops, self.backend = program, program.ops, backend
+        self.outputs = set(program.outputs)
+        self.expensive = [_is_expensive(self.ops, op, backend) for op in self.ops]
+        self.live = reachable(program)
+        self.users: list[list[int]] = [[] for _ in self.ops]
+        for index in self.live:
+            for read in set(self.ops[index].reads):
+                self.users[read].append(index)
+        self.group: dict[int, int] = {}
+        self.members: dict[int, list[int]] = {}
+
+    def run(self) -> Fusion:
+        if self.backend.library_groups:
+            for index in reversed(self.live):
+                if self.ops[index].kind in _LIBRARY_STARTERS and index not in self.group and self._library(index):
+                    self._grow_group(index)
+        self.shared = self._not_repeated()
+        return self._fuse_loops()
+
+    def _grow_group(self, start: int) -> None:
+        group, root, grew = [start], start, self.ops[start].kind not in _LIBRARY_ALONE
+        self.group[start] = start
+        while grew:
+            grew = False
+            seen = set(group)
+            queue = collections.deque(self._neighbours([r for m in group for r in self.ops[m].reads], root, group))
+            while queue and len(group) < _LIBRARY_MAX_OPS:
+                index, upwards = queue.popleft()
+                if index in seen or index in self.group or not self._library(index):
+                    continue
+                seen.add(index)
+                group.append(index)
+                self.group[index] = start
+                grew = True
+                if upwards:
+                    queue.extend(n for n in self._neighbours(self.ops[index].reads, root, group) if n[1])
+                else:
+                    root = index
+                    queue.extend(n for n in self._neighbours((), root, group) if not n[1])
+        self.members[root] = group
+        self.group.update(dict.fromkeys(group, root))
+
+    def _neighbours(self, reads, root: int, group: list[int]) -> list[tuple[int, bool]]:
+        """Producers that only this group reads, and the only reader of its root: pairs (operation, upwards)."""
+        found = [
+            (read, True)
+            for read in dict.fromkeys(reads)
+            if self.ops[read].kind != "input"
+            and read not in self.outputs
+            and all(user in group for user in self.users[read])
+        ]
+        if root not in self.outputs and len(self.users[root]) == 1:
+            found.append((self.users[root][0], False))
+        return found
+
+    def _library(self, index: int) -> bool:
+        op = self.ops[index]
+        if op.kind in ("dot", "conv"):
+            return op.in_library
+        if op.kind == "broadcast":
+            return op.dtype in FLOATS
+        sizes = [op.elements, *(self.ops[r].elements for r in op.reads)]
+        floats = all(o.dtype in FLOATS for o in (op, *(self.ops[r] for r in op.reads)))
+        if max(sizes) < _LIBRARY_MIN_ELEMENTS or not floats:
+            return False
+        return op.in_library if op.kind == "reduce" else op.kind in IN_LIBRARY
+
+    def _fusible(self, index: int) -> bool:
+        kind = self.ops[index].kind
+        return index not in self.group and (kind in ELEMENTWISE or kind in MOVING or kind == "reduce")
+
+    def _joins(self, producer: int, consumer: int) -> bool:
+        """Whether a producer can run inside a consumer's loop."""
+        if not (self._fusible(producer) and self._fusible(consumer)):
+            return False
+        first, second = self.ops[producer], self.ops[consumer]
+        if second.kind == "concatenate" or first.kind == "concatenate":
+            return not (_joins_minor(first) or _joins_minor(second))
+        reuses = second.kind in ("broadcast", "gather") and second.elements > first.elements
+        return not (reuses and self.expensive[producer])
+
+    def _not_repeated(self) -> set[int]:
+        """Cheap producers with two operands of their own size that some reader cannot take, directly or on the way."""
+        ancestors: dict[int, int] = {}
+        for index in self.live:
+            mask = 1 << index
+            for read in self.ops[index].reads:
+                mask |= ancestors[read]
+            ancestors[index] = mask
+        shared: set[int] = set()
+
+        def all_paths_join(producer: int, consumer: int, known: dict[int, bool]) -> bool:
+            if consumer not in known:
+                known[consumer] = consumer == producer or all(
+                    read not in shared and self._joins(read, consumer) and all_paths_join(producer, read, known)
+                    for read in self.ops[consumer].reads
+                    if read >= producer and ancestors[read] >> producer & 1
+                )
+            return known[consumer]
+
+        for consumer in self.live:
+            for producer in set(self.ops[consumer].reads):
+                op = self.ops[producer]
+                several = len(self.users[producer]) + (producer in self.outputs) > 1
+                if producer in shared or op.kind == "input" or not several or self.expensive[producer]:
+                    continue
+                if not self._reads_one(producer) and not all_paths_join(producer, consumer, {}):
+                    shared.add(producer)
+        return shared
+
+    def _reads_one(self, index: int) -> bool:
+        op = self.ops[index]
+        full = [r for r in op.reads if self.ops[r].elements >= op.elements > 1]
+        return sum(self.ops[r].kind not in ("broadcast", "iota") for r in full) <= 1
+
+    def _fuse_loops(self) -> Fusion:
+        is_kernel = np.zeros(len(self.ops), bool)
+        is_kernel[list(self.outputs)] = True
+        kernel_of = np.full(len(self.ops), -1, np.int64)
+        buffers_read: dict[int, frozenset[int]] = {}
+        loops: dict[int, frozenset[int]] = {}
+        for index in reversed(self.live):
+            if self.ops[index].kind == "input" or self.group.get(index, index) != index:
+                continue
+            if index in self.members:
+                inside: set[int] = set(self.members[index])
+                outside = {r for m in inside for r in self.ops[m].reads if r not in inside}
+            elif is_kernel[index] or not self._fusible(index):
+                inside, outside = self._absorb(index)
+                loops[index] = frozenset(inside)
+            else:
+                continue
+            is_kernel[index] = True
+            is_kernel[list(outside)] = True
+            buffers_read[index] = frozenset(outside)
+            for member in inside:
+                kernel_of[member] = index
+        kernels = tuple(i for i in self.live if i in buffers_read)
+        return Fusion(self.program, kernels, buffers_read, kernel_of, loops, self.users)
+
+    def _absorb(self, root: int) -> tuple[set[int], set[int]]:
+        """The operations that one kernel runs, and the buffers that it reads."""
+        inside, moved, outside = {root}, {root}, set()
+        heap = [-read for read in set(self.ops[root].reads)]
+        heapq.heapify(heap)
+        seen = set(heap)
+        while heap:
+            index = -heapq.heappop(heap)
+            op, users = self.ops[index], self.users[index]
+            only_here = index not in self.outputs and all(user in moved for user in users)
+            repeatable = not self.expensive[index] and index not in self.shared
+            joins = all(self._joins(index, user) for user in users if user in inside)
+            if op.kind == "input" or not joins or not (only_here or repeatable):
+                outside.add(index)
+                continue
+            inside.add(index)
+            if only_here:
+                moved.add(index)
+            for read in op.reads:
+                if -read not in seen:
+                    seen.add(-read)
+                    heapq.heappush(heap, -read)
+        return inside, outside
+
+
+def _is_expensive(ops: tuple[Op, ...], op: Op, backend: Backend) -> bool:
+    if op.kind == "convert_element_type":
+        return op.dtype == "bfloat16" and ops[op.reads[0]].dtype == "float32"
+    if op.dtype in backend.rounded_results and op.kind in ELEMENTWISE - EXACT:
+        return True
+    return op.kind in EXPENSIVE or op.kind in ("reduce", "gather")
+
+
+@functools.cache
+def _joins_minor(op: Op) -> bool:
+    """A concatenation that XLA runs on its own: many parts, or long rows along the last dimension."""
+    return op.splits_rows and (len(op.reads) > 8 or op.size_bytes >= 2048)

@@ -1,0 +1,204 @@
+"""XLA:GPU's priority fusion, replayed on a program: what saves most time is fused first, while anything is saved.
+
+A producer is fused into all kernels that read it, or into none: its result is then never written, and its work is done
+in each of them. What that saves is the time of the kernels before, less their time after. A kernel takes its launch,
+then the longer of arithmetic and memory, and a twentieth of the shorter. Before that, products take what they alone
+read. (openxla/xla: `gemm_fusion.cc`, `softmax_rewriter_triton.cc`, `priority_fusion.cc`,
+`gpu_performance_model_base.cc`, `gpu_fusible.cc`; arithmetic per element from `hlo_op_profiles_data.h`.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.cost.fused import Fusion, reachable
+from jaxremat.cost.hlo_model import Op, Program
+from jaxremat.trace.primitives import ELEMENTWISE, MOVING
+
+_LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead
+_OVERLAP = 0.95  # kMemoryComputeParallelism
+_MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
+_PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits"}) - {"bitcast"}
+_CONSUMERS = _PRODUCERS | {"reduce", "scatter", "scatter-add"}
+
+
+def fuse_by_priority(program: Program, device: Device) -> Fusion:
+    """Decides which operations of a program write buffers on a GPU."""
+    return _Fuser(program, device).run()
+
+
+@dataclasses.dataclass(eq=False)
+class _Kernel:
+    """A kernel under way.
+
+    Attributes:
+      work: arithmetic operations.
+      reads: how much of each buffer it reads; more than 1 where parts are read several times.
+      inside: the operations that it runs.
+    """
+
+    work: float
+    reads: dict[int, float]
+    inside: set[int]
+
+
+class _Fuser:
+    def __init__(self, program: Program, device: Device):
+        self.program, self.ops, self.device = program, program.ops, device
+        self.element_work = device.backend.element_work or {}
+        self.outputs = set(program.outputs)
+        self.live = reachable(program)
+        self.users: list[list[int]] = [[] for _ in self.ops]
+        self.kernels: dict[int, _Kernel] = {}
+        self.readers: dict[int, set[int]] = {index: set() for index in self.live}
+        for index in self.live:
+            op = self.ops[index]
+            for read in set(op.reads):
+                self.users[read].append(index)
+            if op.kind != "input":
+                self._open(index, op)
+
+    def _open(self, index: int, op: Op) -> None:
+        reads = {read: _share(op, self.ops[read]) for read in op.reads}
+        work = op.elements * self.element_work.get(op.kind, 1)
+        if op.kind == "reduce":
+            work = sum(self.ops[read].elements for read in op.reads)
+        self.kernels[index] = _Kernel(float(work), reads, {index})
+        for read in reads:
+            self.readers[read].add(index)
+
+    def run(self) -> Fusion:
+        for index in self.live:
+            if self.ops[index].kind == "dot":
+                self._take_operands(index)
+        queue = [(-saved, index) for index in self.live if (saved := self._saved(index)) > 0]
+        heapq.heapify(queue)
+        while queue:
+            expected, index = heapq.heappop(queue)
+            saved = self._saved(index)
+            if saved <= 0:
+                continue
+            if queue and saved < -queue[0][0] and saved < -expected:
+                heapq.heappush(queue, (-saved, index))
+                continue
+            for neighbour in self._fused(index):
+                if (gain := self._saved(neighbour)) > 0:
+                    heapq.heappush(queue, (-gain, neighbour))
+        return self._fusion()
+
+    def _take_operands(self, product: int) -> None:
+        """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads
+        it."""
+        for read in tuple(self.kernels[product].reads):
+            chain = self._own_chain(read, product)
+            for index in chain:
+                self._fused(index)
+            for index in {spread for link in chain for spread in self.ops[link].reads if self._is_spread(spread)}:
+                self._made_inside(index, product)
+
+    def _made_inside(self, index: int, product: int) -> None:
+        """A product spreads a constant or a row itself; others read it as before."""
+        kernel, spread = self.kernels[product], self.kernels[index]
+        kernel.work, kernel.reads = _merged(kernel, index, spread)
+        for read in spread.reads:
+            self.readers[read].add(product)
+        self.readers[index].discard(product)
+        if not self.readers[index] and index not in self.outputs:
+            self._fused(index)
+
+    def _own_chain(self, index: int, reader: int) -> list[int]:
+        """The operations from a reader back to an array that is there; none where they start elsewhere."""
+        chain: list[int] = []
+        while index in self.kernels and self.ops[index].kind in _PRODUCERS:
+            op = self.ops[index]
+            full = {read for read in op.reads if not self._is_spread(read)}
+            alone = self.readers[index] == {reader} and index not in self.outputs
+            if not alone or op.kind not in ELEMENTWISE or len(full) != 1:
+                return []
+            chain.append(index)
+            reader, (index,) = index, full
+        return chain
+
+    def _is_spread(self, index: int) -> bool:
+        """Whether a value is a constant or a row, spread; sums of rows belong to what they normalise."""
+        op = self.ops[index]
+        return op.kind == "broadcast" and not any(self.ops[read].kind == "reduce" for read in op.reads)
+
+    def _saved(self, index: int) -> float:
+        """Seconds that fusing a producer into all its readers saves; 0 where it cannot be."""
+        producer, readers = self.kernels.get(index), self.readers.get(index)
+        if producer is None or not readers or index in self.outputs or self.ops[index].kind not in _PRODUCERS:
+            return 0.0
+        before, after = self._seconds(index, producer.work, producer.reads), 0.0
+        for reader in readers:
+            kernel = self.kernels[reader]
+            if self.ops[reader].kind not in _CONSUMERS:
+                return 0.0
+            if self._normalises(index, reader):
+                continue
+            work, reads = _merged(kernel, index, producer)
+            if len(reads) > _MOST_READS:
+                return 0.0
+            before += self._seconds(reader, kernel.work, kernel.reads)
+            after += self._seconds(reader, work, reads)
+        return before - after
+
+    def _normalises(self, index: int, reader: int) -> bool:
+        """Whether a reader sums the rows of a value for another reader of it: a softmax, say, is one kernel."""
+        rows = self.ops[reader].kind == "reduce" and self.ops[reader].shape == self.ops[index].shape[:-1]
+        return rows and any(reader in self.kernels[other].reads for other in self.readers[index])
+
+    def _seconds(self, root: int, work: float, reads: dict[int, float]) -> float:
+        read = sum(self.ops[b].size_bytes * min(share, 1.0) for b, share in reads.items())
+        memory = (read + self.ops[root].size_bytes) / self.device.bandwidth_bytes_per_second
+        arithmetic = work / self.device.vector_flops_per_second
+        return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * min(arithmetic, memory)
+
+    def _fused(self, index: int) -> set[int]:
+        """Fuses a producer into its readers; returns the producers whose saving that changes."""
+        producer = self.kernels.pop(index)
+        affected: set[int] = set()
+        for reader in self.readers.pop(index):
+            kernel = self.kernels[reader]
+            kernel.work, kernel.reads = _merged(kernel, index, producer)
+            kernel.inside |= producer.inside
+            affected |= {reader, *kernel.reads}
+            for read in producer.reads:
+                self.readers[read].discard(index)
+                self.readers[read].add(reader)
+        return affected
+
+    def _fusion(self) -> Fusion:
+        kernel_of = np.full(len(self.ops), -1, np.int64)
+        for index, kernel in self.kernels.items():
+            kernel_of[list(kernel.inside)] = index
+        roots = tuple(index for index in self.live if index in self.kernels)
+        kernel_of[list(roots)] = roots
+        return Fusion(
+            self.program,
+            roots,
+            {index: frozenset(self.kernels[index].reads) for index in roots},
+            kernel_of,
+            {index: frozenset(kernel.inside) for index, kernel in self.kernels.items()},
+            self.users,
+        )
+
+
+def _share(op: Op, read: Op) -> float:
+    """How often each entry of an operand is read."""
+    if op.kind in ("broadcast", "slice", "dynamic_slice", "gather"):
+        return op.elements / max(read.elements, 1)
+    return 1.0
+
+
+def _merged(kernel: _Kernel, index: int, producer: _Kernel) -> tuple[float, dict[int, float]]:
+    """Work and reads of a kernel that runs a producer of its own instead of reading its result."""
+    reads = dict(kernel.reads)
+    share = reads.pop(index)
+    for read, part in producer.reads.items():
+        reads[read] = reads.get(read, 0.0) + share * part
+    return kernel.work + share * producer.work, reads

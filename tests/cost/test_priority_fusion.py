@@ -1,0 +1,56 @@
+"""What a GPU's compiler fuses, as the model has it; compiled programs are asked in tests/aot/test_gpu_rules.py."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxremat.backends.devices import resolve_target
+from jaxremat.cost.fusion import materialised
+
+H200 = resolve_target("h200")
+X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+
+
+def written(fun, *args):
+    """Primitives whose results are written, in the order of the program."""
+    jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
+    found = materialised(jaxpr, H200)
+    return [eqn.primitive.name for eqn in jaxpr.eqns if found.get(eqn.outvars[0])]
+
+
+def between_products(f):
+    """`f` of a product, read by another product and by a sum."""
+
+    def fun(x, w):
+        y = f(x @ w)
+        return y @ w, jnp.sum(y * 2.0, 0)
+
+    return fun
+
+
+def test_a_cheap_value_is_made_again_by_each_loop():
+    fun = lambda x: (y := x * 3.0 + 1.0, y[::-1] * 2.0, jnp.sum(y * y, 0))[1:]
+    assert written(fun, X) == ["mul", "reduce_sum"]
+
+
+def test_an_exponential_is_made_again_where_that_moves_fewer_bytes():
+    assert "exp" not in written(lambda x: (jnp.exp(x)[::-1] * 2.0, jnp.exp(x) + 1.0), X)
+
+
+def test_a_hyperbolic_tangent_is_written_once():
+    assert "tanh" in written(lambda x: (jnp.tanh(x)[::-1] * 2.0, jnp.tanh(x) + 1.0), X)
+
+
+def test_what_a_product_reads_is_written():
+    assert written(between_products(jnp.exp), X, W) == ["dot_general", "exp", "dot_general", "reduce_sum"]
+
+
+def test_a_softmax_is_one_kernel_beside_its_sums():
+    names = written(lambda x, w: jax.nn.softmax(x @ w) @ w, X, W)
+    assert "exp" not in names and names.count("dot_general") == 2 and "div" in names
+
+
+@pytest.mark.parametrize("readers", [2, 5])
+def test_fusing_never_writes_more(readers):
+    fun = lambda x: tuple(jnp.flip(x - 1.0, i % 2) * float(i + 2) for i in range(readers))
+    assert len(written(fun, X)) == readers
