@@ -21,7 +21,7 @@ _OWN = str(Path(__file__).resolve().parents[1])
 _JAX = re.compile(r"[/\\]jax[/\\]")
 _WRAPPERS = re.compile(
     r"call__|run_python_pjit|cache_miss|reraise_with_filtered_traceback|op|meth|wrapper|bind.*|operator_.*|tree_map.*"
-    r"|current|process_.*|forward_.*|deferring_.*|<.*>"
+    r"|current|.*linearize.*|jvp.*|vjp.*|process_.*|forward_.*|deferring_.*|<.*>"
 )
 """Names of JAX's functions, without leading underscores, that stand between a call and what was called."""
 
