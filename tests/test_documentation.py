@@ -1,6 +1,7 @@
 """The documentation does what it says: pages run on their own, public names are described, links lead somewhere."""
 
 import ast
+import dataclasses
 import inspect
 import re
 import subprocess
@@ -74,8 +75,24 @@ def test_every_public_name_is_in_the_reference(path):
 
 @pytest.mark.parametrize("path", exported())
 def test_every_public_name_is_described(path):
+    """In a sentence; functions with every argument, records with every field."""
+    thing = _found(path)
+    if not callable(thing):
+        return
+    text = inspect.getdoc(thing) or ""
+    assert text, f"{path} has no docstring"
+    for name in _parts(thing):
+        assert re.search(rf"\b{name}\b", text), f"the docstring of {path} does not say what {name} is"
+
+
+def _found(path: str):
     thing = jaxremat
     for part in path.split(".")[1:]:
         thing = getattr(thing, part)
-    if callable(thing):
-        assert inspect.getdoc(thing), f"{path} has no docstring"
+    return thing
+
+
+def _parts(thing) -> list[str]:
+    if inspect.isclass(thing):
+        return [field.name for field in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing) else []
+    return [name for name in inspect.signature(thing).parameters if not name.startswith("_")]

@@ -42,5 +42,10 @@ def rewrite(
 
 
 def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
-    """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its scores."""
+    """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its scores.
+
+    Args:
+      jaxpr: the program, as `jax.make_jaxpr(fun)(*args)` gives it.
+      target: device whose backend sets the size of a tile; None is the default backend's.
+    """
     return program.find(jaxpr, AttentionFinder(resolve_target(target).backend.scores_per_tile))

@@ -31,5 +31,10 @@ def rewrite(fun: Callable, *, token_chunk_size: int | None = None, target: str |
 
 
 def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
-    """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its logits."""
+    """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its logits.
+
+    Args:
+      jaxpr: the program, as `jax.make_jaxpr(fun)(*args)` gives it.
+      target: device whose backend sets the size of a tile; None is the default backend's.
+    """
     return program.find(jaxpr, LossHeadFinder(4 * resolve_target(target).backend.scores_per_tile))

@@ -47,7 +47,14 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Proposal:
-    """What a solver hands to `solve`: a schedule (or chain operations) and what it proved, not yet certified."""
+    """What a solver hands to `solve`: a schedule (or chain operations) and what it proved, not yet certified.
+
+    Attributes:
+      schedule: [T] node ids in execution order; None for a chain.
+      operations: of a chain, pairs (kind, stage); empty for a graph.
+      lower_bound: a cost that no schedule within the budget can beat; None where nothing was proven.
+      optimal: whether the schedule is proven to be the cheapest.
+    """
 
     schedule: np.ndarray | None = None
     operations: tuple[tuple[str, int], ...] = ()

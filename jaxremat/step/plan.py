@@ -45,6 +45,7 @@ class StepPlan:
       compiled: the report of the compiled step, None where nothing was compiled.
       compilations: how many compilations the plan took, the step as written included.
       solve_seconds: wall time of tracing and solving, compilations excluded.
+      solver: name of the solver.
     """
 
     program: StepProgram
