@@ -32,6 +32,9 @@ class Backend:
       fences_loop_bodies: an iteration that repeats nothing is fenced all the same; elsewhere the loop is fence enough.
       names_in_pieces: names save nothing in one checkpoint over everything, and need a checkpoint per piece.
       scores_per_tile: entries of a tile of attention scores, or of logits, whose size nobody chose.
+      barrier_parts: into how many parts of the forward recomputation may be divided, a barrier before each, in plans
+        that are judged by the time of their kernels; empty where plans are judged by their replay. A barrier makes the
+        compiler write what enters it, so there are few, and only what is recomputed and a cotangent enter them.
       smallest_modelled_bytes: programs whose values take less together are replayed value by value: alignment and
         fixed buffers outweigh what fusion saves in them.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
@@ -50,6 +53,7 @@ class Backend:
     fences_loop_bodies: bool
     names_in_pieces: bool
     scores_per_tile: int
+    barrier_parts: tuple[int, ...]
     smallest_modelled_bytes: int
     pool_fraction: float
     element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)

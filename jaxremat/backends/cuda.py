@@ -1,4 +1,8 @@
-"""XLA:GPU on NVIDIA devices."""
+"""XLA:GPU on NVIDIA devices.
+
+Read in openxla/xla at `xla/backends/gpu/` and `xla/service/gpu/`: `softmax_rewriter_triton.cc` (rows in one kernel),
+`priority_fusion.cc` and `multi_output_fusion.cc` (loops and reductions that read the same).
+"""
 
 from jaxremat.backends.backend import Backend
 from jaxremat.trace.primitives import ELEMENTWISE
@@ -24,6 +28,7 @@ CUDA = Backend(
     fences_loop_bodies=False,
     names_in_pieces=False,
     scores_per_tile=2**22,  # 1024 x 4096, the chunk sizes of Rabe & Staats 2021
+    barrier_parts=(16, 8, 32),
     smallest_modelled_bytes=32 * 2**20,
     element_work=_ELEMENT_WORK,
     pool_fraction=0.75,  # XLA_PYTHON_CLIENT_MEM_FRACTION when it is not set: JAX's page on GPU memory allocation

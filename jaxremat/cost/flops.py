@@ -32,7 +32,7 @@ def equation_flops(eqn: Eqn, *, matrix_only: bool = False) -> float:
         return 0.0 if matrix_only and name not in _MATRIX else _COUNTED[name](eqn)
     if bodies := _bodies(eqn):
         counts = [program_flops(body, matrix_only=matrix_only) for body in bodies]
-        return max(counts) if name == "cond" else _trips(eqn) * sum(counts)
+        return max(counts) if name == "cond" else trip_count(eqn) * sum(counts)
     if matrix_only or name in ALIASING or name in MOVING or name == "broadcast_in_dim":
         return 0.0
     elements = max([_elements(v) for v in (*eqn.invars, *eqn.outvars)], default=0)
@@ -51,7 +51,7 @@ def equation_bytes(eqn: Eqn) -> int:
         return 0
     if bodies := _bodies(eqn):
         counts = [sum(map(equation_bytes, body.eqns)) for body in bodies]
-        return max(counts) if name == "cond" else _trips(eqn) * sum(counts)
+        return max(counts) if name == "cond" else trip_count(eqn) * sum(counts)
     written = sum(written_bytes(eqn, var) for var in eqn.outvars)
     if name in ("gather", "slice", "dynamic_slice", "dynamic_update_slice"):
         return 2 * written
@@ -81,7 +81,7 @@ def equation_seconds(eqn: Eqn, device: Device) -> float:
 def body_seconds(eqn: Eqn, seconds_of: Callable[[Jaxpr], float]) -> float:
     """Time of what an equation runs inside: all trips of a loop, the slowest branch of a conditional."""
     times = [seconds_of(body) for body in _bodies(eqn)]
-    return max(times) if eqn.primitive.name == "cond" else _trips(eqn) * sum(times)
+    return max(times) if eqn.primitive.name == "cond" else trip_count(eqn) * sum(times)
 
 
 def _bodies(eqn: Eqn) -> list[Jaxpr]:
@@ -93,7 +93,7 @@ def _bodies(eqn: Eqn) -> list[Jaxpr]:
     return jaxprs.subjaxprs(eqn) if body is None else [body]
 
 
-def _trips(eqn: Eqn) -> int:
+def trip_count(eqn: Eqn) -> int:
     """How often an equation's body runs: a scan's length, a kernel's grid; once where it cannot be known."""
     if eqn.primitive.name == "scan":
         return int(eqn.params["length"])

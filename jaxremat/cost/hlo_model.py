@@ -16,9 +16,11 @@ import numpy as np
 from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
+from jaxremat.cost.flops import equation_flops, trip_count
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.primitives import ALIASING, COMMUTATIVE, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS
 
+CONTRACTIONS = frozenset({"dot", "conv"})
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
 _ONE = "1.0"  # as literals of any floating type are written
 _SYNONYMS = {"add_any": "add"}
@@ -37,6 +39,7 @@ class Op:
       in_library: a contraction or reduction that XLA:CPU hands to its library.
       constant: identity of a broadcast literal, or None.
       bodies: jaxprs that it runs (loops, branches).
+      flops, runs: of a contraction, the FLOPs; of a loop, how often its body runs.
       takes_over: operation whose buffer the result lives in (a loop's carry), or -1.
       splits_rows: a concatenation along the last dimension.
     """
@@ -52,6 +55,8 @@ class Op:
     bodies: tuple[Jaxpr, ...] = ()
     takes_over: int = -1
     splits_rows: bool = False
+    flops: float = 0.0
+    runs: int = 1
 
     @property
     def elements(self) -> int:
@@ -104,7 +109,7 @@ class _Lowering:
         for atom in (*(v for eqn in jaxpr.eqns for v in jaxprs.vars_of(eqn.invars)), *jaxprs.vars_of(jaxpr.outvars)):
             self._readers[atom] = self._readers.get(atom, 0) + 1
         for index, eqn in enumerate(jaxpr.eqns):
-            self._equation = index if equation is None else equation
+            self._equation, self._eqn = (index if equation is None else equation), eqn
             name = eqn.primitive.name
             if (body := jaxprs.computed_body(eqn)) is not None:
                 self._call(eqn, body, env)
@@ -369,6 +374,10 @@ class _Lowering:
         return self._known[identity]
 
     def _append(self, op: Op) -> int:
+        if op.kind in CONTRACTIONS:
+            op = dataclasses.replace(op, flops=equation_flops(self._eqn))
+        elif op.bodies:
+            op = dataclasses.replace(op, runs=trip_count(self._eqn))
         self.ops.append(op)
         return len(self.ops) - 1
 

@@ -12,7 +12,8 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.hlo_model import Op, lower
+from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.trace import jaxpr as jaxprs
 
 _UPDATES = ("dynamic_update_slice", "scatter", "scatter-add")
@@ -27,6 +28,7 @@ class MemoryEstimate:
       steps: [T] the equation whose kernel runs at each step.
       workspace_bytes: [T] bytes that the loop body or branch that runs at each step needs.
       live_bytes: [T] intermediate bytes that are live at each step, workspace included.
+      seconds: of one run, by the roofline of its kernels.
       spans: [S, 4] one row (equation, bytes, first step, last step) per intermediate buffer; equation -1 is a constant.
     """
 
@@ -34,6 +36,7 @@ class MemoryEstimate:
     output_bytes: int
     steps: np.ndarray
     workspace_bytes: np.ndarray
+    seconds: float
     spans: np.ndarray
 
     @property
@@ -57,14 +60,21 @@ def estimate_memory(jaxpr: Jaxpr, device: Device) -> MemoryEstimate:
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
     ops = fusion.program.ops
     rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in _buffer_spans(fusion, order)]
-    inside = [max((estimate_memory(b, device).temp_bytes for b in ops[k].bodies), default=0) for k in order]
+    bodies = {k: [estimate_memory(body, device) for body in ops[k].bodies] for k in order}
     return MemoryEstimate(
         argument_bytes=sum(map(jaxprs.size_bytes, jaxpr.invars)),
         output_bytes=sum(map(jaxprs.size_bytes, jaxpr.outvars)),
         steps=np.asarray([ops[kernel].equation for kernel in order], np.int64),
-        workspace_bytes=np.asarray(inside, np.int64),
+        workspace_bytes=np.asarray([max((b.temp_bytes for b in bodies[k]), default=0) for k in order], np.int64),
+        seconds=sum(kernel_seconds(fusion, device).values()) + sum(_inside(ops[k], bodies[k]) for k in order),
         spans=np.asarray(rows, np.int64).reshape(-1, 4),
     )
+
+
+def _inside(op: Op, bodies: Sequence[MemoryEstimate]) -> float:
+    """Seconds of what runs inside a loop, all its trips, or inside a branch, the slowest."""
+    seconds = [body.seconds for body in bodies]
+    return max(seconds) if op.kind == "cond" else op.runs * sum(seconds)
 
 
 def live_bytes(span_bytes: np.ndarray, spans: np.ndarray, workspace_bytes: np.ndarray) -> np.ndarray:

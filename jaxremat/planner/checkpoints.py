@@ -46,6 +46,7 @@ class PiecePlanner:
     """
 
     may_leave_alone = True
+    predicts_time = False
 
     def __init__(self, primal: Primal, device: Device, emit: str, outer: bool):
         self.primal = primal

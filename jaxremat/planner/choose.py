@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.errors import ArgumentError, EmissionError
+from jaxremat.loops.find import find
 from jaxremat.planner.checkpoints import PiecePlanner
 from jaxremat.planner.contract import Planner
 from jaxremat.planner.own_names import OwnNamesPlanner
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.solver_schedules import SolverPlanner
+from jaxremat.planner.timed import TimedPlanner
 from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
 from jaxremat.trace.joint import Primal
@@ -32,8 +34,13 @@ def planner_for(primal: Primal, device: Device, solver: Solver, emit: str, seed:
         if emit != "schedule":
             raise ArgumentError(f"solver={solver.name!r} decides schedules: emit='schedule', not {emit!r}")
         return SolverPlanner(primal, device, solver, seed)
-    makers = {"schedule": SchedulePlanner, "names": _names_planner, "segments": _segments_planner}
+    makers = {"schedule": _schedule_planner, "names": _names_planner, "segments": _segments_planner}
     return makers[emit](primal, device)
+
+
+def _schedule_planner(primal: Primal, device: Device) -> Planner:
+    by_time = device.backend.barrier_parts and not find(primal)
+    return TimedPlanner(primal, device) if by_time else SchedulePlanner(primal, device)
 
 
 def _segments_planner(primal: Primal, device: Device) -> Planner:

@@ -46,6 +46,10 @@ class Planner(Protocol):
         """The flat program whose compiled peak is the baseline."""
 
     @property
+    def predicts_time(self) -> bool:
+        """Whether `cost` is the time of the program as compiled: the fastest is wanted, not what just fits."""
+
+    @property
     def may_leave_alone(self) -> bool:
         """Whether a program that fits as it is stays as it is."""
 

@@ -37,7 +37,9 @@ def predict(joint: Joint, graph: Graph, program: ScheduledProgram, device: Devic
     emitted = _emitted(joint, script)
     node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
     estimate = estimate_memory(emitted, device)
-    return timeline_of(joint, graph, estimate, emitted, node_of, float(graph.costs[program.steps].sum()))
+    replayed = float(graph.costs[program.steps].sum())
+    cost = estimate.seconds if device.backend.barrier_parts else replayed
+    return timeline_of(joint, graph, estimate, emitted, node_of, cost)
 
 
 def timeline_of(

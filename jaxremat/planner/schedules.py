@@ -77,6 +77,7 @@ class SchedulePlanner:
     """
 
     may_leave_alone = True
+    predicts_time = False
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device):

@@ -45,6 +45,7 @@ class SolverPlanner:
     """
 
     may_leave_alone = True
+    predicts_time = False
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device, solver: Solver, seed: int):

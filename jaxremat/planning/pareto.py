@@ -9,9 +9,10 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import Budget, budget_bytes, format_bytes, parse_budget
 from jaxremat.base.errors import BudgetError
+from jaxremat.planner.by_hand import Policy, dots, nothing
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import Planning
-from jaxremat.planning.presets import Policy, Preset, dots, evaluate_preset, nothing
+from jaxremat.planning.presets import Preset, evaluate_preset
 from jaxremat.planning.request import checked_request
 from jaxremat.show.front import FrontView, PointView, front_to_html, front_to_text
 from jaxremat.show.progress import track

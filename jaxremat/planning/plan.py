@@ -52,7 +52,8 @@ class Plan:
       peak_bytes: the predicted peak, in bytes.
       baseline_peak_bytes: the same for the program without rematerialization: compiled where the plan was compiled,
         predicted otherwise.
-      overhead: extra time over the program without rematerialization, as a fraction, by the cost model.
+      overhead: extra time over the program without rematerialization, as a fraction: by the roofline of what
+        was compiled for an accelerator, and else by the cost model; negative where the plan is faster.
       compiled: the report of the last compilation, None where nothing was compiled.
       compilations: how many compilations the plan took, the plain program's included.
       solve_seconds: wall time of tracing and solving, compilations excluded.

@@ -38,6 +38,7 @@ from jaxremat.trace.joint import Primal, read_primal
 logger = logging.getLogger("jaxremat")
 
 _MOST_COMPILATIONS = 8
+_MOST_TIMED = 2
 _MOST_PREDICTIONS = 6
 _MOST_LEAST = 3
 _MOST_NEAR_MISSES = 4
@@ -202,6 +203,8 @@ class Planning:
 
     def _compiled(self, limit: int) -> Outcome:
         """The cheapest outcome whose compiled peak is within the limit."""
+        if self.planner.predicts_time and (fastest := self._fastest(limit)):
+            return fastest
 
         def propose(aim: int) -> Outcome:
             predicted = self._predicted(aim)
@@ -225,6 +228,20 @@ class Planning:
             if outcome.cost < best.cost and self._measure(outcome)[0] <= limit:
                 best = outcome
         return best
+
+    def _fastest(self, limit: int) -> Outcome | None:
+        """The fastest, by the roofline of what was compiled, of the few that are predicted to be; None where none of
+        them fits."""
+        aim, fitting = limit, []
+        for _ in range(_MOST_TIMED):
+            start = time.perf_counter()
+            outcome = self.planner.fit(aim)
+            self._solve_seconds += time.perf_counter() - start
+            peak_bytes, report = self._measure(outcome)
+            if peak_bytes <= limit:
+                fitting.append((report.seconds or outcome.cost, outcome))
+            aim = int(outcome.peak_bytes * limit / peak_bytes)
+        return min(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
     def _least(self, compiles: bool) -> tuple[Outcome, int]:
         """The outcome with the smallest peak that is known, and that peak: compiled, or else predicted.
@@ -285,7 +302,7 @@ class Planning:
             budget_bytes=limit,
             peak_bytes=outcome.peak_bytes,
             baseline_peak_bytes=self._written.plain_peak_bytes,
-            overhead=outcome.cost / self._written.plain.cost - 1,
+            overhead=self._overhead(outcome, report),
             compiled=report,
             compilations=len(self._reports) + int("plain_report" in vars(self)),
             solve_seconds=self._solve_seconds,
@@ -294,6 +311,18 @@ class Planning:
             target=self.request.device.name,
             warnings=(*self.told, *_over_budget(outcome, report, limit)),
         )
+
+    def _overhead(self, outcome: Outcome, report: MemoryReport | None) -> float:
+        """Extra time as a fraction: by the roofline of what was compiled, where there is one, or else predicted."""
+        if report is None or report.seconds is None:
+            return outcome.cost / self._written.plain.cost - 1
+        return report.seconds / self._written.plain_seconds - 1
+
+    @property
+    def plain_seconds(self) -> float:
+        """Time of the program as written: by the roofline where plans are compiled for an accelerator."""
+        seconds = self.plain_report.seconds if self.request.verify == "compile" else None
+        return self.plain.cost if seconds is None else seconds
 
     def _is_compiled_plain(self, outcome: Outcome) -> bool:
         return outcome is self.plain and self.request.verify == "compile"

@@ -13,9 +13,8 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn
 from jaxremat.report.naming import is_activation, label_of
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.paths import clean_path
 
-_TRANSFORMATIONS = re.compile(r"\b(?:jvp|transpose|vmap|jit|pjit|remat|checkpoint|shard_map|pmap)\(([^()]*)\)")
-_MARKS = frozenset({"checkpoint", "rematted_computation", "remat", "while", "body", "closed_call", "core_call"})
 _LIBRARIES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")})
 _OWN = str(Path(__file__).resolve().parents[1])
 _JAX = re.compile(r"[/\\]jax[/\\]")
@@ -80,14 +79,6 @@ def rules_in(eqns: Sequence[Eqn]) -> dict[object, str]:
 def is_transposed(eqn: Eqn) -> bool:
     """Whether an equation belongs to a backward, by its name stack."""
     return "transpose(" in compat.name_stack(eqn)
-
-
-def clean_path(stack: str) -> str:
-    """A name stack without the marks that transformations leave: `transpose(jvp(GPT))/block_0` is `GPT/block_0`."""
-    previous = None
-    while stack != previous:
-        previous, stack = stack, _TRANSFORMATIONS.sub(r"\1", stack)
-    return "/".join(part for part in stack.split("/") if part and part not in _MARKS and "<" not in part)
 
 
 def _is_library(file: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import show_programs
 
 import jaxremat
-from jaxremat.planning.presets import blocks_of
+from jaxremat.planner.by_hand import blocks_of
 from jaxremat.show import progress
 from jaxremat.trace.joint import trace_joint
 

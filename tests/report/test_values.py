@@ -8,9 +8,10 @@ import pytest
 import show_programs
 
 import jaxremat
-from jaxremat.report.origin import clean_path, origins_of
+from jaxremat.report.origin import origins_of
 from jaxremat.report.values import Names
 from jaxremat.trace.joint import trace_joint
+from jaxremat.trace.paths import clean_path
 
 
 class Model(nn.Module):

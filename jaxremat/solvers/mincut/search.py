@@ -25,7 +25,7 @@ import numpy as np
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
-from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.solvers.mincut.assemble import assemble_parts, barriers_between
 from jaxremat.solvers.mincut.cut import cheapest_cut
 from jaxremat.solvers.mincut.structure import Structure, ends_of_groups
 
@@ -73,12 +73,14 @@ class Search:
       graph: a joint graph.
       run_seconds: [N] what running each forward node again is taken to cost, infinite where it must not; its cost by
         default.
+      keep_seconds: [V] what keeping each value is taken to cost beside its bytes; nothing by default.
     """
 
-    def __init__(self, graph: Graph, run_seconds: np.ndarray | None = None):
+    def __init__(self, graph: Graph, run_seconds: np.ndarray | None = None, keep_seconds: np.ndarray | None = None):
         self.graph = graph
         self.structure = Structure(graph)
         self._run_seconds = np.where(graph.pinned, np.inf, graph.costs) if run_seconds is None else run_seconds
+        self._keep_seconds = np.zeros(graph.num_values) if keep_seconds is None else keep_seconds
         self._made: dict[Dials, Candidate] = {}
         self._laid_out: dict[tuple[bytes, int, int], Candidate] = {}
 
@@ -108,14 +110,14 @@ class Search:
         if least.dials is None:
             return least
         released = dataclasses.replace(least.dials, peak_node=least.peak_node)
-        again = [self.candidate(dataclasses.replace(released, price=price)) for price in self._prices]
+        again = [self.candidate(dataclasses.replace(released, price=price)) for price in self.prices]
         return min([least, *again], key=_by_peak)
 
     def smallest_of_each_shape(self) -> list[Candidate]:
         """For every number of segments and groups, the candidate with the smallest replayed peak, smallest first."""
         shapes = [*((segments, 1) for segments in _SEGMENTS), *self._two_levels]
         least = [
-            min((self.candidate(Dials(price, *shape)) for price in self._prices[3:]), key=_by_peak) for shape in shapes
+            min((self.candidate(Dials(price, *shape)) for price in self.prices[3:]), key=_by_peak) for shape in shapes
         ]
         return sorted(least, key=_by_peak)
 
@@ -160,7 +162,7 @@ class Search:
         return [(segments, groups) for segments in _SEGMENTS for groups in _GROUPS if segments >= 2 * groups]
 
     @functools.cached_property
-    def _prices(self) -> list[float]:
+    def prices(self) -> list[float]:
         """Prices in seconds per byte, from one that keeps all but the cheapest bytes to one that keeps next to none."""
         forward = self.structure.forward_nodes
         mean = self.graph.costs[forward].sum() / max(self.graph.node_bytes[forward].sum(), 1)
@@ -176,7 +178,7 @@ class Search:
     def _fit(self, shape: Dials, budget_bytes: int, best: Candidate | None) -> Candidate | None:
         """The smallest price at which a shape fits; None where it does not, or cannot beat `best`."""
         too_low = None
-        for price in self._prices:
+        for price in self.prices:
             candidate = self.candidate(dataclasses.replace(shape, price=price))
             if candidate.peak_bytes <= budget_bytes:
                 return self._refined(too_low, candidate, budget_bytes)
@@ -201,7 +203,7 @@ class Search:
         must_keep = structure.crossing_values(structure.boundaries(dials.segments))
         position = 1 + _LAYER_SLOPE * (1 - graph.producer / max(graph.num_nodes, 1))
         until_peak = structure.first_backward_read > dials.peak_node
-        keep_price = dials.price * position * until_peak * graph.value_bytes
+        keep_price = dials.price * position * until_peak * graph.value_bytes + self._keep_seconds
         kept, _ = cheapest_cut(graph, keep_price, self._run_seconds, structure.needed, must_keep)
         shape = (kept.tobytes(), dials.groups, dials.segments if dials.groups > 1 else 0)
         if shape not in self._laid_out:
@@ -230,28 +232,17 @@ class Search:
         return Candidate(dials, program, timeline.peak_bytes, timeline.cost, peak_node)
 
     def _with_barriers(self, schedule: np.ndarray, start: int) -> ScheduledProgram:
-        return schedule_program(self.graph, schedule, backward_start=start, barriers=self._barriers(schedule, start))
-
-    def _barriers(self, schedule: np.ndarray, start: int) -> tuple[int, ...]:
-        """Where recomputation moves on to another part of the forward: one barrier per part keeps fusions whole."""
-        again = ~self.graph.backward[schedule]
-        again[:start] = False
-        opens = np.flatnonzero(again & ~np.roll(again, 1))
-        part = self._part[schedule]
-        barriers, current = [], -1
-        for first in opens.tolist():
-            run = again[first:]
-            end = first + (int(run.argmin()) if not run.all() else run.size)
-            furthest = int(part[first:end].max())
-            if furthest != current:
-                barriers.append(first)
-                current = furthest
-        return tuple(barriers)
+        return schedule_program(
+            self.graph,
+            schedule,
+            backward_start=start,
+            barriers=barriers_between(self.graph, schedule, start, self._part),
+        )
 
     @functools.cached_property
     def _part(self) -> np.ndarray:
         """[N] in which of many small parts of the forward each node lies."""
-        return np.searchsorted(self.structure.boundaries(_BARRIER_PARTS), np.arange(self.graph.num_nodes))
+        return self.structure.parts(_BARRIER_PARTS)
 
 
 def _by_peak(candidate: Candidate) -> tuple[int, float]:

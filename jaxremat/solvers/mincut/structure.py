@@ -86,6 +86,10 @@ class Structure:
                 ends.append(self.forward_nodes[inside[self.crossing_bytes[inside].argmin()]])
         return np.unique(np.asarray(ends, np.int64))
 
+    def parts(self, number: int) -> np.ndarray:
+        """[N] in which of about so many parts of equal bytes each node lies; see `boundaries`."""
+        return np.searchsorted(self.boundaries(number), np.arange(self.graph.num_nodes))
+
     def crossing_values(self, boundaries: np.ndarray) -> np.ndarray:
         """[V] bool: forward values, cheap ones aside, that cross any of the boundaries."""
         crosses = np.zeros(self.graph.num_values, bool)

@@ -1,0 +1,122 @@
+"""The time of a program once it is compiled, predicted from its fusion: kernel by kernel, by roofline.
+
+A kernel takes as long as its arithmetic or its traffic, plus a launch; it reads each of its buffers once. On a GPU,
+loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel
+(`multi_output_fusion.cc`). What runs inside a loop's body is the body's own program.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.base.compat import Jaxpr, Var
+from jaxremat.cost.fused import Fusion
+from jaxremat.cost.fusion import fuse
+from jaxremat.cost.hlo_model import Op, lower
+from jaxremat.trace.primitives import ELEMENTWISE, MOVING
+
+_FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
+
+
+def kernel_seconds(fusion: Fusion, device: Device) -> dict[int, float]:
+    """Seconds of each kernel that runs, by the first of the operations whose results it writes."""
+    groups = _joined(fusion) if device.backend.element_work else [[kernel] for kernel in fusion.kernels]
+    paid = ([kernel for kernel in group if fusion.program.ops[kernel].kind not in _FREE] for group in groups)
+    return {group[0]: _seconds(fusion, group, device) for group in paid if group}
+
+
+def seconds_by_equation(jaxpr: Jaxpr, device: Device) -> tuple[np.ndarray, frozenset[Var]]:
+    """What equations take where each kernel runs by itself, and which variables have buffers.
+
+    Returns:
+      ([E] seconds of the kernels that write an equation's results; zero where these are computed inside of others, the
+      variables that are written to memory or name what is).
+    """
+    fusion = fuse(lower(jaxpr, device.backend), device)
+    ops, seconds = fusion.program.ops, np.zeros(len(jaxpr.eqns))
+    for kernel in fusion.kernels:
+        if ops[kernel].kind not in _FREE:
+            seconds[ops[kernel].equation] += _seconds(fusion, [kernel], device)
+    buffers = set(fusion.kernels) | {index for index, op in enumerate(ops) if op.kind == "input"}
+    return seconds, frozenset(var for var, index in fusion.program.op_of.items() if index in buffers)
+
+
+def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
+    ops = fusion.program.ops
+    read = set().union(*(fusion.buffers_read[kernel] for kernel in group)) - set(group)
+    moved = sum(ops[index].size_bytes for index in (*group, *read))
+    arithmetic = sum(ops[kernel].flops / _rate(ops, ops[kernel], device) for kernel in group if ops[kernel].flops)
+    return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
+
+
+def _rate(ops: tuple[Op, ...], op: Op, device: Device) -> float:
+    """FLOP/s of a contraction, by its wider operand."""
+    width = max(ops[read].size_bytes // max(ops[read].elements, 1) for read in op.reads[:2])
+    return device.matrix_flops_per_second[min(max(width, 1).bit_length() - 1, 3)]
+
+
+def _joined(fusion: Fusion) -> Iterable[list[int]]:
+    """The kernels that run as one."""
+    joins = _Joins(fusion)
+    for readers in joins.readers.values():
+        for first, second in itertools.pairwise(sorted(readers, key=joins.level.__getitem__)):
+            if joins.level[first] == joins.level[second]:
+                joins.join(first, second)
+    for buffer, readers in joins.readers.items():
+        for reader in readers if buffer in joins.is_loop else ():
+            if joins.level[reader] == joins.level[buffer] + 1:
+                joins.join(buffer, reader)
+    groups: dict[int, list[int]] = collections.defaultdict(list)
+    for kernel in fusion.kernels:
+        groups[joins.leader(kernel)].append(kernel)
+    return groups.values()
+
+
+class _Joins:
+    """Kernels on their way to be joined.
+
+    Attributes:
+      level: the longest way from the inputs to each kernel: two of one level never wait for each other.
+      elements: how many elements each kernel's loop goes through.
+      is_loop: kernels that may be joined.
+      readers: of each buffer, those of its readers that go through all of it.
+    """
+
+    def __init__(self, fusion: Fusion):
+        ops = fusion.program.ops
+        self.level: dict[int, int] = {}
+        for kernel in fusion.kernels:
+            before = [self.level[buffer] for buffer in fusion.buffers_read[kernel] if buffer in self.level]
+            self.level[kernel] = 1 + max(before, default=0)
+        loops = ELEMENTWISE | MOVING | {"reduce"}
+        self.is_loop = {kernel for kernel in fusion.kernels if ops[kernel].kind in loops}
+        self.elements = {
+            kernel: max(ops[index].elements for index in (kernel, *fusion.buffers_read[kernel]))
+            for kernel in self.is_loop
+        }
+        self.readers: dict[int, list[int]] = collections.defaultdict(list)
+        for kernel in fusion.kernels:
+            for buffer in fusion.buffers_read[kernel] if kernel in self.is_loop else ():
+                if ops[buffer].elements == self.elements[kernel]:
+                    self.readers[buffer].append(kernel)
+        self._reduced = {
+            kernel: {ops[kernel].shape} if ops[kernel].kind == "reduce" else set() for kernel in self.is_loop
+        }
+        self._leader = {kernel: kernel for kernel in fusion.kernels}
+
+    def leader(self, kernel: int) -> int:
+        while self._leader[kernel] != kernel:
+            kernel = self._leader[kernel]
+        return kernel
+
+    def join(self, first: int, second: int) -> None:
+        """Joins two kernels that go through as many elements and whose reductions, if any, are alike."""
+        a, b = self.leader(first), self.leader(second)
+        reduced = self._reduced[a] | self._reduced[b]
+        if a != b and self.elements[a] == self.elements[b] and len(reduced) <= 1:
+            self._leader[b], self._reduced[a] = a, reduced

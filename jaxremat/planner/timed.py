@@ -1,0 +1,216 @@
+"""Schedules judged by what is compiled: the time and the peak of the emitted program under the target's fusion.
+
+Where element-wise work disappears in the kernels that read it, the replay of a schedule says little about its time:
+what counts is which buffers are written and read, and barriers decide that as much as recomputation does. So candidates
+are made along the whole range of prices, by the minimum cut that knows what the plain program's kernels take, and by
+what people keep by hand; each is emitted, fused by the compiler's rules, and timed kernel by kernel. The answer for a
+budget is the fastest of those whose predicted peak fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.base.compat import Var
+from jaxremat.cost.kernels import seconds_by_equation
+from jaxremat.graph.replay import Timeline
+from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
+from jaxremat.planner.by_hand import POLICIES, blocks_of, kept_by_hand
+from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
+from jaxremat.planner.prediction import predict
+from jaxremat.planner.problem import Problem, pose
+from jaxremat.solvers.mincut.assemble import assemble_parts, barriers_between
+from jaxremat.solvers.mincut.search import Dials, Search
+from jaxremat.solvers.mincut.structure import Structure
+from jaxremat.trace.joint import Primal
+
+_SHAPES = ((1, 1), (16, 1))
+_BISECTIONS = 3
+_MOST_LEAST = 12
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TimedOutcome:
+    """A schedule of a program, with the predicted timeline of the emitted program."""
+
+    problem: Problem
+    program: ScheduledProgram
+    timeline: Timeline
+
+    @property
+    def form(self) -> Form:
+        return AsWritten() if self.program.is_in_order else Schedule(self.program)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.timeline.peak_bytes
+
+    @property
+    def replayed_bytes(self) -> int:
+        """The predicted peak: that is what this planner searches by."""
+        return self.timeline.peak_bytes
+
+    @property
+    def cost(self) -> float:
+        """The predicted seconds."""
+        return self.timeline.cost
+
+
+class TimedPlanner:
+    """The fastest schedules of a program without differentiable loops.
+
+    Args:
+      primal: the program.
+      device: what its seconds and bytes are for.
+    """
+
+    may_leave_alone = True
+    predicts_time = True
+    more_capable: Planner | None = None
+
+    def __init__(self, primal: Primal, device: Device):
+        self.primal = primal
+        self.device = device
+        self._made: dict[bytes, TimedOutcome] = {}
+
+    @functools.cached_property
+    def plain(self) -> TimedOutcome:
+        """The program as it stands."""
+        return self._predicted(in_order(self._problem.graph))
+
+    @property
+    def as_written(self) -> FlatFunction:
+        """The program with the author's own checkpoints."""
+        return self.primal.as_written
+
+    def fit(self, replayed_bytes: int) -> TimedOutcome:
+        """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
+        best = _fastest(self._range, replayed_bytes)
+        if best is None:
+            return min(self.least(), key=_by_peak)
+        around = [*self._range, *self._between(replayed_bytes), *self._released(best, replayed_bytes)]
+        best = _fastest(around, replayed_bytes) or best
+        return _fastest([best, *self._with_other_parts(best)], replayed_bytes) or best
+
+    def least(self) -> Sequence[TimedOutcome]:
+        """Outcomes of small predicted peak, the smallest first."""
+        small = [self._emitted(candidate.program) for candidate in self._search.smallest_of_each_shape()[:_MOST_LEAST]]
+        found = {id(outcome): outcome for outcome in (*self._range, *small)}
+        smallest = sorted(found.values(), key=_by_peak)[:_MOST_LEAST]
+        return sorted({*smallest, *self._with_other_parts(smallest[0])}, key=_by_peak)
+
+    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+        """None: the prediction tells schedules apart well enough."""
+        return ()
+
+    @functools.cached_property
+    def _range(self) -> list[TimedOutcome]:
+        """The whole range, from everything kept to next to nothing; and what people keep by hand."""
+        dials = [Dials(price, *shape) for shape in _SHAPES for price in self._search.prices]
+        return [self.plain, *self._by_hand(), *map(self._at, dials)]
+
+    def _by_hand(self) -> Iterator[TimedOutcome]:
+        """Checkpoints around every block, as `jax.checkpoint` would run them."""
+        problem = self._problem
+        blocks = blocks_of(problem.joint)
+        if not (blocks >= 0).any():
+            return
+        for policy in POLICIES:
+            steps, start = assemble_parts(problem.graph, kept_by_hand(problem.joint, problem.graph, policy))
+            yield self._emitted(schedule_program(problem.graph, steps, backward_start=start), blocks)
+
+    def _between(self, peak_bytes: int) -> Iterator[TimedOutcome]:
+        """Outcomes at prices between one that is too low for a peak and the next one, which is enough."""
+        for shape, (low, high) in itertools.product(_SHAPES, itertools.pairwise(self._search.prices)):
+            too_low, enough = (self._at(Dials(price, *shape)).peak_bytes for price in (low, high))
+            if too_low <= peak_bytes or enough > peak_bytes:
+                continue
+            for _ in range(_BISECTIONS):
+                middle = float(np.sqrt(low * high))
+                outcome = self._at(Dials(middle, *shape))
+                yield outcome
+                low, high = (low, middle) if outcome.peak_bytes <= peak_bytes else (middle, high)
+
+    def _released(self, best: TimedOutcome, peak_bytes: int) -> Iterator[TimedOutcome]:
+        """What the backward has read by the time of the peak may as well be kept: it is live then in any case."""
+        after = best.timeline.schedule[best.timeline.peak_step :]
+        backward = after[self._problem.graph.backward[after]]
+        if best.program.is_in_order or not backward.size:
+            return
+        for shape, price in itertools.product(_SHAPES, self._search.prices):
+            if self._at(Dials(price, *shape)).peak_bytes <= peak_bytes:
+                yield self._at(Dials(price, *shape, peak_node=int(backward[0])))
+
+    def _with_other_parts(self, outcome: TimedOutcome) -> Iterator[TimedOutcome]:
+        for number in self.device.backend.barrier_parts[1:]:
+            yield self._emitted(outcome.program, self._structure.parts(number))
+
+    def _at(self, dials: Dials) -> TimedOutcome:
+        return self._emitted(self._search.candidate(dials).program)
+
+    def _emitted(self, program: ScheduledProgram, part: np.ndarray | None = None) -> TimedOutcome:
+        """A schedule with a barrier before each part of the forward that runs again."""
+        graph = self._problem.graph
+        part = self._structure.parts(self.device.backend.barrier_parts[0]) if part is None else part
+        barriers = barriers_between(graph, program.steps, program.backward_start, part)
+        behind = tuple(sorted({self._behind_a_kernel(program, step) for step in barriers}))
+        return self._predicted(dataclasses.replace(program, barriers=behind, barrier_scope="sources"))
+
+    def _behind_a_kernel(self, program: ScheduledProgram, step: int) -> int:
+        """The place of a barrier moved up to where what enters it is written anyway, not on its way inside a kernel."""
+        backward, (seconds, _) = self._problem.graph.backward, self._kernels
+        while step > program.backward_start:
+            before = program.steps[step - 1]
+            if seconds[before] or not backward[before]:
+                break
+            step -= 1
+        return step
+
+    def _predicted(self, program: ScheduledProgram) -> TimedOutcome:
+        """One outcome per schedule, so that what was predicted or compiled of it is not asked for twice."""
+        key = program.steps.tobytes() + np.asarray(program.barriers).tobytes()
+        if key not in self._made:
+            problem = self._problem
+            timeline = predict(problem.joint, problem.graph, program, self.device)
+            self._made[key] = TimedOutcome(problem, program, timeline)
+        return self._made[key]
+
+    @functools.cached_property
+    def _problem(self) -> Problem:
+        return pose(self.primal, self.device)
+
+    @functools.cached_property
+    def _kernels(self) -> tuple[np.ndarray, frozenset[Var]]:
+        """Of the plain program: what each equation takes by itself, and which variables have buffers."""
+        return seconds_by_equation(self._problem.joint.jaxpr, self.device)
+
+    @functools.cached_property
+    def _structure(self) -> Structure:
+        return self._search.structure
+
+    @functools.cached_property
+    def _search(self) -> Search:
+        """The search over kept values, with what the plain program's kernels take: what a kernel computes on the way
+        costs nothing to compute again, and much to keep, since it would have to be written and read."""
+        problem, graph = self._problem, self._problem.graph
+        seconds, written = self._kernels
+        run_seconds = np.where(np.isfinite(problem.run_seconds), np.maximum(seconds, problem.run_seconds), np.inf)
+        made = [var for eqn in problem.joint.eqns for var in eqn.outvars]
+        extra_bytes = np.where([var in written for var in made], 0, 2 * graph.value_bytes)
+        return Search(graph, run_seconds, extra_bytes / self.device.bandwidth_bytes_per_second)
+
+
+def _fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome | None:
+    within = [outcome for outcome in outcomes if outcome.peak_bytes <= peak_bytes]
+    return min(within, key=lambda outcome: (outcome.cost, outcome.peak_bytes), default=None)
+
+
+def _by_peak(outcome: TimedOutcome) -> tuple[int, float]:
+    return outcome.peak_bytes, outcome.cost
