@@ -61,7 +61,9 @@ def test_less_kept_is_less_predicted(target):
         assert timeline.live_bytes.min() >= graph.resident_bytes
         assert timeline.live_bytes.size == timeline.schedule.size
         assert timeline.schedule.min() >= 0 and timeline.schedule.max() < graph.num_nodes
-    assert small.cost > plain.cost == pytest.approx(graph.costs.sum())
+    assert small.cost > plain.cost
+    by_kernels = bool(device.backend.barrier_parts)
+    assert by_kernels or plain.cost == pytest.approx(graph.costs.sum())
 
 
 def test_spans_are_values_of_the_graph():
