@@ -128,7 +128,7 @@ class Search:
         if self._saved_bytes(self.plain) <= saved_bytes:
             return self.plain
         dearest = self.candidate(Dials(float(_PRICE_OF_NOTHING * self.graph.costs.sum())))
-        tried = [self.candidate(Dials(price)) for price in self._prices]
+        tried = [self.candidate(Dials(price)) for price in self.prices]
         fewer = [c for c in tried if self._saved_bytes(c) <= saved_bytes]
         too_low = max((c.dials.price for c in tried if c.dials and c not in fewer), default=None)
         enough = min(fewer, key=_by_cost, default=dearest)
