@@ -43,7 +43,7 @@ class MinCut:
         """The cheapest candidate within the budget, or the one with the smallest peak; deterministic."""
         best = state.search.fit(budget_bytes)
         optimal = best.peak_bytes <= budget_bytes and best.cost <= least_cost(state.graph)
-        return Proposal(best.schedule, lower_bound=float(state.graph.costs.sum()), optimal=optimal)
+        return Proposal(best.program.steps, lower_bound=float(state.graph.costs.sum()), optimal=optimal)
 
 
 def _in_two_parts(graph: Graph) -> Graph:
