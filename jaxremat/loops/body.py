@@ -9,8 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax
+
+from jaxremat.backends.backend import searched_windows
+from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.emit import scheduled
+from jaxremat.graph.scheduled import schedule_program
+from jaxremat.loops.decision import Piece
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
 
@@ -135,3 +141,27 @@ class Iteration:
         values = dict(zip((*own_consts, *own_slices, *self.stacked), (*consts, *slices, *stacked), strict=True))
         residuals = [values[v] for v in self.script.residuals]
         return scheduled.run_backward(self.joint, self.script, residuals, cotangents)
+
+    def traced_backward(self) -> Jaxpr:
+        """The backward of one iteration as a program: from (constants, slices, what is stacked, cotangents)."""
+        consts, _, slices = self.body.split(self.joint.inputs)
+        inputs = [list(map(jaxprs.shape_of, part)) for part in (consts, slices, self.stacked, self.joint.cotangents)]
+        with compat.in_body_of(*self.body.within):
+            return jax.make_jaxpr(self.run_backward)(*inputs)
+
+
+def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
+    """An iteration of a plain piece.
+
+    Args:
+      body, joint: the iteration.
+      piece: its schedule.
+      fenced: whether what runs again waits behind barriers; it does in any case where the backward repeats itself.
+    """
+    unfenced = searched_windows(joint.eqns) if fenced else frozenset()
+    program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
+    script = scheduled.write_script(joint, program, unfenced)
+    if not fenced and not piece.repeats:
+        loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
+        script = dataclasses.replace(script, backward=loose)
+    return Iteration(body, joint, script)

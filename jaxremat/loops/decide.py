@@ -75,7 +75,7 @@ class Loops:
         self.device = device
         self.found = find(primal)
         self.emitter = Emitter()
-        self._hulls: dict[tuple[Body, tuple[LoopDecision, ...]], IterationHull] = {}
+        self._hulls: dict[tuple[Body, tuple[LoopDecision, ...], bool], IterationHull] = {}
 
     def emitted(self, decisions: Sequence[LoopDecision]) -> Callable[[Sequence], list]:
         """Runs the program on flat inputs with its loops as decided."""
@@ -90,7 +90,7 @@ class Loops:
         price = min(max(seconds_per_byte, _SMALLEST_PRICE), _LARGEST_PRICE)
         prices = {_rounded(price), _rounded(price * loop.length)}  # stacks inside live in one iteration or in all
         candidates = [
-            at_price(self.hull(loop.body, inner), loop.length, inner, price)
+            at_price(self.hull(loop, inner), loop.length, inner, price)
             for inner in self._inner(loop.body, sorted(prices))
         ]
         return self._fenced(loop, min(candidates, key=lambda candidate: candidate.price(price)))
@@ -99,17 +99,19 @@ class Loops:
         """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
         found: dict[LoopDecision, LoopOption] = {}
         for inner in self._inner(loop.body, _INNER_PRICES):
-            hull = self.hull(loop.body, inner)
+            hull = self.hull(loop, inner)
             for choice in _choices(hull, loop.length):
                 option = self._fenced(loop, _uniform(hull, choice, loop.length, inner))
                 found.setdefault(option.decision, option)
         return tuple(_lower_hull(found.values(), lambda o: o.held_bytes + o.transient_bytes, lambda o: o.extra_seconds))
 
-    def hull(self, body: Body, inner: tuple[LoopDecision, ...] = ()) -> IterationHull:
-        """What one iteration may do, its own loops as decided."""
-        if (body, inner) not in self._hulls:
-            self._hulls[body, inner] = iteration_hull(body, self.emitter.joint(body, inner), self.device)
-        return self._hulls[body, inner]
+    def hull(self, loop: Loop, inner: tuple[LoopDecision, ...] = ()) -> IterationHull:
+        """What one iteration of a loop may do, its own loops as decided."""
+        key = loop.body, inner, self._is_fenced(loop)
+        if key not in self._hulls:
+            joint = self.emitter.joint(loop.body, inner)
+            self._hulls[key] = iteration_hull(loop.body, joint, self.device, self._is_fenced(loop))
+        return self._hulls[key]
 
     def _inner(self, body: Body, prices: Sequence[float]) -> list[tuple[LoopDecision, ...]]:
         """Distinct decisions for the loops inside, at some prices."""
@@ -117,10 +119,13 @@ class Loops:
         return list(dict.fromkeys(each))
 
     def _fenced(self, loop: Loop, option: LoopOption) -> LoopOption:
-        """The option as a device's compiler wants it. The two passes over a shard_map meet in one flat program, where
-        only fences keep what runs again apart from what ran before."""
-        fenced = self.device.backend.fences_loop_bodies or loop.kind == "shard_map"
-        return dataclasses.replace(option, decision=dataclasses.replace(option.decision, fenced=fenced))
+        decision = dataclasses.replace(option.decision, fenced=self._is_fenced(loop))
+        return dataclasses.replace(option, decision=decision)
+
+    def _is_fenced(self, loop: Loop) -> bool:
+        """Whether what runs again in an iteration waits behind barriers. The two passes over a shard_map meet in one
+        flat program, where nothing else keeps it apart from what ran before."""
+        return self.device.backend.fences_loop_bodies or loop.kind == "shard_map"
 
 
 def at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], seconds_per_byte: float) -> LoopOption:

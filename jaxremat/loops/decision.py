@@ -31,6 +31,11 @@ class Piece:
         """A piece of the innermost level: the first one, where there are several."""
         return self.inside[0].leaf if self.inside else self
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the backward runs anything twice: only barriers keep a compiler from running it once."""
+        return len(set(self.backward)) < len(self.backward)
+
     def to_json(self) -> list:
         return [self.count, list(self.forward), list(self.backward), [piece.to_json() for piece in self.inside]]
 

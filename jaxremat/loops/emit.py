@@ -17,13 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxremat.backends.backend import searched_windows
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import EmissionError, PlanMismatchError
-from jaxremat.emit import scheduled
-from jaxremat.graph.scheduled import schedule_program
-from jaxremat.loops.body import Body, Iteration, Loop
+from jaxremat.loops.body import Body, Iteration, Loop, scripted
 from jaxremat.loops.decision import LoopDecision, Piece, length_of
 from jaxremat.loops.find import find
 from jaxremat.trace import jaxpr as jaxprs
@@ -102,16 +99,6 @@ class Emitter:
         if key not in self._iterations:
             self._iterations[key] = scripted(body, self.joint(body, decision.inner), piece, decision.fenced)
         return self._iterations[key]
-
-
-def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
-    unfenced = searched_windows(joint.eqns) if fenced else frozenset()
-    program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
-    script = scheduled.write_script(joint, program, unfenced)
-    if not fenced and len(set(piece.backward)) == len(piece.backward):
-        loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
-        script = dataclasses.replace(script, backward=loose)
-    return Iteration(body, joint, script)
 
 
 def _scanned(eqn: Eqn, parts: Parts, inputs: list) -> list:

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jaxremat.backends.devices import Device
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
-from jaxremat.loops.body import Body, Iteration, Loop
+from jaxremat.loops.body import Body, Iteration, Loop, scripted
 from jaxremat.loops.decide import at_price
 from jaxremat.loops.decision import LoopDecision, Piece
-from jaxremat.loops.emit import Sums, Way, empty_results, scripted
+from jaxremat.loops.emit import Sums, Way, empty_results
 from jaxremat.loops.options import IterationHull, iteration_hull
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
@@ -52,7 +52,7 @@ class Pair:
 
     def hull(self, device: Device) -> IterationHull:
         """What an iteration may stack, against what it then runs again."""
-        return iteration_hull(self.loop.body, self.joint, device)
+        return iteration_hull(self.loop.body, self.joint, device, device.backend.fences_loop_bodies)
 
 
 class Pairs:

@@ -63,7 +63,7 @@ def loop_of(name):
     fun, args = PROGRAMS[name]
     loops = Loops(read_primal(fun, args, (0, 1), False), resolve_target(None))
     (loop,) = loops.found
-    return loops, loop, loops.hull(loop.body)
+    return loops, loop, loops.hull(loop)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -110,7 +110,7 @@ def test_what_communicates_runs_again_last():
     joint = loops.emitter.joint(loop.body)
     again = [
         {joint.eqns[node].primitive.name for node in option.backward if not joint.backward[node]}
-        for option in loops.hull(loop.body).options
+        for option in loops.hull(loop).options
     ]
     products = [names for names in again if "dot_general" in names]
     assert products and "psum_invariant" not in products[0]

@@ -90,7 +90,7 @@ def test_what_communicates_is_run_again_last():
 def test_a_body_is_solved_once():
     loops = Loops(read_primal(looping, (W, X), 0, False), CPU)
     (loop,) = loops.found
-    assert loops.hull(loop.body) is loops.hull(loop.body)
+    assert loops.hull(loop) is loops.hull(loop)
 
 
 def test_one_outcome_per_schedule():
