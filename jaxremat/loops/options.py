@@ -29,6 +29,7 @@ from jaxremat.trace.joint import Joint
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
 _MOST_OPTIONS = 48
 _EARLY_SURCHARGE = 0.05
+_LITTLE = 0.01  # less than predicted bytes and seconds are off by
 _PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))  # and groups
 
 
@@ -81,7 +82,7 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
     run_seconds[: body.num_carry] = np.inf
     run_seconds[body.num_carry : -1] = again_seconds(joint.eqns, run_seconds[body.num_carry : -1])
     surcharge = _EARLY_SURCHARGE * body.is_single * (1 - graph.producer / graph.num_nodes) * graph.value_bytes
-    kept = _hull(body, graph, run_seconds, graph.value_bytes + surcharge)
+    kept = _apart(graph, _hull(body, graph, run_seconds, graph.value_bytes + surcharge))
     options = [_option(body, graph, *assemble_parts(graph, each), each) for each in kept]
     if body.is_single:
         options = _walkable(options, [float(surcharge[each].sum()) for each in kept])
@@ -121,6 +122,28 @@ def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
         backward=np.concatenate([np.zeros(number, bool), graph.backward, [True]]),
         pinned=np.concatenate([np.zeros(number, bool), graph.pinned, [False]]),
     )
+
+
+def _apart(graph: Graph, kept: list[np.ndarray]) -> list[np.ndarray]:
+    """Corners that differ: where a few bytes more save next to no time, the model is not exact enough to tell, and the
+    smaller one stays. The first corner, which repeats nothing, stays too."""
+    forward_seconds = graph.costs[~graph.backward].sum()
+    stays: list[np.ndarray] = []
+    for corner in reversed(kept[1:]):
+        if stays:
+            size, least = (graph.value_bytes[values].sum() for values in (corner, stays[-1]))
+            more, fewer = (_again_seconds(graph, values) for values in (stays[-1], corner))
+            if size <= (1 + _LITTLE) * least and more - fewer <= _LITTLE * forward_seconds:
+                continue
+        stays.append(corner)
+    return [*kept[:1], *reversed(stays)]
+
+
+def _again_seconds(graph: Graph, kept: np.ndarray) -> float:
+    """What a set of kept values leaves to run again."""
+    steps, start = assemble_parts(graph, kept)
+    again = steps[start:][~graph.backward[steps[start:]]]
+    return float(graph.costs[again].sum())
 
 
 def _fused(option: IterationOption, body: Body, joint: Joint, device: Device) -> IterationOption:

@@ -129,3 +129,15 @@ def test_every_option_gives_the_exact_gradient(name, fenced):
             assert LoopDecision.from_json(json.loads(json.dumps(decision.to_json()))) == decision
             for a, b in zip(jax.tree.leaves(gradient(decision)), jax.tree.leaves(plain), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_where_the_loop_is_fence_enough_fusion_counts(name):
+    """An accelerator's compiler merges what an iteration repeats, unless barriers keep all its values apart."""
+    fun, args = PROGRAMS[name]
+    loops = Loops(read_primal(fun, args, (0, 1), False), resolve_target("h200"))
+    (loop,) = loops.found
+    leaf = loops.estimate(loop, 1e3).decision.pieces[0].leaf
+    assert not leaf.repeats
+    fenced, fused = loop_of(name)[2].options, loops.hull(loop).options
+    assert min(o.transient_bytes for o in fused) < min(o.transient_bytes for o in fenced)
