@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jaxremat
 from jaxremat.show.figure import to_svg
 from jaxremat.show.front import front_figure
-from jaxremat.show.timeline import panels, side_by_side
+from jaxremat.show.timeline import still
 
 FOLDER = Path(__file__).resolve().parent / "figures"
 GREY = "#6e7781"  # readable on white and on black: an image does not know the page's colour
@@ -38,7 +38,7 @@ def main() -> None:
     args = jax.eval_shape(model.init, jax.random.key(0), x), x
     plan = jaxremat.plan(loss, *args, budget=0.5, verify="replay")
     front = jaxremat.pareto(loss, *args, budgets=(0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25))
-    for name, figure in {"timeline": side_by_side(*panels(plan.report)), "front": front_figure(front._view)}.items():
+    for name, figure in {"timeline": still(plan.report), "front": front_figure(front._view)}.items():
         (FOLDER / f"{name}.svg").write_text(to_svg(figure).replace("currentColor", GREY) + "\n")
 
 

@@ -106,7 +106,9 @@ class Moved:
 type Mark = Area | Line | Dot | Label | Swatch | Spots | Moved
 
 REVEAL = (
-    ".jaxremat-spot:hover>.jaxremat-shown{visibility:visible}.jaxremat-spots:hover+.jaxremat-rest{visibility:hidden}"
+    ".jaxremat-spot{cursor:pointer}"  # touch screens let the finger rest on what can be clicked
+    ".jaxremat-spot:hover>.jaxremat-shown{visibility:visible}"
+    ".jaxremat-spots:hover+.jaxremat-rest{visibility:hidden}"
 )
 
 

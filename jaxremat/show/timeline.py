@@ -31,11 +31,16 @@ def panels(report: Report) -> tuple[Figure, Figure]:
     )
 
 
-def side_by_side(first: Figure, second: Figure) -> Figure:
-    """Two figures as one."""
-    marks = (Moved(0, 0, first.marks), Moved(first.width, 0, second.marks))
-    height = max(first.height, second.height)
-    return Figure(first.width + second.width, height, f"{first.title}; {second.title}", marks)
+def still(report: Report) -> Figure:
+    """Both panels and a legend as one figure for print: it tells the moments of the peaks, and no others."""
+    left, right = (
+        [mark for shown in panel.marks for mark in (shown.at_rest if isinstance(shown, Spots) else (shown,))]
+        for panel in panels(report)
+    )
+    marks = [Moved(0, 24, tuple(left)), Moved(_WIDTH, 24, tuple(right))]
+    for column, (kind, text) in enumerate(LEGEND.items()):
+        marks.append(Moved(_LEFT + 170 * column, 0, (Swatch(0, 4, COLOURS[kind]), Label(15, 13, text))))
+    return Figure(2 * _WIDTH, _HEIGHT + 24, "Live bytes through forward and backward", tuple(marks))
 
 
 def _panel(report: Report, course: Course, title: str, tallest: float) -> Figure:

@@ -21,7 +21,8 @@ def notebook(*outputs: str, theme: str = "light", template: str = "lab") -> str:
         cell = nbformat.v4.new_code_cell("plan", execution_count=1)
         cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": html}, execution_count=1)]
         book.cells.append(cell)
-    return nbconvert.HTMLExporter(template_name=template, theme=theme).from_notebook_node(book)[0]
+    page = nbconvert.HTMLExporter(template_name=template, theme=theme).from_notebook_node(book)[0]
+    return re.sub(r'<script src="https?://[^"]*"></script>', "", page)  # nothing here needs the network
 
 
 def audit(page: str, folder: Path, width: int, dark_system: bool = False) -> dict:
@@ -35,9 +36,8 @@ def audit(page: str, folder: Path, width: int, dark_system: bool = False) -> dic
       dark_system: whether the system prefers dark pages, whatever the page does.
     """
     path = folder / "page.html"
-    offline = re.sub(r'<script src="https?://[^"]*"></script>', "", page)
     narrow = f"<style>html{{width:{width}px}}</style>"  # the window itself has a smallest width
-    path.write_text(offline.replace("</body>", f"{narrow}<script>{AUDIT}</script></body>"))
+    path.write_text(page.replace("</body>", f"{narrow}<script>{AUDIT}</script></body>"))
     flags = ["--blink-settings=preferredColorScheme=0"] if dark_system else []
     dom = _run(path, [*flags, "--dump-dom"], width)
     found = re.search(r'<pre id="audit">(.*?)</pre>', dom, re.S)

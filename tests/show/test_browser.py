@@ -1,5 +1,7 @@
 """What a reader sees: an executed notebook in a headless browser, in both themes, wide and narrow."""
 
+import json
+
 import pytest
 import show_programs
 
@@ -58,3 +60,18 @@ def test_the_audit_sees_what_is_wrong(tmp_path):
     assert [text for text, _ in found["faint"]] == ["faint"]
     assert found["overlaps"] == [["one upon", "another"]]
     assert "tiny" in [text for text, _ in found["small"]]
+
+
+def test_resting_on_a_moment_tells_what_is_live_there(plan, tmp_path):
+    pointer = pytest.importorskip("pointer", reason="needs websocket-client")
+    page = tmp_path / "page.html"
+    page.write_text(browser.notebook(plan._repr_html_(), theme="dark"))
+    shown = "[...document.querySelectorAll('{}')].filter(e => getComputedStyle(e).visibility == 'visible').length"
+    spot = "JSON.stringify(document.querySelectorAll('.jaxremat-spots')[1].children[20].getBoundingClientRect())"
+    with pointer.Page(page, tmp_path) as opened:
+        assert opened.evaluate(shown.format(".jaxremat-shown")) == 0
+        assert opened.evaluate(shown.format(".jaxremat-rest")) == 2
+        box = json.loads(opened.evaluate(spot))
+        opened.rest_on(box["x"] + box["width"] / 2, box["y"] + 60)
+        assert opened.evaluate(shown.format(".jaxremat-shown")) == 1
+        assert opened.evaluate(shown.format(".jaxremat-rest")) == 1
