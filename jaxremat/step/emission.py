@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence, Set
 
 import jax
+import numpy as np
 from jax import lax
 
 from jaxremat.base import compat
@@ -19,10 +21,17 @@ from jaxremat.trace.joint import Joint
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Script:
-    """A scheduled program in terms of equations: stretches in order, all but the first behind a barrier."""
+    """A scheduled program in terms of equations.
+
+    Attributes:
+      jaxpr: the program.
+      stretches: what runs, in order, all but the first behind a barrier.
+      anywhere: ids of the equations that are constants: they run first, wherever the schedule has them.
+    """
 
     jaxpr: Jaxpr
     stretches: tuple[Segment, ...]
+    anywhere: frozenset[int]
 
     def run(self, inputs: Sequence) -> list:
         """From flat inputs to flat outputs."""
@@ -37,6 +46,18 @@ class Script:
                 inside.update(zip(eqn.outvars, made, strict=True))
             env.update((v, inside[v]) for eqn in stretch.eqns for v in eqn.outvars)
         return [jaxprs.value_of(env, v) for v in self.jaxpr.outvars]
+
+    @functools.cached_property
+    def positions(self) -> np.ndarray:
+        """[E] for each emitted equation, how many equations that are no constants run before it."""
+        counted: list[int] = []
+        done = 0
+        for stretch in self.stretches:
+            counted += [done] if stretch.fenced else []
+            for eqn in stretch.eqns:
+                counted.append(done)
+                done += id(eqn) not in self.anywhere
+        return np.asarray(counted, np.int64)
 
     def emitted(self) -> tuple[Jaxpr, list[Eqn]]:
         """What `run` emits, and the equation that each one stems from; a barrier counts as what follows."""
@@ -55,21 +76,36 @@ def script_of(joint: Joint, schedule: Schedule, unfenced: Set[Var] = frozenset()
       schedule: how it runs.
       unfenced: what enters no barrier; see `Backend.unfenced`.
     """
-    anywhere = {id(eqn) for eqn in joint.constants}
+    anywhere = frozenset(map(id, joint.constants))
+    enters = {"all": _read_from_outside, "sources": _sources}[schedule.barrier_scope]
     free = {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars), *unfenced}
     eqns = [joint.eqns[node] for node in schedule.steps]
     bounds = sorted({0, *schedule.barriers, len(eqns)})
     parts = [tuple(eqn for eqn in eqns[a:b] if id(eqn) not in anywhere) for a, b in itertools.pairwise(bounds)]
     early, *late = parts
-    stretches = (Segment(eqns, _read_from_outside(eqns, free)) for eqns in late)
+    before = itertools.accumulate(parts, lambda a, b: (*a, *b))
+    stretches = (Segment(eqns, enters(eqns, free, earlier)) for eqns, earlier in zip(late, before))
     first = Segment((*joint.constants, *early), ())
-    return Script(joint.jaxpr, tuple(s for s in (first, *stretches) if s.eqns))
+    return Script(joint.jaxpr, tuple(s for s in (first, *stretches) if s.eqns), anywhere)
 
 
-def _read_from_outside(eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
+def _read_from_outside(eqns: Sequence[Eqn], free: Set[Var], before: Sequence[Eqn]) -> tuple[Var, ...]:
     own = {v for eqn in eqns for v in eqn.outvars} | free
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
     return tuple(v for v in read if v not in own and _can_be_fenced(v))
+
+
+def _sources(eqns: Sequence[Eqn], free: Set[Var], before: Sequence[Eqn]) -> tuple[Var, ...]:
+    """What the repeats of a stretch read from outside, and what it reads that was made for the first time right before
+    it: that says when the repeats may begin."""
+    ran = {id(eqn) for eqn in before}
+    wanted = {v for eqn in eqns if id(eqn) in ran for v in jaxprs.vars_of(eqn.invars)}
+    if not wanted:
+        return ()
+    outside = _read_from_outside(eqns, free, before)
+    made = {v: position for position, eqn in enumerate(before) for v in eqn.outvars}
+    newest = max((made[v] for v in outside if v in made and v not in wanted), default=-1)
+    return tuple(v for v in outside if v in wanted or made.get(v) == newest)
 
 
 def _can_be_fenced(var: Var) -> bool:

@@ -109,7 +109,7 @@ def jit(
       BudgetError: when it is called, lowered or planned, and nothing that was found fits.
     """
     options = StepOptions(budget, target, solver, verify, (allow,) if isinstance(allow, str) else tuple(allow), seed)
-    given = {
+    given: dict[str, Any] = {
         "donate_argnums": donate_argnums, "donate_argnames": donate_argnames,
         "static_argnums": static_argnums, "static_argnames": static_argnames,
     }  # fmt: skip

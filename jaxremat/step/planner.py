@@ -48,6 +48,7 @@ class ProgramPlanner:
         self._is_body = is_body
         self._posed_as: dict[tuple, tuple[Posed, StepSearch]] = {}
         self._outcomes: dict[ProgramDecision, Outcome] = {}
+        self._loops_of: dict[ProgramDecision, tuple[tuple[LoopDecision, ...], Bodies]] = {}
         self._fits: dict[int, Outcome] = {}
         self._inside: dict[tuple[int, int], ProgramPlanner] = {}
 
@@ -88,7 +89,17 @@ class ProgramPlanner:
             first_aim=max(1, limit + offset),
             expected=lambda outcome: outcome.replayed_bytes,
         )
+        if correction.best:
+            return correction
+        correction = correction.with_more([self._descended(correction.smallest.candidate, limit)], _predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), _predict, limit)
+
+    def _descended(self, start: Outcome, limit: int) -> Outcome:
+        """From an outcome's loops on, each mountain lowered until all are predicted to fit."""
+        pairs, bodies = self._loops_of[start.decision]
+        search = self._posed(pairs, bodies)[1]
+        schedule = search.descend(limit, lambda schedule: self._outcome(pairs, bodies, schedule).held_bytes)
+        return self._outcome(pairs, bodies, schedule)
 
     @functools.cached_property
     def _small(self) -> list[Outcome]:
@@ -190,6 +201,7 @@ class ProgramPlanner:
         steps = () if in_order else tuple(schedule.steps.tolist())
         decision = ProgramDecision(steps, () if in_order else schedule.barriers, pairs, inner)
         if decision not in self._outcomes:
+            self._loops_of[decision] = pairs, bodies
             self._outcomes[decision] = Outcome(self._posed(pairs, bodies)[0], schedule, decision)
         return self._outcomes[decision]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.step.mountains import Section, best_cut, mountains, section
 
 _MOST_ROUNDS = 6
+_MOST_AIMS = 6
+_STEP_DOWN = 0.97
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +30,15 @@ class Schedule:
       steps: [T] nodes in execution order; repeats are recomputations.
       barriers: steps at which a stretch opens that receives all it reads through a barrier.
       peak_bytes, cost: replayed.
+      barrier_scope: "all" that a stretch reads from outside enters through its barrier, or only the "sources" of what
+        runs again.
     """
 
     steps: np.ndarray
     barriers: tuple[int, ...]
     peak_bytes: int
     cost: float
+    barrier_scope: str = "all"
 
 
 class StepSearch:
@@ -54,72 +59,141 @@ class StepSearch:
         return judged(self.graph, np.arange(self.graph.num_nodes, dtype=np.int32), ())
 
     def fit(self, budget_bytes: int) -> Schedule:
-        """The cheapest schedule found whose replayed peak is within the budget, or the one with the smallest peak."""
-        return self._scheduled(budget_bytes, lambda search: search.fit(budget_bytes))
+        """The cheapest schedule found, in one round of cuts, whose replayed peak is within the budget; or the one with
+        the smallest peak."""
+        return self._first_round.fit([budget_bytes] * len(self._first_round.parts)).schedule
 
     @functools.cached_property
     def smallest(self) -> Schedule:
-        """The schedule with the smallest replayed peak."""
-        return self._scheduled(0, lambda search: search.smallest)
+        """The schedule with the smallest replayed peak: from the second round of cuts on, at the highest mountain."""
+        best = self._first_round.smallest().schedule
+        for _ in range(_MOST_ROUNDS - 1):
+            again = self._round(best, best.peak_bytes).smallest().schedule
+            if again.peak_bytes >= best.peak_bytes:
+                break
+            best = again
+        return min([best, self.plain], key=_by_peak)
 
     def smallest_few(self) -> list[Schedule]:
         """Schedules of small replayed peak: what to try where the prediction finds the rest too large."""
-        each = [search.smallest_of_each_shape() for _, search in self._first_round]
-        most = max(map(len, each), default=0)
-        ways = [
-            self._in_one_round(self.plain, [(part, found[min(i, len(found) - 1)]) for (part, _), found in parts])
-            for i in range(most)
-            for parts in [list(zip(self._first_round, each, strict=True))]
-        ]
-        return sorted([self.smallest, *ways], key=_by_peak)
+        return sorted([self.smallest, *self._first_round.smallest_few()], key=_by_peak)
 
-    def _scheduled(self, budget_bytes: int, choose: Callable[[Search], Candidate]) -> Schedule:
-        """Rounds of cuts, each at what the one before left too high; from the second on, at the highest alone."""
-        best = schedule = self.plain
+    def descend(self, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> Schedule:
+        """A schedule that is predicted to fit, or the one that comes nearest: every mountain is aimed at by itself.
+
+        Args:
+          limit_bytes: what the predicted peak should not exceed.
+          held: the predicted live bytes of a schedule at each of its steps.
+        """
+        best = self.plain
+        least = int(held(best).max())
         for number in range(_MOST_ROUNDS):
-            if best.peak_bytes <= budget_bytes:
+            found, peak_bytes = _aimed(self._round(best, 0) if number else self._first_round, limit_bytes, held)
+            if peak_bytes >= least:
                 break
-            searches = self._searches(schedule, best.peak_bytes) if number else self._first_round
-            chosen = [(part, choose(search)) for part, search in searches if search.plain.peak_bytes > budget_bytes]
-            schedule = self._in_one_round(schedule, chosen)
-            if schedule.peak_bytes >= best.peak_bytes:
+            best, least = found, peak_bytes
+            if least <= limit_bytes:
                 break
-            best = schedule
         return best
 
     @functools.cached_property
-    def _first_round(self) -> list[tuple[Section, Search]]:
-        return self._searches(self.plain, 0)
+    def _first_round(self) -> Round:
+        return self._round(self.plain, 0)
 
-    def _searches(self, schedule: Schedule, least_bytes: int) -> list[tuple[Section, Search]]:
+    def _round(self, schedule: Schedule, least_bytes: int) -> Round:
         """Mountains of at least a height of the program that a schedule is, each cut where that gains the most."""
         graph, run_seconds = unrolled(self.graph, schedule.steps), self._run_seconds[schedule.steps]
         live = replay(graph, np.arange(graph.num_nodes)).live_bytes
         found = []
         for first, end in mountains(live - graph.resident_bytes):
-            if live[first:end].max() < least_bytes:
-                continue
-            part, cut = _cut(graph, run_seconds, live, first, end)
-            found.append((part, Search(cut, np.concatenate([[np.inf], run_seconds[first:end]]))))
-        return found
+            if live[first:end].max() >= least_bytes:
+                part, cut = _cut(graph, run_seconds, live, first, end)
+                found.append((part, Search(cut, np.concatenate([[np.inf], run_seconds[first:end]]))))
+        return Round(self.graph, schedule, tuple(found))
 
-    def _in_one_round(self, schedule: Schedule, chosen: list[tuple[Section, Candidate]]) -> Schedule:
-        """A schedule with some of its sections run as chosen; its barriers stay where their steps run first."""
-        order = np.arange(schedule.steps.size)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Composed:
+    """A schedule made of candidates for the mountains of another.
+
+    Attributes:
+      schedule: the schedule.
+      candidates: one per mountain.
+      ranges: the steps [first, end) of each mountain.
+    """
+
+    schedule: Schedule
+    candidates: tuple[Candidate, ...]
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Round:
+    """The mountains of a scheduled program, each cut, and searched as a program of its own.
+
+    Attributes:
+      graph: the program.
+      schedule: how it runs.
+      parts: the mountains, with their searches.
+    """
+
+    graph: Graph
+    schedule: Schedule
+    parts: tuple[tuple[Section, Search], ...]
+
+    def fit(self, budgets_bytes: Sequence[int]) -> Composed:
+        """Each mountain at the least cost within a budget of its own."""
+        return self.composed([search.fit(size) for (_, search), size in zip(self.parts, budgets_bytes, strict=True)])
+
+    def smallest(self) -> Composed:
+        """Each mountain as low as it goes."""
+        return self.composed([search.smallest for _, search in self.parts])
+
+    def smallest_few(self) -> list[Schedule]:
+        """Schedules in which each mountain is low, in one shape after another."""
+        each = [search.smallest_of_each_shape() for _, search in self.parts]
+        most = max(map(len, each), default=0)
+        return [self.composed([found[min(i, len(found) - 1)] for found in each]).schedule for i in range(most)]
+
+    def composed(self, candidates: Sequence[Candidate]) -> Composed:
+        """The program with its mountains run as chosen; its barriers stay where their steps run first."""
+        order = np.arange(self.schedule.steps.size)
         pieces: list[np.ndarray] = []
         opened: list[int] = []
+        ranges = []
         done = length = 0
-        for part, candidate in chosen:
+        for (part, _), candidate in zip(self.parts, candidates, strict=True):
             inside = part.nodes(candidate.program.steps)
             pieces += [order[done : part.first], inside]
             length += part.first - done
             if inside.size > part.end - part.first:
                 opened += [length + t - 1 for t in (candidate.program.backward_start, *candidate.program.barriers)]
+            ranges.append((length, length + inside.size))
             length, done = length + inside.size, part.end
         steps = np.concatenate([*pieces, order[done:]])
-        moved = [int(np.flatnonzero(steps == barrier)[0]) for barrier in schedule.barriers]
+        moved = [int(np.flatnonzero(steps == barrier)[0]) for barrier in self.schedule.barriers]
         barriers = tuple(sorted({t for t in (*opened, *moved) if t < steps.size}))
-        return judged(self.graph, schedule.steps[steps], barriers)
+        return Composed(judged(self.graph, self.schedule.steps[steps], barriers), tuple(candidates), tuple(ranges))
+
+
+def _aimed(round_: Round, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> tuple[Schedule, int]:
+    """(the schedule with the lowest predicted peak, that peak): what a mountain is predicted to exceed the limit by is
+    taken off its aim, until all fit or those that do not cannot be lowered."""
+    found = round_.composed([search.plain for _, search in round_.parts])
+    aims = [candidate.peak_bytes for candidate in found.candidates]
+    tried: list[tuple[int, Composed]] = []
+    for _ in range(_MOST_AIMS):
+        live = held(found.schedule)
+        tried.append((int(live.max()), found))
+        over = [int(live[first:end].max(initial=0)) - limit_bytes for first, end in found.ranges]
+        loose = [k for k, size in enumerate(over) if size > 0 and found.candidates[k].peak_bytes <= aims[k]]
+        if not loose:
+            break
+        for k in loose:
+            aims[k] = max(1, min(found.candidates[k].peak_bytes - over[k], int(_STEP_DOWN * aims[k])))
+        found = round_.fit(aims)
+    peak_bytes, best = min(tried, key=lambda pair: pair[0])
+    return best.schedule, peak_bytes
 
 
 def turn_of(graph: Graph, run_seconds: np.ndarray) -> int:
