@@ -32,6 +32,7 @@ from jaxremat.solvers import Solution as Solution
 from jaxremat.solvers import solve as solve
 from jaxremat.step import StepPlan as StepPlan
 from jaxremat.step import jit as jit
+from jaxremat.step import largest_batch as largest_batch
 
 try:
     __version__ = importlib.metadata.version("jaxremat")

@@ -1,5 +1,7 @@
 """Whole steps: parameters, optimizer, averages, gradients and all, planned as one program."""
 
+from jaxremat.step.batch import LargestBatch as LargestBatch
+from jaxremat.step.batch import largest_batch as largest_batch
 from jaxremat.step.jit import PlannedStep as PlannedStep
 from jaxremat.step.jit import jit as jit
 from jaxremat.step.plan import StepPlan as StepPlan

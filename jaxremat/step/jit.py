@@ -176,6 +176,11 @@ class PlannedStep:
         """
         return self._plan(self._call(args, kwargs))
 
+    def predicted_bytes(self, *args, **kwargs) -> int:
+        """The predicted peak of the step as written; nothing is searched or compiled."""
+        program = self._program(self._call(args, kwargs))
+        return StepPlanning(program, self._options.device, None).plain.peak_bytes
+
     def load_plan(self, path: str | Path, *args, **kwargs) -> StepPlan:
         """Reads a plan that `StepPlan.save` wrote, and uses it for arguments of this signature. Nothing is solved.
 

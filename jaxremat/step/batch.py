@@ -1,0 +1,217 @@
+"""The largest batch that a step can take in a number of bytes, and what larger ones would cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import Any
+
+from jaxremat.base.budget import Budget, format_bytes, parse_budget
+from jaxremat.base.errors import ArgumentError, BudgetError
+from jaxremat.show.html import framed, grid
+from jaxremat.show.text import aligned
+from jaxremat.show.units import format_seconds
+from jaxremat.step.jit import PlannedStep, jit
+from jaxremat.step.plan import StepPlan
+
+_COLUMNS = ("batch", "as written", "planned", "extra time", "per example", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchRow:
+    """One size.
+
+    Attributes:
+      size: of the batch.
+      written_bytes: predicted peak of the step as written.
+      planned_bytes: predicted peak within the budget; the least that was reached where nothing fits; compiled for the
+        size that was chosen.
+      overhead: extra time of the plan, as a fraction; None where nothing fits.
+      seconds_per_example: predicted; None where nothing fits.
+      is_compiled: whether `planned_bytes` was read from the compiled step.
+    """
+
+    size: int
+    written_bytes: int
+    planned_bytes: int
+    overhead: float | None
+    seconds_per_example: float | None
+    is_compiled: bool = False
+
+    @property
+    def fits(self) -> bool:
+        return self.overhead is not None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LargestBatch:
+    """The batch to train with.
+
+    Attributes:
+      size: of the batch.
+      plan: of its step; `plan.compiled` holds the proof where plans are compiled.
+      table: one row per size that was tried, by size.
+      budget_bytes: the budget.
+    """
+
+    size: int
+    plan: StepPlan
+    table: tuple[BatchRow, ...]
+    budget_bytes: int
+
+    @property
+    def overhead(self) -> float:
+        """Extra time of the step at this size over the step as written, as a fraction, by the cost model."""
+        return self.plan.overhead
+
+    def __str__(self) -> str:
+        lines = aligned([_COLUMNS, *map(self._cells, self.table)], range(5))
+        return "\n".join([self._headline, "", *lines])
+
+    def _repr_html_(self) -> str:
+        head = [(escape(name), "right") for name in _COLUMNS]
+        rows = [("", [(escape(cell), "right") for cell in self._cells(row)]) for row in self.table]
+        return framed(f'<div class="jr-line">{escape(self._headline)}</div>', grid(head, rows, "points"))
+
+    @property
+    def _headline(self) -> str:
+        return f"batch {self.size} in {format_bytes(self.budget_bytes)} on {self.plan.target}"
+
+    def _cells(self, row: BatchRow) -> tuple[str, ...]:
+        note = "chosen" if row.size == self.size else "" if row.fits else "does not fit"
+        return (
+            str(row.size),
+            format_bytes(row.written_bytes),
+            format_bytes(row.planned_bytes) + (" compiled" if row.is_compiled else ""),
+            "" if row.overhead is None else f"{row.overhead:+.1%}",
+            "" if row.seconds_per_example is None else format_seconds(row.seconds_per_example),
+            note,
+        )
+
+
+def largest_batch(
+    step: Callable,
+    args_for: Callable[[int], Any],
+    *,
+    sizes: Iterable[int],
+    budget: Budget,
+    donate_argnums: int | Sequence[int] = (),
+    target: str | None = None,
+    verify: str = "compile",
+    tolerance: float = 0.1,
+    **options,
+) -> LargestBatch:
+    """The largest batch whose step fits in a budget at about the least time per example.
+
+    Sizes are tried by bisection, by prediction alone; only the step of the size that is chosen is compiled, and
+    corrected until it fits.
+
+    Args:
+      step: the step.
+      args_for: from a size to the step's arguments: a tuple of trees of arrays or ShapeDtypeStructs.
+      sizes: sizes to choose from.
+      budget: bytes, text such as "80GiB", or "device".
+      donate_argnums, target, verify: as in `jaxremat.jit`.
+      tolerance: predicted times per example that differ by less than this fraction count as equal, and the largest size
+        is taken of those: the cost model leaves out what larger kernels gain. 0 asks for the least time per example,
+        a large number for the largest size that fits at all.
+      options: further options of `jaxremat.jit`.
+
+    Returns:
+      A LargestBatch: `size`, `overhead`, `table`, `plan`.
+
+    Raises:
+      BudgetError: if not even the smallest size fits; it says who holds what.
+      ArgumentError: for sizes or a budget that cannot be understood.
+    """
+    choices = sorted(set(sizes))
+    if not choices or choices[0] < 1:
+        raise ArgumentError(f"sizes={list(choices)} must be positive numbers, at least one")
+    if isinstance(parse_budget(budget), float) or budget == "least":
+        raise ArgumentError(f"budget={budget!r} changes with the batch: give bytes, text such as '80GiB', or 'device'")
+    make = functools.partial(jit, step, budget=budget, donate_argnums=donate_argnums, target=target, **options)
+    tried = _Tried(make(verify="replay"), args_for)
+    tried.bisect(choices)
+    return _chosen(tried, make(verify=verify), tolerance)
+
+
+class _Tried:
+    """Predicted plans by size."""
+
+    def __init__(self, planned: PlannedStep, args_for: Callable[[int], Any]):
+        self.planned = planned
+        self.args_for = args_for
+        self.plans: dict[int, StepPlan | BudgetError] = {}
+
+    def bisect(self, sizes: Sequence[int]) -> None:
+        """Tries sizes until it is known which is the largest that fits."""
+        low, high = 0, len(sizes)
+        self._require(sizes[0])
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.fits(sizes[middle]) else (low, middle)
+
+    def fits(self, size: int) -> bool:
+        return isinstance(self.at(size), StepPlan)
+
+    def at(self, size: int) -> StepPlan | BudgetError:
+        if size not in self.plans:
+            try:
+                self.plans[size] = self.planned.plan(*self.args(size))
+            except BudgetError as error:
+                self.plans[size] = error
+        return self.plans[size]
+
+    def args(self, size: int) -> tuple:
+        args = self.args_for(size)
+        return args if isinstance(args, tuple) else (args,)
+
+    def row(self, size: int) -> BatchRow:
+        plan = self.at(size)
+        if isinstance(plan, BudgetError):
+            written = self.planned.predicted_bytes(*self.args(size))
+            return BatchRow(size, written, plan.min_peak_bytes, None, None)
+        per_example = plan.outcome.cost / size
+        return BatchRow(size, plan.baseline_peak_bytes, plan.peak_bytes, plan.overhead, per_example)
+
+    def by_preference(self, tolerance: float) -> list[int]:
+        """Sizes that fit, the best first."""
+        rows = {size: self.row(size) for size in self.plans if self.fits(size)}
+        seconds = {size: row.seconds_per_example or 0.0 for size, row in rows.items()}
+        bound = (1 + tolerance) * min(seconds.values())
+        good = sorted((size for size in rows if seconds[size] <= bound), reverse=True)
+        return [*good, *sorted((size for size in rows if size not in good), key=lambda size: seconds[size])]
+
+    def _require(self, size: int) -> None:
+        plan = self.at(size)
+        if isinstance(plan, BudgetError):
+            raise plan
+
+
+def _chosen(tried: _Tried, compiled: PlannedStep, tolerance: float) -> LargestBatch:
+    """The first size, by preference, whose step is found to fit when it is compiled."""
+    refused: BudgetError | None = None
+    for size in tried.by_preference(tolerance):
+        try:
+            plan = compiled.plan(*tried.args(size))
+        except BudgetError as error:
+            refused = error
+            continue
+        rows = tuple(_with_proof(tried.row(other), plan if other == size else None) for other in sorted(tried.plans))
+        return LargestBatch(size, plan, rows, plan.budget_bytes)
+    assert refused is not None  # at least the smallest size was tried
+    raise refused
+
+
+def _with_proof(row: BatchRow, plan: StepPlan | None) -> BatchRow:
+    if plan is None or plan.compiled is None:
+        return row
+    return dataclasses.replace(
+        row,
+        planned_bytes=plan.compiled.peak_bytes,
+        overhead=plan.overhead,
+        seconds_per_example=plan.outcome.cost / row.size,
+        is_compiled=True,
+    )
