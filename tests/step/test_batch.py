@@ -16,6 +16,7 @@ def step(params, x):
     return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
 
 
+@pytest.mark.slow
 def test_batch_grows_beyond_what_fits_as_written_and_keeps_to_the_budget():
     written = jaxremat.jit(step, budget=1.0, donate_argnums=0).plan(*args_for(4096)).compiled.peak_bytes
     found = jaxremat.largest_batch(
