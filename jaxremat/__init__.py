@@ -30,6 +30,7 @@ from jaxremat.planning.verification import Verification as Verification
 from jaxremat.planning.verification import verify as verify
 from jaxremat.solvers import Solution as Solution
 from jaxremat.solvers import solve as solve
+from jaxremat.step import LargestBatch as LargestBatch
 from jaxremat.step import StepPlan as StepPlan
 from jaxremat.step import jit as jit
 from jaxremat.step import largest_batch as largest_batch

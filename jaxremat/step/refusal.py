@@ -9,7 +9,7 @@ from jaxremat.step.outcome import Outcome
 from jaxremat.step.program import StepProgram
 
 _MOST_GROUPS = 6
-_TELLING = 0.1  # of the peak
+_TELLING = 0.1  # of the budget
 
 
 def refusal(program: StepProgram, smallest: Outcome, peak_bytes: int, budget_bytes: int) -> BudgetError:
@@ -40,12 +40,12 @@ def refusal(program: StepProgram, smallest: Outcome, peak_bytes: int, budget_byt
 def _remedies(groups: tuple[ArgumentGroup, ...], resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:
     remedies = [*donation_warnings(groups)]
     for group in groups:
-        if group.role != "batch" and group.size_bytes >= _TELLING * peak_bytes:
+        if group.role != "batch" and group.size_bytes >= _TELLING * budget_bytes:
             remedies.append(
                 f"{group.name}: {group.role} {format_bytes(group.size_bytes)} of {format_bytes(budget_bytes)}:"
                 f" {_advice(group.role)}"
             )
-    if peak_bytes - resident >= _TELLING * peak_bytes:
+    if peak_bytes - resident >= _TELLING * budget_bytes:
         remedies.append(
             f"a smaller batch, or sharding it: {format_bytes(peak_bytes - resident)} are intermediate values"
         )
