@@ -14,6 +14,7 @@ jaxlib 0.11.1 on.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -207,6 +208,26 @@ def checkpoint_options(eqn: Eqn) -> dict[str, Any]:
 def name_of(eqn: Eqn) -> str | None:
     """The name that a `mark` or a `checkpoint_name` equation gives, else None."""
     return params_of(eqn)["name"] if primitive_name(eqn) == "name" else None
+
+
+def names_inside(jaxpr: Jaxpr) -> Iterator[str]:
+    """The names that `mark` and `checkpoint_name` give in a program, at every depth."""
+    for eqn in jaxpr.eqns:
+        name = name_of(eqn)
+        if name is not None:
+            yield name
+        for inner in _core.jaxprs_in_params(eqn.params):
+            yield from names_inside(inner)
+
+
+def checkpoint_that_asks() -> Jaxpr | None:
+    """The body of the `jax.checkpoint` that is asking its policy; None where that cannot be seen from here."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _ad_checkpoint.__file__ and is_jaxpr(frame.f_locals.get("jaxpr")):
+            return frame.f_locals["jaxpr"]
+        frame = frame.f_back
+    return None
 
 
 def trace_context():

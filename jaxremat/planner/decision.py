@@ -148,7 +148,7 @@ class Checkpoints:
     def policy(self) -> Callable:
         if self.emit != "names":
             raise _without_policy(self.emit)
-        return NamePolicy(name for _, _, name in self.labels)
+        return NamePolicy((name for _, _, name in self.labels), put_by_plan=True)
 
     def emitted(self, primal: Primal, device: Device) -> FlatFunction:
         return (emit_in_one if self.outer else emit_pieces)(primal, self.pieces, self._names)
