@@ -268,7 +268,7 @@ def _tangents(x) -> Iterator[tuple[Any, str]]:
     """(tag, kind) of every differentiation in which a value has a tangent."""
     while isinstance(x, _ad.JVPTracer | _ad.LinearizeTracer | _batching.BatchTracer):
         if isinstance(x, _ad.LinearizeTracer):
-            yield x._trace.tag, "reverse"
+            yield x._trace.tag, "reverse" if x._trace.is_vjp else "forward"
         elif isinstance(x, _ad.JVPTracer) and not isinstance(x.tangent, _ad.Zero):
             yield x._trace.tag, "forward" if _config.use_direct_linearize.value else "reverse"
         x = x.val if isinstance(x, _batching.BatchTracer) else x.primal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,16 +18,15 @@ from jaxremat.base.errors import ArgumentError, RefError
 from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.memory import PLANS, Memory
-from jaxremat.planning.placement import devices_of_mesh, per_argument, shardings_of
+from jaxremat.planning.placement import devices_of_mesh, per_argument
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import plan_for
 from jaxremat.planning.request import check_options, checked_request, require_function
 from jaxremat.planning.static_arguments import Fixed, StaticArguments, static_arguments
-from jaxremat.planning.trace_key import Unknown, captured_by, key_of
+from jaxremat.planning.traced_call import calls_of, first_that_traces
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.activity import has_reverse_mode
-from jaxremat.trace.arguments import is_array
-from jaxremat.trace.joint import Joint, Primal, differentiate, fingerprint, mesh_sharding, read_primal
+from jaxremat.trace.joint import Joint, Primal, differentiate, fingerprint
 from jaxremat.trace.nnx_state import carrying_state, holds_modules, with_owner_as_argument
 
 logger = logging.getLogger("jaxremat")
@@ -144,23 +143,20 @@ class PlanOnce:
 
         @functools.wraps(fun)
         def planned(placed, *args, **kwargs):
-            leaves, tree = jax.tree.flatten((args, kwargs))
-            arrays, shardings = list(filter(is_array, leaves)), shardings_of(placed, (args, kwargs))
-            key = _trace_key(fun, leaves, shardings, tree)
-            traced = key and traces.known(key)
-            if not traced:
-                free = _of_arrays(fun, leaves, tree)
-                try:
-                    primal = read_primal(free, arrays, None, has_aux)
-                except RefError as error:
-                    logger.warning("%s stays as it is: %s", self.name, error)
-                    return free(*arrays)
-                primal = _placed(primal, [s for leaf, s in zip(leaves, shardings) if is_array(leaf)])
-                traced = _Traced(primal, _forwarding(primal, self._emitted))
-                key = _trace_key(fun, leaves, shardings, tree)  # tracing may change what the function closes over
-                if key and traced.is_of(fun):
-                    traces.remember(key, traced)
-            return traced(arrays)
+            calls = calls_of(fun, args, kwargs, placed)
+            for call in calls:
+                if known := traces.known(call.key):
+                    return known(call.arrays)
+            try:
+                call, primal = first_that_traces(calls, has_aux)
+            except RefError as error:
+                logger.warning("%s stays as it is: %s", self.name, error)
+                return calls[-1].of_arrays(*calls[-1].arrays)
+            traced = _Traced(primal, _forwarding(primal, self._emitted))
+            key = call.key  # asked for after tracing, which may change what the function closes over
+            if key and call.holds_all(primal):
+                traces.remember(key, traced)
+            return traced(call.arrays)
 
         return planned
 
@@ -201,7 +197,7 @@ class PlanOnce:
         if not primal.wrt or not primal.cotangents_of:
             return plain
         if self.emit != "schedule":
-            return self._decision(primal).emitted(primal)
+            return self._in_checkpoints(primal) if _reverses(primal) else plain
 
         @functools.cache
         def choose(wrt: tuple[int, ...]) -> tuple[Joint, Script]:
@@ -211,6 +207,14 @@ class PlanOnce:
 
         scheduled = emit_scheduled(primal, choose)
         return scheduled if _reverses(primal) else self._where_reversible(primal, scheduled, plain)
+
+    def _in_checkpoints(self, primal: Primal) -> Callable:
+        """The program in a form that is planned before anybody differentiates it; as it is where nobody can."""
+        try:
+            return self._decision(primal).emitted(primal)
+        except NotImplementedError as error:
+            logger.info("%s stays as it is: %s", self.name, error)
+            return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
 
     def _where_reversible(self, primal: Primal, scheduled: Callable, plain: Callable) -> Callable:
         """Of a program with a `while_loop`, which JAX differentiates in forward mode only: planned where none of the
@@ -239,47 +243,6 @@ class _Traced:
 
     def __call__(self, arrays: Sequence) -> Any:
         return jax.tree.unflatten(self.primal.out_tree, self.flat(*self.primal.captured, *arrays))
-
-    def is_of(self, fun: Callable) -> bool:
-        """Whether all arrays that entered the program are held by the function itself, where a key sees them."""
-        known = {id(array) for array in captured_by(fun)}
-        return all(id(x) in known for x in (*self.primal.captured, *compat.consts_of(self.primal.jaxpr)))
-
-
-def _of_arrays(fun: Callable, leaves: Sequence, tree) -> Callable:
-    """`fun` of the arrays among its leaves."""
-
-    def of_arrays(*arrays):
-        given = iter(arrays)
-        args, kwargs = jax.tree.unflatten(tree, [next(given) if is_array(leaf) else _freed(leaf) for leaf in leaves])
-        return fun(*args, **kwargs)
-
-    return of_arrays
-
-
-def _freed(leaf):
-    return leaf.value if isinstance(leaf, Fixed) else leaf
-
-
-def _placed(primal: Primal, shardings: Sequence) -> Primal:
-    """A primal program whose arguments are where they are said to be; otherwise where they say themselves."""
-    given = [None] * len(primal.captured) + list(shardings)
-    return dataclasses.replace(primal, shardings=tuple(s or own for s, own in zip(given, primal.shardings)))
-
-
-def _trace_key(fun: Callable, leaves: Sequence, shardings: Sequence, tree) -> Hashable | None:
-    """What the traced program of a call depends on; None where that is not known."""
-    try:
-        described = tuple(_abstract(leaf) if is_array(leaf) else key_of(_freed(leaf)) for leaf in leaves)
-        key = (key_of(fun), described, tuple(shardings), tree, compat.trace_context())
-        hash(key)
-    except (Unknown, TypeError):
-        return None
-    return key
-
-
-def _abstract(leaf) -> Hashable:
-    return jax.typeof(leaf), mesh_sharding(leaf)
 
 
 def _forwarding(primal: Primal, emit: Callable[[Primal], Callable]) -> Callable[..., list]:

@@ -13,7 +13,8 @@ from jaxremat.base.errors import ArgumentError
 from jaxremat.planner.decision import FORMS
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_named
-from jaxremat.trace.arguments import arrays_only, called, checked_argnums
+from jaxremat.trace.arguments import arrays_only, checked_argnums
+from jaxremat.trace.calls import called
 
 VERIFICATIONS = ("compile", "replay")
 PERMISSIONS = ("chunk",)

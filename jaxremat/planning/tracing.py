@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.pricing import price
 from jaxremat.graph.graph import Graph
-from jaxremat.trace.arguments import called, checked_argnums
+from jaxremat.trace.arguments import checked_argnums
+from jaxremat.trace.calls import called
 from jaxremat.trace.joint import trace_joint
 
 

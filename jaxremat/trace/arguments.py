@@ -29,6 +29,23 @@ def is_array(leaf) -> bool:
     return (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) or hasattr(leaf, "__jax_array__")
 
 
+def traced_leaves(tree, numbers: tuple[type, ...]) -> list[bool]:
+    """Which leaves of a tree of arguments are traced: arrays, and numbers of some Python types.
+
+    Numbers that are fields of modules are not: how deep, how wide, how often is what they are there to say.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    plain = jax.tree_util.SequenceKey | jax.tree_util.DictKey
+    own = [all(isinstance(key, plain) for key in path) for path, _ in flat]
+    return [is_array(leaf) or (free and type(leaf) in numbers) for (_, leaf), free in zip(flat, own)]
+
+
+NUMBERS = (bool, int, float, complex)
+"""What `jax.jit` traces beside arrays."""
+ASKS_FOR_A_NUMBER = (TypeError, IndexError)
+"""What a function raises that is given a tracer and needs a number: which branch, how many, what shape, up to where."""
+
+
 @jax.tree_util.register_pytree_node_class
 class Opaque:
     """Anything, as a node without leaves: a tree that holds it unflattens to one that holds the thing itself."""
@@ -104,15 +121,15 @@ def call_of(args: Sequence, kwargs: Mapping, argnums: int | Sequence[int] = (), 
       argnums: which positional arguments are differentiated.
       numbers: whether Python numbers are traced, as `jax.jit` does; otherwise they are static.
     """
-    traced = _is_array_or_number if numbers else is_array
+    traced = traced_leaves((tuple(args), dict(kwargs)), NUMBERS if numbers else ())
     flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
     leaves = [leaf for _, leaf in flat]
     paths = [jax.tree_util.keystr(path[1:], simple=True, separator="/") for path, _ in flat]
-    arrays = [k for k, leaf in enumerate(leaves) if traced(leaf)]
+    arrays = [k for k, is_traced in enumerate(traced) if is_traced]
     aside = {paths[k]: k for k in _aside(flat, arrays, argnums, len(args))}
     in_place = [k for k in arrays if k not in aside.values()]
     order = [*in_place, *(aside[path] for path in sorted(aside))]
-    static = [None if traced(leaf) else leaf for leaf in leaves]
+    static = [None if is_traced else leaf for leaf, is_traced in zip(leaves, traced)]
 
     def with_arrays(leaves: list, arrays: Mapping[int, Any]) -> tuple[tuple, dict]:
         return jax.tree.unflatten(tree, [arrays.get(k, leaf) for k, leaf in enumerate(leaves)])
@@ -121,18 +138,6 @@ def call_of(args: Sequence, kwargs: Mapping, argnums: int | Sequence[int] = (), 
     extra = ({path: leaves[k] for path, k in aside.items()},) if aside else ()
     rebuild = lambda *trees: with_arrays(static, dict(zip(order, jax.tree.leaves(trees), strict=True)))
     return Call((*positional, *extra), rebuild)
-
-
-def called(fun: Callable, args: Sequence, kwargs: Mapping, argnums: int | Sequence[int] = ()) -> Call:
-    """The call of a function, its Python numbers traced where it lets them, otherwise static."""
-    leaves = jax.tree.leaves((tuple(args), dict(kwargs)))
-    call = call_of(args, kwargs, argnums)
-    if any(_is_array_or_number(leaf) and not is_array(leaf) for leaf in leaves):
-        try:
-            jax.eval_shape(arrays_only(call.bind(fun)), *call.arrays)
-        except TypeError:  # it asks what a number is: which branch, how many, what shape
-            return call_of(args, kwargs, argnums, numbers=False)
-    return call
 
 
 def checked_argnums(argnums: int | Sequence[int], number: int) -> int | tuple[int, ...]:
@@ -158,10 +163,6 @@ def _aside(flat: Sequence, arrays: Sequence[int], argnums: int | Sequence[int], 
     wanted = {i % max(number, 1) for i in ((argnums,) if isinstance(argnums, int) else argnums)}
     mixed = wanted.intersection(argument[k] for k in smooth)
     return [k for k in arrays if argument[k] is None or (argument[k] in mixed and k not in smooth)]
-
-
-def _is_array_or_number(leaf) -> bool:
-    return is_array(leaf) or isinstance(leaf, bool | int | float | complex)
 
 
 def _has_gradient(leaf) -> bool:
