@@ -17,6 +17,7 @@ from jaxremat.graph.scheduled import in_order, schedule_program
 from jaxremat.planner.problem import Problem
 from jaxremat.report.explanation import explain
 from jaxremat.report.parts import Part, Version
+from jaxremat.report.records import as_frame, records_of
 from jaxremat.report.report import Numbers, Report, decided, report_of
 from jaxremat.report.values import Value
 from jaxremat.show.display import show
@@ -129,6 +130,11 @@ class StepPlan:
         held = {group.name: group.size_bytes for group in self.arguments}
         donated = sum(group.donated_bytes for group in self.arguments)
         return {**self.numbers.summary(), "argument_bytes_by_path": held, "donated_bytes": donated}
+
+    def table(self) -> Any:
+        """What becomes of every value that is read after the highest peak: a pandas frame where pandas is installed,
+        else dicts."""
+        return as_frame(records_of(self._values))
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; `step.load_plan(path, *args)` of the jitted step reads it back."""
