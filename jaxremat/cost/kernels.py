@@ -26,7 +26,7 @@ _FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
 def kernel_seconds(fusion: Fusion, device: Device) -> dict[int, float]:
     """Seconds of each kernel that runs, by the first of the operations whose results it writes."""
     groups = _joined(fusion) if device.backend.element_work else [[kernel] for kernel in fusion.kernels]
-    paid = ([kernel for kernel in group if fusion.program.ops[kernel].kind not in _FREE] for group in groups)
+    paid = ([kernel for kernel in group if _is_paid(fusion.program.ops[kernel])] for group in groups)
     return {group[0]: _seconds(fusion, group, device) for group in paid if group}
 
 
@@ -40,10 +40,15 @@ def seconds_by_equation(jaxpr: Jaxpr, device: Device) -> tuple[np.ndarray, froze
     fusion = fuse(lower(jaxpr, device.backend), device)
     ops, seconds = fusion.program.ops, np.zeros(len(jaxpr.eqns))
     for kernel in fusion.kernels:
-        if ops[kernel].kind not in _FREE:
+        if _is_paid(ops[kernel]):
             seconds[ops[kernel].equation] += _seconds(fusion, [kernel], device)
     buffers = set(fusion.kernels) | {index for index, op in enumerate(ops) if op.kind == "input"}
     return seconds, frozenset(var for var, index in fusion.program.op_of.items() if index in buffers)
+
+
+def _is_paid(op: Op) -> bool:
+    """Whether an operation is a kernel of its own: what loops and branches take is in their bodies."""
+    return op.kind not in _FREE and not op.bodies
 
 
 def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:

@@ -162,13 +162,14 @@ class _Fuser:
         """Fuses a producer into its readers; returns the producers whose saving that changes."""
         producer = self.kernels.pop(index)
         affected: set[int] = set()
+        for read in producer.reads:
+            self.readers[read].discard(index)
         for reader in self.readers.pop(index):
             kernel = self.kernels[reader]
             kernel.work, kernel.reads = _merged(kernel, index, producer)
             kernel.inside |= producer.inside
             affected |= {reader, *kernel.reads}
             for read in producer.reads:
-                self.readers[read].discard(index)
                 self.readers[read].add(reader)
         return affected
 

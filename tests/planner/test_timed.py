@@ -1,0 +1,102 @@
+"""Plans for GPUs: the fastest of what is emitted, barriers only where recomputation needs them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxremat
+from jaxremat.backends.devices import resolve_target
+from jaxremat.compiled.compile import compile_for
+from jaxremat.emit.scheduled import write_script
+from jaxremat.planner.choose import planner_for
+from jaxremat.planner.schedules import SchedulePlanner
+from jaxremat.planner.timed import TimedPlanner
+from jaxremat.solvers.auto import Auto
+from jaxremat.trace.jaxpr import vars_of
+from jaxremat.trace.joint import read_primal
+
+H200 = resolve_target("h200")
+LAYERS, ROWS, WIDTH = 6, 4096, 256
+WEIGHTS = [jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32)] * LAYERS
+X = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)
+
+
+def normalised(x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + 1e-6)
+
+
+def loss(ws, x):
+    for i, w in enumerate(ws):
+        with jax.named_scope(f"layer_{i}"):
+            x = x + jax.nn.gelu(normalised(x) @ w)
+    return jnp.sum(x * x)
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return TimedPlanner(read_primal(loss, (WEIGHTS, X), 0, False), H200)
+
+
+def test_gpus_are_planned_by_time_and_cpus_by_replay():
+    primal = read_primal(loss, (WEIGHTS, X), 0, False)
+    assert isinstance(planner_for(primal, H200, Auto(), "schedule", 0), TimedPlanner)
+    assert isinstance(planner_for(primal, resolve_target("cpu"), Auto(), "schedule", 0), SchedulePlanner)
+
+
+def test_outcomes_fit_and_cost_more_the_less_they_get(planner):
+    plain = planner.plain
+    outcomes = [planner.fit(int(share * plain.peak_bytes)) for share in (0.8, 0.6, 0.5)]
+    assert all(o.peak_bytes <= share * plain.peak_bytes for o, share in zip(outcomes, (0.8, 0.6, 0.5)))
+    costs = [outcome.cost for outcome in outcomes]
+    assert costs == sorted(costs)
+
+
+def test_no_checkpoint_by_hand_is_faster_within_the_same_bytes(planner):
+    by_hand = list(planner._by_hand())
+    assert len(by_hand) == 3
+    for rival in by_hand:
+        best = planner.fit(rival.peak_bytes)
+        assert best.peak_bytes <= rival.peak_bytes and best.cost <= rival.cost
+
+
+def test_only_what_runs_again_and_cotangents_pass_barriers(planner):
+    outcome = planner.fit(int(0.5 * planner.plain.peak_bytes))
+    joint = outcome.problem.joint
+    script = write_script(joint, outcome.program, set())
+    forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.backward) if not late}
+    made = {v for eqn in joint.eqns if id(eqn) in forward for v in eqn.outvars} | set(joint.inputs)
+    assert any(segment.fenced for segment in script.backward)
+    for segment in script.backward:
+        again = {v for eqn in segment.eqns if id(eqn) in forward for v in vars_of(eqn.invars)}
+        assert all(v in again for v in segment.fenced if v in made)
+
+
+def test_barriers_stand_behind_kernels(planner):
+    """What enters a barrier is written, so it had better be a kernel's result: here a contraction's or a sum's."""
+    outcome = planner.fit(int(0.5 * planner.plain.peak_bytes))
+    graph, steps = outcome.problem.graph, outcome.program.steps
+    seconds, _ = planner._kernels
+    for step in outcome.program.barriers:
+        before = steps[step - 1]
+        assert step == outcome.program.backward_start or seconds[before] > 0 or not graph.backward[before]
+
+
+def test_gradients_are_those_of_the_program_as_written():
+    keys = jax.random.split(jax.random.key(0), LAYERS + 1)
+    ws = [jax.random.normal(key, (WIDTH, WIDTH)) / WIDTH**0.5 for key in keys[1:]]
+    x = jax.random.normal(keys[0], (ROWS, WIDTH))
+    plan = jaxremat.plan(loss, ws, x, budget=0.5, target="h200", verify="replay")
+    assert plan.recomputed
+    for ours, plain in zip(jax.grad(plan.apply(loss))(ws, x), jax.grad(loss)(ws, x)):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * float(jnp.abs(plain).max()))
+
+
+@pytest.mark.aot
+def test_announced_time_is_the_roofline_of_what_is_compiled():
+    plan = jaxremat.plan(loss, WEIGHTS, X, budget=0.6, target="h200")
+    assert plan.compilations <= 3
+    assert plan.compiled.peak_bytes <= plan.budget_bytes
+    plain = compile_for(loss, (WEIGHTS, X), target="h200").report
+    assert plan.overhead == pytest.approx(plan.compiled.seconds / plain.seconds - 1)
