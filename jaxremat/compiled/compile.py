@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ class MemoryReport:
       compile_seconds: wall time of tracing, lowering and compiling.
       seconds: of one run, by the roofline of the optimized program; None on a CPU, where libraries hide their work.
       flops: of the contractions of one run, counted in the optimized program; None on a CPU.
+      xla_rematerialized: operations that XLA's own rematerialization pass made a second time: a program that trips the
+        pass is slower than one that stays below its limit.
     """
 
     target: str
@@ -43,6 +46,7 @@ class MemoryReport:
     compile_seconds: float
     seconds: float | None = None
     flops: float | None = None
+    xla_rematerialized: int = 0
 
     def __str__(self) -> str:
         parts = f"arguments {format_bytes(self.argument_bytes)}, outputs {format_bytes(self.output_bytes)}"
@@ -50,6 +54,7 @@ class MemoryReport:
         return (
             f"{self.target}: peak {format_bytes(self.peak_bytes)} "
             f"({parts}, temporaries {format_bytes(self.temp_bytes)}{alias}); compiled in {self.compile_seconds:.1f} s"
+            + (f"; XLA itself recomputes {self.xla_rematerialized} operations" if self.xla_rematerialized else "")
         )
 
 
@@ -194,7 +199,15 @@ def _read(executable, device: Device, compile_seconds: float) -> MemoryReport:
     temp, alias = int(stats.temp_size_in_bytes), int(stats.alias_size_in_bytes)
     peak = argument + output + temp - alias
     report = MemoryReport(device.name, argument, output, temp, alias, peak, compile_seconds)
-    if device.platform == "cpu":
+    if device.platform == "cpu":  # where the pass does not run
         return report
-    time = roofline(executable.as_text(), device)
-    return dataclasses.replace(report, seconds=time.seconds, flops=time.flops)
+    text = executable.as_text()
+    time = roofline(text, device)
+    again = rematerialized(text)
+    return dataclasses.replace(report, seconds=time.seconds, flops=time.flops, xla_rematerialized=again)
+
+
+def rematerialized(hlo_text: str) -> int:
+    """How many operations of an optimized program XLA's rematerialization pass made: it names them so
+    (`hlo_rematerialization.cc`)."""
+    return len(re.findall(r"^\s*(?:ROOT )?%[\w.-]+\.remat[\w.]* = ", hlo_text, re.MULTILINE))

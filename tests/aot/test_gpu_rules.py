@@ -1,14 +1,18 @@
 """Each rule of XLA:GPU that the model follows, against a program compiled for a GPU that is not there."""
 
+import re
 from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import pytest
 from compiled_buffers import compiled_buffers, modelled_buffers
+from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from jaxremat.backends.devices import resolve_target
+from jaxremat.compiled.compile import rematerialized
+from jaxremat.compiled.gpu_configs import target_config
 from jaxremat.compiled.targets import target_devices
 
 pytestmark = pytest.mark.aot
@@ -46,3 +50,22 @@ def test_what_is_written(rule):
     large = lambda sizes: Counter(size for size in sizes if size >= FILL // 4)
     assert large(modelled_buffers(fun, args, device)) == Counter(expected)
     assert large(compiled_buffers(text, several=True)) == Counter(expected)
+
+
+def chain(weights, x):
+    for w in weights:
+        x = x + jnp.tanh(x @ w)
+    return (x.astype(jnp.float32) ** 2).mean()
+
+
+@pytest.mark.parametrize(("gigabytes", "trips"), [(150, False), (0.2, True)])
+def test_a_report_says_whether_xla_rematerializes(gigabytes, trips):
+    """The pass keeps to a part of the device's memory; on a small device this program trips it."""
+    args = [jax.ShapeDtypeStruct((512, 512), jnp.bfloat16)] * 12, jax.ShapeDtypeStruct((8192, 512), jnp.bfloat16)
+    config = re.sub(r"device_memory_size: \d+", f"device_memory_size: {int(gigabytes * 1e9)}", target_config("h200"))
+    small = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=config)
+    place = SingleDeviceSharding(small.devices[0])
+    placed = jax.tree.map(lambda arg: jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=place), args)
+    lowered = jax.jit(jax.value_and_grad(chain)).trace(*placed).lower(lowering_platforms=("cuda",))
+    text = lowered.compile(compiler_options={"xla_gpu_autotune_level": 0}).as_text()
+    assert bool(rematerialized(text)) == trips
