@@ -38,6 +38,9 @@ class Backend:
       smallest_modelled_bytes: programs whose values take less together are replayed value by value: alignment and
         fixed buffers outweigh what fusion saves in them.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
+      products_compute_operands: contractions compute what they read, whoever else does.
+      tile: rows and columns of the tiles in which arrays lie in memory, the last ones filled up; None where entries lie
+        side by side.
       element_work: where loops are fused by what that saves, arithmetic operations per element of primitives that take
         more than one; None where they are fused by rules.
     """
@@ -56,6 +59,8 @@ class Backend:
     barrier_parts: tuple[int, ...]
     smallest_modelled_bytes: int
     pool_fraction: float
+    products_compute_operands: bool = False
+    tile: tuple[int, int] | None = None
     element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
 
     def unfenced(self, eqns: Iterable[Eqn]) -> set[Var]:

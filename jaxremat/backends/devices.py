@@ -29,6 +29,7 @@ class Device:
       memory_bytes: of one device; 0 where it depends on the machine.
       launch_seconds: least time of one kernel.
       host_bytes_per_second: to and from the host's memory, each way; None where that is the device's own.
+      vector_memory_bytes: of the memory beside main memory in which the compiler places what fits; 0 where it has none.
       kind: pattern of `jax.Device.device_kind` for the real device.
     """
 
@@ -41,6 +42,7 @@ class Device:
     launch_seconds: float
     host_bytes_per_second: float | None
     kind: str
+    vector_memory_bytes: int = 0
 
     @property
     def platform(self) -> str:
@@ -74,9 +76,12 @@ def _tpu(
     """float32 contractions are one bfloat16 pass at JAX's default precision (`jax.lax.Precision`); float64 is pairs of
     float32 at full precision: four products of six passes. A vector unit has four times 8 x 128 lanes, per core."""
     peaks = (1e12 * int8, 1e12 * bfloat16, 1e12 * bfloat16, 1e12 * bfloat16 / 24)
-    return Device(name, TPU, peaks, vector * 1e12, tbps * 1e12, gibibytes * 2**30, 1e-6, link * 1e9, kind)
+    memory, placed = gibibytes * 2**30, _VECTOR_MEMORY - _SCOPED
+    return Device(name, TPU, peaks, vector * 1e12, tbps * 1e12, memory, 1e-6, link * 1e9, kind, placed)
 
 
+_VECTOR_MEMORY = 128 * 2**20  # per core, of a v5e, v5p and v6e alike
+_SCOPED = 16 * 2**20  # of that, what kernels work in: `xla_tpu_scoped_vmem_limit_kib` when it is not set
 _PCIE4, _PCIE5 = 32, 64  # GB/s each way of 16 lanes; half of what data sheets call bidirectional
 
 DEVICES: dict[str, Device] = {

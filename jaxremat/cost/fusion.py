@@ -13,7 +13,7 @@ from jaxremat.cost.priority_fusion import fuse_by_priority
 def fuse(program: Program, device: Device) -> Fusion:
     """Decides which operations of a program write buffers."""
     backend = device.backend
-    return fuse_by_priority(program, device) if backend.element_work else fuse_by_rule(program, backend)
+    return fuse_by_priority(program, device) if backend.element_work is not None else fuse_by_rule(program, backend)
 
 
 def materialised(jaxpr: Jaxpr, device: Device) -> dict[Var, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxremat.cost.hlo_model import Op, lower
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.trace import jaxpr as jaxprs
 
+_Span = tuple[int, int, int, int]  # kernel, bytes, first step, last step
 _UPDATES = ("dynamic_update_slice", "scatter", "scatter-add")
 
 
@@ -59,7 +61,9 @@ def estimate_memory(jaxpr: Jaxpr, device: Device) -> MemoryEstimate:
     fusion = fuse(lower(jaxpr, backend), device)
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
     ops = fusion.program.ops
-    rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in _buffer_spans(fusion, order)]
+    spans = _laid_out(_buffer_spans(fusion, order), ops, backend.tile)
+    buffers = _in_main_memory(spans, len(order), device.vector_memory_bytes)
+    rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in buffers]
     bodies = {k: [estimate_memory(body, device) for body in ops[k].bodies] for k in order}
     return MemoryEstimate(
         argument_bytes=sum(map(jaxprs.size_bytes, jaxpr.invars)),
@@ -106,7 +110,7 @@ def _breadth_first(fusion: Fusion) -> tuple[int, ...]:
     return tuple(order)
 
 
-def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[tuple[int, int, int, int]]:
+def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[_Span]:
     """Rows (kernel, bytes, first step, last step) of the intermediate buffers; not of outputs and inputs."""
     ops, outputs = fusion.program.ops, set(fusion.program.outputs)
     step_of = {kernel: step for step, kernel in enumerate(order)}
@@ -120,7 +124,7 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[tuple[int, int, 
         last[home[kernel]] = max(last.get(home[kernel], 0), last[kernel])
     returned = {home.get(output, output) for output in outputs}
     start = {k: step_of[ops[k].reads[0]] if ops[k].kind == "part" else step_of[k] for k in order}
-    spans: list[tuple[int, int, int, int]] = []
+    spans: list[_Span] = []
     taken: set[int] = set()
     free: set[int] = set()
     end = dict(last)
@@ -141,6 +145,37 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[tuple[int, int, 
         if home[kernel] == kernel and kernel not in returned and kernel not in free:
             spans.append((kernel, ops[kernel].size_bytes, start[kernel], max(end[kernel], start[kernel])))
     return spans
+
+
+def _laid_out(spans: list[_Span], ops: Sequence[Op], tile: tuple[int, int] | None) -> list[_Span]:
+    """The spans with what fills up their tiles, where arrays lie in tiles: in the layout that needs least."""
+    if tile is None:
+        return spans
+    return [(kernel, _filled_up(size, ops[kernel].shape, tile), start, end) for kernel, size, start, end in spans]
+
+
+@functools.cache
+def _filled_up(size_bytes: int, shape: tuple[int, ...], tile: tuple[int, int]) -> int:
+    if len(shape) < 2:
+        return size_bytes
+    rows, columns = (np.asarray([-(-n // side) * side / max(n, 1) for n in shape]) for side in tile)
+    waste = np.outer(rows, columns)
+    return int(size_bytes * waste[~np.eye(len(shape), dtype=bool)].min())
+
+
+def _in_main_memory(spans: list[_Span], number: int, vector_memory_bytes: int) -> list[_Span]:
+    """The spans that do not fit beside main memory for all their life; the shortest lives are placed there first."""
+    if not vector_memory_bytes:
+        return spans
+    used = np.zeros(number, np.int64)
+    beyond = []
+    for span in sorted(spans, key=lambda span: span[3] - span[2]):
+        _, size, first, last = span
+        if used[first : last + 1].max(initial=0) + size <= vector_memory_bytes:
+            used[first : last + 1] += size
+        else:
+            beyond.append(span)
+    return beyond
 
 
 def _writes_over(fusion: Fusion, kernel: int, buffer: int) -> bool:

@@ -24,6 +24,7 @@ _OVERLAP = 0.95  # kMemoryComputeParallelism
 _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits"}) - {"bitcast"}
 _CONSUMERS = _PRODUCERS | {"reduce", "scatter", "scatter-add"}
+_PRODUCTS = {"dot"}
 
 
 def fuse_by_priority(program: Program, device: Device) -> Fusion:
@@ -49,6 +50,7 @@ class _Kernel:
 class _Fuser:
     def __init__(self, program: Program, device: Device):
         self.program, self.ops, self.device = program, program.ops, device
+        self.consumers = _CONSUMERS | _PRODUCTS if device.backend.products_compute_operands else _CONSUMERS
         self.element_work = device.backend.element_work or {}
         self.outputs = set(program.outputs)
         self.live = reachable(program)
@@ -136,7 +138,7 @@ class _Fuser:
         before, after = self._seconds(index, producer.work, producer.reads), 0.0
         for reader in readers:
             kernel = self.kernels[reader]
-            if self.ops[reader].kind not in _CONSUMERS:
+            if self.ops[reader].kind not in self.consumers:
                 return 0.0
             if self._normalises(index, reader):
                 continue

@@ -1,5 +1,6 @@
 """Predicted memory against compiled memory, and the fusion rules one by one."""
 
+import dataclasses
 import functools
 
 import jax
@@ -101,3 +102,12 @@ def test_the_peak_names_its_equations():
     assert size[(first <= peak) & (peak <= last)].sum() == estimate.temp_bytes
     assert np.all((equation >= -1) & (equation < len(jaxpr.eqns)))
     assert estimate.steps.shape == estimate.live_bytes.shape
+
+
+@pytest.mark.parametrize(("dims", "factor"), [((64, 256, 32), 1), ((64, 64, 32), 2), ((256, 12), 4 / 3)])
+def test_arrays_fill_up_their_tiles_on_a_tpu(dims, factor):
+    """Tiles of 8 rows by 128 columns, along the two dimensions that leave least empty; 12 of 16 rows, say."""
+    tpu = dataclasses.replace(resolve_target("tpu-v5e"), vector_memory_bytes=0)
+    jaxpr = jax.make_jaxpr(lambda x: jnp.sort(jnp.sort(x, 0), 0).sum())(shape(*dims)).jaxpr
+    one = estimate_memory(jaxpr, tpu).spans[:, 1].max()
+    assert one == pytest.approx(factor * 4 * np.prod(dims), abs=1)
