@@ -37,7 +37,7 @@ def main() -> None:
     loss = lambda params, x: jnp.mean(model.apply(params, x) ** 2)
     args = jax.eval_shape(model.init, jax.random.key(0), x), x
     plan = jaxremat.plan(loss, *args, budget=0.5, verify="replay")
-    front = jaxremat.pareto(loss, *args, budgets=(0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25))
+    front = jaxremat.pareto(loss, *args, budgets=(0.9, 0.7, 0.5, 0.35, 0.25))
     for name, figure in {"timeline": still(plan.report), "front": front_figure(front._view)}.items():
         (FOLDER / f"{name}.svg").write_text(to_svg(figure).replace("currentColor", GREY) + "\n")
 
