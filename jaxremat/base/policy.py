@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 import jax
 
 from jaxremat.base import compat
+from jaxremat.base.policy_texts import text_of_policy
 
 logger = logging.getLogger("jaxremat")
 
@@ -47,7 +48,7 @@ class NamePolicy(compat.NamesToSave):
 
     def __str__(self) -> str:
         """What to paste where a policy is written by hand."""
-        return f"save_only_these_names({', '.join(map(_quoted, self.names))})"
+        return text_of_policy(self.names, "jax")
 
 
 def _require_names(names: Collection[str], body: compat.Jaxpr | None) -> None:
@@ -60,7 +61,3 @@ def _require_names(names: Collection[str], body: compat.Jaxpr | None) -> None:
             "the policy of a plan saves names that plan.named(fun) puts on values, and a function without them is being"
             " differentiated: nothing of it is saved. Write jax.checkpoint(plan.named(fun), policy=plan.policy)"
         )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'

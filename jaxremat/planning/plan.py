@@ -13,6 +13,7 @@ import numpy as np
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import JaxrematError
+from jaxremat.base.policy_texts import text_of_policy
 from jaxremat.chunk.candidates import rewritten
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
@@ -99,9 +100,20 @@ class Plan:
         """
         return self.decision.form.policy
 
-    def policy_text(self) -> str:
-        """The policy as it is written by hand: `save_only_these_names("query_proj", "context")`."""
-        return "everything_saveable" if self.decision.emit == "plain" else str(self.policy)
+    def policy_text(self, style: str = "jax") -> str:
+        """The policy as it is written by hand: `save_only_these_names("query_proj", "context")`.
+
+        Args:
+          style: "jax"; or as a framework takes it: "maxtext" (flags), "axlearn" (a policy of a regular expression), or
+            "haliax" (of a stack of blocks).
+
+        Raises:
+          EmissionError: if the plan is not one of names, or recomputes nothing, which only "jax" can say.
+          ArgumentError: for an unknown style.
+        """
+        if self.decision.emit == "plain" and style == "jax":
+            return "everything_saveable"
+        return text_of_policy(getattr(self.policy, "names", None), style)
 
     def named(self, fun: Callable) -> Callable:
         """`fun` with the plan's names on its values, for `jax.checkpoint(plan.named(fun), policy=plan.policy)`.

@@ -15,7 +15,7 @@ from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Line, Mark, 
 from jaxremat.show.units import format_seconds
 
 LEGEND = {"resident": "arguments and results", "saved": "saved", "recomputed": "recomputed", "transient": "transient"}
-_WIDTH, _HEIGHT, _FLOOR = 400, 384, 240
+_WIDTH, _HEIGHT, _FLOOR = 400, 398, 240
 _LEFT, _RIGHT, _TOP = 60, 6, 46
 _LINE = 14.5
 _LETTERS = 50  # of a holder's name
@@ -126,12 +126,13 @@ def _spot(moment: Moment, left: float, width: float) -> Spot:
 def _told(moment: Moment, when: str) -> list[Mark]:
     """Who is live, below the axis."""
     top = _FLOOR + 38
-    head = f"{when}, {format_bytes(moment.total_bytes)}, running {moment.running}"
-    marks: list[Mark] = [Label(8, top, _shortened(head, _LETTERS + 8), bold=True, size=11)]
-    for line, holder in enumerate(moment.holders, 1):
+    head = f"{when} {format_bytes(moment.total_bytes)} are live, while this runs:"
+    marks: list[Mark] = [Label(8, top, head, bold=True, size=11)]
+    marks.append(Label(8, top + _LINE, _shortened(moment.running, _LETTERS + 8), size=11))
+    for line, holder in enumerate(moment.holders, 2):
         marks += _holder(holder, top + _LINE * line)
     if moment.rest_bytes > 0:
-        below = top + _LINE * (len(moment.holders) + 1)
+        below = top + _LINE * (len(moment.holders) + 2)
         marks.append(Label(84, below, f"{format_bytes(moment.rest_bytes)} more, in smaller buffers", "start", size=11))
     return marks
 
