@@ -7,6 +7,7 @@ from jaxremat import attention as attention
 from jaxremat import chunk as chunk
 from jaxremat import compact as compact
 from jaxremat import solvers as solvers
+from jaxremat.backends.calibration import calibrate as calibrate
 from jaxremat.base.errors import ArgumentError as ArgumentError
 from jaxremat.base.errors import BudgetError as BudgetError
 from jaxremat.base.errors import EmissionError as EmissionError

@@ -12,6 +12,13 @@ def no_plans_of_other_tests():
     PLANS.clear()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_rates_of_this_user(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def plan():
     loss, args = show_programs.tower()

@@ -12,6 +12,7 @@ import numpy as np
 from jaxremat.backends.backend import Backend
 from jaxremat.backends.cpu import CPU
 from jaxremat.backends.cuda import CUDA
+from jaxremat.backends.measured import measured_rates
 from jaxremat.backends.tpu import TPU
 from jaxremat.base.errors import ArgumentError
 
@@ -105,24 +106,31 @@ _FALLBACK = {"cpu": "cpu", "gpu": "h100", "cuda": "h100", "rocm": "h100", "tpu":
 
 
 def resolve_target(name: str | None = None) -> Device:
-    """The device of a target's name, or of the default backend.
+    """The device of a target's name, or of the default backend, at the rates that were measured where they were.
 
     Args:
-      name: one of `DEVICES`, or None. For an unknown kind of default device, a common one of its platform stands in.
+      name: one of `DEVICES`, or None.
 
     Raises:
       ArgumentError: for a name that is not in the table; it names the nearest one that is.
     """
-    if name is None:
-        return _of_backend(jax.devices()[0])
-    key = str(name).lower()
+    key = target_of(jax.devices()[0]) if name is None else str(name).lower()
     if key not in DEVICES:
         near = _nearest(key)
         hint = f"did you mean {near!r}? " if near else ""
         raise ArgumentError(
             f"target={name!r} is not known: {hint}Use one of {', '.join(DEVICES)}, or None for this machine"
         )
-    return DEVICES[key]
+    return dataclasses.replace(DEVICES[key], **measured_rates(key))
+
+
+def target_of(device: jax.Device) -> str:
+    """The target that a real device is; for an unknown kind, a common one of its platform stands in."""
+    for candidate in DEVICES.values():
+        same = candidate.platform == {"gpu": "cuda"}.get(device.platform, device.platform)
+        if same and re.search(candidate.kind, device.device_kind, re.IGNORECASE):
+            return candidate.name
+    return _FALLBACK.get(device.platform, "cpu")
 
 
 def _nearest(name: str) -> str | None:
@@ -130,11 +138,3 @@ def _nearest(name: str) -> str | None:
     plain = re.sub(r"[^a-z0-9]", "", name)
     inside = [known for known in DEVICES if plain and plain in re.sub(r"[^a-z0-9]", "", known)]
     return next(iter([*inside, *difflib.get_close_matches(name, DEVICES, 1)]), None)
-
-
-def _of_backend(device: jax.Device) -> Device:
-    for candidate in DEVICES.values():
-        same = candidate.platform == {"gpu": "cuda"}.get(device.platform, device.platform)
-        if same and re.search(candidate.kind, device.device_kind, re.IGNORECASE):
-            return candidate
-    return DEVICES[_FALLBACK.get(device.platform, "cpu")]

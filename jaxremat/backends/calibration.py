@@ -1,0 +1,107 @@
+"""A device as it is measured, in place of its data sheet: a minute of microbenchmarks, kept per user."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxremat.backends.devices import DEVICES, Device, target_of
+from jaxremat.backends.measured import RATES, keep_rates
+
+_SECONDS = 0.2  # that a measurement lasts at least, so that clocks and caches settle
+_CHAIN = 64  # dependent operations: of one loop, for arithmetic; of one program, for launches
+
+
+def calibrate(device: jax.Device | None = None) -> Device:
+    """Measures a device and keeps the result for the plans of this user.
+
+    Args:
+      device: a real device; None is the default backend's first.
+
+    Returns:
+      The record: rates as measured, memory as the data sheet has it. Later plans for that target use it.
+    """
+    real = device or jax.devices()[0]
+    sheet = DEVICES[target_of(real)]
+    with jax.default_device(real):
+        measured = dataclasses.replace(
+            sheet,
+            matrix_flops_per_second=_matrix_rates(sheet),
+            vector_flops_per_second=_vector_flops(sheet),
+            bandwidth_bytes_per_second=_bandwidth(sheet),
+            launch_seconds=_launch_seconds(),
+            host_bytes_per_second=None if sheet.host_bytes_per_second is None else _host_bandwidth(real),
+        )
+    keep_rates(measured.name, {name: getattr(measured, name) for name in RATES})
+    return measured
+
+
+def _matrix_rates(sheet: Device) -> tuple[float, float, float, float]:
+    rates = [_matrix_flops(dtype, sheet) for dtype in (jnp.int8, jnp.bfloat16, jnp.float32, jnp.float64)]
+    return rates[0], rates[1], rates[2], rates[3]
+
+
+def _matrix_flops(dtype, sheet: Device) -> float:
+    """FLOP/s of a square contraction; that of the data sheet where the device does not take the dtype."""
+    if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
+        return sheet.matrix_flops(np.float64)
+    size = 512 if sheet.platform == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    out = jnp.int32 if dtype == jnp.int8 else dtype
+    return 2 * size**3 / _seconds(jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=out)), x)
+
+
+def _vector_flops(sheet: Device) -> float:
+    """FLOP/s of a chain of multiplications and additions in one loop."""
+
+    def chain(x):
+        for _ in range(_CHAIN):
+            x = x * x + x
+        return x
+
+    size = 2**20 if sheet.platform == "cpu" else 2**24
+    return 2 * _CHAIN * size / _seconds(jax.jit(chain), jnp.full(size, 1e-3, jnp.float32))
+
+
+def _bandwidth(sheet: Device) -> float:
+    """Bytes per second of a loop that reads and writes an array much larger than caches."""
+    size = 2**24 if sheet.platform == "cpu" else 2**28
+    return 2 * 4 * size / _seconds(jax.jit(lambda x: x + 1), jnp.zeros(size, jnp.float32))
+
+
+def _launch_seconds() -> float:
+    """Seconds per kernel of a program of tiny ones, kept apart by barriers."""
+
+    def kernels(x):
+        for _ in range(_CHAIN):
+            x = jax.lax.optimization_barrier(jnp.sin(x))
+        return x
+
+    return _seconds(jax.jit(kernels), jnp.ones(8, jnp.float32)) / _CHAIN
+
+
+def _host_bandwidth(device: jax.Device) -> float:
+    """Bytes per second over the slower way between the host and a device."""
+    array = np.zeros(2**26, np.float32)
+    there = jax.device_put(array, device)
+    up = _seconds(lambda x: jax.device_put(x, device), array)
+    down = _seconds(lambda x: np.asarray(x + 0), there)
+    return array.nbytes / max(up, down)
+
+
+def _seconds(run: Callable, argument) -> float:
+    """The fastest of several measurements of one run, after one that compiles."""
+    jax.block_until_ready(run(argument))
+    best, spent = math.inf, 0.0
+    while spent < _SECONDS or not math.isfinite(best):
+        start = time.perf_counter()
+        jax.block_until_ready(run(argument))
+        passed = time.perf_counter() - start
+        best, spent = min(best, passed), spent + passed
+    return best
