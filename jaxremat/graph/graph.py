@@ -174,6 +174,16 @@ class Graph:
         return total
 
     @functools.cached_property
+    def value_start(self) -> np.ndarray:
+        """[N + 1] the first value of each node: node i produces values value_start[i] .. value_start[i + 1] - 1."""
+        return np.searchsorted(self.producer, np.arange(self.num_nodes + 1))
+
+    @functools.cached_property
+    def read_start(self) -> np.ndarray:
+        """[N + 1] the first row of `reads` of each node."""
+        return np.searchsorted(self.reads[:, 1], np.arange(self.num_nodes + 1))
+
+    @functools.cached_property
     def values_read(self) -> tuple[tuple[int, ...], ...]:
         """For each node, the values that it reads."""
         return _group(self.reads[:, 1], self.reads[:, 0], self.num_nodes)

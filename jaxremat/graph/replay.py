@@ -67,36 +67,71 @@ def replay(graph: Graph, schedule: Sequence[int] | np.ndarray) -> Timeline:
     steps = np.asarray(schedule, np.int64).reshape(-1)
     if steps.size == 0 or steps.min() < 0 or steps.max() >= graph.num_nodes:
         raise GraphError(f"a schedule names nodes 0..{graph.num_nodes - 1}, at least once each; got {steps.size} steps")
-    values_of, values_read = graph.values_of, graph.values_read
-    last_made = [-1] * graph.num_values
-    value: list[int] = []
-    first: list[int] = []
-    last: list[int] = []
-    for step, node in enumerate(steps.tolist()):
-        for read in values_read[node]:
-            made = last_made[read]
-            if made < 0:
-                raise GraphError(f"step {step} runs node {node} before its input, node {int(graph.producer[read])}")
-            last[made] = step
-        for produced in values_of[node]:
-            last_made[produced] = len(value)
-            value.append(produced)
-            first.append(step)
-            last.append(step)
+    links = link(graph, steps)
     ran = np.zeros(graph.num_nodes, bool)
     ran[steps] = True
     if not ran.all():
         raise GraphError(f"{int((~ran).sum())} nodes never run, among them node {int(np.flatnonzero(~ran)[0])}")
-    for produced in np.flatnonzero(graph.is_output).tolist():
-        last[last_made[produced]] = steps.size - 1
-    spans = np.stack([value, first, last], 1).astype(np.int32) if value else np.zeros((0, 3), np.int32)
+    first, last = links.step, links.step.copy()
+    np.maximum.at(last, links.read, links.reader)
+    last[links.last_of(graph.is_output)] = steps.size - 1
+    span_bytes = graph.value_bytes[links.value]
     change = np.zeros(steps.size + 1, np.int64)
-    np.add.at(change, spans[:, 1], graph.value_bytes[spans[:, 0]])
-    np.add.at(change, spans[:, 2] + 1, -graph.value_bytes[spans[:, 0]])
+    np.add.at(change, first, span_bytes)
+    np.add.at(change, last + 1, -span_bytes)
     live = np.cumsum(change[:-1]) + graph.workspace_bytes[steps] + graph.resident_bytes
-    return Timeline(
-        steps.astype(np.int32), live, float(graph.costs[steps].sum()), spans, graph.value_bytes[spans[:, 0]]
-    )
+    spans = np.stack([links.value, first, last], 1).astype(np.int32)
+    return Timeline(steps.astype(np.int32), live, float(graph.costs[steps].sum()), spans, span_bytes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Links:
+    """Who reads what in a schedule: S productions of values, in the order of the steps, and R reads of them.
+
+    Attributes:
+      value: what each production makes.
+      step: the step of each production.
+      read: the production that each read is of: the latest before it.
+      reader: the step of each read.
+    """
+
+    value: np.ndarray  # [S] int64
+    step: np.ndarray  # [S] int64
+    read: np.ndarray  # [R] int64
+    reader: np.ndarray  # [R] int64
+
+    def last_of(self, wanted: np.ndarray) -> np.ndarray:
+        """The last production of each wanted value ([V] bool)."""
+        last = np.zeros(wanted.size, np.int64)
+        last[self.value] = np.arange(self.value.size)
+        return last[wanted]
+
+
+def link(graph: Graph, steps: np.ndarray) -> Links:
+    """Links the reads of a schedule to productions.
+
+    Raises:
+      GraphError: if a node runs before one of its inputs.
+    """
+    value, step = _occurrences(graph.value_start, np.arange(graph.num_values), steps)
+    read, reader = _occurrences(graph.read_start, graph.reads[:, 0], steps)
+    moment = value * steps.size + step
+    order = np.argsort(moment)
+    before = np.searchsorted(moment[order], read * steps.size + reader) - 1
+    made = order[np.maximum(before, 0)] if order.size else np.zeros(0, np.int64)
+    missing = np.flatnonzero((before < 0) | (value[made] != read)) if order.size else np.arange(read.size)
+    if missing.size:
+        late, input_node = int(reader[missing[0]]), int(graph.producer[read[missing[0]]])
+        raise GraphError(f"step {late} runs node {int(steps[late])} before its input, node {input_node}")
+    return Links(value, step, made, reader)
+
+
+def _occurrences(row_start: np.ndarray, entries: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(entry, step) of every entry in the rows of the nodes that run, in the order of the steps."""
+    counts = (row_start[1:] - row_start[:-1])[steps]
+    step = np.repeat(np.arange(steps.size), counts)
+    within = np.arange(step.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    return entries[row_start[steps[step]] + within].astype(np.int64), step
 
 
 def replay_operations(chain: Chain | OptionChain, operations: Sequence[tuple]) -> tuple[int, float]:

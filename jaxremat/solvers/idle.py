@@ -16,18 +16,24 @@ def without_idle_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
       graph: the graph.
       schedule: [T] node ids that replay.
     """
+    return schedule[needed_runs(graph, schedule)]
+
+
+def needed_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
+    """[T] bool: the steps that `without_idle_runs` leaves."""
     wanted, ran_later = graph.is_output.tolist(), [False] * graph.num_nodes
     first_run = np.zeros(graph.num_nodes, np.int64)
     first_run[schedule[::-1]] = np.arange(schedule.size)[::-1]
-    kept = []
+    is_first = (first_run[schedule] == np.arange(schedule.size)).tolist()
+    values_of, values_read = graph.values_of, graph.values_read
+    needed = np.zeros(schedule.size, bool)
     for step, node in reversed(list(enumerate(schedule.tolist()))):
-        read_later = any(wanted[value] for value in graph.values_of[node])
-        if not read_later and (ran_later[node] or step != first_run[node]):
+        read_later = any([wanted[value] for value in values_of[node]])
+        if not read_later and (ran_later[node] or not is_first[step]):
             continue
-        kept.append(node)
-        ran_later[node] = True
-        for value in graph.values_of[node]:
+        needed[step] = ran_later[node] = True
+        for value in values_of[node]:
             wanted[value] = False
-        for value in graph.values_read[node]:
+        for value in values_read[node]:
             wanted[value] = True
-    return np.asarray(kept[::-1], np.int32)
+    return needed

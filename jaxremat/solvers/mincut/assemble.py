@@ -78,8 +78,10 @@ class _Assembly:
         self.producer = graph.producer.tolist()
 
     def run(self) -> np.ndarray:
+        available, values_read = self.available, self.graph.values_read
         for node in np.flatnonzero(self.graph.backward).tolist():
-            self._provide([node])
+            if not all(available[value] for value in values_read[node]):
+                self._provide([node])
             self._step(node)
         return np.asarray(self.steps, np.int32)
 
@@ -130,9 +132,11 @@ class _Assembly:
 def forward_part(graph: Graph, left: np.ndarray) -> list[int]:
     """Forward nodes that must run there: for outputs, what is `left` and effects, or since nobody reads them."""
     wanted = (graph.is_output | left) & ~graph.backward[graph.producer]
-    run = (graph.pinned | graph.is_dead_end) & ~graph.backward
-    run[graph.producer[wanted]] = True
+    must_run = (graph.pinned | graph.is_dead_end) & ~graph.backward
+    must_run[graph.producer[wanted]] = True
+    run, producer = must_run.tolist(), graph.producer.tolist()
     for node in np.flatnonzero(~graph.backward)[::-1].tolist():
         if run[node]:
-            run[graph.producer[list(graph.values_read[node])]] = True
+            for value in graph.values_read[node]:
+                run[producer[value]] = True
     return np.flatnonzero(run).tolist()
