@@ -23,9 +23,9 @@ from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.emit import Emitter
 from jaxremat.loops.find import find
 from jaxremat.loops.options import IterationHull, IterationOption, iteration_hull
+from jaxremat.solvers.mincut.structure import surcharge
 from jaxremat.trace.joint import Primal
 
-_EARLY_SURCHARGE = 0.05
 _MOST_PIECES = 3
 _DEEPEST = 4
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte
@@ -130,8 +130,7 @@ class Loops:
 
 def at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], seconds_per_byte: float) -> LoopOption:
     choices = _choices(hull, length)
-    late = 1 - (np.arange(length) + 0.5) / length
-    prices = seconds_per_byte * (1 + _EARLY_SURCHARGE * late)
+    prices = seconds_per_byte * surcharge((np.arange(length) + 0.5) / length)
     totals = np.asarray([c.seconds + prices * c.bytes for c in choices])
     runs = [(choices[i], len(list(group))) for i, group in itertools.groupby(totals.argmin(0).tolist())]
     return _combined(hull, _without_remainders(hull, _at_most(_MOST_PIECES, runs)), inner)

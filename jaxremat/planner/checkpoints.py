@@ -24,14 +24,13 @@ from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.decision import Checkpoints, FlatFunction, Form
 from jaxremat.solvers.mincut.assemble import assemble
 from jaxremat.solvers.mincut.cut import cheapest_cut
-from jaxremat.solvers.mincut.structure import Structure
+from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.origins import trace_equations
 
 _PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 _PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])
 _REFINEMENTS = 5
-_LAYER_SLOPE = 0.05
 _FORBIDDEN = 1e3
 _READ_AT_ONCE = 0.15
 
@@ -135,9 +134,8 @@ class PiecePlanner:
         last_piece = self._node_piece(pieces)[graph.producer] == len(pieces.ends)
         free = self.nameable if self.outer else self.nameable | (last_piece & self.structure.is_forward_value)
         most = graph.costs.sum()
-        factor = 1 + _LAYER_SLOPE * (1 - graph.producer / max(graph.num_nodes, 1))
-        per_byte = self._mean_price * min(price_factor, 1e6)
-        keep_price = np.where(free, np.minimum(per_byte * factor * graph.value_bytes, most), _FORBIDDEN * most)
+        per_byte = self._mean_price * min(price_factor, 1e6) * early_surcharge(graph)
+        keep_price = np.where(free, np.minimum(per_byte * graph.value_bytes, most), _FORBIDDEN * most)
         keep_price = np.where(last_piece & free, (_READ_AT_ONCE if self.outer else 0.0) * keep_price, keep_price)
         run_price = np.where(graph.pinned, np.inf, graph.costs)
         kept, _ = cheapest_cut(graph, keep_price, run_price, self.structure.needed, self._crossing(pieces))

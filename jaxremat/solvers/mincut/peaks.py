@@ -7,55 +7,34 @@ and recomputing what a recomputation needs are then all the same.
 
 A cut is described by a price and a number of segments: values that pass from one segment of the part before the peak to
 the next are kept, so that no recomputation reaches further back than a segment. Of all schedules seen, those stay
-that no other beats in both cost and crowding (`Layout`); the most promising are cut next.
+that no other beats in cost and crowding, or cost and peak; the most promising are cut next.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from jaxremat.graph.graph import Graph
-from jaxremat.graph.replay import replay
 from jaxremat.graph.unrolled import unrolled
 from jaxremat.solvers.idle import needed_runs
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.cut import cheapest_cut
-from jaxremat.solvers.mincut.structure import Structure
+from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out, lower_hull, undominated
+from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 
-_SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+_SEGMENTS = (1, 2, 4, 8, 16, 32)
 _PRICES = np.logspace(-2, 2.5, 6)  # of the mean price of a byte: from keeping all but the cheapest to next to none
 _REFINEMENTS = 6
-_LAYER_SLOPE = 0.05
-_NORM = 64  # at 1 % below the highest peak, a step counts half: 0.99 ** 64
-_PATIENCE = 4
-_GAIN = 0.01
+_PATIENCE = 4  # rounds in a row that gain next to nothing end a search
+_GAIN = 0.01  # of the smallest peak
+_COST_GAIN = 0.002  # of the cost of running everything once
 _MOST_ROUNDS = 32
-_MOST_WORK = 3_000_000  # steps of schedules laid out
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
-    """A schedule with its replayed numbers.
-
-    Attributes:
-      steps: [T] node ids.
-      start: the step at which the graph's backward begins.
-      peak_bytes, cost, peak_step: from the replay.
-      crowding: bytes; a norm of the live bytes over the steps that falls, too, when one of several equal peaks is cut.
-      origin: what was cut, and where; None for the schedule as given.
-    """
-
-    steps: np.ndarray
-    start: int
-    peak_bytes: int
-    cost: float
-    peak_step: int
-    crowding: float
-    origin: Origin | None = None
+_MOST_WORK = 2_000_000  # steps laid out in one search; about two microseconds each
+_WORK_PER_LAYOUT = 300  # what laying out takes beside its steps, in the same unit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +67,6 @@ class PeakCut:
 
     def refined(self, budget_bytes: int, enough: Layout) -> Layout:
         """Of what comes out at the boundaries of `enough`, the cheapest within a budget that lower prices give."""
-        assert enough.origin is not None
         high, boundaries = enough.origin.price, enough.origin.boundaries
         low = high * float(_PRICES[0] / _PRICES[1])
         for _ in range(_REFINEMENTS):
@@ -114,8 +92,7 @@ class PeakCut:
 
     @functools.cached_property
     def _mean_price(self) -> float:
-        early = self._structure.forward_nodes
-        return float(self._program.costs[early].sum() / max(self._program.node_bytes[early].sum(), 1))
+        return self._structure.mean_price
 
     def _new_at(self, boundaries: np.ndarray, price: float, seen: set[bytes]) -> Iterator[Layout]:
         kept = self._kept(boundaries, price)
@@ -126,34 +103,26 @@ class PeakCut:
     def _kept(self, boundaries: np.ndarray, price: float) -> np.ndarray:
         """[V] bool: what is kept over the peak. Outputs are, at no price: they stay live whatever is done."""
         program, structure = self._program, self._structure
-        position = 1 + _LAYER_SLOPE * (1 - program.producer / max(program.num_nodes, 1))
-        keep_price = np.where(program.is_output, 0.0, price * position * program.value_bytes)
+        prices = price * early_surcharge(program) * program.value_bytes
+        keep_price = np.where(program.is_output, 0.0, prices)
         must_keep = structure.crossing_values(boundaries) | program.is_output
         return cheapest_cut(program, keep_price, program.rerun_costs, structure.needed, must_keep)[0]
 
     def _at(self, kept: np.ndarray, boundaries: np.ndarray, price: float) -> Layout:
-        order, begins = assemble_parts(self._program, kept)
+        order, _ = assemble_parts(self._program, kept)
         steps = self.layout.steps[order]
         needed = needed_runs(self.graph, steps)
-        before = order[:begins] < self.layout.start
-        start = int(needed[:begins][before].sum())
+        start = int(needed[: _begin(order, self.layout.start)].sum())
         return lay_out(self.graph, steps[needed], start, Origin(self, boundaries, price))
 
 
-def lay_out(graph: Graph, steps: np.ndarray, start: int, origin: Origin | None = None) -> Layout:
-    """Replays a schedule."""
-    timeline = replay(graph, steps)
-    peak = timeline.peak_bytes
-    crowding = peak * float(((timeline.live_bytes / max(peak, 1)) ** _NORM).sum()) ** (1 / _NORM)
-    return Layout(steps, start, peak, timeline.cost, timeline.peak_step, crowding, origin)
-
-
-def by_cost(layout: Layout) -> tuple[float, int]:
-    return layout.cost, layout.peak_bytes
-
-
-def by_peak(layout: Layout) -> tuple[int, float]:
-    return layout.peak_bytes, layout.cost
+def _begin(order: np.ndarray, first: int) -> int:
+    """Where the nodes from `first` on begin to run, with what is run again for the first of them."""
+    late = np.flatnonzero(order >= first)
+    end = int(late[0]) if late.size else order.size
+    furthest = np.maximum.accumulate(order[:end])
+    is_new = np.flatnonzero(order[:end] == furthest)
+    return int(is_new[-1]) + 1 if is_new.size else 0
 
 
 class PeakSearch:
@@ -161,52 +130,58 @@ class PeakSearch:
 
     Args:
       graph: the graph.
+      known: schedules to begin with.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, known: Sequence[Layout]):
         self.graph = graph
-        backward = graph.backward
-        start = int(backward.argmax()) if backward.any() else graph.num_nodes
-        self.plain = lay_out(graph, np.arange(graph.num_nodes), start)
-        self._layouts = [self.plain]
+        self._least_cost = float(graph.costs.sum())
+        self._layouts = list(known)
         self._done: set[int] = set()
+        self._cut_ones: list[Layout] = []  # keeps the identities in `_done` alive
         self._work = 0
 
-    def fit(self, budget_bytes: int) -> Layout:
-        """The cheapest schedule found within a budget, or the one with the smallest peak."""
-        best = self._cheapest(budget_bytes)
+    def fit(self, budget_bytes: int) -> Layout | None:
+        """The cheapest schedule found within a budget; None where there is none."""
+        idle = 0
         for _ in self._rounds():
+            best, least = self._cheapest(budget_bytes), self._lowest.peak_bytes
             chosen = self._promising(budget_bytes, best.cost if best else np.inf)
-            if not chosen:
+            if not chosen or idle == _PATIENCE:
                 break
             self._cut(chosen)
-            best = self._cheapest(budget_bytes)
-        return self._refined(best, budget_bytes) if best else min(self._layouts, key=by_peak)
+            idle = 0 if self._gained(budget_bytes, best, least) else idle + 1
+        best = self._cheapest(budget_bytes)
+        return self._refined(best, budget_bytes) if best else None
 
     @functools.cached_property
     def smallest(self) -> Layout:
         """The schedule with the smallest peak that is found before several rounds in a row gain next to nothing."""
-        least, idle = self.plain.peak_bytes, 0
-        for _ in self._rounds():
-            chosen = self._promising(0, np.inf)
-            if not chosen or idle == _PATIENCE:
-                break
-            self._cut(chosen)
-            reached = min(self._layouts, key=by_peak).peak_bytes
-            idle = 0 if reached < (1 - _GAIN) * least else idle + 1
-            least = min(least, reached)
-        return min(self._layouts, key=by_peak)
+        self.fit(0)
+        return self._lowest
 
     def front(self) -> list[Layout]:
         """The schedules that no other beats in both peak and cost, smallest peak first."""
-        return _undominated(self._layouts, lambda layout: layout.peak_bytes)
+        return undominated(self._layouts, lambda layout: layout.peak_bytes)
+
+    def add(self, layouts: Iterable[Layout]) -> None:
+        """More schedules to go on from."""
+        self._layouts = self._worth_keeping([*self._layouts, *layouts])
+
+    @property
+    def _lowest(self) -> Layout:
+        return min(self._layouts, key=by_peak)
+
+    def _gained(self, budget_bytes: int, best: Layout | None, least: int) -> bool:
+        """Whether the cheapest that fits is cheaper than before, or where none fits, the smallest peak smaller."""
+        now = self._cheapest(budget_bytes)
+        if best is None or now is None:
+            return now is not best or self._lowest.peak_bytes < (1 - _GAIN) * least
+        return now.cost < best.cost - _COST_GAIN * self._least_cost
 
     def _rounds(self) -> Iterator[int]:
         limit = self._work + _MOST_WORK
-        for number in range(_MOST_ROUNDS):
-            if self._work > limit:
-                return
-            yield number
+        return (number for number in range(_MOST_ROUNDS) if self._work <= limit)
 
     def _cheapest(self, budget_bytes: int) -> Layout | None:
         return min((layout for layout in self._layouts if layout.peak_bytes <= budget_bytes), key=by_cost, default=None)
@@ -217,45 +192,23 @@ class PeakSearch:
     def _promising(self, budget_bytes: int, most_cost: float) -> list[Layout]:
         """What to cut next of what is above the budget and cheaper than what fits: the least crowded, and the least
         crowded corner of the lower convex hull of crowding and cost."""
-        front = _undominated(self._layouts, lambda layout: layout.crowding)
-        open_ones = [
-            layout
-            for layout in front
-            if layout.peak_bytes > budget_bytes and layout.cost < most_cost and id(layout) not in self._done
-        ]
-        corners = [layout for layout in _lower_hull(front) if layout in open_ones]
-        return list({id(layout): layout for layout in (*open_ones[:1], *corners[:1])}.values())
+        front = undominated(self._layouts, lambda layout: layout.crowding)
+        is_open = lambda layout: (
+            layout.peak_bytes > budget_bytes and layout.cost < most_cost and id(layout) not in self._done
+        )
+        least_crowded = [layout for layout in front if is_open(layout)][:1]
+        corners = [layout for layout in lower_hull(front) if is_open(layout)][:2]
+        return list({id(layout): layout for layout in (*least_crowded, *corners)}.values())
 
     def _cut(self, chosen: Sequence[Layout]) -> None:
         for layout in chosen:
             self._done.add(id(layout))
+            self._cut_ones.append(layout)
             new = list(PeakCut(self.graph, layout).everywhere())
-            self._work += sum(made.steps.size for made in new)
-            self._layouts += new
-        front = _undominated(self._layouts, lambda layout: layout.crowding)
-        self._layouts = list({id(layout): layout for layout in (*front, *self.front())}.values())
+            self._work += sum(made.steps.size + _WORK_PER_LAYOUT for made in new)
+            self.add(new)
 
-
-def _undominated(layouts: Sequence[Layout], size) -> list[Layout]:
-    """Those than which none is smaller and no dearer, smallest first."""
-    front: list[Layout] = []
-    for layout in sorted(layouts, key=lambda layout: (size(layout), layout.cost)):
-        if not front or layout.cost < front[-1].cost * (1 - 1e-12):
-            front.append(layout)
-    return front
-
-
-def _lower_hull(front: Sequence[Layout]) -> list[Layout]:
-    """The corners of the lower convex hull of crowding and cost."""
-    hull: list[Layout] = []
-    for layout in front:
-        while len(hull) >= 2 and _is_above(hull[-2], hull[-1], layout):
-            hull.pop()
-        hull.append(layout)
-    return hull
-
-
-def _is_above(first: Layout, middle: Layout, last: Layout) -> bool:
-    """Whether the middle one lies on or above the line through the others."""
-    run, rise = middle.crowding - first.crowding, middle.cost - first.cost
-    return run * (last.cost - first.cost) <= rise * (last.crowding - first.crowding)
+    def _worth_keeping(self, layouts: Sequence[Layout]) -> list[Layout]:
+        by_crowding = undominated(layouts, lambda layout: layout.crowding)
+        by_bytes = undominated(layouts, lambda layout: layout.peak_bytes)
+        return list({id(layout): layout for layout in (*by_crowding, *by_bytes)}.values())

@@ -9,7 +9,9 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 
+SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 _CHEAP_FRACTION = 2e-3
+_EARLY_SURCHARGE = 0.05
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +28,12 @@ class Structure:
     def forward_nodes(self) -> np.ndarray:
         """[F] ids of the forward nodes."""
         return np.flatnonzero(~self.graph.backward)
+
+    @functools.cached_property
+    def mean_price(self) -> float:
+        """What running the forward again costs per byte that it makes."""
+        forward = self.forward_nodes
+        return float(self.graph.costs[forward].sum() / max(self.graph.node_bytes[forward].sum(), 1))
 
     @functools.cached_property
     def is_forward_value(self) -> np.ndarray:
@@ -96,6 +104,21 @@ class Structure:
         for end in boundaries:
             crosses |= (self.graph.producer <= end) & (self.last_forward_read > end)
         return crosses & self.is_forward_value & ~self.is_cheap
+
+
+def early_surcharge(graph: Graph) -> np.ndarray:
+    """[V] factor on the price of a kept byte, `surcharge` at the place of the value's node in the program."""
+    return surcharge(graph.producer / max(graph.num_nodes, 1))
+
+
+def surcharge(place: np.ndarray) -> np.ndarray:
+    """Factor on the price of a byte that is kept from a place of the forward on, 0 for its begin and 1 for its end.
+
+    What is kept early is held longest, and equal layers must not all change their mind at the same price: with a factor
+    that falls along the forward they do so one after another, the earliest first. `benchmarks/surcharge.py` prints what
+    other slopes give.
+    """
+    return 1 + _EARLY_SURCHARGE * (1 - place)
 
 
 def ends_of_groups(ends: np.ndarray, groups: int) -> np.ndarray:

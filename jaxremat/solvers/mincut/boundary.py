@@ -1,0 +1,140 @@
+"""Schedules from one cut between forward and backward.
+
+A layout is described by three settings (`SearchPoint`):
+
+- the price of a kept byte in seconds, for which the minimum cut is exact: raising it keeps fewer bytes and recomputes
+  more, along the lower convex hull of the two;
+- into how many segments the forward is cut: values that cross a cut are kept, so that no recomputation reaches further
+  back than a segment and what is recomputed at a time stays small;
+- the node of the backward at which memory peaks: what the backward has read until then is live at the peak whether
+  it was kept or not, so keeping it is free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import replay
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.solvers.mincut.cut import cheapest_cut
+from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out
+from jaxremat.solvers.mincut.structure import SEGMENTS, Structure, early_surcharge
+
+_PRICES = np.logspace(-2, 2.5, 10)  # of the mean price of a byte
+_REFINEMENTS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchPoint:
+    """What describes a layout; see the module."""
+
+    price: float
+    segments: int = 1
+    peak_node: int = 0
+
+
+class BoundarySearch:
+    """Layouts of a graph from one cut; every one that was made is remembered.
+
+    Args:
+      graph: a joint graph; one whose nodes are not marked is cut at its peak.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = in_two_parts(graph)
+        self.structure = Structure(self.graph)
+        self._has_backward = bool(graph.backward.any())
+        self._made: dict[SearchPoint, Layout] = {}
+        self._laid_out: dict[bytes, Layout] = {}
+
+    @property
+    def made(self) -> Sequence[Layout]:
+        """Every layout so far."""
+        return list(self._laid_out.values())
+
+    def fit(self, budget_bytes: int) -> Layout | None:
+        """The cheapest layout whose replayed peak is within the budget, None where there is none."""
+        points = [SearchPoint(0.0, segments) for segments in SEGMENTS]
+        best = self._cheapest(points, budget_bytes, None)
+        if best is None:
+            return None
+        released = [dataclasses.replace(point, peak_node=self._peak_node(best)) for point in points]
+        return self._cheapest(released, budget_bytes, best)
+
+    def smallest_of_each_shape(self) -> list[Layout]:
+        """For every number of segments, the layout with the smallest replayed peak, smallest first."""
+        prices = self._prices[3:]
+        least = [min((self.at(SearchPoint(price, k)) for price in prices), key=by_peak) for k in SEGMENTS]
+        return sorted(least, key=by_peak)
+
+    def at(self, point: SearchPoint) -> Layout:
+        """The layout that the settings describe."""
+        if point not in self._made:
+            kept = self._kept(point)
+            if kept.tobytes() not in self._laid_out:
+                steps, start = assemble_parts(self.graph, kept)
+                self._laid_out[kept.tobytes()] = lay_out(
+                    self.graph, steps.astype(np.int64), start if self._has_backward else steps.size
+                )
+            self._made[point] = self._laid_out[kept.tobytes()]
+        return self._made[point]
+
+    @functools.cached_property
+    def _prices(self) -> list[float]:
+        """Prices in seconds per byte, from one that keeps all but the cheapest bytes to one that keeps next to none."""
+        return [float(price) for price in self.structure.mean_price * _PRICES]
+
+    def _cheapest(self, shapes: Sequence[SearchPoint], budget_bytes: int, best: Layout | None) -> Layout | None:
+        for shape in shapes:
+            found = self._fit(shape, budget_bytes, best)
+            if found and (best is None or by_cost(found) < by_cost(best)):
+                best = found
+        return best
+
+    def _fit(self, shape: SearchPoint, budget_bytes: int, best: Layout | None) -> Layout | None:
+        """The smallest price at which a shape fits; None where it does not, or cannot beat `best`."""
+        too_low = None
+        for price in self._prices:
+            layout = self.at(dataclasses.replace(shape, price=price))
+            if layout.peak_bytes <= budget_bytes:
+                return self._refined(shape, too_low, price, layout, budget_bytes) if too_low else layout
+            if best is not None and layout.cost >= best.cost:
+                return None
+            too_low = price
+        return None
+
+    def _refined(self, shape: SearchPoint, too_low: float, price: float, enough: Layout, budget_bytes: int) -> Layout:
+        for _ in range(_REFINEMENTS):
+            middle = float(np.sqrt(too_low * price))
+            layout = self.at(dataclasses.replace(shape, price=middle))
+            if layout.peak_bytes <= budget_bytes:
+                price, enough = middle, layout
+            else:
+                too_low = middle
+        return enough
+
+    def _kept(self, point: SearchPoint) -> np.ndarray:
+        graph, structure = self.graph, self.structure
+        must_keep = structure.crossing_values(structure.boundaries(point.segments)) | graph.is_output
+        at_a_price = (structure.first_backward_read > point.peak_node) & ~graph.is_output
+        keep_price = point.price * early_surcharge(graph) * at_a_price * graph.value_bytes
+        return cheapest_cut(graph, keep_price, graph.rerun_costs, structure.needed, must_keep)[0]
+
+    def _peak_node(self, layout: Layout) -> int:
+        """The first backward node at or after the peak."""
+        later = layout.steps[layout.peak_step :]
+        backward = later[self.graph.backward[later]]
+        return int(backward[0]) if backward.size else 0
+
+
+def in_two_parts(graph: Graph) -> Graph:
+    """The graph with the nodes after its peak marked as backward, where nothing is marked."""
+    if graph.backward.any():
+        return graph
+    order = np.arange(graph.num_nodes)
+    return dataclasses.replace(graph, backward=order > replay(graph, order).peak_step)
