@@ -8,6 +8,7 @@ start it, or a copy of a kept value in another layout, before the backward has c
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import types
@@ -28,10 +29,10 @@ from jaxremat.trace.joint import Joint, Primal
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """A stretch of the backward.
+    """A stretch of the program.
 
     Attributes:
-      eqns: recomputed and backward equations, in order.
+      eqns: equations in order, recomputed ones among them.
       fenced: what enters through the barrier: all that the segment reads from outside, cotangents included.
     """
 
@@ -44,14 +45,14 @@ class Script:
     """A schedule in terms of equations.
 
     Attributes:
-      forward: equations of the forward pass.
+      forward: segments of the forward pass; all but the first stand behind a barrier.
       residuals: variables that the backward reads from the forward, inputs of the program included.
       backward: segments of the backward pass.
       constants: equations that both passes start with; what they make is neither kept nor fenced, so that the compiler
         can write it where it is read.
     """
 
-    forward: tuple[Eqn, ...]
+    forward: tuple[Segment, ...]
     residuals: tuple[Var, ...]
     backward: tuple[Segment, ...]
     constants: tuple[Eqn, ...] = ()
@@ -68,20 +69,26 @@ def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = f
     anywhere = set(map(id, joint.constants))
     eqns = [joint.eqns[node] for node in program.steps]
     start = program.backward_start
-    bounds = sorted({start, *(t for t in program.barriers if t > start), len(eqns)})
+    bounds = sorted({0, start, *program.barriers, len(eqns)})
 
     def part(first: int, end: int) -> tuple[Eqn, ...]:
         return _without_returns(joint, [eqn for eqn in eqns[first:end] if id(eqn) not in anywhere])
 
     enters = {"all": _read_from_outside, "sources": _sources}[program.barrier_scope]
     free = _available_anywhere(joint) | unfenced
-    segments = [part(first, end) for first, end in itertools.pairwise(bounds)]
-    everything = part(0, len(eqns))
-    repeats = len(set(map(id, everything))) < len(everything)
+    counts = collections.Counter(map(id, part(0, len(eqns))))
+    repeated = {eqn for eqn, count in counts.items() if count > 1}
+
+    def segments(first: int, end: int) -> list[Segment]:
+        inside = [bound for bound in bounds if first <= bound <= end]
+        parts = [(a, part(a, b)) for a, b in itertools.pairwise(inside)]
+        fences = lambda a, eqns: enters(joint, eqns, free, repeated) if a and repeated else ()
+        return [Segment(eqns, fences(a, eqns)) for a, eqns in parts if eqns]
+
     return Script(
-        forward=part(0, start),
+        forward=tuple(segments(0, start)),
         residuals=_residuals(joint, program, part(start, len(eqns))),
-        backward=tuple(Segment(eqns, enters(joint, eqns, free) if repeats else ()) for eqns in segments if eqns),
+        backward=tuple(segments(start, len(eqns))),
         constants=joint.constants,
     )
 
@@ -90,7 +97,7 @@ def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, l
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint) | dict(zip(joint.inputs, inputs, strict=True))
     _run(script.constants, env)
-    _run(script.forward, env, _same(joint))
+    _run_segments(joint, script.forward, env)
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
 
@@ -99,13 +106,17 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence, cotangents: 
     env = _constants(joint) | dict(zip(script.residuals, residuals, strict=True))
     env.update(zip(joint.cotangents, cotangents, strict=True))
     _run(script.constants, env)
-    for segment in script.backward:
+    _run_segments(joint, script.backward, env)
+    return [jaxprs.value_of(env, v) for v in joint.gradients]
+
+
+def _run_segments(joint: Joint, segments: Sequence[Segment], env: dict[Var, Any]) -> None:
+    for segment in segments:
         inside = dict(env)
         if segment.fenced:
             inside.update(zip(segment.fenced, lax.optimization_barrier([env[v] for v in segment.fenced])))
         _run(segment.eqns, inside, _same(joint))
         env.update((v, inside[v]) for v in _made(joint, segment.eqns))
-    return [jaxprs.value_of(env, v) for v in joint.gradients]
 
 
 def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joint, Script]]) -> Callable[..., list]:
@@ -186,7 +197,9 @@ def _residuals(joint: Joint, program: ScheduledProgram, tail: Sequence[Eqn]) -> 
     return tuple(v for v in read if v not in anywhere)
 
 
-def _read_from_outside(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
+def _read_from_outside(
+    joint: Joint, eqns: Sequence[Eqn], free: Set[Var], repeated: Set[int] = frozenset()
+) -> tuple[Var, ...]:
     own = {*_made(joint, eqns)} | free
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
     return tuple(v for v in read if v not in own)
@@ -196,10 +209,10 @@ def _available_anywhere(joint: Joint) -> set[Var]:
     return {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars)}
 
 
-def _sources(joint: Joint, eqns: Sequence[Eqn], free: Set[Var]) -> tuple[Var, ...]:
+def _sources(joint: Joint, eqns: Sequence[Eqn], free: Set[Var], repeated: Set[int]) -> tuple[Var, ...]:
     """What the recomputed equations of a segment read from outside, and the cotangents that the segment reads."""
     forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.backward) if not late}
-    again = [eqn for eqn in eqns if id(eqn) in forward]
+    again = [eqn for eqn in eqns if id(eqn) in forward or id(eqn) in repeated]
     if not again:
         return ()
     values = {v for eqn in joint.eqns if id(eqn) in forward for v in eqn.outvars} | set(joint.inputs)

@@ -7,6 +7,8 @@ replayed instead: there the compiler's alignment and fixed buffers outweigh what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -15,7 +17,7 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.flops import is_contraction
 from jaxremat.cost.memory import MemoryEstimate, estimate_memory, live_bytes
 from jaxremat.cost.pricing import Shares, shares
-from jaxremat.emit.scheduled import Script, run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import Script, Segment, run_backward, run_forward, write_script
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram
@@ -98,11 +100,12 @@ def _nodes_of_equations(joint: Joint, script: Script, number: int) -> np.ndarray
     """[E] the joint program's node of each emitted equation; a barrier counts as the node that follows it."""
     node = {id(eqn): index for index, eqn in enumerate(joint.eqns)}
     constants = [node[id(eqn)] for eqn in script.constants]
-    nodes = [*constants, *(node[id(eqn)] for eqn in script.forward), *constants]
-    for segment in script.backward:
-        if segment.fenced:
-            nodes.append(node[id(segment.eqns[0])])
-        nodes.extend(node[id(eqn)] for eqn in segment.eqns)
+
+    def run(segments: Sequence[Segment]) -> list[int]:
+        eqns = [eqn for segment in segments for eqn in (*segment.eqns[: bool(segment.fenced)], *segment.eqns)]
+        return [node[id(eqn)] for eqn in eqns]
+
+    nodes = [*constants, *run(script.forward), *constants, *run(script.backward)]
     if len(nodes) != number:
         raise AssertionError(f"emission wrote {number} equations for {len(nodes)} steps")
     return np.asarray(nodes, np.int64)

@@ -29,6 +29,8 @@ _LOOP_PRICES = np.logspace(-2, 4, 25)
 _REFINEMENTS = 10
 _STRIDE = 4
 _MOST_LEAST = 24
+_MOST_LOOP_DECISIONS = 3
+_APART = 1.005
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,30 +104,25 @@ class SchedulePlanner:
         if not self._loops.found or self.plain.replayed_bytes <= replayed_bytes:
             return self._fit_at(None, replayed_bytes)
         prices = self._loop_prices
-        fits = [i for i in range(0, len(prices), _STRIDE) if self._fits(prices[i], replayed_bytes)]
+        fits = [i for i in range(0, len(prices), _STRIDE) if self._fits_quickly(prices[i], replayed_bytes)]
         if not fits:
-            return self.smallest
+            return self._fit_deeply(replayed_bytes)
         high, low = fits[0], fits[0] - _STRIDE
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._fits(prices[middle], replayed_bytes) else (middle, high)
+            low, high = (low, middle) if self._fits_quickly(prices[middle], replayed_bytes) else (middle, high)
         return self._refined(prices[max(low, 0)], prices[high], replayed_bytes)
 
     @functools.cached_property
     def smallest(self) -> ScheduleOutcome:
         """The outcome with the smallest replayed peak."""
-        prices = [None, *(self._loop_prices if self._loops.found else ())]
-        posed = [self._posed(self._decisions(price)) for price in prices]
-        outcomes = [self._outcome(problem, search.smallest) for problem, search in posed]
-        return min(outcomes, key=_by_peak)
+        return min((self._outcome(problem, search.smallest) for problem, search in self._small), key=_by_peak)
 
     def least(self) -> list[ScheduleOutcome]:
         """Outcomes of small replayed peak, no two alike, with either scope of barriers."""
-        prices = [None, *(self._loop_prices[::2] if self._loops.found else ())]
-        posed = [self._posed(self._decisions(price)) for price in prices]
-        each = [self._outcome(p, candidate) for p, search in posed for candidate in search.smallest_of_each_shape()]
-        by_size = sorted([self.smallest, *each], key=_by_peak)
-        distinct = list({id(outcome): outcome for outcome in by_size}.values())[: _MOST_LEAST // 2]
+        each = [self._outcome(p, candidate) for p, search in self._small for candidate in search.small_ones()]
+        by_size = {id(outcome): outcome for outcome in sorted(each, key=_by_peak)}
+        distinct = _apart(list(by_size.values()))[: _MOST_LEAST // 2]
         return [*distinct, *map(self._with_sources_behind_barriers, distinct)]
 
     def leaving(self, saved_bytes: int) -> ScheduleOutcome:
@@ -141,21 +138,34 @@ class SchedulePlanner:
         """None: the prediction tells schedules apart well enough."""
         return ()
 
-    def _fits(self, price: float, replayed_bytes: int) -> bool:
-        return self._fit_at(price, replayed_bytes).replayed_bytes <= replayed_bytes
+    @functools.cached_property
+    def _small(self) -> list[tuple[Problem, Search]]:
+        """The program with its loops left alone, and as decided where one cut goes lowest."""
+        prices = [None, *(self._loop_prices if self._loops.found else ())]
+        posed = dict(self._posed(self._decisions(price)) for price in prices)
+        first, *others = posed.items()
+        lowest = sorted(others, key=lambda pair: pair[1].smallest_at_once.peak_bytes)
+        return [first, *lowest[:_MOST_LOOP_DECISIONS]]
+
+    def _fit_deeply(self, replayed_bytes: int) -> ScheduleOutcome:
+        found = [self._outcome(problem, search.fit(replayed_bytes)) for problem, search in self._small]
+        within = [outcome for outcome in found if outcome.replayed_bytes <= replayed_bytes]
+        return min(within, key=_by_cost) if within else min(found, key=_by_peak)
+
+    def _fits_quickly(self, price: float, replayed_bytes: int) -> bool:
+        return self._posed(self._decisions(price))[1].fit_quickly(replayed_bytes) is not None
 
     def _refined(self, too_low: float, enough: float, replayed_bytes: int) -> ScheduleOutcome:
-        outcomes = []
+        within = []
         for _ in range(_REFINEMENTS):
             middle = float(np.sqrt(too_low * enough))
-            outcomes.append(self._fit_at(middle, replayed_bytes))
-            if outcomes[-1].replayed_bytes <= replayed_bytes:
-                enough = middle
-            else:
-                too_low = middle
-        outcomes.append(self._fit_at(enough, replayed_bytes))
-        within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
-        return min(within, key=_by_cost)
+            problem, search = self._posed(self._decisions(middle))
+            found = search.fit_quickly(replayed_bytes)
+            too_low, enough = (too_low, middle) if found else (middle, enough)
+            if found:
+                within.append(self._outcome(problem, found))
+        within += [self._fit_at(price, replayed_bytes) for price in (too_low, enough)]
+        return min((outcome for outcome in within if outcome.replayed_bytes <= replayed_bytes), key=_by_cost)
 
     def _fit_at(self, price: float | None, replayed_bytes: int) -> ScheduleOutcome:
         problem, search = self._posed(self._decisions(price))
@@ -193,6 +203,15 @@ class SchedulePlanner:
         """One object per schedule, so that what was predicted or compiled of it is not asked for twice."""
         key = outcome.problem.loops, outcome.program.steps.tobytes(), outcome.program.barrier_scope
         return self._outcomes.setdefault(key, outcome)
+
+
+def _apart(outcomes: Sequence[ScheduleOutcome]) -> list[ScheduleOutcome]:
+    """Of outcomes that are sorted by peak, those that differ enough for a compiler to tell them apart."""
+    apart = list(outcomes[:1])
+    for outcome in outcomes[1:]:
+        if outcome.replayed_bytes > _APART * apart[-1].replayed_bytes:
+            apart.append(outcome)
+    return apart
 
 
 def _by_peak(outcome: ScheduleOutcome) -> tuple[int, float]:

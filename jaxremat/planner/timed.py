@@ -26,12 +26,14 @@ from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
-from jaxremat.solvers.mincut.assemble import assemble_parts, barriers_between
-from jaxremat.solvers.mincut.search import Dials, Search
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.solvers.mincut.barriers import barriers_between
+from jaxremat.solvers.mincut.boundary import SearchPoint
+from jaxremat.solvers.mincut.search import Search
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal
 
-_SHAPES = ((1, 1), (16, 1))
+_SEGMENTS = (1, 16)
 _BISECTIONS = 3
 _MOST_LEAST = 12
 
@@ -94,14 +96,18 @@ class TimedPlanner:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
         best = _fastest(self._range, replayed_bytes)
         if best is None:
-            return min(self.least(), key=_by_peak)
+            return _fastest(self.least(), replayed_bytes) or min(self.least(), key=_by_peak)
         around = [*self._range, *self._between(replayed_bytes), *self._released(best, replayed_bytes)]
         best = _fastest(around, replayed_bytes) or best
         return _fastest([best, *self._with_other_parts(best)], replayed_bytes) or best
 
     def least(self) -> Sequence[TimedOutcome]:
         """Outcomes of small predicted peak, the smallest first."""
-        small = [self._emitted(candidate.program) for candidate in self._search.smallest_of_each_shape()[:_MOST_LEAST]]
+        return self._least
+
+    @functools.cached_property
+    def _least(self) -> Sequence[TimedOutcome]:
+        small = [self._emitted(candidate.program) for candidate in self._search.small_ones(_MOST_LEAST)]
         found = {id(outcome): outcome for outcome in (*self._range, *small)}
         smallest = sorted(found.values(), key=_by_peak)[:_MOST_LEAST]
         return sorted({*smallest, *self._with_other_parts(smallest[0])}, key=_by_peak)
@@ -113,8 +119,8 @@ class TimedPlanner:
     @functools.cached_property
     def _range(self) -> list[TimedOutcome]:
         """The whole range, from everything kept to next to nothing; and what people keep by hand."""
-        dials = [Dials(price, *shape) for shape in _SHAPES for price in self._search.prices]
-        return [self.plain, *self._by_hand(), *map(self._at, dials)]
+        points = [SearchPoint(price, segments) for segments in _SEGMENTS for price in self._search.prices]
+        return [self.plain, *self._by_hand(), *map(self._at, points)]
 
     def _by_hand(self) -> Iterator[TimedOutcome]:
         """Checkpoints around every block, as `jax.checkpoint` would run them."""
@@ -128,13 +134,13 @@ class TimedPlanner:
 
     def _between(self, peak_bytes: int) -> Iterator[TimedOutcome]:
         """Outcomes at prices between one that is too low for a peak and the next one, which is enough."""
-        for shape, (low, high) in itertools.product(_SHAPES, itertools.pairwise(self._search.prices)):
-            too_low, enough = (self._at(Dials(price, *shape)).peak_bytes for price in (low, high))
+        for segments, (low, high) in itertools.product(_SEGMENTS, itertools.pairwise(self._search.prices)):
+            too_low, enough = (self._at(SearchPoint(price, segments)).peak_bytes for price in (low, high))
             if too_low <= peak_bytes or enough > peak_bytes:
                 continue
             for _ in range(_BISECTIONS):
                 middle = float(np.sqrt(low * high))
-                outcome = self._at(Dials(middle, *shape))
+                outcome = self._at(SearchPoint(middle, segments))
                 yield outcome
                 low, high = (low, middle) if outcome.peak_bytes <= peak_bytes else (middle, high)
 
@@ -144,16 +150,16 @@ class TimedPlanner:
         backward = after[self._problem.graph.backward[after]]
         if best.program.is_in_order or not backward.size:
             return
-        for shape, price in itertools.product(_SHAPES, self._search.prices):
-            if self._at(Dials(price, *shape)).peak_bytes <= peak_bytes:
-                yield self._at(Dials(price, *shape, peak_node=int(backward[0])))
+        for segments, price in itertools.product(_SEGMENTS, self._search.prices):
+            if self._at(SearchPoint(price, segments)).peak_bytes <= peak_bytes:
+                yield self._at(SearchPoint(price, segments, peak_node=int(backward[0])))
 
     def _with_other_parts(self, outcome: TimedOutcome) -> Iterator[TimedOutcome]:
         for number in self.device.backend.barrier_parts[1:]:
             yield self._emitted(outcome.program, self._structure.parts(number))
 
-    def _at(self, dials: Dials) -> TimedOutcome:
-        return self._emitted(self._search.candidate(dials).program)
+    def _at(self, point: SearchPoint) -> TimedOutcome:
+        return self._emitted(self._search.candidate(point).program)
 
     def _emitted(self, program: ScheduledProgram, part: np.ndarray | None = None) -> TimedOutcome:
         """A schedule with a barrier before each part of the forward that runs again."""

@@ -29,8 +29,11 @@ def slow_peak(graph, schedule):
     return peak
 
 
-def least_cost(graph, budget_bytes):
-    """The cost of the cheapest schedule within a budget, one value per node; None if there is none."""
+def least_cost(graph, budget_bytes, *, first_runs_in_order=False):
+    """The cost of the cheapest schedule within a budget, one value per node; None if there is none.
+
+    With `first_runs_in_order`, of the schedules in which nodes run for the first time in the given order.
+    """
     n = graph.num_nodes
     sizes, costs = graph.value_bytes.tolist(), graph.costs.tolist()
     inputs = [frozenset(values) for values in graph.values_read]
@@ -46,6 +49,8 @@ def least_cost(graph, budget_bytes):
             return cost
         for node in range(n):
             if node in live or not inputs[node] <= live:
+                continue
+            if first_runs_in_order and node not in ran and node != len(ran):
                 continue
             spare = live - inputs[node]
             for size in range(len(spare) + 1):

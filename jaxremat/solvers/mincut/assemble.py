@@ -44,28 +44,6 @@ def assemble_parts(
     return assembly.run(), start
 
 
-def barriers_between(graph: Graph, schedule: np.ndarray, start: int, part: np.ndarray) -> tuple[int, ...]:
-    """Where recomputation moves on to another part of the forward: one barrier per part keeps fusions whole.
-
-    Args:
-      graph: a joint graph.
-      schedule: [T] node ids.
-      start: the step at which the backward begins.
-      part: [N] the part of the forward that each node lies in.
-    """
-    again = ~graph.backward[schedule]
-    again[:start] = False
-    barriers, current = [], -1
-    for first in np.flatnonzero(again & ~np.roll(again, 1)).tolist():
-        run = again[first:]
-        end = first + (int(run.argmin()) if not run.all() else run.size)
-        furthest = int(part[schedule[first:end]].max())
-        if furthest != current:
-            barriers.append(first)
-            current = furthest
-    return tuple(barriers)
-
-
 class _Assembly:
     def __init__(self, graph: Graph, kept: np.ndarray, value_group: np.ndarray, left: np.ndarray, last: int):
         self.graph = graph

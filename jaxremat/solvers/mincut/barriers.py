@@ -19,39 +19,35 @@ from jaxremat.solvers.mincut.structure import Structure
 _PARTS = 64
 
 
-def with_barriers(graph: Graph, layout: Layout) -> ScheduledProgram:
-    """The record of a layout, with a barrier wherever recomputation moves on to another part of the program."""
-    barriers = barriers_of(parts_of(graph), graph.backward, layout.steps, layout.start)
+def with_barriers(graph: Graph, layout: Layout, barriers: tuple[int, ...] | None = None) -> ScheduledProgram:
+    """The record of a layout; by default with a barrier wherever recomputation moves on to another part."""
+    if barriers is None:
+        barriers = barriers_between(graph, layout.steps, layout.start, Structure(graph).parts(_PARTS))
     return schedule_program(graph, layout.steps, backward_start=layout.start, barriers=barriers)
 
 
-def parts_of(graph: Graph) -> np.ndarray:
-    """[N] in which of many small parts of the program each node lies; ids of parts rise along it."""
-    return np.searchsorted(Structure(graph).boundaries(_PARTS), np.arange(graph.num_nodes))
-
-
-def barriers_of(part: np.ndarray, backward: np.ndarray, steps: np.ndarray, start: int) -> tuple[int, ...]:
-    """Steps at which a stretch behind a barrier opens.
+def barriers_between(graph: Graph, steps: np.ndarray, start: int, part: np.ndarray) -> tuple[int, ...]:
+    """Steps at which a stretch behind a barrier opens; nothing runs twice between two of them.
 
     Args:
-      part: [N] the part of each node.
-      backward: [N] bool.
+      graph: the graph.
       steps: [T] the schedule.
       start: the step at which its backward begins.
+      part: [N] the part of the program that each node lies in.
     """
-    again = _is_late_or_again(backward, steps, start)
-    opens = np.flatnonzero(again & ~np.roll(again, 1))
-    ends = np.flatnonzero(~again & np.roll(again, 1)) if not again.all() else np.zeros(0, np.int64)
+    again = _is_late_or_again(graph.backward, steps, start)
+    bounds = np.flatnonzero(again != np.roll(again, 1)) if not again.all() else np.zeros(0, np.int64)
     barriers: list[int] = []
-    current, ran = -1, set(steps[: opens[0]].tolist() if opens.size else ())
-    for first, following in itertools.pairwise([*opens.tolist(), steps.size]):
-        end = int(ends[ends > first][0]) if (ends > first).any() else steps.size
-        stretch = steps[first:end]
+    current, ran = -1, set()
+    for first, end in itertools.pairwise(sorted({0, *bounds.tolist(), steps.size})):
+        stretch = steps[first:end].tolist()
         furthest = int(part[stretch].max())
-        if furthest != current or not ran.isdisjoint(stretch.tolist()):
-            barriers.append(first)
-            current, ran = furthest, set()
-        ran.update(steps[first:following].tolist())
+        opens = again[first] and (furthest != current or not ran.isdisjoint(stretch))
+        for step, node in enumerate(stretch, start=first):
+            if opens or node in ran:
+                barriers.append(step)
+                current, ran, opens = furthest, set(), False
+            ran.add(node)
     return tuple(barriers)
 
 

@@ -43,11 +43,17 @@ class BoundarySearch:
 
     Args:
       graph: a joint graph; one whose nodes are not marked is cut at its peak.
+      keep_seconds: [V] what keeping each value is taken to cost beside its bytes; nothing by default.
+      keeps_outputs: whether outputs stay live after the forward, so that keeping them is free; else they may be made
+        again.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, keep_seconds: np.ndarray | None = None, *, keeps_outputs: bool = True):
         self.graph = in_two_parts(graph)
         self.structure = Structure(self.graph)
+        self._stays = graph.is_output & keeps_outputs
+        self._run_costs = self.structure.rerun_costs if keeps_outputs else graph.rerun_costs
+        self._keep_seconds = np.zeros(graph.num_values) if keep_seconds is None else keep_seconds
         self._has_backward = bool(graph.backward.any())
         self._made: dict[SearchPoint, Layout] = {}
         self._laid_out: dict[bytes, Layout] = {}
@@ -68,7 +74,7 @@ class BoundarySearch:
 
     def smallest_of_each_shape(self) -> list[Layout]:
         """For every number of segments, the layout with the smallest replayed peak, smallest first."""
-        prices = self._prices[3:]
+        prices = self.prices[3:]
         least = [min((self.at(SearchPoint(price, k)) for price in prices), key=by_peak) for k in SEGMENTS]
         return sorted(least, key=by_peak)
 
@@ -85,7 +91,7 @@ class BoundarySearch:
         return self._made[point]
 
     @functools.cached_property
-    def _prices(self) -> list[float]:
+    def prices(self) -> list[float]:
         """Prices in seconds per byte, from one that keeps all but the cheapest bytes to one that keeps next to none."""
         return [float(price) for price in self.structure.mean_price * _PRICES]
 
@@ -99,7 +105,7 @@ class BoundarySearch:
     def _fit(self, shape: SearchPoint, budget_bytes: int, best: Layout | None) -> Layout | None:
         """The smallest price at which a shape fits; None where it does not, or cannot beat `best`."""
         too_low = None
-        for price in self._prices:
+        for price in self.prices:
             layout = self.at(dataclasses.replace(shape, price=price))
             if layout.peak_bytes <= budget_bytes:
                 return self._refined(shape, too_low, price, layout, budget_bytes) if too_low else layout
@@ -120,10 +126,10 @@ class BoundarySearch:
 
     def _kept(self, point: SearchPoint) -> np.ndarray:
         graph, structure = self.graph, self.structure
-        must_keep = structure.crossing_values(structure.boundaries(point.segments)) | graph.is_output
-        at_a_price = (structure.first_backward_read > point.peak_node) & ~graph.is_output
-        keep_price = point.price * early_surcharge(graph) * at_a_price * graph.value_bytes
-        return cheapest_cut(graph, keep_price, graph.rerun_costs, structure.needed, must_keep)[0]
+        must_keep = structure.crossing_values(structure.boundaries(point.segments)) | self._stays
+        at_a_price = (structure.first_backward_read > point.peak_node) & ~self._stays
+        keep_price = point.price * early_surcharge(graph) * at_a_price * graph.value_bytes + self._keep_seconds
+        return cheapest_cut(graph, keep_price, self._run_costs, structure.needed, must_keep)[0]
 
     def _peak_node(self, layout: Layout) -> int:
         """The first backward node at or after the peak."""

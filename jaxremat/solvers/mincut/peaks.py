@@ -34,7 +34,7 @@ _GAIN = 0.01  # of the smallest peak
 _COST_GAIN = 0.002  # of the cost of running everything once
 _MOST_ROUNDS = 32
 _MOST_WORK = 2_000_000  # steps laid out in one search; about two microseconds each
-_WORK_PER_LAYOUT = 300  # what laying out takes beside its steps, in the same unit
+_WORK_PER_LAYOUT = 1000  # what laying out takes beside its steps, in the same unit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,6 +91,14 @@ class PeakCut:
         return list({ends.tobytes(): ends for ends in found}.values())
 
     @functools.cached_property
+    def _live_anyway(self) -> np.ndarray:
+        """[V] bool: outputs, and what the step at the peak reads and makes."""
+        program, peak = self._program, self.layout.peak_step
+        live = program.is_output.copy()
+        live[[*program.values_read[peak], *program.values_of[peak]]] = True
+        return live
+
+    @functools.cached_property
     def _mean_price(self) -> float:
         return self._structure.mean_price
 
@@ -101,12 +109,12 @@ class PeakCut:
             yield self._at(kept, boundaries, price)
 
     def _kept(self, boundaries: np.ndarray, price: float) -> np.ndarray:
-        """[V] bool: what is kept over the peak. Outputs are, at no price: they stay live whatever is done."""
+        """[V] bool: what is kept over the peak. What is live there whatever is done, is kept at no price."""
         program, structure = self._program, self._structure
         prices = price * early_surcharge(program) * program.value_bytes
-        keep_price = np.where(program.is_output, 0.0, prices)
+        keep_price = np.where(self._live_anyway, 0.0, prices)
         must_keep = structure.crossing_values(boundaries) | program.is_output
-        return cheapest_cut(program, keep_price, program.rerun_costs, structure.needed, must_keep)[0]
+        return cheapest_cut(program, keep_price, structure.rerun_costs, structure.needed, must_keep)[0]
 
     def _at(self, kept: np.ndarray, boundaries: np.ndarray, price: float) -> Layout:
         order, _ = assemble_parts(self._program, kept)
@@ -130,16 +138,17 @@ class PeakSearch:
 
     Args:
       graph: the graph.
-      known: schedules to begin with.
+      plain: the schedule to begin with; it is cut at once.
     """
 
-    def __init__(self, graph: Graph, known: Sequence[Layout]):
+    def __init__(self, graph: Graph, plain: Layout):
         self.graph = graph
         self._least_cost = float(graph.costs.sum())
-        self._layouts = list(known)
+        self._layouts = [plain]
         self._done: set[int] = set()
         self._cut_ones: list[Layout] = []  # keeps the identities in `_done` alive
         self._work = 0
+        self._cut([plain])
 
     def fit(self, budget_bytes: int) -> Layout | None:
         """The cheapest schedule found within a budget; None where there is none."""

@@ -14,9 +14,11 @@ import numpy as np
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.solvers.mincut.barriers import with_barriers
-from jaxremat.solvers.mincut.boundary import BoundarySearch
+from jaxremat.solvers.mincut.boundary import BoundarySearch, SearchPoint
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, in_order
+from jaxremat.solvers.mincut.leaving import layout_leaving
 from jaxremat.solvers.mincut.peaks import PeakSearch
+from jaxremat.solvers.mincut.structure import Structure
 
 _LITTLE = 0.03  # of the cost of running everything once: what one cut may add without a search for less
 
@@ -28,15 +30,17 @@ class Candidate:
     Attributes:
       graph: of what.
       layout: the schedule as the search sees it.
+      barriers: where they stand; by default, wherever recomputation moves on to another part of the program.
     """
 
     graph: Graph
     layout: Layout
+    barriers: tuple[int, ...] | None = None
 
     @functools.cached_property
     def program(self) -> ScheduledProgram:
         """The schedule, with barriers."""
-        return with_barriers(self.graph, self.layout)
+        return with_barriers(self.graph, self.layout, self.barriers)
 
     @property
     def peak_bytes(self) -> int:
@@ -54,14 +58,34 @@ class Search:
       graph: the graph; a joint graph, or one whose nodes are not marked.
       run_seconds: [N] what running each node again is taken to cost, infinite where it must not; by default
         `graph.rerun_costs`.
+      keep_seconds: [V] what keeping each value over the first cut is taken to cost beside its bytes; nothing by
+        default.
     """
 
-    def __init__(self, graph: Graph, run_seconds: np.ndarray | None = None):
+    def __init__(self, graph: Graph, run_seconds: np.ndarray | None = None, keep_seconds: np.ndarray | None = None):
         if run_seconds is not None:
             graph = dataclasses.replace(graph, rerun_surcharge=np.maximum(run_seconds - graph.costs, 0.0))
         self.graph = graph
-        self.boundary = BoundarySearch(graph)
+        self.boundary = BoundarySearch(graph, keep_seconds)
         self._candidates: dict[int, Candidate] = {}
+
+    @property
+    def structure(self) -> Structure:
+        """Facts about the graph in two parts."""
+        return self.boundary.structure
+
+    @property
+    def prices(self) -> list[float]:
+        """Prices in seconds per byte, from one that keeps all but the cheapest bytes to one that keeps next to none."""
+        return self.boundary.prices
+
+    def candidate(self, point: SearchPoint) -> Candidate:
+        """The candidate of one cut that the settings describe."""
+        return self._candidate(self.boundary.at(point))
+
+    def leaving(self, saved_bytes: int) -> Candidate:
+        """The cheapest candidate whose forward leaves at most so many bytes to the backward; see `leaving`."""
+        return Candidate(self.graph, layout_leaving(self.graph, saved_bytes), barriers=())
 
     @functools.cached_property
     def plain(self) -> Candidate:
@@ -96,16 +120,20 @@ class Search:
         """The candidate with the smallest replayed peak that one cut gives."""
         return self._candidate(min([*self.boundary.smallest_of_each_shape(), self.plain.layout], key=by_peak))
 
-    def small_ones(self) -> list[Candidate]:
-        """Candidates that no other beats in both peak and cost, smallest first."""
+    def smallest_of_each_shape(self) -> list[Candidate]:
+        """For every number of segments, the candidate of one cut with the smallest replayed peak, smallest first."""
+        return list(map(self._candidate, self.boundary.smallest_of_each_shape()))
+
+    def small_ones(self, most: int | None = None) -> list[Candidate]:
+        """Candidates that no other beats in both peak and cost, smallest first; at most so many, spread evenly."""
         _ = self.smallest
-        return [self._candidate(layout) for layout in self._peaks.front()]
+        front = self._peaks.front()
+        chosen = front[:: -(-len(front) // most)] if most else front
+        return [self._candidate(layout) for layout in chosen]
 
     @functools.cached_property
     def _peaks(self) -> PeakSearch:
-        peaks = PeakSearch(self.graph, [self.plain.layout])
-        peaks._cut([self.plain.layout])
-        return peaks
+        return PeakSearch(self.graph, self.plain.layout)
 
     def _candidate(self, layout: Layout) -> Candidate:
         """One candidate per layout."""

@@ -30,6 +30,13 @@ class Structure:
         return np.flatnonzero(~self.graph.backward)
 
     @functools.cached_property
+    def rerun_costs(self) -> np.ndarray:
+        """[N] what running each node again is taken to cost; infinite where it makes an output, which stays live."""
+        costs = self.graph.rerun_costs.copy()
+        costs[self.graph.producer[self.graph.is_output]] = np.inf
+        return costs
+
+    @functools.cached_property
     def mean_price(self) -> float:
         """What running the forward again costs per byte that it makes."""
         forward = self.forward_nodes
