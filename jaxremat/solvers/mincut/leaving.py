@@ -29,7 +29,7 @@ def layout_leaving(graph: Graph, saved_bytes: int) -> Layout:
     if not fewer:
         return _recomputing_first(graph, search.at(SearchPoint(float(_PRICE_OF_NOTHING * graph.costs.sum()))))
     enough = min(fewer, key=lambda price: by_cost(tried[price]))
-    too_low = max((price for price in tried if price < enough and price not in fewer), default=None)
+    too_low = max((price for price in tried if price < enough and price not in fewer), default=0.0)
     best = tried[enough]
     for _ in range(_REFINEMENTS if too_low else 0):
         middle = float(np.sqrt(too_low * enough))

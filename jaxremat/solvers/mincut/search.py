@@ -107,7 +107,7 @@ class Search:
         if self.plain.peak_bytes <= budget_bytes:
             return self.plain
         best = self.boundary.fit(budget_bytes)
-        return best and self._candidate(best)
+        return None if best is None else self._candidate(best)
 
     @functools.cached_property
     def smallest(self) -> Candidate:
