@@ -38,7 +38,7 @@ def barriers_between(graph: Graph, steps: np.ndarray, start: int, part: np.ndarr
     again = _is_late_or_again(graph.backward, steps, start)
     bounds = np.flatnonzero(again != np.roll(again, 1)) if not again.all() else np.zeros(0, np.int64)
     barriers: list[int] = []
-    current, ran = -1, set()
+    current, ran = -1, set[int]()
     for first, end in itertools.pairwise(sorted({0, *bounds.tolist(), steps.size})):
         stretch = steps[first:end].tolist()
         furthest = int(part[stretch].max())
