@@ -9,10 +9,10 @@ import numpy as np
 
 from jaxremat.graph.replay import Timeline
 from jaxremat.report.live import KINDS, LiveBytes
+from jaxremat.report.names import Names
 from jaxremat.report.origin import is_transposed
 from jaxremat.report.parts import Version
 from jaxremat.report.rows import common_path, without_numbers
-from jaxremat.report.values import Names
 
 _MOST_HOLDERS = 5
 

@@ -18,6 +18,7 @@ from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.emit import Emitter
 from jaxremat.loops.find import find
 from jaxremat.planner.problem import Problem
+from jaxremat.report.names import Names
 from jaxremat.report.origin import origin_of
 from jaxremat.solvers.mincut.assemble import assemble
 from jaxremat.trace.joint import Joint
@@ -39,6 +40,11 @@ class Version:
     timeline: Timeline
     device: Device
 
+    @functools.cached_property
+    def names(self) -> Names:
+        """What is known by name in the program."""
+        return Names(self.problem.joint)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
@@ -47,6 +53,7 @@ class Part:
     Attributes:
       joint, graph: the program; value ids follow the equations' outputs.
       scheduled: how it runs.
+      names: what is known by name in it.
       repeats: how often it runs.
       path: module path in front of its own paths.
       iterations: which iterations of its loop it is, such as `0–2 of 12`; empty outside of loops.
@@ -56,6 +63,7 @@ class Part:
     joint: Joint
     graph: Graph
     scheduled: ScheduledProgram
+    names: Names
     repeats: int = 1
     path: str = ""
     iterations: str = ""
@@ -125,18 +133,18 @@ def parts_of(version: Version) -> tuple[Part, ...]:
         path = origin_of(problem.primal.jaxpr.eqns[loop.position]).path
         inside.extend(_iterations(emitter, loop.body, decision, 1, path, version.device))
     stacks = ("scan",) if loops else ()  # what loops stack is told by their iterations
-    return (Part(problem.joint, problem.graph, version.scheduled, hidden=stacks), *inside)
+    return (Part(problem.joint, problem.graph, version.scheduled, version.names, hidden=stacks), *inside)
 
 
 def _iterations(
     emitter: Emitter, body: Body, decision: LoopDecision, times: int, path: str, device: Device
 ) -> Iterator[Part]:
     joint = emitter.joint(body, decision.inner)
-    graph = price(joint, device)
+    graph, names = price(joint, device), Names(joint)
     for piece, repeats, which in _leaves(decision.pieces, decision.length):
         steps = np.asarray((*piece.forward, *piece.backward), np.int32)
         scheduled = schedule_program(graph, steps, backward_start=len(piece.forward))
-        yield Part(joint, graph, scheduled, times * repeats, path, which)
+        yield Part(joint, graph, scheduled, names, times * repeats, path, which)
     for loop, inner in zip(body.loops, decision.inner):
         within = origin_of(body.primal.jaxpr.eqns[loop.position]).path
         inside = f"{path}/{within}".strip("/")

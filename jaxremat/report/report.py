@@ -15,10 +15,11 @@ from jaxremat.loops.find import find
 from jaxremat.planner.problem import Problem
 from jaxremat.report.live import KINDS, LiveBytes, live_bytes_of
 from jaxremat.report.moments import Moment, Moments
+from jaxremat.report.names import Names
 from jaxremat.report.origin import origin_of
 from jaxremat.report.parts import Part, Version, parts_of
 from jaxremat.report.rows import Table, table_of
-from jaxremat.report.values import Names, Value, values_of
+from jaxremat.report.values import Value, values_of
 
 MOST_ROWS = 40
 COLUMNS = 100
@@ -135,7 +136,8 @@ def report_of(
     parts = decided(planned)
     live = [_live(version) for version in (written, planned)]
     seconds = max(each.seconds for each in live)
-    before, after = (_course(version, each, seconds) for version, each in zip((written, planned), live))
+    names = planned.names if written.problem is planned.problem else written.names
+    before, after = _course(written, live[0], names, seconds), _course(planned, live[1], planned.names, seconds)
     return Report(
         numbers=numbers,
         peak=_peak(after.live, resident or resident_parts(planned.problem.joint)),
@@ -157,8 +159,8 @@ def _live(version: Version) -> LiveBytes:
     return live_bytes_of(version.problem.graph, version.scheduled, version.timeline)
 
 
-def _course(version: Version, live: LiveBytes, seconds: float) -> Course:
-    moments = Moments(version, live, Names(version.problem.joint))
+def _course(version: Version, live: LiveBytes, names: Names, seconds: float) -> Course:
+    moments = Moments(version, live, names)
     steps = live.sampled_steps(COLUMNS, seconds).tolist()
     at = {step: moments.at(step) for step in {*steps, live.peak_step} if step >= 0}
     return Course(live, tuple(at.get(step) for step in steps), at[live.peak_step])

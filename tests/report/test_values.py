@@ -8,8 +8,8 @@ import pytest
 import show_programs
 
 import jaxremat
+from jaxremat.report.names import Names
 from jaxremat.report.origin import origins_of
-from jaxremat.report.values import Names
 from jaxremat.trace.joint import trace_joint
 from jaxremat.trace.paths import clean_path
 
