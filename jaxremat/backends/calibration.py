@@ -70,20 +70,21 @@ def _vector_flops(sheet: Device) -> float:
 
 
 def _bandwidth(sheet: Device) -> float:
-    """Bytes per second of a loop that reads and writes an array much larger than caches."""
+    """Bytes per second of loops that read and write an array much larger than caches, one after the other."""
     size = 2**24 if sheet.platform == "cpu" else 2**28
-    return 2 * 4 * size / _seconds(jax.jit(lambda x: x + 1), jnp.zeros(size, jnp.float32))
+    return _CHAIN * 2 * 4 * size / _seconds(jax.jit(_apart), jnp.zeros(size, jnp.float32))
 
 
 def _launch_seconds() -> float:
-    """Seconds per kernel of a program of tiny ones, kept apart by barriers."""
+    """Seconds per kernel of a program of tiny ones."""
+    return _seconds(jax.jit(_apart), jnp.ones(8, jnp.float32)) / _CHAIN
 
-    def kernels(x):
-        for _ in range(_CHAIN):
-            x = jax.lax.optimization_barrier(jnp.sin(x))
-        return x
 
-    return _seconds(jax.jit(kernels), jnp.ones(8, jnp.float32)) / _CHAIN
+def _apart(x):
+    """A chain of element-wise kernels, kept apart by barriers."""
+    for _ in range(_CHAIN):
+        x = jax.lax.optimization_barrier(x + 1)
+    return x
 
 
 def _host_bandwidth(device: jax.Device) -> float:
