@@ -58,6 +58,9 @@ RULES = {
     "a small reduction runs in a loop": (
         lambda x: jnp.exp(jnp.sum(x, 0))[None] * jnp.ones((64, 1)), (S(16, 64),), [16384],
     ),
+    "a small reduction takes what the library lacks": (
+        lambda x, m: jnp.sum(jnp.where(m > 0, x, 0.0), 0), (S(16, 64),) * 2, [],
+    ),
     "a cheap value of one operand is made twice": (twice(lambda x: x + 1.0), (X,), [FILL] * 2),
     "an expensive value is written": (twice(jnp.exp), (X,), [FILL] * 3),
     "a value of two operands is made twice where all take it": (twice(jnp.add), (X, X), [FILL] * 2),
