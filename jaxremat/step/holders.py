@@ -15,6 +15,7 @@ from jaxremat.step.program import StepProgram
 from jaxremat.trace import jaxpr as jaxprs
 
 _ROLES = (
+    ("counter", r"(^|/)(step|count|iteration)$"),
     ("averages", r"ema|averag|avg|teacher|shadow|polyak|target"),
     ("optimizer state", r"opt|adam|moment|\bmu\b|\bnu\b|trace|accum"),
     ("statistics", r"stats"),

@@ -22,7 +22,8 @@ _PAIR_PRICES = np.logspace(-2, 4, 25)
 _REFINEMENTS = 6
 _STRIDE = 4
 _MOST_PREDICTIONS = 6
-_MOST_SMALL = 12
+_MOST_SMALL = 6
+_LOW = (0.5, 0.3, 0.0)  # of the replayed peak as written
 
 Bodies = tuple[tuple[int, int, Outcome], ...]
 
@@ -77,6 +78,12 @@ class ProgramPlanner:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         distinct = list({id(outcome): outcome for outcome in sorted(self._small, key=_by_peak)}.values())
         return distinct[:number]
+
+    def low(self) -> Outcome:
+        """The smallest predicted peak among a few outcomes: what to report where arguments alone exceed a budget."""
+        plain = self.plain.replayed_bytes
+        tried = [self.fit(max(1, int(part * plain))) for part in _LOW]
+        return min([self.plain, *tried], key=lambda outcome: (outcome.peak_bytes, outcome.cost))
 
     def predicted(self, limit: int) -> Correction[Outcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""

@@ -67,8 +67,8 @@ class StepPlanning:
         if self.plain_peak_bytes <= limit:
             return self._plan(self.plain, limit, self.plain_report, int(self._compile is not None))
         if self.plain.posed.graph.resident_bytes > limit:
-            smallest = self._timed(lambda: self.planner.predicted(limit)).smallest
-            raise refusal(self.program, smallest.candidate, smallest.peak_bytes, limit)
+            lowest = self._timed(self.planner.low)
+            raise refusal(self.program, lowest, lowest.peak_bytes, limit)
         return self._compiled(limit, self._compile) if self._compile else self._replayed(limit)
 
     def _replayed(self, limit: int) -> StepPlan:

@@ -17,8 +17,9 @@ from jaxremat.graph.replay import replay
 from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.step.mountains import Section, best_cut, mountains, section
 
-_MOST_ROUNDS = 6
-_MOST_AIMS = 6
+_MOST_ROUNDS = 3
+_MOST_AIMS = 4
+_GAIN = 0.02  # of the peak: what another round of cuts must gain for one more
 _STEP_DOWN = 0.97
 
 
@@ -69,7 +70,7 @@ class StepSearch:
         best = self._first_round.smallest().schedule
         for _ in range(_MOST_ROUNDS - 1):
             again = self._round(best, best.peak_bytes).smallest().schedule
-            if again.peak_bytes >= best.peak_bytes:
+            if again.peak_bytes > (1 - _GAIN) * best.peak_bytes:
                 break
             best = again
         return min([best, self.plain], key=_by_peak)
@@ -89,7 +90,7 @@ class StepSearch:
         least = int(held(best).max())
         for number in range(_MOST_ROUNDS):
             found, peak_bytes = _aimed(self._round(best, 0) if number else self._first_round, limit_bytes, held)
-            if peak_bytes >= least:
+            if peak_bytes > (1 - _GAIN) * least:
                 break
             best, least = found, peak_bytes
             if least <= limit_bytes:
