@@ -71,7 +71,8 @@ def rewritten(primal: Primal, chunks: Sequence[Chunked]) -> Primal:
     if not chunks:
         return primal
     raw = None if primal.raw is None else _in_chunks(primal.raw, chunks)
-    return dataclasses.replace(primal, jaxpr=jaxprs.inline_calls(_in_chunks(primal.jaxpr, chunks)), raw=raw)
+    jaxpr = jaxprs.inline_calls(_in_chunks(primal.jaxpr, chunks))
+    return dataclasses.replace(primal, jaxpr=jaxpr, raw=raw, written=primal)
 
 
 def _in_chunks(jaxpr: Jaxpr, chunks: Sequence[Chunked]) -> Jaxpr:

@@ -170,8 +170,10 @@ class Plan:
 
     @functools.cached_property
     def baseline_problem(self) -> Problem:
-        """The same program with its loops left alone."""
-        return pose(self.problem.primal, resolve_target(self.target)) if self.problem.loops else self.problem
+        """The program as it was written: nothing in chunks, its loops left alone."""
+        primal = self.problem.primal
+        as_posed = not self.problem.loops and primal.written is None
+        return self.problem if as_posed else pose(primal.written or primal, resolve_target(self.target))
 
     @functools.cached_property
     def baseline_timeline(self) -> Timeline:

@@ -43,6 +43,7 @@ class Primal:
       in_tree, out_tree: tree structure of (args,) and of the result.
       raw: the program from the same inputs with its calls, checkpoints included, in place.
       shardings: one per input, over meshes; None for an input on a single device, or nobody knows where.
+      written: the program as it was written, where this one computes the same in another way.
     """
 
     jaxpr: Jaxpr
@@ -53,6 +54,7 @@ class Primal:
     out_tree: Any
     raw: Jaxpr | None = None
     shardings: tuple[NamedSharding | None, ...] = ()
+    written: Primal | None = None
 
     def as_written(self, *inputs) -> list:
         """Runs the program with its calls in place, the author's checkpoints among them."""

@@ -46,6 +46,11 @@ def with_relu(params, x, labels):
     return (x + jax.nn.relu(jnp.round(x @ params["up"])) @ params["down"]).mean()
 
 
+def with_columns_of_tokens(params, x, labels):
+    columns = x.reshape(-1, WIDTH).T
+    return (params["down"].T.astype(jnp.float32) @ jnp.tanh(params["up"].T @ columns)).mean()
+
+
 def with_norm_before(params, x, labels):
     return (x + mlp(params, nn.LayerNorm(use_scale=False, use_bias=False).apply({}, x))).mean()
 
@@ -74,6 +79,7 @@ PROGRAMS = {
     with_mlp: [MLP],
     with_gated_mlp: [MLP],
     with_relu: [MLP],
+    with_columns_of_tokens: [MLP],
     with_norm_before: [MLP],
     with_masked_head: [HEAD],
     with_everything: [HEAD, ATTENTION, MLP],

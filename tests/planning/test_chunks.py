@@ -38,6 +38,7 @@ def test_a_loss_head_goes_below_what_recomputation_reaches(made):
     assert made.compiled.peak_bytes <= made.budget_bytes
     assert [chunk.kind for chunk in made.decision.chunks] == ["loss head"]
     assert "in chunks" in str(made) and "loss head with [1024, 8192]" in " ".join(str(made).split())
+    assert made.baseline_timeline.peak_bytes == pytest.approx(made.baseline_peak_bytes, rel=0.1)
     assert made.baseline_peak_bytes >= made.budget_bytes / 0.35 - 1
 
 

@@ -37,17 +37,14 @@ class MlpFinder:
 
     def __call__(self, jaxpr: Jaxpr) -> list[Finding]:
         made_by, readers = producers_of(jaxpr), readers_of(jaxpr)
-        products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
-        return [f for eqn in products if (f := self._match(eqn, made_by, readers)) is not None]
+        ends = [(eqn, side) for eqn in jaxpr.eqns for side in (0, 1) if _is_matrix_product(eqn, matrix=1 - side)]
+        return [f for down, side in ends if (f := self._match(down, side, made_by, readers)) is not None]
 
-    def _match(self, down: Eqn, made_by, readers) -> Finding | None:
-        """The MLP that ends with the product `down`; None if it is not the end of one."""
-        sides = [side for side in (0, 1) if _is_matrix_product(down, matrix=1 - side)]
-        hidden = next((down.invars[side] for side in sides if down.invars[side] in made_by), None)
-        out = down.outvars[0]
-        if hidden is None or isinstance(hidden, Literal) or _size(hidden) <= _size(out):
+    def _match(self, down: Eqn, side: int, made_by, readers) -> Finding | None:
+        """The MLP that ends with a product whose operand `side` is hidden; None if it is not the end of one."""
+        hidden, out = down.invars[side], down.outvars[0]
+        if isinstance(hidden, Literal) or hidden not in made_by or _size(hidden) <= _size(out):
             return None
-        side = down.invars.index(hidden)
         window, box = _token_axes(shape_of(out).shape, len(shape_of(out).shape) - 1 if side == 0 else 0)
         width = _size(hidden) // max(1, math.prod(box))
         tiling = self.loop.cut(box, tokens_per_tile(self.entries, width)) if box else None
@@ -83,7 +80,9 @@ def _is_mlp(cut: TiledSubgraph, down: Eqn, wide: int, readers) -> bool:
 
 
 def _is_matrix_product(eqn: Eqn, matrix: int) -> bool:
-    """Whether operand `matrix` of a product is a plain matrix, shared by all rows of the other operand."""
+    """Whether an equation is a product whose operand `matrix` is one matrix for all rows of the other operand."""
+    if eqn.primitive.name != "dot_general":
+        return False
     contract, batch = eqn.params["dimension_numbers"]
     return not batch[0] and len(contract[0]) == 1 and len(shape_of(eqn.invars[matrix]).shape) == 2
 
