@@ -1,6 +1,6 @@
 """Plans of a program of which some parts may run in chunks: the cheapest that fits, of a few choices of parts.
 
-The choices are none, and the parts with the largest values: the largest alone, the two largest, all that matter. Which
+The choices are none, the part with the largest value, everything that becomes a loop over tokens, and everything. Which
 of them is tried first is decided by prediction; a choice that does not fit when it is compiled gives way to the next.
 """
 
@@ -29,6 +29,9 @@ _TILES = 64
 
 _FINER = 8
 """Where nothing fits, tiles are made so many times smaller, once."""
+
+_MOST_LEAST = 2
+"""Of how many choices of parts the smallest plans are compiled: what is predicted of loops over tiles is rough."""
 
 
 def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
@@ -59,12 +62,15 @@ def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
 
 
 def _least(written: Planning) -> Plan:
-    """The plan with the smallest peak."""
+    """The plan with the smallest peak, of the two choices that are predicted to have it."""
     entries = written.request.device.backend.scores_per_tile // _FINER
-    smallest = min(outcome.peak_bytes for outcome in written.planner.least())
-    regions = _that_matter(written, smallest, entries)
-    plans = [planning.plan(LEAST) for planning in (written, *_in_chunks(written, regions, entries))]
-    return min(plans, key=lambda made: made.budget_bytes)
+    regions = _that_matter(written, _predicted_least(written), entries)
+    tried = sorted([written, *_in_chunks(written, regions, entries)], key=_predicted_least)
+    return min((planning.plan(LEAST) for planning in tried[:_MOST_LEAST]), key=lambda made: made.budget_bytes)
+
+
+def _predicted_least(planning: Planning) -> int:
+    return min(outcome.peak_bytes for outcome in planning.planner.least())
 
 
 def _that_matter(written: Planning, limit: int, entries: int) -> list[Regions]:
@@ -73,9 +79,10 @@ def _that_matter(written: Planning, limit: int, entries: int) -> list[Regions]:
 
 
 def _in_chunks(written: Planning, regions: Sequence[Regions], entries: int) -> list[Planning]:
-    """The program with its largest part in chunks of about so many entries, its two largest, and all."""
-    chunks = [_chunked(region, entries, written.request.device) for region in regions]
-    return [written.in_chunks(chunks[:number]) for number in sorted({1, 2, len(chunks)}) if 0 < number <= len(chunks)]
+    """The program with its largest part in chunks of about so many entries, with all loops over tokens, with all."""
+    chunks = tuple(_chunked(region, entries, written.request.device) for region in regions)
+    over_tokens = tuple(chunk for chunk in chunks if chunk.kind != ATTENTION)
+    return [written.in_chunks(choice) for choice in dict.fromkeys((chunks[:1], over_tokens, chunks)) if choice]
 
 
 def _chunked(region: Regions, entries: int, device: Device) -> Chunked:
