@@ -31,6 +31,7 @@ class MemoryReport:
       argument_bytes, output_bytes, temp_bytes, alias_bytes: `alias_bytes` are outputs that reuse donated arguments.
       peak_bytes: argument + output + temp − alias: what must be allocated to run it.
       compile_seconds: wall time of tracing, lowering and compiling.
+      host_bytes: of the host's memory.
       seconds: of one run, by the roofline of the optimized program; None on a CPU, where libraries hide their work.
       flops: of the contractions of one run, counted in the optimized program; None on a CPU.
       xla_rematerialized: operations that XLA's own rematerialization pass made a second time: a program that trips the
@@ -44,6 +45,7 @@ class MemoryReport:
     alias_bytes: int
     peak_bytes: int
     compile_seconds: float
+    host_bytes: int = 0
     seconds: float | None = None
     flops: float | None = None
     xla_rematerialized: int = 0
@@ -193,12 +195,18 @@ def _rebuilt(mesh, devices: list):
     return jax.sharding.Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
 
 
+def _host_bytes(stats) -> int:
+    """Bytes in the host's memory: arguments, outputs and temporaries."""
+    parts = ("argument", "output", "temp")
+    return sum(int(getattr(stats, f"host_{part}_size_in_bytes")) for part in parts)
+
+
 def _read(executable, device: Device, compile_seconds: float) -> MemoryReport:
     stats = executable.memory_analysis()
     argument, output = int(stats.argument_size_in_bytes), int(stats.output_size_in_bytes)
     temp, alias = int(stats.temp_size_in_bytes), int(stats.alias_size_in_bytes)
     peak = argument + output + temp - alias
-    report = MemoryReport(device.name, argument, output, temp, alias, peak, compile_seconds)
+    report = MemoryReport(device.name, argument, output, temp, alias, peak, compile_seconds, _host_bytes(stats))
     if device.platform == "cpu":  # where the pass does not run
         return report
     text = executable.as_text()

@@ -18,6 +18,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.primitives import ALIASING, LOOPS
+from jaxremat.trace.round_trips import transferred_bytes
 
 _VIEWS = ALIASING | {"transpose"}
 
@@ -51,9 +52,8 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
     own_bytes = np.where(is_output, 0, np.ceil(np.asarray(sizes) * share.held)).astype(np.int64)
     own_bytes[_renamed_gradients(joint, value_of)] = 0
     own_bytes[[value_of[v] for eqn in joint.constants for v in eqn.outvars]] = 0
-    written = materialised(joint.jaxpr, device)
     return Graph(
-        costs=np.asarray([_seconds(eqn, device, written) for eqn in eqns]) * share.run,
+        costs=_direct_seconds(joint, device) * share.run,
         workspace_bytes=np.ceil(np.asarray([_workspace_bytes(eqn, device) for eqn in eqns]) * share.run).astype(
             np.int64
         ),
@@ -65,7 +65,35 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
         backward=joint.backward,
         pinned=np.asarray([jaxprs.has_effects(eqn) for eqn in eqns]),
         names=tuple(eqn.primitive.name for eqn in eqns),
+        keep_costs=_trip_seconds(joint, device),
     )
+
+
+def _direct_seconds(joint: Joint, device: Device) -> np.ndarray:
+    """[N] time of each equation in the program without round trips; those take nothing unless they are taken."""
+    direct = joint.direct or joint
+    written = materialised(direct.jaxpr, device)
+    trips = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
+    seconds = np.zeros(len(joint.eqns))
+    seconds[[id(eqn) not in trips for eqn in joint.eqns]] = [_seconds(eqn, device, written) for eqn in direct.eqns]
+    return seconds
+
+
+def _trip_seconds(joint: Joint, device: Device) -> np.ndarray:
+    """[V] what a round trip takes, there and back, at what is stored: to memory and from it, or over the link.
+
+    Early values wait the longest, and have the most computation to hide a copy behind: a copy of the first one counts
+    half as much as one of the last, so that equal values do not all change their minds at one price.
+    """
+    seconds = np.zeros(joint.num_values)
+    value_of = {var: value for value, var in enumerate(joint.values)}
+    for trip in joint.round_trips:
+        value = value_of[trip.stored]
+        over_link = jaxprs.is_on_host(trip.stored) and device.host_bytes_per_second
+        late = 0.5 * (1 + value / joint.num_values) if over_link else 1.0
+        there_and_back = 2 * jaxprs.array_bytes(trip.stored)
+        seconds[value] = late * there_and_back / (over_link or device.bandwidth_bytes_per_second)
+    return seconds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,11 +185,18 @@ def _seconds(eqn: Eqn, device: Device, written: dict[Var, bool]) -> float:
     """Time of one equation; an element-wise one that is fused into its readers moves no bytes of its own."""
     if eqn.primitive.name in LOOPS:
         return device.launch_seconds + body_seconds(eqn, lambda body: program_seconds(body, device))
+    if transferred := sum(transferred_bytes(eqn)):
+        return _transfer_seconds(transferred, device)
     if is_contraction(eqn) or jaxprs.subjaxprs(eqn):
         return equation_seconds(eqn, device)
     arithmetic = equation_flops(eqn) / device.vector_flops_per_second
     size = sum(written_bytes(eqn, v) for v in eqn.outvars if written.get(v, True))
     return max(arithmetic, size / device.bandwidth_bytes_per_second)
+
+
+def _transfer_seconds(transferred_bytes: int, device: Device) -> float:
+    """Time of a copy to or from the host; a device without a link has none to make."""
+    return transferred_bytes / device.host_bytes_per_second if device.host_bytes_per_second else 0.0
 
 
 def _workspace_bytes(eqn: Eqn, device: Device) -> int:

@@ -72,18 +72,19 @@ def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = f
     bounds = sorted({0, start, *program.barriers, len(eqns)})
 
     def part(first: int, end: int) -> tuple[Eqn, ...]:
-        return _without_returns(joint, [eqn for eqn in eqns[first:end] if id(eqn) not in anywhere])
+        return tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
 
     enters = {"all": _read_from_outside, "sources": _sources}[program.barrier_scope]
     free = _available_anywhere(joint) | unfenced
-    counts = collections.Counter(map(id, part(0, len(eqns))))
+    bounded = list(itertools.pairwise(bounds))
+    parts = _without_idle_trips(joint, [part(*b) for b in bounded], {joint.values[v] for v in program.saved})
+    counts = collections.Counter(id(eqn) for eqns in parts for eqn in eqns)
     repeated = {eqn for eqn, count in counts.items() if count > 1}
 
     def segments(first: int, end: int) -> list[Segment]:
-        inside = [bound for bound in bounds if first <= bound <= end]
-        parts = [(a, part(a, b)) for a, b in itertools.pairwise(inside)]
+        inside = [(a, eqns) for (a, b), eqns in zip(bounded, parts) if first <= a and b <= end]
         fences = lambda a, eqns: enters(joint, eqns, free, repeated) if a and repeated else ()
-        return [Segment(eqns, fences(a, eqns)) for a, eqns in parts if eqns]
+        return [Segment(eqns, fences(a, eqns)) for a, eqns in inside if eqns]
 
     return Script(
         forward=tuple(segments(0, start)),
@@ -202,7 +203,7 @@ def _read_from_outside(
 ) -> tuple[Var, ...]:
     own = {*_made(joint, eqns)} | free
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
-    return tuple(v for v in read if v not in own)
+    return tuple(v for v in read if v not in own and not jaxprs.is_on_host(v))
 
 
 def _available_anywhere(joint: Joint) -> set[Var]:
@@ -243,8 +244,16 @@ def _made(joint: Joint, eqns: Sequence[Eqn]) -> list[Var]:
     return [*made, *(same[v] for v in made if v in same)]
 
 
-def _without_returns(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Eqn, ...]:
-    """A stretch of a schedule without ways back to a value that it makes itself."""
+def _without_idle_trips(joint: Joint, stretches: Sequence[Sequence[Eqn]], saved: Set[Var]) -> list[tuple[Eqn, ...]]:
+    """Stretches of a schedule without ways back to a value that the same stretch makes, and without ways there that
+    nothing comes back from."""
+    there = [_without_returns(joint, eqns) for eqns in stretches]
+    read = {v for eqns in there for eqn in eqns for v in jaxprs.vars_of(eqn.invars)} | saved
+    idle = {id(trip.way_there) for trip in joint.round_trips if trip.stored not in read}
+    return [tuple(eqn for eqn in eqns if id(eqn) not in idle) for eqns in there]
+
+
+def _without_returns(joint: Joint, eqns: Sequence[Eqn]) -> list[Eqn]:
     source = {id(trip.way_back): trip.source for trip in joint.round_trips}
     made: set[Var] = set()
     kept = []
@@ -252,7 +261,7 @@ def _without_returns(joint: Joint, eqns: Sequence[Eqn]) -> tuple[Eqn, ...]:
         if source.get(id(eqn)) not in made:
             kept.append(eqn)
         made.update(eqn.outvars)
-    return tuple(kept)
+    return kept
 
 
 def _instantiated(cotangent, var: Var):

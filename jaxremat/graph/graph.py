@@ -32,6 +32,8 @@ class Graph:
       names: one name per node for people to read, or empty.
       rerun_surcharge: what running each node again is taken to cost beyond its cost: more than 0 where that is to be
         avoided, infinite where it must not be.
+      keep_costs: what keeping each value from the forward to the backward costs, beside its bytes, in the unit of the
+        costs: a copy to other memory, say. Nothing by default, and no part of the replay.
     """
 
     costs: np.ndarray  # [N] float64
@@ -45,6 +47,7 @@ class Graph:
     pinned: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))  # [N] bool
     names: tuple[str, ...] = ()
     rerun_surcharge: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))  # [N] float64
+    keep_costs: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))  # [V] float64
 
     def __post_init__(self):
         for name in ("backward", "pinned"):
@@ -52,6 +55,8 @@ class Graph:
                 object.__setattr__(self, name, np.zeros(self.num_nodes, bool))
         if self.rerun_surcharge.size == 0:
             object.__setattr__(self, "rerun_surcharge", np.zeros(self.num_nodes))
+        if self.keep_costs.size == 0:
+            object.__setattr__(self, "keep_costs", np.zeros(self.num_values))
         self.validate()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -68,13 +68,14 @@ class Loops:
     Args:
       primal: the program.
       device: what costs and bytes are for.
+      storages: forms in which values may wait for the backward.
     """
 
-    def __init__(self, primal: Primal, device: Device):
+    def __init__(self, primal: Primal, device: Device, storages: Sequence[str] = ()):
         self.primal = primal
         self.device = device
         self.found = find(primal)
-        self.emitter = Emitter()
+        self.emitter = Emitter(storages)
         self._hulls: dict[tuple[Body, tuple[LoopDecision, ...], bool], IterationHull] = {}
 
     def emitted(self, decisions: Sequence[LoopDecision]) -> Callable[[Sequence], list]:

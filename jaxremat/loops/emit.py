@@ -30,15 +30,22 @@ Parts = dict[int, Callable[[Sequence], list]]
 """The emitted bodies of one equation, by their number: each from its flat inputs to its flat outputs."""
 
 
-def rewritten(primal: Primal, decisions: Sequence[LoopDecision]) -> Callable[[Sequence], list]:
+def rewritten(
+    primal: Primal, decisions: Sequence[LoopDecision], storages: Sequence[str] = ()
+) -> Callable[[Sequence], list]:
     """Runs a primal program with its loops emitted as decided, one decision per loop of `find(primal)`."""
-    return Emitter().program(primal, find(primal), decisions)
+    return Emitter(storages).program(primal, find(primal), decisions)
 
 
 class Emitter:
-    """Emits loops as decided; what it needs of a body, or of a schedule of one, is made once."""
+    """Emits loops as decided; what it needs of a body, or of a schedule of one, is made once.
 
-    def __init__(self):
+    Args:
+      storages: forms in which values of an iteration may wait for its backward.
+    """
+
+    def __init__(self, storages: Sequence[str] = ()):
+        self.storages = tuple(storages)
         self._joints: dict[tuple[Body, tuple[LoopDecision, ...]], Joint] = {}
         self._iterations: dict[tuple, Iteration] = {}
 
@@ -90,7 +97,7 @@ class Emitter:
         if (body, inner) not in self._joints:
             run = self.program(body.primal, body.loops, inner) if body.loops else None
             with compat.in_body_of(*body.within):
-                self._joints[body, inner] = differentiate(body.primal, run)
+                self._joints[body, inner] = differentiate(body.primal, run, self.storages)
         return self._joints[body, inner]
 
     def iteration(self, body: Body, decision: LoopDecision, piece: Piece) -> Iteration:

@@ -11,7 +11,7 @@ import itertools
 
 import numpy as np
 
-from jaxremat.backends.devices import Device
+from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.compat import Var
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.pricing import price
@@ -77,6 +77,7 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
       device: what costs and bytes are for.
       fenced: whether what runs again will wait behind barriers.
     """
+    device = device or resolve_target(None)
     graph = _with_ends(body, joint, price(joint, device))
     run_seconds = graph.costs.copy()
     run_seconds[: body.num_carry] = np.inf
@@ -121,6 +122,7 @@ def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:
         is_output=is_output,
         backward=np.concatenate([np.zeros(number, bool), graph.backward, [True]]),
         pinned=np.concatenate([np.zeros(number, bool), graph.pinned, [False]]),
+        keep_costs=np.concatenate([np.zeros(number), graph.keep_costs]),
     )
 
 
@@ -176,8 +178,9 @@ def _hull(body: Body, graph: Graph, run_seconds: np.ndarray, size: np.ndarray) -
     only_kept[: body.num_carry] = True
 
     def cut(seconds_per_byte: float) -> tuple[float, float, np.ndarray]:
-        kept, again = cheapest_cut(graph, seconds_per_byte * size, run_seconds, needed, only_kept)
-        return float(size[kept].sum()), float(run_seconds[again & np.isfinite(run_seconds)].sum()), kept
+        kept, again = cheapest_cut(graph, seconds_per_byte * size + graph.keep_costs, run_seconds, needed, only_kept)
+        seconds = run_seconds[again & np.isfinite(run_seconds)].sum() + graph.keep_costs[kept].sum()
+        return float(size[kept].sum()), float(seconds), kept
 
     corners = _corners(cut, cut(_SMALLEST_PRICE), cut(_LARGEST_PRICE), _MOST_OPTIONS)
     return [kept for _, _, kept in corners]
@@ -212,7 +215,9 @@ def _checkpointed(body: Body, graph: Graph, run_seconds: np.ndarray, kept: np.nd
     for (parts, groups), keep_price in itertools.product(_PARTS, (mean, _LARGEST_PRICE)):
         ends = structure.boundaries(parts)
         passing = structure.crossing_values(ends) | kept
-        inside, _ = cheapest_cut(alone, keep_price * alone.value_bytes, run_seconds, structure.needed, passing)
+        inside, _ = cheapest_cut(
+            alone, keep_price * alone.value_bytes + alone.keep_costs, run_seconds, structure.needed, passing
+        )
         ends = ends_of_groups(ends, groups)
         group = np.searchsorted(ends, np.arange(graph.num_nodes))
         steps = assemble_parts(alone, inside | kept, group, structure.crossing_values(ends) | kept)[0]
@@ -229,7 +234,7 @@ def _option(body: Body, graph: Graph, steps: np.ndarray, start: int, kept: np.nd
     return IterationOption(
         int(graph.value_bytes[kept].sum()),
         _transient_bytes(graph, kept, steps, start),
-        float(graph.costs[again].sum()),
+        float(graph.costs[again].sum() + graph.keep_costs[kept].sum()),
         tuple(forward.tolist()),
         tuple(backward.tolist()),
     )

@@ -11,13 +11,22 @@ from jaxremat.planner.own_names import OwnNamesPlanner
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.solver_schedules import SolverPlanner
 from jaxremat.planner.timed import TimedPlanner
+from jaxremat.planner.transfers import TransferPlanner
 from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.origins import names_in
 
 
-def planner_for(primal: Primal, device: Device, solver: Solver, emit: str, seed: int) -> Planner:
+def planner_for(
+    primal: Primal,
+    device: Device,
+    solver: Solver,
+    emit: str,
+    seed: int,
+    offload: bool = False,
+    host_budget_bytes: int | None = None,
+) -> Planner:
     """The planner of a program for a form of emission.
 
     Args:
@@ -25,6 +34,7 @@ def planner_for(primal: Primal, device: Device, solver: Solver, emit: str, seed:
       solver: "auto" for the default search; another one decides schedules alone.
       emit: one of `decision.FORMS`.
       seed: for solvers that draw random numbers.
+      offload: whether values may wait in the host's memory, at most `host_budget_bytes` of it.
 
     Raises:
       ArgumentError: for a solver that does not decide this form, or does not take this program.
@@ -34,6 +44,10 @@ def planner_for(primal: Primal, device: Device, solver: Solver, emit: str, seed:
         if emit != "schedule":
             raise ArgumentError(f"solver={solver.name!r} decides schedules: emit='schedule', not {emit!r}")
         return SolverPlanner(primal, device, solver, seed)
+    if offload:
+        if emit != "schedule":
+            raise ArgumentError(f"allow='offload' takes emit='schedule', not {emit!r}: those stay on the device")
+        return TransferPlanner(primal, device, host_budget_bytes)
     makers = {"schedule": _schedule_planner, "names": _names_planner, "segments": _segments_planner}
     return makers[emit](primal, device)
 

@@ -20,6 +20,7 @@ from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.emit import rewritten
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
+from jaxremat.trace.round_trips import outside_loops
 
 FORMS = ("schedule", "names", "segments")
 """The forms of emission that can be asked for."""
@@ -108,7 +109,8 @@ class Schedule:
 
     def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""
-        joint = differentiate(primal, rewritten(primal, self.loops) if self.loops else None, self.storages)
+        run = rewritten(primal, self.loops, self.storages) if self.loops else None
+        joint = differentiate(primal, run, outside_loops(self.storages))
         return joint, write_script(joint, self.program, device.backend.unfenced(joint.eqns))
 
     def to_json(self) -> dict[str, Any]:

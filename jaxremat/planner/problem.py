@@ -15,6 +15,7 @@ from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.trace.joint import Joint, Primal, differentiate
+from jaxremat.trace.round_trips import outside_loops
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +75,6 @@ def pose(
       loops: the program's loops on the device, where they were found before.
       storages: forms in which values may wait for the backward.
     """
-    run = (loops or Loops(primal, device)).emitted(decisions) if decisions else None
-    joint = differentiate(primal, run, storages)
+    run = (loops or Loops(primal, device, storages)).emitted(decisions) if decisions else None
+    joint = differentiate(primal, run, outside_loops(storages))
     return Problem(primal, decisions, joint, price(joint, device), device, storages)

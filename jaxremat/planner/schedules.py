@@ -76,15 +76,17 @@ class SchedulePlanner:
     Args:
       primal: the program.
       device: what its costs and bytes are for.
+      storages: forms in which values may wait for the backward.
     """
 
     may_leave_alone = True
     predicts_time = False
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device):
+    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS):
         self.primal = primal
         self.device = device
+        self.storages = storages
         self._searches: dict[tuple[LoopDecision, ...], tuple[Problem, Search]] = {}
         self._outcomes: dict[tuple[tuple[LoopDecision, ...], bytes, str], ScheduleOutcome] = {}
 
@@ -173,7 +175,7 @@ class SchedulePlanner:
 
     @functools.cached_property
     def _loops(self) -> Loops:
-        return Loops(self.primal, self.device)
+        return Loops(self.primal, self.device, self.storages)
 
     @functools.cached_property
     def _loop_prices(self) -> list[float]:
@@ -187,7 +189,7 @@ class SchedulePlanner:
 
     def _posed(self, decisions: tuple[LoopDecision, ...]) -> tuple[Problem, Search]:
         if decisions not in self._searches:
-            problem = pose(self.primal, self.device, decisions, self._loops, LOSSLESS)
+            problem = pose(self.primal, self.device, decisions, self._loops, self.storages)
             self._searches[decisions] = problem, Search(problem.graph, problem.run_seconds)
         return self._searches[decisions]
 

@@ -58,6 +58,7 @@ def plan(
     verify: str = "compile",
     seed: int = 0,
     allow: Sequence[str] = (),
+    host_budget: int | str | None = None,
     **kwargs,
 ) -> Plan:
     """Plans the gradient of a function so that its compiled program fits in a number of bytes.
@@ -78,6 +79,8 @@ def plan(
       seed: for solvers that draw random numbers.
       allow: permissions for what is not free of consequences: "chunk" lets attention, loss heads and token-wise
         MLPs run in chunks where that is the cheaper way to fit; values and gradients then agree up to rounding.
+        "offload" lets values wait in the host's memory, where the target has a link to one.
+      host_budget: the most that may wait on the host, in bytes or text; any amount by default.
 
     Returns:
       A Plan. `plan.apply(fun)` is the function to differentiate. Under `jax.distributed` all processes must call this
@@ -90,7 +93,7 @@ def plan(
     parse_budget(budget)
     request = checked_request(
         fun, args, kwargs, argnums=argnums, has_aux=has_aux, solver=solver, target=target, emit=emit, verify=verify,
-        seed=seed, allow=allow,
+        seed=seed, allow=allow, host_budget=host_budget,
     )  # fmt: skip
     return plan_for(request, budget)
 
@@ -128,7 +131,15 @@ class Planning:
         self.primal = self._read()
         loss = told_of_loss(self.primal) if request.is_loss else ()
         self.told = (*loss, *(f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks))
-        self.planner: Planner = planner_for(self.primal, request.device, request.solver, request.emit, request.seed)
+        self.planner: Planner = planner_for(
+            self.primal,
+            request.device,
+            request.solver,
+            request.emit,
+            request.seed,
+            offload="offload" in request.allow,
+            host_budget_bytes=request.host_budget_bytes,
+        )
         self.plain = self.planner.plain
         self._solve_seconds = time.perf_counter() - start
         self._reports: dict[int, tuple[Outcome, MemoryReport]] = {}

@@ -17,8 +17,9 @@ from jaxremat.trace.arguments import arrays_only, checked_argnums
 from jaxremat.trace.calls import called
 
 VERIFICATIONS = ("compile", "replay")
-PERMISSIONS = ("chunk",)
-"""What may be allowed because it is not free of consequences: "chunk" changes values up to rounding."""
+PERMISSIONS = ("chunk", "offload")
+"""What may be allowed because it is not free of consequences: "chunk" changes values up to rounding, "offload" takes
+memory of the host."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class Request:
       verify: one of `VERIFICATIONS`.
       seed: for solvers that draw random numbers.
       allow: of `PERMISSIONS`.
+      host_budget_bytes: the most that may wait on the host; None for any amount.
       is_loss: whether `jax.grad` will be asked of the function; otherwise it is a part of one.
       refuses: whether a budget that nothing fits in is an error; otherwise the smallest plan is made, with a warning.
     """
@@ -48,6 +50,7 @@ class Request:
     verify: str
     seed: int
     allow: frozenset[str]
+    host_budget_bytes: int | None = None
     is_loss: bool = True
     refuses: bool = True
 
@@ -65,6 +68,7 @@ def checked_request(
     verify: str = "compile",
     seed: int = 0,
     allow: Sequence[str] = (),
+    host_budget: int | str | None = None,
 ) -> Request:
     """The arguments of `plan`, without the budget.
 
@@ -77,6 +81,7 @@ def checked_request(
     return Request(
         arrays_only(call.bind(fun)), call.arrays, positions, has_aux, solver_named(solver), resolve_target(target),
         _one_of("emit", emit, FORMS), _one_of("verify", verify, VERIFICATIONS), seed, _permissions(allow),
+        _host_budget(host_budget, allow),
     )  # fmt: skip
 
 
@@ -103,6 +108,19 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise ArgumentError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
     return value
+
+
+def _host_budget(host_budget: int | str | None, allow: Sequence[str]) -> int | None:
+    if host_budget is None:
+        return None
+    if "offload" not in _permissions(allow):
+        raise ArgumentError(
+            f"host_budget={host_budget!r} bounds what waits on the host: allow it with allow=('offload',)"
+        )
+    parsed = parse_budget(host_budget)
+    if not isinstance(parsed, int):
+        raise ArgumentError(f"host_budget={host_budget!r}: give bytes, or text with a unit such as '200GiB'")
+    return parsed
 
 
 def _permissions(allow: Sequence[str]) -> frozenset[str]:

@@ -169,8 +169,19 @@ def dtype_of(atom: Atom) -> Any:
     return aval.dtype
 
 
+def is_on_host(atom: Atom) -> bool:
+    """Whether a variable's array lies in the host's memory."""
+    return getattr(atom.aval, "memory_space", None) == jax.memory.Space.Host
+
+
 def size_bytes(atom: Atom) -> int:
-    """Bytes of a variable's array; typed PRNG keys count their raw words; tokens count nothing."""
+    """Bytes that a variable's array takes on the device; typed PRNG keys count their raw words; tokens, and arrays in
+    the host's memory, count nothing."""
+    return 0 if is_on_host(atom) else array_bytes(atom)
+
+
+def array_bytes(atom: Atom) -> int:
+    """The same, wherever the array lies."""
     aval: Any = atom.aval
     if not hasattr(aval, "shape"):
         return 0

@@ -83,10 +83,12 @@ class Joint:
       primal: what was differentiated.
       jaxpr: inputs are the primal's inputs, then one cotangent per `primal.cotangents_of`; outputs are the primal's
         outputs, then one gradient per `primal.wrt`.
+      direct: the same program without round trips; None where it is this one.
     """
 
     primal: Primal
     jaxpr: Jaxpr
+    direct: Joint | None = None
 
     @property
     def inputs(self) -> list[Var]:
@@ -191,7 +193,7 @@ def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None,
       storages: forms in which forward values may wait for the backward; see `trace.round_trips`.
     """
     joint = Joint(primal, jaxprs.inline_calls(gradient_jaxpr(primal, run)))
-    return Joint(primal, with_round_trips(joint.jaxpr, joint.backward, storages)) if storages else joint
+    return Joint(primal, with_round_trips(joint.jaxpr, joint.backward, storages), joint) if storages else joint
 
 
 def gradient_jaxpr(primal: Primal, run: Callable[[Sequence], list] | None = None) -> Jaxpr:

@@ -10,6 +10,7 @@ run in one stretch of a schedule, the restored value is the source itself (`Join
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,9 +74,30 @@ BITS = Storage(
 )
 """Masks of one bit per element instead of one byte: lossless."""
 
-STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS,)}
+
+def _is_worth_a_transfer(shape: jax.ShapeDtypeStruct) -> bool:
+    """Arrays of numbers whose copy takes longer than to start it: at 64 GB/s a MiB takes 16 microseconds."""
+    size_bytes = math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
+    return jnp.issubdtype(shape.dtype, jnp.inexact) and size_bytes >= 2**20
+
+
+HOST = Storage(
+    "host",
+    _is_worth_a_transfer,
+    lambda x: jax.device_put(x, jax.memory.Space.Host),
+    lambda stored, like: jax.device_put(stored, jax.memory.Space.Device),
+)
+"""The host's memory, over the link: only with permission, where the device has a link."""
+
+STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST)}
 LOSSLESS = (BITS.form,)
 """Forms that need no permission."""
+
+
+def outside_loops(forms: Sequence[str]) -> tuple[str, ...]:
+    """The forms that hold outside of loops: there XLA cancels a copy to the host with the copy back, or delays the
+    first until right before the second, unless both are tied to what runs around them."""
+    return tuple(form for form in forms if form != HOST.form)
 
 
 def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Jaxpr:
@@ -120,9 +142,22 @@ def round_trips_in(jaxpr: Jaxpr) -> tuple[RoundTrip, ...]:
     )
 
 
+def transferred_bytes(eqn: Eqn) -> tuple[int, int]:
+    """Bytes that an equation copies (to the host, from the host), all trips of a loop counted."""
+    if _form(eqn, _STORE) == HOST.form:
+        return jaxprs.array_bytes(eqn.outvars[0]), 0
+    if _form(eqn, _RESTORE) == HOST.form:
+        return 0, jaxprs.array_bytes(eqn.outvars[0])
+    trips = int(eqn.params["length"]) if eqn.primitive.name == "scan" else 1
+    each = [transferred_bytes(inner) for body in jaxprs.subjaxprs(eqn) for inner in body.eqns]
+    return trips * sum(out for out, _ in each), trips * sum(back for _, back in each)
+
+
 def _storage_of(var: Var, forms: Sequence[str]) -> Storage | None:
+    if not hasattr(var.aval, "shape") or jax.dtypes.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended):
+        return None
     shape = jaxprs.shape_of(var)
-    return next((STORAGES[form] for form in forms if STORAGES[form].takes(shape)), None)
+    return next((storage for storage in map(STORAGES.__getitem__, forms) if storage.takes(shape)), None)
 
 
 def _there_and_back(x, storage: Storage):

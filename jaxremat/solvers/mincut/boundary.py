@@ -43,7 +43,8 @@ class BoundarySearch:
 
     Args:
       graph: a joint graph; one whose nodes are not marked is cut at its peak.
-      keep_seconds: [V] what keeping each value is taken to cost beside its bytes; nothing by default.
+      keep_seconds: [V] what keeping each value is taken to cost beside its bytes; by default
+        `graph.keep_costs`.
       keeps_outputs: whether outputs stay live after the forward, so that keeping them is free; else they may be made
         again.
     """
@@ -53,7 +54,7 @@ class BoundarySearch:
         self.structure = Structure(self.graph)
         self._stays = graph.is_output & keeps_outputs
         self._run_costs = self.structure.rerun_costs if keeps_outputs else graph.rerun_costs
-        self._keep_seconds = np.zeros(graph.num_values) if keep_seconds is None else keep_seconds
+        self._keep_seconds = graph.keep_costs if keep_seconds is None else keep_seconds
         self._has_backward = bool(graph.backward.any())
         self._made: dict[SearchPoint, Layout] = {}
         self._laid_out: dict[bytes, Layout] = {}

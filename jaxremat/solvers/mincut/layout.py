@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
+from jaxremat.graph.scheduled import saved_before
 
 _NORM = 64  # a step at 1 % below the highest peak counts half: 0.99 ** 64
 
@@ -21,7 +22,7 @@ class Layout:
     Attributes:
       steps: [T] node ids.
       start: the step at which the graph's backward begins; the number of steps where it has none.
-      peak_bytes, cost, peak_step: from the replay.
+      peak_bytes, cost, peak_step: from the replay, what keeping costs included.
       crowding: bytes; a norm of the live bytes over the steps that falls, too, when one of several equal peaks is cut.
       origin: what it was made from, for the search that made it.
     """
@@ -40,7 +41,13 @@ def lay_out(graph: Graph, steps: np.ndarray, start: int, origin: Any = None) -> 
     timeline = replay(graph, steps)
     peak = timeline.peak_bytes
     crowding = peak * float(((timeline.live_bytes / max(peak, 1)) ** _NORM).sum()) ** (1 / _NORM)
-    return Layout(steps, start, peak, timeline.cost, timeline.peak_step, crowding, origin)
+    cost = timeline.cost + _keep_cost(graph, steps[start:])
+    return Layout(steps, start, peak, cost, timeline.peak_step, crowding, origin)
+
+
+def _keep_cost(graph: Graph, tail: np.ndarray) -> float:
+    """What it costs to keep what the backward reads of the forward."""
+    return float(graph.keep_costs[saved_before(graph, tail)].sum()) if graph.keep_costs.any() else 0.0
 
 
 def in_order(graph: Graph) -> Layout:

@@ -58,8 +58,8 @@ class Search:
       graph: the graph; a joint graph, or one whose nodes are not marked.
       run_seconds: [N] what running each node again is taken to cost, infinite where it must not; by default
         `graph.rerun_costs`.
-      keep_seconds: [V] what keeping each value over the first cut is taken to cost beside its bytes; nothing by
-        default.
+      keep_seconds: [V] what keeping each value over the first cut is taken to cost beside its bytes; by default
+        `graph.keep_costs`.
     """
 
     def __init__(self, graph: Graph, run_seconds: np.ndarray | None = None, keep_seconds: np.ndarray | None = None):

@@ -1,0 +1,181 @@
+"""Schedules whose loops may leave values in the host's memory between their forward and their backward.
+
+A copy over the link costs nothing while there is computation to hide it behind, and all of its time beyond. The search
+knows prices, not capacities: a copy is told to take a share of its time, and the share is bisected to where the link is
+just full (a Lagrangian relaxation of its capacity). The answer that really takes the least time counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.base.errors import ArgumentError
+from jaxremat.loops.find import find
+from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.decision import FlatFunction
+from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
+from jaxremat.trace.joint import Primal
+from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes
+
+SUSTAINED = 0.8
+"""Part of a link's rate that long copies reach: PCIe spends about a fifth on packet headers and flow control."""
+_SMALLEST_SHARE, _LARGEST_SHARE = 1e-3, 4.0
+_PROBES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfers:
+    """What a schedule copies over the link.
+
+    Attributes:
+      out_bytes, back_bytes: to the host and from it.
+      exposed_seconds: time of the copies that no computation hides.
+    """
+
+    out_bytes: int
+    back_bytes: int
+    exposed_seconds: float
+
+
+class TransferPlanner:
+    """Schedules with and without the host, for any budget.
+
+    Args:
+      primal: the program.
+      device: what it runs on.
+      host_budget_bytes: the most that may wait on the host; None for any amount.
+
+    Raises:
+      ArgumentError: for a device without a link to a host's memory.
+    """
+
+    may_leave_alone = True
+    more_capable: Planner | None = None
+
+    def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None):
+        if not device.host_bytes_per_second:
+            raise ArgumentError(
+                f"allow='offload': the memory of target {device.name!r} is the host's own, there is no link to move"
+                " values over. Plan for an accelerator, or without 'offload'"
+            )
+        self.device = device
+        self.host_budget_bytes = host_budget_bytes
+        self.own = SchedulePlanner(primal, device)
+        self._with_host: dict[float, SchedulePlanner] = {}
+        self._told: dict[int, tuple[ScheduleOutcome, ScheduleOutcome]] = {}
+
+    @property
+    def plain(self) -> ScheduleOutcome:
+        """The program as it stands."""
+        return self.own.plain
+
+    @property
+    def as_written(self) -> FlatFunction:
+        """The program with the author's own checkpoints."""
+        return self.own.as_written
+
+    def fit(self, replayed_bytes: int) -> ScheduleOutcome:
+        """The cheapest outcome within a replayed peak, transfers counted, or the one with the smallest peak."""
+        found = [self.own.fit(replayed_bytes)]
+        if not find(self.own.primal):
+            return found[0]
+        low, high = _SMALLEST_SHARE, _LARGEST_SHARE
+        for _ in range(_PROBES):
+            share = float(np.sqrt(low * high))
+            outcome = self._at_share(share).fit(replayed_bytes)
+            found += self._allowed([outcome])
+            crowded = outcome.replayed_bytes <= replayed_bytes and self._is_too_much(outcome)
+            low, high = (share, high) if crowded else (low, share)
+        within = [outcome for outcome in found if outcome.replayed_bytes <= replayed_bytes]
+        if not within:
+            return min(found, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
+        return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
+
+    def least(self) -> Sequence[ScheduleOutcome]:
+        """Outcomes of small replayed peak."""
+        each = self._allowed(self._at_share(_SMALLEST_SHARE).least())
+        return sorted([*self.own.least(), *each], key=lambda outcome: outcome.replayed_bytes)
+
+    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+        """None: the prediction tells schedules apart well enough."""
+        return ()
+
+    def _at_share(self, share: float) -> SchedulePlanner:
+        """The planner to which a copy takes a share of its time."""
+        if share not in self._with_host:
+            forms = (*LOSSLESS, HOST.form)
+            self._with_host[share] = SchedulePlanner(self.own.primal, _at(self.device, share), forms)
+        return self._with_host[share]
+
+    def _is_too_much(self, outcome: ScheduleOutcome) -> bool:
+        """Whether the link, or the host, is more than full."""
+        transfers = transfers_of(outcome, self.device)
+        return transfers.exposed_seconds > 0 or transfers.out_bytes > self._most_bytes
+
+    @property
+    def _most_bytes(self) -> float:
+        return np.inf if self.host_budget_bytes is None else self.host_budget_bytes
+
+    def _allowed(self, outcomes: Sequence[ScheduleOutcome]) -> list[ScheduleOutcome]:
+        """Outcomes within the host's budget, their time told with their transfers."""
+        return [self._honest(o) for o in outcomes if transfers_of(o, self.device).out_bytes <= self._most_bytes]
+
+    def _honest(self, outcome: ScheduleOutcome) -> ScheduleOutcome:
+        """The outcome at the cost of the real link: one object per outcome."""
+        if id(outcome) not in self._told:
+            cost = computation_seconds(outcome) + transfers_of(outcome, self.device).exposed_seconds
+            self._told[id(outcome)] = outcome, dataclasses.replace(outcome, cost=cost)
+        return self._told[id(outcome)][1]
+
+
+def transfers_of(outcome: ScheduleOutcome, device: Device) -> Transfers:
+    """What an outcome copies, and what of it shows on a device."""
+    out, back = _copied_bytes(outcome)
+    early, late = np.split(_node_seconds(outcome)[outcome.program.steps], [outcome.program.backward_start])
+    rate = SUSTAINED * (device.host_bytes_per_second or np.inf)
+    exposed = max(out / rate - early.sum(), 0.0) + max(back / rate - late.sum(), 0.0)
+    return Transfers(out, back, float(exposed))
+
+
+def computation_seconds(outcome: ScheduleOutcome) -> float:
+    """Time of an outcome without its transfers."""
+    return float(_node_seconds(outcome)[outcome.program.steps].sum())
+
+
+def _node_seconds(outcome: ScheduleOutcome) -> np.ndarray:
+    """[N] time of each equation, copies inside of loops aside."""
+    problem = outcome.problem
+    inside = np.asarray([sum(transferred_bytes(eqn)) for eqn in problem.joint.eqns], float)
+    inside[_trip_nodes(outcome)] = 0
+    rate = problem.device.host_bytes_per_second or np.inf
+    return np.maximum(problem.graph.costs - inside / rate, 0.0)
+
+
+def _copied_bytes(outcome: ScheduleOutcome) -> tuple[int, int]:
+    """(to the host, from it): what waits there, as often as it is fetched, and what loops copy by themselves."""
+    joint, program = outcome.problem.joint, outcome.program
+    saved = {joint.values[value] for value in program.saved}
+    taken = [trip for trip in joint.round_trips if trip.form == HOST.form and trip.stored in saved]
+    fetched = np.bincount(program.steps[program.backward_start :], minlength=len(joint.eqns))
+    position = {id(eqn): node for node, eqn in enumerate(joint.eqns)}
+    out = sum(transferred_bytes(trip.way_there)[0] for trip in taken)
+    back = sum(transferred_bytes(trip.way_back)[1] * int(fetched[position[id(trip.way_back)]]) for trip in taken)
+    trips = set(_trip_nodes(outcome))
+    inside = [transferred_bytes(eqn) for node, eqn in enumerate(joint.eqns) if node not in trips]
+    return out + sum(there for there, _ in inside), back + sum(again for _, again in inside)
+
+
+def _trip_nodes(outcome: ScheduleOutcome) -> list[int]:
+    joint = outcome.problem.joint
+    ways = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
+    return [node for node, eqn in enumerate(joint.eqns) if id(eqn) in ways]
+
+
+def _at(device: Device, share: float) -> Device:
+    """A device whose link takes a share of the time that copies really take."""
+    assert device.host_bytes_per_second is not None  # checked before
+    return dataclasses.replace(device, host_bytes_per_second=SUSTAINED * device.host_bytes_per_second / share)

@@ -1,0 +1,31 @@
+"""What loops stack in the host's memory, as compiled for devices that are not here."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jaxremat.backends.devices import resolve_target
+from jaxremat.planner.transfers import TransferPlanner
+from jaxremat.planning.compilation import compile_program
+from jaxremat.trace.joint import read_primal
+
+LAYERS, WIDTH, ROWS = 10, 1024, 16384
+STACK_BYTES = LAYERS * ROWS * WIDTH * 4  # one value of every iteration: 640 MiB
+
+
+def layered(ws, x):
+    x = lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, ws)[0]
+    return jnp.mean(x**2)
+
+
+@pytest.mark.aot
+def test_a_stack_lies_on_the_host_and_not_on_the_device():
+    """As written, the loop stacks two values of 640 MiB; with the host, one is left on the device."""
+    shapes = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32), jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)
+    device, primal = resolve_target("h200"), read_primal(layered, shapes, 0, False)
+    planner = TransferPlanner(primal, device, None)
+    outcome = planner._at_share(1e-3).fit(int(0.8 * planner.plain.replayed_bytes))
+    report = compile_program(primal, outcome.form.emitted(primal, device), False, device).report
+    assert report.host_bytes >= STACK_BYTES
+    assert report.temp_bytes < 1.5 * STACK_BYTES
