@@ -95,7 +95,7 @@ def schedule_program(
     if barriers is None:
         late = wiring.backward[steps]
         barriers = [t for t in range(start + 1, steps.size) if late[t - 1] and not late[t]]
-    return ScheduledProgram(steps, start, tuple(barriers), barrier_scope, _saved(wiring, steps[start:]))
+    return ScheduledProgram(steps, start, tuple(barriers), barrier_scope, saved_before(wiring, steps[start:]))
 
 
 def in_order(wiring: Wiring) -> ScheduledProgram:
@@ -112,7 +112,7 @@ def _backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
     return int(before[-1]) + 1 if before.size else 0
 
 
-def _saved(wiring: Wiring, tail: np.ndarray) -> np.ndarray:
+def saved_before(wiring: Wiring, tail: np.ndarray) -> np.ndarray:
     """[K] values that a stretch running to the end reads before it makes them."""
     made = np.zeros(wiring.num_values, bool)
     saved = np.zeros(wiring.num_values, bool)
