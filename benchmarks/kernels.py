@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from models import MODELS, Sequence, Transformer
+from models import MODELS, Bottleneck, Convolutional, Sequence, Transformer
 from zoo import HAND, by_hand
 
 import jaxremat
@@ -47,6 +47,21 @@ def gpt_in_bfloat16(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
         return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
 
     return loss, (jax.eval_shape(model.init, jax.random.key(0), tokens), tokens)
+
+
+def resnet_50(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
+    """ResNet-50 on 32 images of 224 x 224, in float32."""
+    model = Convolutional(wrap(Bottleneck), (3, 4, 6, 3), 64, True)
+    images, labels = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.float32), jax.ShapeDtypeStruct((32,), jnp.int32)
+
+    def loss(params, images, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, images), labels).mean()
+
+    return loss, (jax.eval_shape(model.init, jax.random.key(0), images), images, labels)
+
+
+LARGE = {"GPT, bfloat16": gpt_in_bfloat16, "ResNet-50": resnet_50}
+"""Models as large as what people train; makers as in `models.MODELS`."""
 
 
 @dataclasses.dataclass
@@ -104,19 +119,19 @@ def compiled(model: Callable, choice: str, target: str) -> Compiled:
     """One program of a model, compiled for a target."""
     kind, _, fraction = choice.partition(":")
     if HAND.get(kind):
-        return _compiled(*by_hand(model, HAND[kind](), False), target)
+        return compiled_for(*by_hand(model, HAND[kind](), False), target)
     loss, args = model(lambda block: block)
     if kind == "plan":
         plan = jaxremat.plan(loss, *args, budget=float(fraction), target=target)
         print(f"{choice} announces {plan.overhead:+.1%} after {plan.compilations} compilations")
-        return _compiled(plan.apply(loss), args, target)
-    plain = _compiled(loss, args, target)
+        return compiled_for(plan.apply(loss), args, target)
+    plain = compiled_for(loss, args, target)
     if kind == "plain":
         return plain
     return rematerialized(loss, args, target, int(float(fraction) * plain.peak_bytes / _LIMIT_SHARE))
 
 
-def _compiled(loss: Callable, args: tuple, target: str) -> Compiled:
+def compiled_for(loss: Callable, args: tuple, target: str) -> Compiled:
     program = compile_for(loss, args, target=target)
     return Compiled(program.report.peak_bytes, program.hlo_text())
 
@@ -148,12 +163,12 @@ def describe(choice: str, program: Compiled, target: str) -> tuple[Kernel, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help=f"one of {', '.join(MODELS)}, or GPT, bfloat16: 6 layers of 512")
+    parser.add_argument("model", help=f"one of {', '.join(MODELS)}, {', '.join(LARGE)}")
     parser.add_argument("programs", nargs=2, metavar="program", help="plain, full, dots, plan:0.6, xla:0.7, ...")
     parser.add_argument("--target", default="h200")
     parser.add_argument("--rows", type=int, default=30)
     options = parser.parse_args()
-    model = (MODELS | {"GPT, bfloat16": gpt_in_bfloat16})[options.model]
+    model = (MODELS | LARGE)[options.model]
     first, second = (
         describe(choice, compiled(model, choice, options.target), options.target) for choice in options.programs
     )
