@@ -150,8 +150,10 @@ class TimedPlanner:
         backward = after[self._problem.graph.backward[after]]
         if best.program.is_in_order or not backward.size:
             return
-        for segments, price in itertools.product(_SEGMENTS, self._search.prices):
-            if self._at(SearchPoint(price, segments)).peak_bytes <= peak_bytes:
+        prices = self._search.prices
+        for segments in _SEGMENTS:
+            fits = [i for i, price in enumerate(prices) if self._at(SearchPoint(price, segments)).peak_bytes <= peak_bytes]
+            for price in prices[max(fits[0] - 1, 0) : fits[0] + 1] if fits else ():
                 yield self._at(SearchPoint(price, segments, peak_node=int(backward[0])))
 
     def _with_other_parts(self, outcome: TimedOutcome) -> Iterator[TimedOutcome]:
