@@ -32,9 +32,9 @@ class Backend:
       fences_loop_bodies: an iteration that repeats nothing is fenced all the same; elsewhere the loop is fence enough.
       names_in_pieces: names save nothing in one checkpoint over everything, and need a checkpoint per piece.
       scores_per_tile: entries of a tile of attention scores, or of logits, whose size nobody chose.
-      barrier_parts: into how many parts of the forward recomputation may be divided, a barrier before each, in plans
-        that are judged by the time of their kernels; empty where plans are judged by their replay. A barrier makes the
-        compiler write what enters it, so there are few, and only what is recomputed and a cotangent enter them.
+      barrier_parts: into how many parts recomputation is divided at least, a barrier before each, in plans that are
+        judged by the time of their kernels; 0 where plans are judged by their replay. A barrier makes the compiler
+        write what enters it, so there are few, and only what is recomputed from and cotangents enter them.
       smallest_modelled_bytes: programs whose values take less together are replayed value by value: alignment and
         fixed buffers outweigh what fusion saves in them.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
@@ -56,7 +56,7 @@ class Backend:
     fences_loop_bodies: bool
     names_in_pieces: bool
     scores_per_tile: int
-    barrier_parts: tuple[int, ...]
+    barrier_parts: int
     smallest_modelled_bytes: int
     pool_fraction: float
     products_compute_operands: bool = False

@@ -19,7 +19,7 @@ CPU = Backend(
     fences_loop_bodies=True,
     names_in_pieces=True,
     scores_per_tile=2**20,  # 4 MiB of float32: what stays in a core's cache
-    barrier_parts=(),
+    barrier_parts=0,
     smallest_modelled_bytes=32 * 2**20,
     pool_fraction=1.0,
 )

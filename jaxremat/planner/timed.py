@@ -34,6 +34,7 @@ from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal
 
 _SEGMENTS = (1, 16)
+_OTHER_PARTS = (0.5, 2.0)
 _BISECTIONS = 3
 _MOST_LEAST = 12
 
@@ -125,12 +126,11 @@ class TimedPlanner:
     def _by_hand(self) -> Iterator[TimedOutcome]:
         """Checkpoints around every block, as `jax.checkpoint` would run them."""
         problem = self._problem
-        blocks = blocks_of(problem.joint)
-        if not (blocks >= 0).any():
+        if not self._number_of_blocks:
             return
         for policy in POLICIES:
             steps, start = assemble_parts(problem.graph, kept_by_hand(problem.joint, problem.graph, policy))
-            yield self._emitted(schedule_program(problem.graph, steps, backward_start=start), blocks)
+            yield self._emitted(schedule_program(problem.graph, steps, backward_start=start), self._blocks)
 
     def _between(self, peak_bytes: int) -> Iterator[TimedOutcome]:
         """Outcomes at prices between one that is too low for a peak and the next one, which is enough."""
@@ -152,13 +152,14 @@ class TimedPlanner:
             return
         prices = self._search.prices
         for segments in _SEGMENTS:
-            fits = [i for i, price in enumerate(prices) if self._at(SearchPoint(price, segments)).peak_bytes <= peak_bytes]
+            peaks = [self._at(SearchPoint(price, segments)).peak_bytes for price in prices]
+            fits = [i for i, peak in enumerate(peaks) if peak <= peak_bytes]
             for price in prices[max(fits[0] - 1, 0) : fits[0] + 1] if fits else ():
                 yield self._at(SearchPoint(price, segments, peak_node=int(backward[0])))
 
     def _with_other_parts(self, outcome: TimedOutcome) -> Iterator[TimedOutcome]:
-        for number in self.device.backend.barrier_parts[1:]:
-            yield self._emitted(outcome.program, self._structure.parts(number))
+        for factor in _OTHER_PARTS:
+            yield self._emitted(outcome.program, self._structure.parts(int(factor * self._parts)))
 
     def _at(self, point: SearchPoint) -> TimedOutcome:
         return self._emitted(self._search.candidate(point).program)
@@ -166,7 +167,7 @@ class TimedPlanner:
     def _emitted(self, program: ScheduledProgram, part: np.ndarray | None = None) -> TimedOutcome:
         """A schedule with a barrier before each part of the forward that runs again."""
         graph = self._problem.graph
-        part = self._structure.parts(self.device.backend.barrier_parts[0]) if part is None else part
+        part = self._structure.parts(self._parts) if part is None else part
         barriers = barriers_between(graph, program.steps, program.backward_start, part)
         behind = tuple(sorted({self._behind_a_kernel(program, step) for step in barriers}))
         return self._predicted(dataclasses.replace(program, barriers=behind, barrier_scope="sources"))
@@ -189,6 +190,20 @@ class TimedPlanner:
             timeline = predict(problem.joint, problem.graph, program, self.device)
             self._made[key] = TimedOutcome(problem, program, timeline)
         return self._made[key]
+
+    @functools.cached_property
+    def _blocks(self) -> np.ndarray:
+        """[N] the numbered module of each forward node, -1 outside of them."""
+        return blocks_of(self._problem.joint)
+
+    @property
+    def _number_of_blocks(self) -> int:
+        return int(self._blocks.max(initial=-1)) + 1
+
+    @property
+    def _parts(self) -> int:
+        """Parts of the forward with a barrier before each: two per block, as attention and the layers after it are."""
+        return max(self.device.backend.barrier_parts, 2 * self._number_of_blocks)
 
     @functools.cached_property
     def _problem(self) -> Problem:
