@@ -18,11 +18,10 @@ from jaxremat.trace.paths import clean_path
 _LIBRARIES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")})
 _OWN = str(Path(__file__).resolve().parents[1])
 _JAX = re.compile(r"[/\\]jax[/\\]")
-_WRAPPERS = re.compile(
-    r"call__|run_python_pjit|cache_miss|reraise_with_filtered_traceback|op|meth|wrapper|bind.*|operator_.*|tree_map.*"
-    r"|current|.*linearize.*|jvp.*|vjp.*|process_.*|forward_.*|deferring_.*|<.*>"
-)
-"""Names of JAX's functions, without leading underscores, that stand between a call and what was called."""
+_SPOKEN_OF = re.compile(r"[/\\]jax[/\\](?:_src[/\\])?(?:numpy|nn|lax|scipy|ops|image|random|cudnn)\b")
+"""Files whose functions people call; the rest of JAX traces and transforms."""
+_WRAPPERS = re.compile(r"call__|op|meth|wrapper|bind.*|operator_.*|forward_.*|deferring_.*|<.*>")
+"""Names, without leading underscores, of what stands there between a call and what was called."""
 
 Frame = tuple[str, int, str]
 """(file, line, qualified function)."""
@@ -88,7 +87,8 @@ def _is_library(file: str) -> bool:
 def _jax_function(frames: Sequence[Frame]) -> str:
     """The function of JAX that the program called, behind operators, methods and wrappers: `gelu`, `mean`; or empty."""
     inside = itertools.takewhile(lambda frame: _JAX.search(frame[0]), frames)
-    names = [function.rpartition(".")[2].lstrip("_") for _, _, function in inside]
+    spoken_of = (function for file, _, function in inside if _SPOKEN_OF.search(file))
+    names = [function.rpartition(".")[2].lstrip("_") for function in spoken_of]
     activations = [name for name in names if is_activation(name)]
     telling = [name for name in names if not _WRAPPERS.fullmatch(name)]
     return (activations or telling or [""])[-1]
