@@ -40,11 +40,13 @@ class _Kernel:
       work: arithmetic operations.
       reads: how much of each buffer it reads; more than 1 where parts are read several times.
       inside: the operations that it runs.
+      seconds: what it takes.
     """
 
     work: float
     reads: dict[int, float]
     inside: set[int]
+    seconds: float = 0.0
 
 
 class _Fuser:
@@ -53,6 +55,7 @@ class _Fuser:
         self.consumers = _CONSUMERS | _PRODUCTS if device.backend.products_compute_operands else _CONSUMERS
         self.element_work = device.backend.element_work or {}
         self.outputs = set(program.outputs)
+        self.sizes = [float(op.size_bytes) for op in self.ops]
         self.live = reachable(program)
         self.users: list[list[int]] = [[] for _ in self.ops]
         self.kernels: dict[int, _Kernel] = {}
@@ -69,7 +72,7 @@ class _Fuser:
         work = op.elements * self.element_work.get(op.kind, 1)
         if op.kind == "reduce":
             work = sum(self.ops[read].elements for read in op.reads)
-        self.kernels[index] = _Kernel(float(work), reads, {index})
+        self.kernels[index] = _Kernel(float(work), reads, {index}, self._seconds(index, float(work), reads))
         for read in reads:
             self.readers[read].add(index)
 
@@ -106,6 +109,7 @@ class _Fuser:
         """A product spreads a constant or a row itself; others read it as before."""
         kernel, spread = self.kernels[product], self.kernels[index]
         kernel.work, kernel.reads = _merged(kernel, index, spread)
+        kernel.seconds = self._seconds(product, kernel.work, kernel.reads)
         for read in spread.reads:
             self.readers[read].add(product)
         self.readers[index].discard(product)
@@ -135,7 +139,7 @@ class _Fuser:
         producer, readers = self.kernels.get(index), self.readers.get(index)
         if producer is None or not readers or index in self.outputs or self.ops[index].kind not in _PRODUCERS:
             return 0.0
-        before, after = self._seconds(index, producer.work, producer.reads), 0.0
+        before, after = producer.seconds, 0.0
         for reader in readers:
             kernel = self.kernels[reader]
             if self.ops[reader].kind not in self.consumers:
@@ -145,7 +149,7 @@ class _Fuser:
             work, reads = _merged(kernel, index, producer)
             if len(reads) > _MOST_READS:
                 return 0.0
-            before += self._seconds(reader, kernel.work, kernel.reads)
+            before += kernel.seconds
             after += self._seconds(reader, work, reads)
         return before - after
 
@@ -155,8 +159,10 @@ class _Fuser:
         return rows and any(reader in self.kernels[other].reads for other in self.readers[index])
 
     def _seconds(self, root: int, work: float, reads: dict[int, float]) -> float:
-        read = sum(self.ops[b].size_bytes * min(share, 1.0) for b, share in reads.items())
-        memory = (read + self.ops[root].size_bytes) / self.device.bandwidth_bytes_per_second
+        moved = self.sizes[root]
+        for buffer, share in reads.items():
+            moved += self.sizes[buffer] * share if share < 1.0 else self.sizes[buffer]
+        memory = moved / self.device.bandwidth_bytes_per_second
         arithmetic = work / self.device.vector_flops_per_second
         return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * min(arithmetic, memory)
 
@@ -170,6 +176,7 @@ class _Fuser:
             kernel = self.kernels[reader]
             kernel.work, kernel.reads = _merged(kernel, index, producer)
             kernel.inside |= producer.inside
+            kernel.seconds = self._seconds(reader, kernel.work, kernel.reads)
             affected |= {reader, *kernel.reads}
             for read in producer.reads:
                 self.readers[read].add(reader)

@@ -1,5 +1,6 @@
 """Each rule of XLA:CPU that the model follows, against the compiled program: what is written, and what is live."""
 
+import re
 from collections import Counter
 
 import jax
@@ -9,6 +10,8 @@ from compiled_buffers import compiled_buffers, modelled_buffers
 from jax import lax
 
 from jaxremat.backends.devices import resolve_target
+from jaxremat.cost.fusion import fuse
+from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.memory import estimate_memory
 
 CPU = resolve_target("cpu")
@@ -172,3 +175,16 @@ def test_what_is_ready_first_runs_first():
     steps = [4 * jaxpr.eqns[e].outvars[0].aval.size for e in estimate_memory(jaxpr, CPU).steps]
     assert len(sizes) == len(steps) == 8
     assert sizes.index(wide) <= 1 and steps.index(wide) <= 1
+
+
+def test_a_value_that_one_reader_cannot_take_is_read_by_the_others_too():
+    """A sum of two arrays, sorted: the loop beside the sort reads the sum, not the two arrays."""
+    fun = twice(jnp.add, lambda y: jnp.sort(y))
+    fusion = fuse(lower(jax.make_jaxpr(fun)(X, X).jaxpr, CPU.backend), CPU)
+    (loop,) = [kernel for kernel in fusion.kernels if fusion.program.ops[kernel].kind == "mul"]
+    (read,) = fusion.buffers_read[loop]
+    assert fusion.program.ops[read].kind == "add"
+    text = jax.jit(fun).lower(X, X).compile().as_text()
+    entry = text[text.index("\nENTRY ") :]
+    operands = [found.count("%") for found in re.findall(r" fusion\(([^)]*)\), kind=kLoop", entry)]
+    assert sorted(operands) == [1, 2], "one loop adds two arrays, one reads their sum"
