@@ -12,8 +12,8 @@ With a price on keeping each value and on running each node again, the cheapest 
 Cut arcs a(v) -> r(i) are kept values, cut arcs r(i) -> sink are nodes that run again. For one price per byte the cut
 is a point on the lower convex hull of (bytes kept, time added); sweeping the price walks the whole hull.
 
-The cuts are found by scipy's maximum flow: a first-order method in JAX, mapped over prices, finds cuts of the same price
-and takes several times as long (`benchmarks/jax_cuts.py`, with its table in `benchmarks/results`).
+The cuts are found by scipy's maximum flow: a first-order method in JAX, mapped over prices, finds cuts of the same
+price and takes several times as long (`benchmarks/jax_cuts.py`, with its table in `benchmarks/results`).
 
 The closure construction is Picard's (1976); PyTorch's min-cut partitioner (functorch) cuts the same kind of graph
 with heuristic capacities and without a time axis.
