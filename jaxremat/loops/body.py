@@ -60,6 +60,11 @@ class Body:
         return tuple(i - first for i in self.primal.wrt if i >= first)
 
     @property
+    def active_results(self) -> tuple[int, ...]:
+        """Stacked results that have a cotangent, counted from the first one."""
+        return tuple(i - self.num_carry for i in self.primal.cotangents_of if i >= self.num_carry)
+
+    @property
     def is_single(self) -> bool:
         """Whether it neither carries nor scans over anything, as what runs once."""
         return self.num_consts == len(self.primal.jaxpr.invars)
@@ -82,6 +87,8 @@ class Loop:
       invariants: from the scan's constants to the body's: what depends on constants only and is no larger than what
         it is made of is computed once, before the loop.
       body: one iteration.
+      scanned_axes, result_axes: the axis of each scanned input and of each result along which iterations lie in
+        memory, where the program transposes it for the loop's sake; empty where all are the first.
     """
 
     position: int
@@ -92,6 +99,12 @@ class Loop:
     body: Body
     kind: str = "scan"
     branch: int = 0
+    scanned_axes: tuple[int, ...] = ()
+    result_axes: tuple[int, ...] = ()
+
+    def result_axis(self, result: int) -> int:
+        """The axis along which iterations lie in a result."""
+        return self.result_axes[result] if self.result_axes else 0
 
     @property
     def repeats(self) -> bool:

@@ -23,6 +23,7 @@ from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.loops.body import Body, Iteration, Loop, scripted
 from jaxremat.loops.decision import LoopDecision, Piece, length_of
 from jaxremat.loops.find import find
+from jaxremat.loops.stack import Stack, arrays_of, stacks, zeros_like
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
 
@@ -66,11 +67,21 @@ class Emitter:
             parts = emitted.setdefault(primal.jaxpr.eqns[loop.position].outvars[0], {})
             parts[loop.branch] = self.loop(loop, decision)
 
-        def rule(eqn: Eqn, inputs: list) -> list | None:
-            parts = emitted.get(eqn.outvars[0]) if eqn.outvars else None
-            return None if parts is None else _IN_PLACE_OF[eqn.primitive.name](eqn, parts, inputs)
+        transpositions = _Transpositions(primal.jaxpr, loops)
 
-        return lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs, rule)
+        def run(inputs: Sequence) -> list:
+            sources: dict[Var, Any] = {}
+
+            def rule(eqn: Eqn, inputs: list) -> list | None:
+                parts = emitted.get(eqn.outvars[0]) if eqn.outvars else None
+                if parts is None:
+                    return transpositions.rule(eqn, inputs, sources)
+                inputs = [sources.get(v, x) if isinstance(v, Var) else x for v, x in zip(eqn.invars, inputs)]
+                return _IN_PLACE_OF[eqn.primitive.name](eqn, parts, inputs)
+
+            return jaxprs.evaluate(primal.jaxpr, inputs, rule)
+
+        return run
 
     def loop(self, loop: Loop, decision: LoopDecision) -> Callable[[Sequence], list]:
         """The scan, from its flat inputs to its flat outputs, with a gradient of its own.
@@ -106,6 +117,31 @@ class Emitter:
         if key not in self._iterations:
             self._iterations[key] = scripted(body, self.joint(body, decision.inner), piece, decision.fenced)
         return self._iterations[key]
+
+
+class _Transpositions:
+    """The transpositions of a program that its loops do without."""
+
+    def __init__(self, jaxpr: Jaxpr, loops: Sequence[Loop]):
+        self._before: set[Var] = set()
+        self._after: set[Var] = set()
+        for loop in loops:
+            eqn = jaxpr.eqns[loop.position]
+            self._before |= _with_axis(eqn.invars, loop.scanned_axes)
+            self._after |= _with_axis(eqn.outvars, loop.result_axes)
+
+    def rule(self, eqn: Eqn, inputs: list, sources: dict[Var, Any]) -> list | None:
+        """Notes what is transposed for a loop; hands on what a loop has written as it was to be transposed."""
+        if eqn.primitive.name != "transpose":
+            return None
+        if eqn.outvars[0] in self._before:
+            sources[eqn.outvars[0]] = inputs[0]
+        return inputs if eqn.invars[0] in self._after else None
+
+
+def _with_axis(atoms: Sequence, axes: Sequence[int]) -> set[Var]:
+    """Of the last atoms, one per axis, those whose axis is not the first."""
+    return {v for v, axis in zip(atoms[len(atoms) - len(axes) :], axes) if axis}
 
 
 def _scanned(eqn: Eqn, parts: Parts, inputs: list) -> list:
@@ -150,20 +186,21 @@ def _differentiable(loop: Loop, decision: LoopDecision, iteration: Callable[[Pie
     def forward(*inputs):
         _refuse_unforeseen(i for i, x in enumerate(inputs) if x.perturbed and i not in body.perturbed)
         consts, carry, scanned = body.split([i.value for i in inputs])
-        way = Way(loop, iteration, consts, scanned)
+        way = Way(loop, iteration, consts, stacks(scanned, loop.scanned_axes))
         carry, results, saved = way.forward(decision.pieces, 0, carry, empty_results(loop))
-        return [*carry, *results], (consts, scanned, saved)
+        return [*carry, *arrays_of(results)], (consts, scanned, saved)
 
     def backward(kept, cotangents):
         consts, scanned, saved = kept
         _refuse_unforeseen(i for i, x in enumerate(cotangents) if i not in body.primal.cotangents_of and _is_given(x))
         active = [_instantiated(cotangents[i]) for i in body.primal.cotangents_of]
-        num_carry = len(body.active_carry)
-        way = Way(loop, iteration, consts, scanned, active[num_carry:])
-        totals = [_zeros_like(consts[i]) for i in body.active_consts]
-        gradients = [_zeros_like(scanned[i]) for i in body.active_slices]
+        num_carry, slices = len(body.active_carry), stacks(scanned, loop.scanned_axes)
+        late = stacks(active[num_carry:], [loop.result_axis(i) for i in body.active_results])
+        way = Way(loop, iteration, consts, slices, late)
+        totals = [zeros_like(consts[i]) for i in body.active_consts]
+        gradients = [dataclasses.replace(slices[i], array=zeros_like(slices[i].array)) for i in body.active_slices]
         found = way.backward(decision.pieces, 0, saved, Sums(totals, active[:num_carry], gradients))
-        return _placed(body, [*found.totals, *found.cotangents, *found.gradients])
+        return _placed(body, [*found.totals, *found.cotangents, *arrays_of(found.gradients)])
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run
@@ -182,7 +219,7 @@ class Sums:
 
     totals: list
     cotangents: list
-    gradients: list
+    gradients: list[Stack]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,10 +229,12 @@ class Way:
     loop: Loop
     iteration: Callable[[Piece], Iteration]
     consts: list
-    scanned: list
-    result_cotangents: list = dataclasses.field(default_factory=list)
+    scanned: list[Stack]
+    result_cotangents: list[Stack] = dataclasses.field(default_factory=list)
 
-    def forward(self, pieces: Sequence[Piece], start, carry: list, results: list | None) -> tuple[list, Any, list]:
+    def forward(
+        self, pieces: Sequence[Piece], start, carry: list, results: list[Stack] | None
+    ) -> tuple[list, Any, list]:
         """(carry, results, what each piece saved for its backward) from iteration `start`, counted as they run, on.
 
         `results` are written into place; None where they are not wanted.
@@ -261,15 +300,17 @@ class Way:
 
         return lax.scan(step, sums, (jnp.arange(piece.count), entering), reverse=True)[0]
 
-    def _scan(self, step, piece: Piece, start, carry, read: list, written: list, own: list, *, backwards=False):
+    def _scan(
+        self, step, piece: Piece, start, carry, read: list[Stack], written: list[Stack], own: list, *, backwards=False
+    ):
         """(carry, what was written, what was stacked) over the iterations of a plain piece.
 
         Args:
           step: from (carry, slices of `read`, slices of `own`) to (carry, what to write, what to stack).
           piece, start: the iterations.
           carry: at first.
-          read: arrays over all iterations.
-          written: arrays over all iterations, written into place; a piece that is the whole loop makes its own.
+          read: stacks.
+          written: stacks, written into place; a piece that is the whole loop makes its own.
           own: arrays over the iterations of the piece.
           backwards: whether the last iteration comes first.
         """
@@ -285,12 +326,14 @@ class Way:
             carry, written = running
             offset, own = slices
             index = loop.length - 1 - start - offset if loop.reverse else start + offset
-            carry, made, stacked = step(carry, [_at(x, index) for x in read], own)
-            return (carry, [_put(x, y, index) for x, y in zip(written, made)]), stacked
+            carry, made, stacked = step(carry, [stack.at(index) for stack in read], own)
+            return (carry, [stack.put(value, index) for stack, value in zip(written, made)]), stacked
 
         if count == loop.length:
             reverse = loop.reverse != backwards
-            carry, (written, stacked) = lax.scan(over_all, carry, (read, own), count, reverse, unroll)
+            entries = [stack.in_order for stack in read]
+            carry, (made, stacked) = lax.scan(over_all, carry, (entries, own), count, reverse, unroll)
+            written = [stack.filled(new) for stack, new in zip(written, made)]
         else:
             slices = jnp.arange(count), own
             (carry, written), stacked = lax.scan(over_some, (carry, written), slices, count, backwards, unroll)
@@ -325,8 +368,9 @@ def _plain(loop: Loop, consts: list, carry: list, scanned: list) -> list:
         outputs = jaxprs.evaluate(jaxpr, [*consts, *carry, *slices])
         return outputs[:num_carry], outputs[num_carry:]
 
-    carry, results = lax.scan(step, carry, scanned, loop.length, loop.reverse, loop.unroll)
-    return [*carry, *results]
+    slices = [stack.in_order for stack in stacks(scanned, loop.scanned_axes)]
+    carry, results = lax.scan(step, carry, slices, loop.length, loop.reverse, loop.unroll)
+    return [*carry, *(stack.filled(made).array for stack, made in zip(empty_results(loop), results))]
 
 
 def _placed(body: Body, gradients: list) -> tuple:
@@ -337,31 +381,18 @@ def _placed(body: Body, gradients: list) -> tuple:
     return tuple(out)
 
 
-def empty_results(loop: Loop) -> list:
+def empty_results(loop: Loop) -> list[Stack]:
     results = loop.body.primal.jaxpr.outvars[loop.body.num_carry :]
-    return [lax.broadcast(compat.zeros_of(v.aval), (loop.length,)) for v in results]
+    return [_empty(v, loop.length, loop.result_axis(i)) for i, v in enumerate(results)]
+
+
+def _empty(entry: Var, length: int, axis: int) -> Stack:
+    zeros = compat.zeros_of(entry.aval)
+    shape = (*zeros.shape[:axis], length, *zeros.shape[axis:])
+    others = [i for i in range(len(shape)) if i != axis]
+    return Stack(lax.broadcast_in_dim(zeros, shape, others), axis)
 
 
 def _instantiated(cotangent):
     symbolic = isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
     return compat.zeros_of(cotangent.aval) if symbolic else cotangent
-
-
-def _zeros_like(x):
-    return compat.zeros_of(jax.typeof(x))
-
-
-def _at(stack, index):
-    """An entry of a stack. Not `lax.dynamic_index_in_dim`: that is a call, with arithmetic for negative indices."""
-    sizes = (1, *stack.shape[1:])
-    return lax.squeeze(lax.dynamic_slice(stack, _first(stack, index), sizes, allow_negative_indices=False), (0,))
-
-
-def _put(stack, value, index):
-    entry = lax.expand_dims(value.astype(stack.dtype), (0,))
-    return lax.dynamic_update_slice(stack, entry, _first(stack, index), allow_negative_indices=False)
-
-
-def _first(stack, index) -> tuple:
-    """Where an entry of a stack begins."""
-    return (index, *(0 for _ in stack.shape[1:]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -32,7 +34,9 @@ def _find(primal: Primal, bodies: _Bodies) -> tuple[Loop, ...]:
         if jaxprs.has_effects(eqn) or not any(inputs) or not any(outputs):
             continue
         if eqn.primitive.name == "scan" and eqn.params["length"]:
-            loops.append(_read_loop(position, eqn, inputs, outputs, bodies))
+            loop = _read_loop(position, eqn, inputs, outputs, bodies)
+            before, after = _axes(jaxpr, eqn)
+            loops.append(dataclasses.replace(loop, scanned_axes=before, result_axes=after))
         elif eqn.primitive.name == "cond":
             for branch, closed in enumerate(eqn.params["branches"]):
                 loops.extend(_read_once(position, closed, inputs[1:], bodies, "cond", branch))
@@ -40,6 +44,35 @@ def _find(primal: Primal, bodies: _Bodies) -> tuple[Loop, ...]:
             with compat.in_body_of(eqn):
                 loops.extend(_read_once(position, eqn.params["jaxpr"], inputs, bodies.inside(eqn), "shard_map"))
     return tuple(loops)
+
+
+def _axes(jaxpr: Jaxpr, eqn: Eqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Along which axes the scanned inputs and the results of a scan lie in memory."""
+    first = sum(compat.scan_arity(eqn))
+    made_by = {v: made for made in jaxpr.eqns for v in made.outvars}
+    readers: dict[Var, list[Eqn | None]] = collections.defaultdict(list)
+    for var in jaxprs.vars_of(jaxpr.outvars):
+        readers[var].append(None)
+    for reader in jaxpr.eqns:
+        for var in jaxprs.vars_of(reader.invars):
+            readers[var].append(reader)
+    sources = [made_by.get(v) if isinstance(v, Var) else None for v in eqn.invars[first:]]
+    only_reader = [readers[v][0] if len(readers[v]) == 1 else None for v in eqn.outvars[compat.scan_arity(eqn)[1] :]]
+    before = tuple(_moved_axis(source, to_front=True) for source in sources)
+    return before, tuple(_moved_axis(reader, to_front=False) for reader in only_reader)
+
+
+def _moved_axis(eqn: Eqn | None, *, to_front: bool) -> int:
+    """The axis that a transposition moves to the front, or back from there; 0 for any other equation. Entries along the
+    last axis are scattered over memory: there a copy in order is worth its bytes."""
+    if eqn is None or eqn.primitive.name != "transpose":
+        return 0
+    order = list(eqn.params["permutation"])
+    axis = order[0] if to_front else order.index(0)
+    rank = range(len(order))
+    front = [axis, *(i for i in rank if i != axis)]
+    moved = front if to_front else [front.index(i) for i in rank]
+    return axis if order == moved and axis < len(order) - 1 else 0
 
 
 def _read_once(

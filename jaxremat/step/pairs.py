@@ -23,6 +23,7 @@ from jaxremat.loops.decide import at_price
 from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.emit import Sums, Way, empty_results
 from jaxremat.loops.options import IterationHull, iteration_hull
+from jaxremat.loops.stack import arrays_of, stacks
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
 
@@ -121,10 +122,10 @@ class _PairUnderWay:
         """The outputs of the first scan; None for the results that only the second reads."""
         body = self.pair.loop.body
         self.consts, carry, self.scanned = body.split(inputs)
-        way = Way(self.pair.loop, self._iterations([]), self.consts, self.scanned)
+        way = Way(self.pair.loop, self._iterations([]), self.consts, stacks(self.scanned))
         results = empty_results(self.pair.loop)
         carry, results, self.saved = way.forward(self.decision.pieces, 0, carry, results)
-        made = iter(results or ())
+        made = iter(arrays_of(results or ()))
         return [*carry, *(next(made) if kept else None for kept in self.pair.kept)]
 
     def second(self, inputs: list) -> list:
@@ -133,9 +134,9 @@ class _PairUnderWay:
         first, last = pair.num_consts, pair.num_consts + pair.num_carry
         others = [x for x, link in zip(inputs[last:], pair.links, strict=True) if link is None]
         results = [_stack(pair.loop.length, v) for v in pair.joint.gradients[pair.num_carry :]]
-        way = Way(pair.loop, self._iterations(inputs[:first]), self.consts, self.scanned, others)
-        sums = way.backward(self.decision.pieces, 0, self.saved, Sums([], inputs[first:last], results))
-        return [*sums.cotangents, *sums.gradients]
+        way = Way(pair.loop, self._iterations(inputs[:first]), self.consts, stacks(self.scanned), stacks(others))
+        sums = way.backward(self.decision.pieces, 0, self.saved, Sums([], inputs[first:last], stacks(results)))
+        return [*sums.cotangents, *arrays_of(sums.gradients)]
 
     def _iterations(self, late_consts: list) -> Callable[[Piece], Iteration]:
         pair, fenced = self.pair, self.decision.fenced

@@ -169,7 +169,15 @@ def _two_loops(w):
     return jnp.sum(d) + jnp.sum(more[3])
 
 
+def _batch_first(w):
+    """The program transposes what it scans over, and what comes out."""
+    xs = jnp.linspace(0, 1, 3 * 9 * 4).reshape(3, 9, 4) @ w
+    c, results = lax.scan(lambda c, x: (jnp.tanh(c @ w + x), jnp.sin(c)), jnp.ones((3, 4)), jnp.swapaxes(xs, 0, 1))
+    return jnp.sum(c) + jnp.sum((jnp.swapaxes(results, 0, 1) - xs) ** 2)
+
+
 PROGRAMS = [
+    _batch_first,
     _no_scanned_inputs,
     _fori,
     _empty,
@@ -248,3 +256,30 @@ def test_a_split_loop_costs_what_a_whole_one_does():
         return program_seconds(jaxprs.inline_calls(jax.make_jaxpr(jax.grad(planned))(*args)), device)
 
     assert seconds(*halves) == pytest.approx(seconds(plain), rel=0.1)
+
+
+def test_pieces_do_without_transposed_copies():
+    """They read and write entries where these lie; a scan over everything takes copies in order."""
+    loops = loops_of(_batch_first, (array(4, 4),))
+    (loop,) = loops.found
+    assert loop.scanned_axes == loop.result_axes == (1,)
+
+    def copies(decision):
+        gradient = jax.make_jaxpr(jax.grad(applied(_batch_first, (array(4, 4),), 0, [decision])))(array(4, 4))
+        inlined = jaxprs.inline_calls(gradient)
+        return [
+            eqn for eqn in inlined.eqns if eqn.primitive.name == "transpose" and eqn.invars[0].aval.size == 3 * 9 * 4
+        ]
+
+    whole, nested = loops.options(loop)[0].decision, loops.options(loop)[-1].decision
+    assert nested.pieces[0].inside and copies(whole) and not copies(nested)
+
+
+def test_the_last_axis_is_copied():
+    """Entries along it are scattered over memory."""
+
+    def loss(w):
+        xs = jnp.linspace(0, 1, 3 * 4 * 9).reshape(3, 4, 9) * w[0, 0]
+        return jnp.sum(lax.scan(lambda c, x: (jnp.tanh(c @ w + x), None), jnp.ones((3, 4)), jnp.moveaxis(xs, 2, 0))[0])
+
+    assert loops_of(loss, (array(4, 4),)).found[0].scanned_axes == (0,)
