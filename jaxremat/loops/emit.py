@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.loops.body import Body, Iteration, Loop, scripted
 from jaxremat.loops.decision import LoopDecision, Piece, length_of
@@ -386,7 +386,7 @@ def empty_results(loop: Loop) -> list[Stack]:
     return [_empty(v, loop.length, loop.result_axis(i)) for i, v in enumerate(results)]
 
 
-def _empty(entry: Var, length: int, axis: int) -> Stack:
+def _empty(entry: Atom, length: int, axis: int) -> Stack:
     zeros = compat.zeros_of(entry.aval)
     shape = (*zeros.shape[:axis], length, *zeros.shape[axis:])
     others = [i for i in range(len(shape)) if i != axis]
