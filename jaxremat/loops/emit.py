@@ -315,8 +315,9 @@ class Way:
           backwards: whether the last iteration comes first.
         """
         loop, count, unroll = self.loop, piece.count, min(self.loop.unroll, piece.count)
-        if not loop.repeats:
-            return step(carry, read, own)
+        if not loop.repeats:  # one entry, which is the whole array
+            carry, made, stacked = step(carry, arrays_of(read), own)
+            return carry, stacks(made), stacked
 
         def over_all(carry, slices):
             carry, made, stacked = step(carry, *slices)
