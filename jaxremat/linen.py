@@ -106,7 +106,7 @@ def _planned(fn: Callable, once: PlanOnce, variables, rngs, static: StaticArgume
         scopes = jax.tree.leaves(scope_fn(variable_groups, rng_groups))
         if any(scope.get_flag("initializing", False) for scope in scopes):  # same bits: op by op, as Flax does it
             return pure(variable_groups, rng_groups, *args, **kwargs)
-        args, kwargs = static.fix((None, *args), kwargs)  # the numbers of static arguments count `self`
-        return once.decorate(pure)(None, variable_groups, rng_groups, *args[1:], **kwargs)
+        fixed, kwargs = static.fix((None, *args), kwargs)  # the numbers of static arguments count `self`
+        return once.decorate(pure)(None, variable_groups, rng_groups, *fixed[1:], **kwargs)
 
     return lift.pack(inner, (variables,), (variables,), (rngs,), name="remat", enable_kwargs=True)

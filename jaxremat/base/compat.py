@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -222,7 +223,7 @@ def names_inside(jaxpr: Jaxpr) -> Iterator[str]:
 
 def checkpoint_that_asks() -> Jaxpr | None:
     """The body of the `jax.checkpoint` that is asking its policy; None where that cannot be seen from here."""
-    frame = sys._getframe()
+    frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename == _ad_checkpoint.__file__ and is_jaxpr(frame.f_locals.get("jaxpr")):
             return frame.f_locals["jaxpr"]

@@ -94,7 +94,7 @@ def compile_gradient(
     return compile_for(fun, args, argnums, has_aux, target).report
 
 
-def compile_jitted(jitted: Callable, args: Sequence, kwargs: Mapping, target: str | None) -> CompiledGradient:
+def compile_jitted(jitted: Any, args: Sequence, kwargs: Mapping, target: str | None) -> CompiledGradient:
     """Compiles what `jax.jit` returned for a target.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class CheckpointOutcome:
     form: Form
     replayed_bytes: int
     cost: float
-    settings: Hashable = None
+    settings: Any = None
 
     @functools.cached_property
     def timeline(self) -> Timeline:

@@ -32,7 +32,8 @@ FlatFunction = Callable[..., list]
 class Form(Protocol):
     """How a program is emitted. Frozen, of plain data.
 
-    `emit` is "plain" or one of `FORMS`; `policy` and `named` raise EmissionError where the form has no names.
+    `emit` is "plain" or one of `FORMS`; `policy` and `named` raise EmissionError where the form has no names, `script`
+    where it has no schedule.
     """
 
     @property
@@ -41,6 +42,7 @@ class Form(Protocol):
     def policy(self) -> Callable: ...
     def emitted(self, primal: Primal, device: Device) -> FlatFunction: ...
     def named(self, primal: Primal, device: Device) -> FlatFunction: ...
+    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]: ...
     def to_json(self) -> dict[str, Any]: ...
 
 
@@ -160,6 +162,9 @@ class Checkpoints:
             raise _without_policy(self.emit)
         return emit_pieces(primal, self.pieces, self._names)
 
+    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
+        raise _without_schedule(self.emit)
+
     @property
     def _names(self) -> Labels:
         return {(equation, result): name for equation, result, name in self.labels}
@@ -197,6 +202,9 @@ class OwnNames:
     def named(self, primal: Primal, device: Device) -> FlatFunction:
         return primal.as_written
 
+    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
+        raise _without_schedule(self.emit)
+
     def to_json(self) -> dict[str, Any]:
         return {"emit": self.emit, "own": list(self.names)}
 
@@ -207,6 +215,12 @@ class OwnNames:
 
 def _without_policy(emit: str) -> EmissionError:
     return EmissionError(f"this plan is in the form {emit!r}, which has no policy; plan with emit='names' for one")
+
+
+def _without_schedule(emit: str) -> EmissionError:
+    return EmissionError(
+        f"this plan is in the form {emit!r}, whose order is JAX's own; plan with emit='schedule' for one"
+    )
 
 
 def form_from_json(data: dict[str, Any]) -> Form:

@@ -54,6 +54,7 @@ class TransferPlanner:
     """
 
     may_leave_alone = True
+    predicts_time = False
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None):

@@ -73,8 +73,8 @@ def remat(
       EmissionError: for a function that changes a module it closes over, and in forward mode.
       BudgetError: when the function is differentiated and nothing that was found fits.
     """
-    options = {"solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
-    static = {"static_argnums": static_argnums, "static_argnames": static_argnames}
+    options: dict[str, Any] = {"solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
+    static: dict[str, Any] = {"static_argnums": static_argnums, "static_argnames": static_argnames}
     if fun is None:
         return functools.partial(
             remat, budget=budget, keep=keep, has_aux=has_aux, in_shardings=in_shardings, **static, **options
@@ -95,8 +95,8 @@ def decorated(
 
     @functools.wraps(fun)
     def planned(*args, **kwargs):
-        args, kwargs = static.fix(args, kwargs)
-        args = (*owner, *args)
+        fixed, kwargs = static.fix(args, kwargs)
+        args = (*owner, *fixed)
         placed = per_argument(in_shardings, args, lambda arg: isinstance(arg, Fixed)), None
         if holds_modules((args, kwargs)):
             return of_modules()(placed, *args, **kwargs)
@@ -176,7 +176,7 @@ class PlanOnce:
             return (outputs[0] if last == 1 else outputs[:last]), outputs[last:]
 
         self._warn_of_mesh(primal)
-        request = checked_request(flat, primal.inputs, argnums=primal.wrt, has_aux=True, **self.options)
+        request = checked_request(flat, tuple(primal.inputs), argnums=primal.wrt, has_aux=True, **self.options)
         request = dataclasses.replace(request, is_loss=False, refuses=not self.least)
         made = plan_for(request, **self.bounds)
         logger.info("%s: %s", self.name, _summary(made))

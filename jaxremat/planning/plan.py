@@ -17,6 +17,7 @@ from jaxremat.base.policy_texts import text_of_policy
 from jaxremat.chunk.candidates import rewritten
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
+from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.planner.contract import Outcome
 from jaxremat.planner.decision import Decision, FlatFunction
 from jaxremat.planner.prediction import predict
@@ -148,6 +149,11 @@ class Plan:
     def problem(self) -> Problem:
         """The program that was planned, as a graph."""
         return self._outcome.problem
+
+    @property
+    def planned(self) -> tuple[Problem, ScheduledProgram]:
+        """The program and its schedule."""
+        return self._outcome.problem, self._outcome.program
 
     @property
     def schedule(self) -> np.ndarray:

@@ -128,8 +128,8 @@ def _predicted_bytes(plan: Plan, device: Device) -> int | None:
     if device.name == plan.target:
         return plan.peak_bytes
     if plan.decision.emit in ("plain", "schedule"):
-        problem = plan.problem
-        return predict(problem.joint, problem.graph, plan.outcome.program, device).peak_bytes
+        problem, program = plan.planned
+        return predict(problem.joint, problem.graph, program, device).peak_bytes
     return None
 
 

@@ -112,7 +112,7 @@ class StepArguments:
 
     def _name(self, path: Sequence, where: Where) -> str:
         first = self._parameters[where] if isinstance(where, int) and where < len(self._parameters) else str(where)
-        rest = jax.tree_util.keystr(path[2:], simple=True, separator="/")
+        rest = jax.tree_util.keystr(tuple(path)[2:], simple=True, separator="/")
         return f"{first}/{rest}" if rest else first
 
     def _meant(self, where: Where, chosen: set[Where], number: int) -> bool:

@@ -49,12 +49,12 @@ def test_only_masks_of_which_the_backward_reads_rows_of_a_byte_take_the_trip():
     assert not round_trips_in(with_round_trips(joint.jaxpr, joint.backward, LOSSLESS))
 
 
-@pytest.mark.parametrize("fun,packs", [(rectified, True), (dropped, False)], ids=["relu", "dropout drawn again"])
-def test_masks_as_bits_change_no_gradient(fun, packs):
+@pytest.mark.parametrize("fun", [rectified, dropped])
+def test_masks_as_bits_change_no_gradient(fun):
     plain = jaxremat.plan(fun, W, X, budget=1.0).baseline_peak_bytes
     made = jaxremat.plan(fun, W, X, budget=int(0.9 * plain))
     assert made.compiled.peak_bytes <= 0.9 * plain
-    assert any(value.form == "bits" for value in made.saved) == packs
+    assert any(value.form == "bits" for value in made.saved)
     wanted = jax.jit(jax.value_and_grad(fun))(W, X)
     given = jax.jit(jax.value_and_grad(made.apply(fun)))(W, X)
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(given), strict=True):
