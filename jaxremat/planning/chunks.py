@@ -52,7 +52,8 @@ def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
     coarse, fine = limit // _TILES, max(1, limit // _TILES // _FINER)
     regions = _that_matter(written, limit, fine)
     refused = []
-    for tried in ([written, *_in_chunks(written, regions, coarse)], _in_chunks(written, regions, fine)):
+    for whole, entries in (((written,), coarse), ((), fine)):
+        tried = [*whole, *_in_chunks(written, regions, entries)]
         for planning in sorted(tried, key=lambda planning: planning.predicted(limit)):
             try:
                 return planning.plan(limit)
