@@ -1,7 +1,7 @@
 """Lines that hold a compiler's rule, broken one at a time: every break must fail a test of the room that owns the line.
 
     python tests/mutations.py              # all of them; prints which test file caught which, fails if one survives
-    python tests/mutations.py cost         # those whose file's path contains a word
+    python tests/mutations.py cost         # those whose file or line contains a word
 
 Works on a copy of the package, so the checkout stays as it is. Collected by no test run: it takes minutes.
 """
@@ -69,7 +69,7 @@ def survives(file: str, line: str, broken: str, tests: str) -> bool:
 def main() -> None:
     words = sys.argv[1:]
     every = [(*mutation, tests) for tests, mutations in MUTATIONS.items() for mutation in mutations]
-    chosen = [m for m in every if not words or any(word in m[0] for word in words)]
+    chosen = [m for m in every if not words or any(word in f"{m[0]} {m[1]}" for word in words)]
     lived = []
     for file, line, broken, tests in chosen:
         alive = survives(file, line, broken, tests)

@@ -53,6 +53,12 @@ RULES = {
     "a reduction takes a chain that only it reads": (lambda x: jnp.sum(jnp.exp(x) * 2.0, 0), (X,), []),
     "a reduction takes what is spread along rows": (lambda x, b: jnp.sum(jnp.tanh(x) * b, 0), (X, ROW), []),
     "a reduction takes a product": (lambda x, w: jnp.sum(x @ w, 0), (X, W), []),
+    "a reduction takes a convolution": (
+        lambda x, k: jnp.sum(conv(x, k), (0, 1, 2)), (S(2, 16, 16, 32), S(3, 3, 32, 32)), [],
+    ),
+    "a convolution of few channels is not in the library": (
+        lambda x, k: jnp.sum(conv(x, k), (0, 1, 2)), (S(2, 16, 16, 16), S(3, 3, 16, 16)), [32768],
+    ),
     "a reduction leaves what others read": (lambda x: ((y := jnp.exp(x))[::-1], jnp.sum(y, 0)), (X,), [FILL] * 2),
     "a reduction leaves what the library lacks": (
         lambda x, m: jnp.sum(jnp.where(m > 0, x, 0.0), 0), (X, X), [FILL],
