@@ -98,7 +98,7 @@ class TimedPlanner:
         best = _fastest(self._range, replayed_bytes)
         if best is None:
             return _fastest(self.least(), replayed_bytes) or min(self.least(), key=_by_peak)
-        around = [*self._range, *self._between(replayed_bytes), *self._released(best, replayed_bytes)]
+        around = [*self._made.values(), *self._between(replayed_bytes), *self._released(best, replayed_bytes)]
         best = _fastest(around, replayed_bytes) or best
         return _fastest([best, *self._with_other_parts(best)], replayed_bytes) or best
 
@@ -124,13 +124,14 @@ class TimedPlanner:
         return [self.plain, *self._by_hand(), *map(self._at, points)]
 
     def _by_hand(self) -> Iterator[TimedOutcome]:
-        """Checkpoints around every block, as `jax.checkpoint` would run them."""
-        problem = self._problem
-        if not self._number_of_blocks:
-            return
-        for policy in POLICIES:
-            steps, start = assemble_parts(problem.graph, kept_by_hand(problem.joint, problem.graph, policy))
-            yield self._emitted(schedule_program(problem.graph, steps, backward_start=start), self._blocks)
+        """Checkpoints around every block, as `jax.checkpoint` runs them: a barrier where each block begins again."""
+        joint, graph = self._problem.joint, self._problem.graph
+        for policy in POLICIES if self._number_of_blocks else ():
+            steps, start = assemble_parts(graph, kept_by_hand(joint, graph, policy))
+            barriers = barriers_between(graph, steps, start, self._blocks)
+            yield self._predicted(
+                schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
+            )
 
     def _between(self, peak_bytes: int) -> Iterator[TimedOutcome]:
         """Outcomes at prices between one that is too low for a peak and the next one, which is enough."""
