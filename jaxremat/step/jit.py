@@ -97,8 +97,8 @@ def jit(
       target: device to plan for, such as "h200"; None is the default backend's.
       solver: "auto".
       verify: "compile" compiles and corrects until the step fits; "replay" trusts the prediction.
-      allow: what the plan may do that has consequences: "chunk", "offload", "narrow".
-      seed: for solvers that draw random numbers.
+      allow: permissions, as in `jaxremat.plan`; plans of whole steps make no use of them yet.
+      seed: for solvers that draw random numbers; the search of whole steps draws none.
 
     Returns:
       What is called like the result of `jax.jit`, with its `lower`, `trace` and `eval_shape`; and `plan(*args)`, which
