@@ -131,7 +131,14 @@ class Planning:
         self.primal = self._read()
         loss = told_of_loss(self.primal) if request.is_loss else ()
         self.told = (*loss, *(f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks))
-        self.planner: Planner = planner_for(
+        self.planner = self._new_planner()
+        self.plain = self.planner.plain
+        self._solve_seconds = time.perf_counter() - start
+        self._reports: dict[int, tuple[Outcome, MemoryReport]] = {}
+
+    def _new_planner(self) -> Planner:
+        request = self.request
+        return planner_for(
             self.primal,
             request.device,
             request.solver,
@@ -140,9 +147,6 @@ class Planning:
             offload="offload" in request.allow,
             host_budget_bytes=request.host_budget_bytes,
         )
-        self.plain = self.planner.plain
-        self._solve_seconds = time.perf_counter() - start
-        self._reports: dict[int, tuple[Outcome, MemoryReport]] = {}
 
     def _read(self) -> Primal:
         request = self.request
@@ -259,10 +263,11 @@ class Planning:
     def _least(self, compiles: bool) -> tuple[Outcome, int]:
         """The outcome with the smallest peak that is known, and that peak: compiled, or else predicted.
 
-        What is tried does not depend on any budget, so that whoever asks for this peak finds it again.
+        What is tried comes from a planner that was asked for no budget before, so that whoever asks for this peak finds
+        it again.
         """
         start = time.perf_counter()
-        by_peak = sorted([*self.planner.least(), self.plain], key=lambda outcome: outcome.peak_bytes)
+        by_peak = sorted([*self._new_planner().least(), self.plain], key=lambda outcome: outcome.peak_bytes)
         self._solve_seconds += time.perf_counter() - start
         if not compiles:
             return by_peak[0], by_peak[0].peak_bytes

@@ -37,10 +37,10 @@ def test_contractions_take_the_time_of_their_arithmetic_at_the_rate_of_their_dty
     assert narrow == pytest.approx(flops / H200.matrix_flops(jnp.bfloat16))
 
 
-def test_kernels_that_read_the_same_are_joined_on_a_gpu_alone():
+def test_kernels_that_read_the_same_are_joined_but_not_on_a_cpu():
     sums = lambda x: (x.sum(-1), (x * x).sum(-1))
     assert seconds(sums, X) == pytest.approx(BYTES / H200.bandwidth_bytes_per_second, rel=0.01)
-    alone = dataclasses.replace(H200, backend=DEVICES["tpu-v5e"].backend)
+    alone = dataclasses.replace(H200, backend=DEVICES["cpu"].backend)
     assert seconds(sums, X, device=alone) == pytest.approx(2 * BYTES / H200.bandwidth_bytes_per_second, rel=0.01)
 
 
