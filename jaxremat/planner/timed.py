@@ -32,6 +32,7 @@ from jaxremat.solvers.mincut.boundary import SearchPoint
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal
+from jaxremat.trace.round_trips import LOSSLESS
 
 _SEGMENTS = (1, 16)
 _OTHER_PARTS = (0.5, 2.0)
@@ -49,7 +50,7 @@ class TimedOutcome:
 
     @property
     def form(self) -> Form:
-        return AsWritten() if self.program.is_in_order else Schedule(self.program)
+        return AsWritten() if self.program.is_in_order else Schedule(self.program, storages=self.problem.storages)
 
     @property
     def peak_bytes(self) -> int:
@@ -208,7 +209,7 @@ class TimedPlanner:
 
     @functools.cached_property
     def _problem(self) -> Problem:
-        return pose(self.primal, self.device)
+        return pose(self.primal, self.device, storages=LOSSLESS)
 
     @functools.cached_property
     def _kernels(self) -> tuple[np.ndarray, frozenset[Var]]:
@@ -228,7 +229,7 @@ class TimedPlanner:
         run_seconds = np.where(np.isfinite(problem.run_seconds), np.maximum(seconds, problem.run_seconds), np.inf)
         made = [var for eqn in problem.joint.eqns for var in eqn.outvars]
         extra_bytes = np.where([var in written for var in made], 0, 2 * graph.value_bytes)
-        return Search(graph, run_seconds, extra_bytes / self.device.bandwidth_bytes_per_second)
+        return Search(graph, run_seconds, graph.keep_costs + extra_bytes / self.device.bandwidth_bytes_per_second)
 
 
 def _fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome | None:
