@@ -1,5 +1,6 @@
 """Plans that several tests look at; each is made once."""
 
+import jax
 import pytest
 import show_programs
 
@@ -46,3 +47,12 @@ def unnamed_plan():
 @pytest.fixture(params=["plan", "loop_plan", "plain_plan", "unnamed_plan"])
 def any_plan(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["remat2", "remat3"])
+def remat3(request):
+    """JAX's checkpoints in either form."""
+    before = jax.config.jax_remat3
+    jax.config.update("jax_remat3", request.param)
+    yield request.param
+    jax.config.update("jax_remat3", before)

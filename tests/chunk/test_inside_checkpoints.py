@@ -15,12 +15,7 @@ LENGTH, DEPTH, VOCABULARY = 256, 8, 512
 SIZES = {"query_chunk_size": 64, "key_chunk_size": 64}
 
 
-@pytest.fixture(params=[False, True], ids=["remat2", "remat3"], autouse=True)
-def remat3(request):
-    before = jax.config.jax_remat3
-    jax.config.update("jax_remat3", request.param)
-    yield request.param
-    jax.config.update("jax_remat3", before)
+pytestmark = pytest.mark.usefixtures("remat3")
 
 
 def attend(x):

@@ -13,12 +13,7 @@ from jaxremat.trace.jaxpr import computed_body, evaluate, inlined_body, is_check
 saving = jax.checkpoint_policies.save_only_these_names("kept")
 
 
-@pytest.fixture(params=[False, True], ids=["remat2", "remat3"], autouse=True)
-def remat3(request):
-    before = jax.config.jax_remat3
-    jax.config.update("jax_remat3", request.param)
-    yield request.param
-    jax.config.update("jax_remat3", before)
+pytestmark = pytest.mark.usefixtures("remat3")
 
 
 def scanned(x):
