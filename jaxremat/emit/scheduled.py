@@ -116,7 +116,7 @@ def _run_segments(joint: Joint, segments: Sequence[Segment], env: dict[Var, Any]
         inside = dict(env)
         if segment.fenced:
             inside.update(zip(segment.fenced, lax.optimization_barrier([env[v] for v in segment.fenced])))
-        _run(segment.eqns, inside, _same(joint))
+        _run(segment.eqns, inside, joint.restored_of)
         env.update((v, inside[v]) for v in _made(joint, segment.eqns))
 
 
@@ -232,14 +232,9 @@ def _run(eqns: Sequence[Eqn], env: dict[Var, Any], same: Mapping[Var, Var] = typ
         env.update((same[v], env[v]) for v in eqn.outvars if v in same)
 
 
-def _same(joint: Joint) -> dict[Var, Var]:
-    """For each value with a round trip, what late readers read in its place."""
-    return {trip.source: trip.restored for trip in joint.round_trips}
-
-
 def _made(joint: Joint, eqns: Sequence[Eqn]) -> list[Var]:
     """What equations make, and what is the same."""
-    same = _same(joint)
+    same = joint.restored_of
     made = [v for eqn in eqns for v in eqn.outvars]
     return [*made, *(same[v] for v in made if v in same)]
 

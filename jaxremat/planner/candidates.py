@@ -108,14 +108,6 @@ class CheckpointCandidates:
         return CheckpointOutcome(self.problem, program, form, timeline.peak_bytes, timeline.cost, settings)
 
 
-def cheapest_within(outcomes: Sequence[CheckpointOutcome], replayed_bytes: int) -> CheckpointOutcome:
-    """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
-    within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
-    if not within:
-        return min(outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
-    return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
-
-
 def cheaper_within(outcomes: Sequence[CheckpointOutcome], best: Outcome, room_bytes: int) -> list[CheckpointOutcome]:
     """Cheaper outcomes that are replayed with little more bytes than one that fits, the least demanding first."""
     cheaper = [outcome for outcome in outcomes if outcome.cost < best.cost - 1e-9]

@@ -19,8 +19,8 @@ from jaxremat.base import compat
 from jaxremat.cost.pricing import price
 from jaxremat.emit.segments import Pieces
 from jaxremat.planner.blocks import assemble_in_groups
-from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_within, cheapest_within
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_within
+from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import Checkpoints, FlatFunction, Form
 from jaxremat.solvers.mincut.assemble import assemble
 from jaxremat.solvers.mincut.cut import cheapest_cut

@@ -65,3 +65,11 @@ class Planner(Protocol):
 
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
         """Cheaper outcomes that are expected to need little more than `best`, the least demanding first."""
+
+
+def cheapest_within[O: Outcome](outcomes: Sequence[O], replayed_bytes: int) -> O:
+    """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
+    within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
+    if not within:
+        return min(outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
+    return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))

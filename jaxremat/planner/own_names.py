@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.planner.blocks import assemble_in_groups
-from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_within, cheapest_within
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_within
+from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction, Form, OwnNames
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal

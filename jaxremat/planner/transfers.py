@@ -15,7 +15,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.base.errors import ArgumentError
 from jaxremat.loops.find import find
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.trace.joint import Primal
@@ -91,10 +91,7 @@ class TransferPlanner:
             found += self._allowed([outcome])
             crowded = outcome.replayed_bytes <= replayed_bytes and self._is_too_much(outcome)
             low, high = (share, high) if crowded else (low, share)
-        within = [outcome for outcome in found if outcome.replayed_bytes <= replayed_bytes]
-        if not within:
-            return min(found, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
-        return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
+        return cheapest_within(found, replayed_bytes)
 
     def least(self) -> Sequence[ScheduleOutcome]:
         """Outcomes of small replayed peak."""

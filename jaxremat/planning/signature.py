@@ -29,13 +29,6 @@ def signature_of(args: Sequence) -> tuple[str, ...]:
     return tuple(f"{jax.tree_util.keystr(path, simple=True, separator='/')} {_describe(leaf)}" for path, leaf in leaves)
 
 
-def check_signature(decision: HasSignature, args: Sequence) -> None:
-    """Raises PlanMismatchError where arrays differ from the planned ones in number, shape or dtype."""
-    given = signature_of(args)
-    if given != decision.signature:
-        _refuse(decision, given)
-
-
 def planned_call(decision: HasSignature, args: Sequence, kwargs: Mapping) -> Call:
     """The call of a planned function, whose arrays are as they were planned.
 

@@ -150,6 +150,11 @@ class Joint:
         return round_trips_in(self.jaxpr)
 
     @functools.cached_property
+    def restored_of(self) -> dict[Var, Var]:
+        """For each value with a round trip, what late readers read in its place."""
+        return {trip.source: trip.restored for trip in self.round_trips}
+
+    @functools.cached_property
     def constants(self) -> tuple[Eqn, ...]:
         """Equations that spread a number over an array, or count: compilers write their results where they are read."""
         return tuple(eqn for eqn in self.eqns if eqn.primitive.name in _CONSTANT and not jaxprs.vars_of(eqn.invars))
