@@ -38,6 +38,7 @@ class Backend:
       smallest_modelled_bytes: programs whose values take less together are replayed value by value: alignment and
         fixed buffers outweigh what fusion saves in them.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
+      pool_variable: of the environment, which sets that part; empty where nothing does.
       products_compute_operands: contractions compute what they read, whoever else does.
       tile: rows and columns of the tiles in which arrays lie in memory, the last ones filled up; None where entries lie
         side by side.
@@ -59,6 +60,7 @@ class Backend:
     barrier_parts: int
     smallest_modelled_bytes: int
     pool_fraction: float
+    pool_variable: str = ""
     products_compute_operands: bool = False
     tile: tuple[int, int] | None = None
     element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)

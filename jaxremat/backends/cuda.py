@@ -31,5 +31,6 @@ CUDA = Backend(
     barrier_parts=16,
     smallest_modelled_bytes=32 * 2**20,
     element_work=_ELEMENT_WORK,
-    pool_fraction=0.75,  # XLA_PYTHON_CLIENT_MEM_FRACTION when it is not set: JAX's page on GPU memory allocation
+    pool_fraction=0.75,  # JAX's page on GPU memory allocation
+    pool_variable="XLA_PYTHON_CLIENT_MEM_FRACTION",
 )

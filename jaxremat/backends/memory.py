@@ -8,16 +8,16 @@ import jax
 
 from jaxremat.backends.devices import Device, resolve_target
 
-MARGIN = 0.02
-"""Part of the pool that is left to fragmentation and the runtime's own buffers."""
-_DEFAULT_FRACTION = 0.75  # XLA_PYTHON_CLIENT_MEM_FRACTION, JAX's documentation on GPU memory allocation
+MARGIN = 0.05
+"""Part of the pool that is left to fragmentation and the runtime's own buffers, as XLA's scheduler for GPUs leaves it:
+`xla_gpu_memory_limit_slop_factor` is 95 by default."""
 
 
 def usable_bytes(device: Device) -> int:
     """Bytes that the device's allocator gives, less the margin.
 
-    A device of this machine is asked (`memory_stats()["bytes_limit"]`); for one that is absent it is the part of its
-    memory that JAX takes by default; on the CPU it is the machine's memory.
+    A device of this machine is asked (`memory_stats()["bytes_limit"]`); of an absent one it is the pool that
+    its runtime takes by default, or as the environment says; on the CPU it is the machine's memory.
     """
     return int((1 - MARGIN) * _pool_bytes(device))
 
@@ -28,5 +28,5 @@ def _pool_bytes(device: Device) -> int:
     here = jax.devices()[0]
     if resolve_target(None).name == device.name and (stats := here.memory_stats()):
         return int(stats["bytes_limit"])
-    fraction = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", _DEFAULT_FRACTION))
-    return int(fraction * device.memory_bytes)
+    fraction = os.environ.get(device.backend.pool_variable)
+    return device.pool_bytes if fraction is None else int(float(fraction) * device.memory_bytes)

@@ -31,7 +31,6 @@ from jaxremat.trace.origins import trace_equations
 _PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 _PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])
 _REFINEMENTS = 5
-_FORBIDDEN = 1e3
 _READ_AT_ONCE = 0.15
 
 
@@ -49,6 +48,7 @@ class PiecePlanner:
 
     def __init__(self, primal: Primal, device: Device, emit: str, outer: bool):
         self.primal = primal
+        self.as_written: FlatFunction = primal.as_written
         self.device = device
         self.emit = emit
         self.outer = outer
@@ -61,11 +61,6 @@ class PiecePlanner:
     def plain(self) -> CheckpointOutcome:
         """The program without recomputation."""
         return self.candidates.plain
-
-    @property
-    def as_written(self) -> FlatFunction:
-        """The program with the author's own checkpoints."""
-        return self.primal.as_written
 
     @property
     def more_capable(self) -> Planner:
@@ -135,8 +130,10 @@ class PiecePlanner:
         free = self.nameable if self.outer else self.nameable | (last_piece & self.structure.is_forward_value)
         most = graph.costs.sum()
         per_byte = self._mean_price * min(price_factor, 1e6) * early_surcharge(graph)
-        keep_price = np.where(free, np.minimum(per_byte * graph.value_bytes, most), _FORBIDDEN * most)
-        keep_price = np.where(last_piece & free, (_READ_AT_ONCE if self.outer else 0.0) * keep_price, keep_price)
+        keep_price = np.minimum(per_byte * graph.value_bytes, most)
+        keep_price = np.where(last_piece, (_READ_AT_ONCE if self.outer else 0.0) * keep_price, keep_price)
+        more_than_any_cut = most + keep_price[free].sum()
+        keep_price = np.where(free, keep_price, more_than_any_cut)
         run_price = np.where(graph.pinned, np.inf, graph.costs)
         kept, _ = cheapest_cut(graph, keep_price, run_price, self.structure.needed, self._crossing(pieces))
         return kept

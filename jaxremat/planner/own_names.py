@@ -34,6 +34,7 @@ class OwnNamesPlanner:
     def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]):
         assert primal.raw is not None  # that is where the names were found
         self.primal = primal
+        self.as_written: FlatFunction = lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)  # without checkpoints
         self.origins = trace_regions(primal, primal.raw)
         self.candidates = CheckpointCandidates(primal, device, self.origins)
         self.names = names
@@ -42,11 +43,6 @@ class OwnNamesPlanner:
     def plain(self) -> CheckpointOutcome:
         """The program without recomputation."""
         return self.candidates.plain
-
-    @property
-    def as_written(self) -> FlatFunction:
-        """The program without the author's checkpoints."""
-        return lambda *inputs: jaxprs.evaluate(self.primal.jaxpr, inputs)
 
     @property
     def more_capable(self) -> Planner:

@@ -85,6 +85,7 @@ class SchedulePlanner:
 
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS):
         self.primal = primal
+        self.as_written: FlatFunction = primal.as_written
         self.device = device
         self.storages = storages
         self._searches: dict[tuple[LoopDecision, ...], tuple[Problem, Search]] = {}
@@ -95,11 +96,6 @@ class SchedulePlanner:
         """The program as it stands."""
         problem, search = self._posed(())
         return self._outcome(problem, search.plain)
-
-    @property
-    def as_written(self) -> FlatFunction:
-        """The program with the author's own checkpoints."""
-        return self.primal.as_written
 
     def fit(self, replayed_bytes: int) -> ScheduleOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""

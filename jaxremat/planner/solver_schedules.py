@@ -57,6 +57,7 @@ class SolverPlanner:
         self.solver = solver
         self.seed = seed
         self.own = SchedulePlanner(primal, device)
+        self.as_written: FlatFunction = primal.as_written
         self._fits: dict[int, ScheduleOutcome] = {}
         self._outcomes: dict[bytes, ScheduleOutcome] = {}
         self._require_size(self.plain.problem.graph)
@@ -65,11 +66,6 @@ class SolverPlanner:
     def plain(self) -> ScheduleOutcome:
         """The program as it stands."""
         return self.own.plain
-
-    @property
-    def as_written(self) -> FlatFunction:
-        """The program with the author's own checkpoints."""
-        return self.own.as_written
 
     def fit(self, replayed_bytes: int) -> ScheduleOutcome:
         """The solver's outcome for a replayed peak, or the one with the smallest peak that it reached."""

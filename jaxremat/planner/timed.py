@@ -81,6 +81,7 @@ class TimedPlanner:
 
     def __init__(self, primal: Primal, device: Device):
         self.primal = primal
+        self.as_written: FlatFunction = primal.as_written
         self.device = device
         self._made: dict[bytes, TimedOutcome] = {}
 
@@ -88,11 +89,6 @@ class TimedPlanner:
     def plain(self) -> TimedOutcome:
         """The program as it stands."""
         return self._predicted(in_order(self._problem.graph))
-
-    @property
-    def as_written(self) -> FlatFunction:
-        """The program with the author's own checkpoints."""
-        return self.primal.as_written
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""

@@ -66,6 +66,7 @@ class TransferPlanner:
         self.device = device
         self.host_budget_bytes = host_budget_bytes
         self.own = SchedulePlanner(primal, device)
+        self.as_written: FlatFunction = primal.as_written
         self._with_host: dict[float, SchedulePlanner] = {}
         self._told: dict[int, tuple[ScheduleOutcome, ScheduleOutcome]] = {}
 
@@ -73,11 +74,6 @@ class TransferPlanner:
     def plain(self) -> ScheduleOutcome:
         """The program as it stands."""
         return self.own.plain
-
-    @property
-    def as_written(self) -> FlatFunction:
-        """The program with the author's own checkpoints."""
-        return self.own.as_written
 
     def fit(self, replayed_bytes: int) -> ScheduleOutcome:
         """The cheapest outcome within a replayed peak, transfers counted, or the one with the smallest peak."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxremat.backends.devices import DEVICES, resolve_target
+from jaxremat.backends.memory import MARGIN, usable_bytes
 from jaxremat.base.errors import ArgumentError, JaxrematError
 
 NAMES = ("cpu", "h200", "h100", "gh200", "a100", "b200", "l4", "tpu-v5e", "tpu-v5p", "tpu-v6e")
@@ -65,3 +66,17 @@ def test_every_device_but_a_cpu_has_a_host_and_a_pool():
         assert device.host_bytes_per_second < device.bandwidth_bytes_per_second
         assert 0.7 * device.memory_bytes < device.pool_bytes < device.memory_bytes
     assert DEVICES["gh200"].host_bytes_per_second > 5 * DEVICES["h200"].host_bytes_per_second, "NVLink to the host"
+
+
+def test_an_absent_device_gives_its_pool_less_a_margin(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    for device in (DEVICES["h200"], DEVICES["tpu-v5e"]):
+        assert usable_bytes(device) == int((1 - MARGIN) * device.pool_bytes)
+
+
+def test_the_environment_sets_the_pool_of_a_gpu_and_of_nothing_else(monkeypatch):
+    gpu, tpu = DEVICES["h200"], DEVICES["tpu-v5e"]
+    before = usable_bytes(tpu)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert usable_bytes(gpu) == int((1 - MARGIN) * int(0.9 * gpu.memory_bytes))
+    assert usable_bytes(tpu) == before
