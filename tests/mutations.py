@@ -3,20 +3,34 @@
     python tests/mutations.py              # all of them; prints which test file caught which, fails if one survives
     python tests/mutations.py cost         # those whose file or line contains a word
 
-Works on a copy of the package, so the checkout stays as it is. Collected by no test run: it takes minutes.
+Works on copies of the package, one process per core, so the checkout stays as it is. CI runs it beside the tests.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-MUTATIONS = {
+PACKAGE = ROOT / "jaxremat"
+
+
+class Mutation(NamedTuple):
+    """A line of a file of the package, the same line broken, and the test file that must fail then."""
+
+    tests: str
+    file: str
+    line: str
+    broken: str
+
+
+_BROKEN_BY_TESTS = {
     "tests/cost/test_cpu_rules.py": (
         ("cost/loop_fusion.py", '_LIBRARY_STARTERS = ("dot", "conv", "reduce")', '_LIBRARY_STARTERS = ("dot", "conv")'),
         ("cost/loop_fusion.py", '_LIBRARY_ALONE = ("dot", "conv")', "_LIBRARY_ALONE = ()"),
@@ -45,37 +59,35 @@ MUTATIONS = {
     "tests/cost/test_memory.py": (("cost/memory.py", " * waste[~np.eye(len(shape), dtype=bool)].min()", ""),),
     "tests/planner/test_problem.py": (("cost/sharding.py", "seconds + seconds.sum()", "seconds"),),
 }
-"""By the test file that must fail: (file of the package, a line as it is, the same line broken)."""
+MUTATIONS = [Mutation(tests, *broken) for tests, each in _BROKEN_BY_TESTS.items() for broken in each]
 
 
-def survives(file: str, line: str, broken: str, tests: str) -> bool:
-    """Whether the tests pass with a line broken."""
+def survives(mutation: Mutation) -> bool:
+    """Whether the tests that own a line pass with it broken; nothing but a failed test counts as caught."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        shutil.copytree(ROOT / "jaxremat", copy / "jaxremat", ignore=shutil.ignore_patterns("__pycache__"))
-        path = copy / "jaxremat" / file
-        text = path.read_text()
-        if line not in text:
-            raise SystemExit(f"{file} has no line {line!r} any more: say here what stands in its place")
-        path.write_text(text.replace(line, broken, 1))
+        shutil.copytree(PACKAGE, f"{folder}/jaxremat", ignore=shutil.ignore_patterns("__pycache__"))
+        path = Path(folder, "jaxremat", mutation.file)
+        path.write_text(path.read_text().replace(mutation.line, mutation.broken, 1))
         search = os.pathsep.join([folder, str(ROOT / "tests" / "helpers")])
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", str(ROOT / tests)]
-        done = subprocess.run(
-            command, cwd=folder, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", ROOT / mutation.tests]
+        environment = {**os.environ, "PYTHONPATH": search}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode != 1
 
 
 def main() -> None:
     words = sys.argv[1:]
-    every = [(*mutation, tests) for tests, mutations in MUTATIONS.items() for mutation in mutations]
-    chosen = [m for m in every if not words or any(word in f"{m[0]} {m[1]}" for word in words)]
-    lived = []
-    for file, line, broken, tests in chosen:
-        alive = survives(file, line, broken, tests)
-        lived += [line] if alive else []
-        print("SURVIVES" if alive else "caught  ", file, repr(broken or line), "by", tests, flush=True)
-    sys.exit(f"{len(lived)} of {len(chosen)} survive" if lived else 0)
+    chosen = [m for m in MUTATIONS if not words or any(word in f"{m.file} {m.line}" for word in words)]
+    for mutation in chosen:
+        if mutation.line not in (PACKAGE / mutation.file).read_text():
+            sys.exit(f"{mutation.file} has no line {mutation.line!r} any more: say here what stands in its place")
+    lived = 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutation, alive in zip(chosen, pool.map(survives, chosen)):
+            lived += alive
+            told = repr(mutation.broken or mutation.line)
+            print("SURVIVES" if alive else "caught  ", mutation.file, told, "by", mutation.tests, flush=True)
+    sys.exit(f"{lived} of {len(chosen)} survive" if lived else 0)
 
 
 if __name__ == "__main__":
