@@ -1,4 +1,4 @@
-"""Plans that several tests look at; each is made once."""
+"""What holds for every test, and plans that several tests look at; each is made once."""
 
 import jax
 import pytest
@@ -6,6 +6,34 @@ import show_programs
 
 import jaxremat
 from jaxremat.planning.memory import PLANS
+
+ROOMS_OF_USERS = (
+    "adapters",
+    "aot",
+    "attention",
+    "chunk",
+    "compact",
+    "compiled",
+    "emit",
+    "loops",
+    "planning",
+    "step",
+    "trace",
+)
+"""Rooms whose tests run programs as people write them: with ranks and dtypes promoted."""
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion(request):
+    """Nothing is promoted in silence, but where programs are users' own; `test_strict` holds the library to that."""
+    if request.path.parent.name in ROOMS_OF_USERS:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

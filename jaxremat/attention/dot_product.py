@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxremat.backends.devices import resolve_target
+from jaxremat.base.dtypes import promoted
 from jaxremat.base.errors import ArgumentError
 from jaxremat.chunk.tiling.softmax import Scores, softmax_mean
 from jaxremat.chunk.tiling.tiles import Span, Tiling, Window, attention_tiling
@@ -98,7 +99,7 @@ def dot_product_attention(
     if inputs.may_have_empty_rows or local_window_size is not None:
         out, lse = _fill_empty_rows(out, lse, inputs.value)
     if inputs.query_lengths is not None:
-        rows = jnp.arange(out.shape[3]) < inputs.query_lengths[:, None, None, None]
+        rows = jnp.arange(out.shape[3], dtype=jnp.int32)[None, None, None] < inputs.query_lengths[:, None, None, None]
         out = jnp.where(rows[..., None], out, 0)
     shape = jnp.shape(query)
     out = jnp.moveaxis(out, 3, 1).reshape(shape)
@@ -188,11 +189,12 @@ class _ScoreTile:
             key,
             (((3,), (3,)), ((0, 1), (0, 1))),
             precision=_PRECISION.get(query.dtype),
-            preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+            preferred_element_type=promoted(query.dtype, jnp.float32),
         )
         scores = scores.reshape(*query.shape[:4], -1) * np.asarray(self.scale, scores.dtype)
         if "bias" in named:
-            scores = (scores + named["bias"]).astype(scores.dtype)
+            wide = promoted(scores.dtype, named["bias"].dtype)
+            scores = (scores.astype(wide) + named["bias"].astype(wide)).astype(scores.dtype)
         for mask in self._masks(named, reads):
             scores = jnp.where(mask, scores, -jnp.inf)
         return scores
@@ -200,8 +202,8 @@ class _ScoreTile:
     def _masks(self, named, reads):
         if "mask" in named:
             yield named["mask"]
-        query = self.tiling.positions(reads, 3)[:, None]
-        key = self.tiling.positions(reads, 4)
+        query = self.tiling.positions(reads, 3)[None, None, None, :, None]
+        key = self.tiling.positions(reads, 4)[None, None, None, None]
         left, right = self.tiling.band
         if right is not None:
             yield key - query <= right
@@ -252,4 +254,4 @@ def _per_batch(name: str, x, batch: int):
     x = jnp.asarray(x)
     if x.shape != (batch,) or not jnp.issubdtype(x.dtype, jnp.integer):
         raise ArgumentError(f"{name} must be an integer array of shape ({batch},), got {x.dtype} {x.shape}")
-    return x
+    return x.astype(jnp.int32)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
+from jaxremat.base.dtypes import promoted
 from jaxremat.chunk.rewriting.finding import Finding, producers_of, readers_of
 from jaxremat.chunk.tiling.softmax import Scores, softmax_mean
 from jaxremat.chunk.tiling.subgraph import TiledSubgraph, operand_windows, tiled_subgraph
@@ -233,7 +234,7 @@ def _emit(mix: Eqn, side: int, order: list[int], tile: _SubgraphTile, values: li
     rank = len(batch[other])
     depth_shape = value.shape[rank + 1 :]
     value = value.reshape(*value.shape[: rank + 1], math.prod(depth_shape))
-    value = value.astype(jnp.promote_types(value.dtype, shape_of(mix.invars[side]).dtype))
+    value = value.astype(promoted(value.dtype, shape_of(mix.invars[side]).dtype))
     scores = Scores(
         tile=tile,
         tiling=tile.tiling,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.backends.devices import resolve_target
+from jaxremat.base.dtypes import promoted
 from jaxremat.base.errors import ArgumentError
 from jaxremat.chunk.tiling.softmax import Scores, log_sum_exp
 from jaxremat.chunk.tiling.tiles import Span, attention_tiling
@@ -49,7 +50,7 @@ def softmax_cross_entropy(
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ArgumentError(f"labels must be integers, not {labels.dtype}")
-    wide = jnp.promote_types(jnp.promote_types(hidden.dtype, embedding.dtype), jnp.float32)
+    wide = promoted(hidden.dtype, embedding.dtype, jnp.float32)
     tokens = hidden.reshape(-1, width)
     flat_labels = labels.reshape(-1)
     operands = [tokens, embedding] + ([] if bias is None else [bias])
@@ -61,7 +62,7 @@ def softmax_cross_entropy(
     )
     chosen = jnp.sum(tokens.astype(wide) * embedding[:, flat_labels].T.astype(wide), -1)
     if bias is not None:
-        chosen += bias[flat_labels]
+        chosen += bias[flat_labels].astype(wide)
     return (log_sum_exp(scores, operands) - chosen).reshape(labels.shape)
 
 
@@ -72,4 +73,4 @@ class _LogitTile:
     def __call__(self, blocks, reads) -> jax.Array:
         tokens, embedding, *bias = blocks
         logits = lax.dot(tokens, embedding, preferred_element_type=self.dtype)
-        return logits + bias[0].astype(self.dtype) if bias else logits
+        return logits + bias[0].astype(self.dtype)[None] if bias else logits

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxremat.base.dtypes import promoted
+
 
 def projection(key: jax.Array, n: int, r: int, dtype=jnp.float32) -> jax.Array:
     """A random projection whose outer product with itself is the identity in expectation.
@@ -110,6 +112,6 @@ def expand(in_axes: tuple[int, ...], shape: tuple[int, ...], matrix: jax.Array, 
       An array of `shape`, accumulated in the wider of the two dtypes.
     """
     sizes = [shape[a] for a in in_axes]
-    wide = jnp.promote_types(matrix.dtype, variable.dtype)
+    wide = promoted(matrix.dtype, variable.dtype)
     rows = lax.dot_general(matrix.astype(wide), variable.astype(wide), (((1,), (variable.ndim - 1,)), ((), ())))
     return jnp.moveaxis(rows.reshape(*sizes, *variable.shape[:-1]), range(len(sizes)), in_axes)

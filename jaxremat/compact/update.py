@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxremat.base.dtypes import promoted
 from jaxremat.compact.projection import projection
 from jaxremat.compact.selection import Compression
 from jaxremat.compact.weight_tracer import Uses, group_key
@@ -47,7 +48,7 @@ class Projections:
 def moved_weight(weight, variable, compression: Compression, projections: Projections, *, scale, rate) -> jax.Array:
     """(1 + rate) W + scale * P U for a full weight W and the update U of its compressed variable."""
     view = projections.view(compression)
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    wide = promoted(weight.dtype, jnp.float32)
     matrices, variables = view.full(weight), view.small(variable)
 
     def move(i, w, u):

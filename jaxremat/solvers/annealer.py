@@ -124,13 +124,14 @@ def _start(tables: GraphTables, node_at: jax.Array, seed: jax.Array, copies: int
 def _step(tables: GraphTables, rules: Rules, moves: jax.Array, index: jax.Array, state: _State) -> _State:
     rng, (kind, luck) = _draws(state.rng, 2)
     rng, move = _proposal(tables, rules, state, rng, kind)
-    temperature = rules.hot * (rules.cold / rules.hot) ** (index.astype(jnp.float32) / moves)
+    temperature = rules.hot * (rules.cold / rules.hot) ** (index.astype(jnp.float32) / moves.astype(jnp.float32))
     limit = -temperature * jnp.log(_fraction(luck) + 2.0 ** -(_FRACTION_BITS + 1))
     slots = state.node_at.shape[0]
     gain_q = jnp.where(move.source == slots, tables.cost_q[move.node], 0)
     loss_q = jnp.where(move.target == slots, tables.cost_q[move.node], 0)
     cost_q = state.cost_q + gain_q - loss_q
-    rise = rules.cost_weight * (cost_q - state.cost_q).astype(jnp.float32) / jnp.maximum(state.cost_q, 1)
+    before = jnp.maximum(state.cost_q, 1).astype(jnp.float32)
+    rise = rules.cost_weight * (cost_q - state.cost_q).astype(jnp.float32) / before
     hopeless = (state.peak_q <= rules.budget_q) & (rise > limit)
     attempt = functools.partial(_attempt, tables, rules, move, cost_q, limit - rise)
     return lax.cond(move.is_valid & ~hopeless, attempt, lambda s: s, state._replace(rng=rng))
@@ -163,6 +164,7 @@ def _taken(state: _State, rules: Rules, move: _Move) -> _State:
     slots, nothing = state.node_at.shape[0], state.runs.shape[0]
     adds, removes = move.source == slots, move.target == slots
     row, count = state.runs[move.node], state.num_runs[move.node]
+    new_count = count + adds.astype(jnp.int32) - removes.astype(jnp.int32)
     lanes = jnp.arange(row.size)
     last_run = row[jnp.maximum(count - 1, 0)]
     moved = jnp.where(row == move.source, jnp.where(removes, last_run, move.target), row)
@@ -172,7 +174,7 @@ def _taken(state: _State, rules: Rules, move: _Move) -> _State:
     state = state._replace(
         node_at=node_at,
         runs=state.runs.at[move.node].set(row),
-        num_runs=state.num_runs.at[move.node].set(count + adds - removes),
+        num_runs=state.num_runs.at[move.node].set(new_count),
     )
     best = state.best
     cheaper = (state.cost_q < best.best_cost_q) | (
@@ -273,7 +275,7 @@ def _lifetime_changes(tables, runs, node, slot, hidden, sign, slots, count, rang
 
     def append(carry, first, last, quanta):
         count, ranges = carry
-        return count + (quanta != 0), ranges.at[count].set(jnp.stack([first, last, sign * quanta]))
+        return count + (quanta != 0).astype(jnp.int32), ranges.at[count].set(jnp.stack([first, last, sign * quanta]))
 
     def read(index, carry):
         value = tables.inputs[index]

@@ -51,7 +51,7 @@ RULES = {
         lambda x, k: jnp.maximum(conv(x, k), 0.0), (S(2, 8, 8, 32), S(3, 3, 32, 32)), [16384] * 2,
     ),
     "a reduction takes a chain that only it reads": (lambda x: jnp.sum(jnp.exp(x) * 2.0, 0), (X,), []),
-    "a reduction takes what is spread along rows": (lambda x, b: jnp.sum(jnp.tanh(x) * b, 0), (X, ROW), []),
+    "a reduction takes what is spread along rows": (lambda x, b: jnp.sum(jnp.tanh(x) * b[None], 0), (X, ROW), []),
     "a reduction takes a product": (lambda x, w: jnp.sum(x @ w, 0), (X, W), []),
     "a reduction takes a convolution": (
         lambda x, k: jnp.sum(conv(x, k), (0, 1, 2)), (S(2, 16, 16, 32), S(3, 3, 32, 32)), [],

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxremat.base.dtypes import promoted
 from jaxremat.chunk.tiling.tile_scan import linear_tile_scan
 from jaxremat.chunk.tiling.tiles import Span, Tiling, Window
 
@@ -61,7 +62,7 @@ class Scores:
         tiling, last = self.tiling, len(self.tiling.lengths) - 1
         reads = tiling.reads(place)
         scores = self.tile(blocks, reads)
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        scores = scores.astype(promoted(scores.dtype, jnp.float32))
         if tiling.overlaps(last):
             scores = jnp.where(tiling.positions(reads, last) >= place[last], scores, -jnp.inf)
         return scores
@@ -70,7 +71,7 @@ class Scores:
         """[*batch, *rows, keys] times [*batch, keys, depth], summed over keys in float32 or better."""
         batch = tuple(range(self.batch_rank))
         dims = (((self.batch_rank + 1,), (self.batch_rank,)), (batch, batch))
-        wide = jnp.promote_types(value.dtype, jnp.float32)
+        wide = promoted(value.dtype, jnp.float32)
         rows = weights.shape[self.batch_rank : -1]
         weights = weights.astype(value.dtype).reshape(*value.shape[:-2], -1, weights.shape[-1])
         mixed = lax.dot_general(weights, value, dims, precision=self.precision, preferred_element_type=wide)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxremat.base.dtypes import promoted
 from jaxremat.chunk.tiling.tile_scan import linear_tile_scan
 from jaxremat.chunk.tiling.tiles import Tiling, Window
 
@@ -156,4 +157,4 @@ def _together(tiling: Tiling, blocks: jax.Array, window: Window, axis: int) -> j
 
 
 def _widened(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return x.astype(promoted(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.base import compat
+from jaxremat.base.dtypes import promoted
 from jaxremat.chunk.tiling.blocks import add_block, read_block
 from jaxremat.chunk.tiling.tiles import Tiling, Window
 
@@ -50,7 +51,7 @@ def linear_tile_scan(
         ]
         return ([carried for carried, _ in pairs], sums), None
 
-    travelling = [t.astype(jnp.promote_types(t.dtype, jnp.float32)) for t in tangents]
+    travelling = [t.astype(promoted(t.dtype, jnp.float32)) for t in tangents]
     empty = [jnp.zeros(r.shape, r.dtype) for r in results]
     (_, sums), _ = lax.scan(step, (travelling, empty), tiling.places())
     return sums

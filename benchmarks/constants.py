@@ -1,0 +1,199 @@
+"""What the searches' constants are worth: what is found, and how long that takes, at other values of each.
+
+    python benchmarks/constants.py              # all of them: half an hour on two cores
+    python benchmarks/constants.py _PLACES      # those whose name contains a word
+
+One line per value, the one in use marked. `least`: the smallest replayed peak, as a share of the program as it stands.
+`extra`: extra time by the cost model within budgets of 80 to 50 % of it. `missed`: of those budgets, how many were not
+met. Each is the mean, or the sum, over a few programs as traced for a CPU; `seconds` is the time that all took.
+The last results are in `results/constants.md`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxremat.backends.devices import resolve_target
+from jaxremat.planner.choose import planner_for
+from jaxremat.solvers.registry import solver_named
+from jaxremat.step.planner import ProgramPlanner
+from jaxremat.step.program import trace_step
+from jaxremat.trace.joint import read_primal
+
+SHARES = (0.8, 0.7, 0.6, 0.5)
+CPU = resolve_target("cpu")
+
+
+def shape(*dims: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+def gated(layers, x):
+    for up, gate, down in layers:
+        h = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+        x = x + (jax.nn.silu(h @ gate) * (h @ up)) @ down
+    return jnp.mean(x * x)
+
+
+def scanned(layers, x):
+    return jnp.mean(jax.lax.scan(lambda x, layer: (attended(layer, x), None), x, layers)[0] ** 2)
+
+
+def attended(layer, x):
+    query, key, value, up, down = layer
+    weights = jax.nn.softmax((x @ query) @ (x @ key).mT / 8.0)
+    x = x + weights @ (x @ value)
+    return x + jax.nn.gelu(x @ up) @ down
+
+
+def with_skips(kernels, x):
+    """Down and up again, each level read by its like on the way up."""
+    conv = lambda x, k: jax.nn.relu(
+        jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    )
+    levels = []
+    for k in kernels[: len(kernels) // 2]:
+        x = conv(x, k)
+        levels.append(x)
+        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    for k, level in zip(kernels[len(kernels) // 2 :], reversed(levels)):
+        x = conv(jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), k) + level
+    return jnp.mean(x * x)
+
+
+GATED = [(shape(256, 512), shape(256, 512), shape(512, 256))] * 8, shape(4096, 256)
+STACKED = tuple(shape(12, *dims) for dims in [(64, 64)] * 3 + [(64, 256), (256, 64)]), shape(16, 512, 64)
+KERNELS = [shape(3, 3, 32, 32)] * 6, shape(8, 64, 64, 32)
+GRADIENTS = ((gated, GATED), (scanned, STACKED), (with_skips, KERNELS))
+
+
+def trained(loss: Callable) -> Callable:
+    """A step of Adam."""
+    optimizer = optax.adam(1e-3)
+
+    def step(params, state, *data):
+        value, grads = jax.value_and_grad(loss)(params, *data)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    return step
+
+
+def penalised(params, x):
+    """The squared gradient by the data beside the loss: a gradient inside one."""
+    return gated(params, x) + jnp.mean(jax.grad(gated, 1)(params, x) ** 2)
+
+
+class Score(NamedTuple):
+    least: float
+    extra: float
+    missed: int
+
+
+def score(planner: Any) -> Score:
+    """What a fresh planner finds."""
+    plain = planner.plain
+    found = [planner.fit(int(share * plain.replayed_bytes)) for share in SHARES]
+    met = [o for o, share in zip(found, SHARES) if o.replayed_bytes <= share * plain.replayed_bytes]
+    smallest = planner.smallest if hasattr(planner, "smallest") else planner.least()[0]
+    extra = float(np.mean([o.cost / plain.cost - 1 for o in met])) if met else float("nan")
+    return Score(smallest.replayed_bytes / plain.replayed_bytes, extra, len(SHARES) - len(met))
+
+
+def gradients(emit: str = "schedule") -> list[Score]:
+    auto = solver_named("auto")
+    return [score(planner_for(read_primal(f, args, 0, False), CPU, auto, emit, 0)) for f, args in GRADIENTS]
+
+
+@functools.cache
+def step_programs() -> tuple:
+    """The steps, flat."""
+    steps = []
+    for loss, args in (*GRADIENTS[::2], (penalised, ([GATED[0][0]] * 3, GATED[1]))):
+        state = jax.eval_shape(optax.adam(1e-3).init, args[0])
+        leaves, tree = jax.tree.flatten((args[0], state, *args[1:]))
+        flat = lambda *leaves, loss=loss, tree=tree: trained(loss)(*jax.tree.unflatten(tree, leaves))
+        number = len(leaves)
+        steps.append(trace_step(flat, leaves, [""] * number, [False] * number, [None] * number).jaxpr)
+    return tuple(steps)
+
+
+def steps() -> list[Score]:
+    return [score(ProgramPlanner(jaxpr, CPU)) for jaxpr in step_programs()]
+
+
+named = functools.partial(gradients, "names")
+Sweep = tuple[Callable[[], list[Score]], Sequence[Any]]
+SWEEPS: dict[str, Sweep] = {
+    "step.mountains._PLACES": (steps, (2, 4, 8, 12, 24, 48)),
+    "step.mountains._AS_MUCH": (steps, (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)),
+    "step.scheduling._MOST_ROUNDS": (steps, (1, 2, 3, 4)),
+    "step.scheduling._GAIN": (steps, (0.005, 0.02, 0.1)),
+    "step.planner._REFINEMENTS": (steps, (2, 4, 6, 8)),
+    "planner.schedules._REFINEMENTS": (gradients, (2, 5, 10, 15)),
+    "planner.schedules._STRIDE": (gradients, (1, 2, 4, 8)),
+    "planner.schedules._APART": (gradients, (1.0, 1.005, 1.02, 1.1)),
+    "planner.checkpoints._READ_AT_ONCE": (named, (0.0, 0.05, 0.15, 0.5, 1.0)),
+    "planner.checkpoints._REFINEMENTS": (named, (0, 2, 5, 8)),
+    "planner.checkpoints._PIECES": (named, ((2, 4, 8, 16), (2, 3, 4, 6, 8, 12, 16, 24, 32), tuple(range(2, 33)))),
+    "loops.options._EARLY_SURCHARGE": (gradients, (0.0, 0.02, 0.05, 0.2)),
+    "loops.options._LITTLE": (gradients, (0.0, 0.01, 0.05)),
+    "loops.options._MOST_OPTIONS": (gradients, (8, 24, 48, 96)),
+    "loops.decide._MOST_PIECES": (gradients, (1, 2, 3, 4)),
+    "loops.decide._DEEPEST": (gradients, (1, 2, 4, 6)),
+    "solvers.mincut.structure._EARLY_SURCHARGE": (gradients, (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)),
+    "solvers.mincut.structure._CHEAP_FRACTION": (gradients, (0.0, 5e-4, 2e-3, 1e-2)),
+    "solvers.mincut.search._LITTLE": (gradients, (0.0, 0.03, 0.1, 1.0)),
+    "solvers.mincut.boundary._REFINEMENTS": (gradients, (2, 4, 6, 10)),
+    "solvers.mincut.peaks._REFINEMENTS": (gradients, (2, 4, 6, 10)),
+    "solvers.mincut.peaks._PATIENCE": (gradients, (1, 2, 4, 8)),
+    "solvers.mincut.peaks._GAIN": (gradients, (0.002, 0.01, 0.05)),
+    "solvers.mincut.peaks._COST_GAIN": (gradients, (0.0, 0.002, 0.02)),
+    "solvers.mincut.peaks._MOST_ROUNDS": (gradients, (8, 32, 128)),
+    "solvers.mincut.peaks._MOST_WORK": (gradients, (200_000, 2_000_000, 8_000_000)),
+    "solvers.mincut.layout._NORM": (gradients, (8, 64, 512)),
+    "solvers.mincut.barriers._PARTS": (gradients, (16, 64, 256)),
+}
+"""By constant: what is scored, and at which values."""
+
+
+def swept(name: str, value: Any, scored: Callable[[], list[Score]]) -> tuple[list[Score], float]:
+    """(scores, seconds) with a constant at a value."""
+    module, attribute = name.rsplit(".", 1)
+    owner = importlib.import_module(f"jaxremat.{module}")
+    before = getattr(owner, attribute)
+    setattr(owner, attribute, value)
+    start = time.process_time()
+    try:
+        return scored(), time.process_time() - start
+    finally:
+        setattr(owner, attribute, before)
+
+
+def main() -> None:
+    print("| constant | value | least | extra | missed | seconds |\n|---|---|---|---|---|---|")
+    for name, (scored, values) in SWEEPS.items():
+        if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
+            continue
+        module, attribute = name.rsplit(".", 1)
+        used = getattr(importlib.import_module(f"jaxremat.{module}"), attribute)
+        for value in values:
+            scores, seconds = swept(name, value, scored)
+            least, extra = (float(np.nanmean([getattr(s, field) for s in scores])) for field in ("least", "extra"))
+            told = f"**{value}**" if value == used else f"{value}"
+            missed = sum(s.missed for s in scores)
+            print(f"| `{name}` | {told} | {least:.3f} | {extra:.2%} | {missed} | {seconds:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
