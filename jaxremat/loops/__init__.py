@@ -1,1 +1,1 @@
-"""Scans and branches, read top to bottom: find, body, options, decide, emit."""
+"""Scans, branches and shard_maps, read top to bottom: find, body, options, decide, pieces, emit."""

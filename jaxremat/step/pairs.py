@@ -21,8 +21,8 @@ from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.loops.body import Body, Iteration, Loop, scripted
 from jaxremat.loops.decide import at_price
 from jaxremat.loops.decision import LoopDecision, Piece
-from jaxremat.loops.emit import Sums, Way, empty_results
 from jaxremat.loops.options import IterationHull, iteration_hull
+from jaxremat.loops.pieces import Sums, Way, empty_results
 from jaxremat.loops.stack import arrays_of, stacks
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
