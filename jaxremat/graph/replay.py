@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxremat.base.errors import GraphError
 from jaxremat.graph.graph import Chain, Graph
-from jaxremat.graph.option_chain import OptionChain
 
 OPERATION_KINDS = ("forward_all", "forward_checkpoint", "forward_none", "backward")
 
@@ -134,7 +133,7 @@ def _occurrences(row_start: np.ndarray, entries: np.ndarray, steps: np.ndarray) 
     return entries[row_start[steps[step]] + within].astype(np.int64), step
 
 
-def replay_operations(chain: Chain | OptionChain, operations: Sequence[tuple]) -> tuple[int, float]:
+def replay_operations(chain: Chain, operations: Sequence[tuple[str, int]]) -> tuple[int, float]:
     """Runs Rotor operations on a chain on paper, exactly.
 
     The input of stage 1 is held throughout and the gradient of the last output from the start. An output is dropped
@@ -143,8 +142,7 @@ def replay_operations(chain: Chain | OptionChain, operations: Sequence[tuple]) -
 
     Args:
       chain: the chain.
-      operations: pairs (kind, stage), or triples (kind, stage, option) where stages have several options; stages
-        1..L, kind one of forward_all, forward_checkpoint, forward_none, backward.
+      operations: pairs (kind, stage); stages 1..L, kind one of forward_all, forward_checkpoint, forward_none, backward.
 
     Returns:
       (peak_bytes, seconds).
@@ -152,15 +150,13 @@ def replay_operations(chain: Chain | OptionChain, operations: Sequence[tuple]) -
     Raises:
       GraphError: if an operation is unknown, lacks what it reads, or the gradient of the input is never reached.
     """
-    stages = chain if isinstance(chain, OptionChain) else OptionChain.from_chain(chain)
-    length = stages.num_stages
-    gradient = [stages.input_gradient_bytes, *stages.gradient_bytes]
-    live = {("output", 0): stages.input_bytes, ("gradient", length): gradient[length]}
+    length = chain.num_stages
+    live = {("output", 0): chain.input_bytes, ("gradient", length): int(chain.gradient_bytes[-1])}
     held = peak = sum(live.values())
     seconds = 0.0
-    for kind, stage, *chosen in operations:
+    for kind, stage in operations:
         _require_operation(kind, stage, live, length)
-        made, made_bytes, overhead_bytes, run_seconds = _effect(stages, kind, stage, *chosen)
+        made, made_bytes, overhead_bytes, run_seconds = _effect(chain, kind, stage)
         held += made_bytes - live.get(made, 0)
         peak = max(peak, held + overhead_bytes)
         live[made] = made_bytes
@@ -174,16 +170,17 @@ def replay_operations(chain: Chain | OptionChain, operations: Sequence[tuple]) -
     return int(peak), seconds
 
 
-def _effect(stages: OptionChain, kind: str, stage: int, chosen: int = 0) -> tuple[tuple[str, int], int, int, float]:
+def _effect(chain: Chain, kind: str, stage: int) -> tuple[tuple[str, int], int, int, float]:
     """(what an operation makes, its bytes, transient bytes, seconds)."""
-    option = stages.options[stage - 1][max(chosen, 0)]
+    i = stage - 1
     if kind == "backward":
-        made_bytes = stages.gradient_bytes[stage - 2] if stage > 1 else stages.input_gradient_bytes
-        return ("gradient", stage - 1), made_bytes, option.backward_overhead_bytes, option.backward_seconds
-    if kind == "forward_all":
-        return ("saved", stage), option.saved_bytes, option.forward_overhead_bytes, option.forward_seconds
-    overhead_bytes, run_seconds = stages.fast_forward_overhead_bytes[stage - 1], stages.fast_forward_seconds[stage - 1]
-    return ("output", stage), stages.output_bytes[stage - 1], overhead_bytes, run_seconds
+        made_bytes = int(chain.gradient_bytes[i - 1]) if i else chain.input_bytes
+        overhead_bytes, seconds = int(chain.backward_overhead_bytes[i]), float(chain.backward_seconds[i])
+        return ("gradient", i), made_bytes, overhead_bytes, seconds
+    saves = kind == "forward_all"
+    made_bytes = int(chain.saved_bytes[i] if saves else chain.output_bytes[i])
+    overhead_bytes, seconds = int(chain.forward_overhead_bytes[i]), float(chain.forward_seconds[i])
+    return ("saved" if saves else "output", stage), made_bytes, overhead_bytes, seconds
 
 
 def _require_operation(kind: str, stage: int, live: dict[tuple[str, int], int], length: int) -> None:

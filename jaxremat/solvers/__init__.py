@@ -9,7 +9,7 @@ from jaxremat.solvers.fastsa import FastSA
 from jaxremat.solvers.mincut.solver import MinCut
 from jaxremat.solvers.moccasin import Moccasin
 from jaxremat.solvers.registry import SOLVERS
-from jaxremat.solvers.rotor import Rotor, solve_options
+from jaxremat.solvers.rotor import Rotor
 from jaxremat.solvers.solve import solve
 
 __all__ = [
@@ -29,5 +29,4 @@ __all__ = [
     "StatefulSolver",
     "Status",
     "solve",
-    "solve_options",
 ]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxremat.graph.option_chain import OptionChain
-from jaxremat.solvers.rotor_steps import CHECKPOINT, ChainSizes, Decision, Operation, unfolded
+from jaxremat.graph.graph import Chain
+from jaxremat.solvers.rotor_steps import ChainSizes, Decision, Operation, unfolded
 
 
 class PeakTable:
     """P(s, t) for all intervals of a chain."""
 
-    def __init__(self, chain: OptionChain):
+    def __init__(self, chain: Chain):
         self.chain = chain
         self._sizes = ChainSizes(chain, 1)
         length = chain.num_stages
@@ -36,16 +36,16 @@ class PeakTable:
         return unfolded(self._decision, self.chain.num_stages, 0)
 
     def _fill(self, start: int, end: int) -> None:
-        best = min(self._saving(start, end, option) for option in range(len(self.chain.options[start])))
+        best = self._saving(start, end)
         if end > start:
             best = min(best, int(self._checkpointing(start, end).min()))
         self._from[start][end - start] = best
         if start > 0:
             self._towards[end][start] = best + self._sizes.output_q[start - 1]
 
-    def _saving(self, start: int, end: int, option: int) -> int:
+    def _saving(self, start: int, end: int) -> int:
         rest = int(self._from[start + 1][end - start - 1]) if end > start else 0
-        return max(self._sizes.saving_step_q(start, end, option), int(self._sizes.saved_q[start][option]) + rest)
+        return max(self._sizes.saving_step_q(start, end), int(self._sizes.saved_q[start]) + rest)
 
     def _checkpointing(self, start: int, end: int) -> np.ndarray:
         needed = self._sizes.forward_step_q(start, end) + self._sizes.gradient_q[end + 1]
@@ -54,7 +54,6 @@ class PeakTable:
 
     def _decision(self, start: int, end: int, memory: int) -> Decision:
         least = int(self._from[start][end - start])
-        for option in range(len(self.chain.options[start])):
-            if self._saving(start, end, option) == least:
-                return Decision(option, start + 1, memory)
-        return Decision(CHECKPOINT, start + 1 + int(np.argmin(self._checkpointing(start, end))), memory)
+        if self._saving(start, end) == least:
+            return Decision(True, start + 1, memory)
+        return Decision(False, start + 1 + int(np.argmin(self._checkpointing(start, end))), memory)

@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxremat.graph.option_chain import OptionChain
+from jaxremat.graph.graph import Chain
 
-Operation = tuple[str, int, int]  # kind, stage from 1, option or -1
-CHECKPOINT = -1
+Operation = tuple[str, int]
+"""(kind, stage from 1)."""
 
 
 class Decision(NamedTuple):
     """The first step of a plan for an interval.
 
     Attributes:
-      option: the option with which the first stage saves, or `CHECKPOINT`: the stages before `split` run forward only.
+      saves: whether the first stage saves for its backward; otherwise the stages before `split` run forward only.
       split: first stage, from 0, of the rest of the interval.
       left: memory that is left for the rest.
     """
 
-    option: int
+    saves: bool
     split: int
     left: int
 
@@ -44,15 +44,15 @@ def unfolded(decide: Callable[[int, int, int], Decision], num_stages: int, memor
             continue
         start, end, left = item
         step = decide(start, end, left)
-        if step.option == CHECKPOINT:
-            operations.append(("forward_checkpoint", start + 1, CHECKPOINT))
-            operations += [("forward_none", stage + 1, CHECKPOINT) for stage in range(start + 1, step.split)]
-            waiting += [(start, step.split - 1, left), (step.split, end, step.left)]
-        else:
-            operations.append(("forward_all", start + 1, step.option))
-            waiting.append(("backward", start + 1, step.option))
+        if step.saves:
+            operations.append(("forward_all", start + 1))
+            waiting.append(("backward", start + 1))
             if start < end:
                 waiting.append((step.split, end, step.left))
+        else:
+            operations.append(("forward_checkpoint", start + 1))
+            operations += [("forward_none", stage + 1) for stage in range(start + 1, step.split)]
+            waiting += [(start, step.split - 1, left), (step.split, end, step.left)]
     return tuple(operations)
 
 
@@ -62,18 +62,18 @@ class ChainSizes:
     Stages count from 0 here, and `gradient_q[s]` is the gradient of the *input* of stage s.
     """
 
-    def __init__(self, chain: OptionChain, quantum_bytes: int):
+    def __init__(self, chain: Chain, quantum_bytes: int):
         def quanta(size_bytes):
             return -(-np.asarray(size_bytes, np.int64) // quantum_bytes)
 
         self.num_stages = chain.num_stages
         self.output_q = quanta(chain.output_bytes)
-        self.gradient_q = quanta([chain.input_gradient_bytes, *chain.gradient_bytes])
-        self.saved_q = [quanta([option.saved_bytes for option in options]) for options in chain.options]
-        self._forward_q = [quanta([o.forward_overhead_bytes for o in options]) for options in chain.options]
-        self._backward_q = [quanta([o.backward_overhead_bytes for o in options]) for options in chain.options]
+        self.gradient_q = quanta([chain.input_bytes, *chain.gradient_bytes])
+        self.saved_q = quanta(chain.saved_bytes)
+        self._forward_q = quanta(chain.forward_overhead_bytes)
+        self._backward_q = quanta(chain.backward_overhead_bytes)
         input_q = np.concatenate([[0], self.output_q[:-1]])
-        first = self.output_q + quanta(chain.fast_forward_overhead_bytes)
+        first = self.output_q + self._forward_q
         self._later_step_q = first + input_q
         self._first_step_q = first
 
@@ -83,8 +83,8 @@ class ChainSizes:
         steps[0] = self._first_step_q[start]
         return np.maximum.accumulate(steps)
 
-    def saving_step_q(self, start: int, end: int, option: int) -> int:
+    def saving_step_q(self, start: int, end: int) -> int:
         """What the saving forward and the backward of `start` hold, given the gradient of the output of `end`."""
-        forward_q = self.gradient_q[end + 1] + self._forward_q[start][option]
-        backward_q = self.gradient_q[start + 1] + self.gradient_q[start] + self._backward_q[start][option]
-        return int(self.saved_q[start][option] + max(forward_q, backward_q))
+        forward_q = self.gradient_q[end + 1] + self._forward_q[start]
+        backward_q = self.gradient_q[start + 1] + self.gradient_q[start] + self._backward_q[start]
+        return int(self.saved_q[start] + max(forward_q, backward_q))

@@ -2,11 +2,11 @@
 
 C(s, t, m) is the least time to run stages s..t forward and backward in m quanta, given the input of s (held
 elsewhere) and the gradient of the output of t (charged to m). With a, d the bytes of an output and of its gradient,
-and A what an option saves:
+and A what a stage saves:
 
   C1 = min over s < j <= t of  fast forward of s..j-1  +  C(j, t, m - a[j-1])  +  C(s, j-1, m)
-  C2 = min over options of s of  forward + backward  +  C(s+1, t, m - A)
-  C(s, s, m) = the cheapest option that fits
+  C2 = forward + backward of s  +  C(s+1, t, m - A)
+  C(s, s, m) = forward + backward of s, where they fit
 
 C1 needs m >= d[t] + max(a[s] + o[s], a[k-1] + a[k] + o[k] for s < k < j): only the stages that run are charged. C2
 needs m >= max(d[t] + A + forward overhead, d[s] + d[s-1] + A + backward overhead): the backward holds both gradients.
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxremat.graph.option_chain import OptionChain, StageOption
-from jaxremat.solvers.rotor_steps import CHECKPOINT, ChainSizes, Decision, Operation, unfolded
+from jaxremat.graph.graph import Chain
+from jaxremat.solvers.rotor_steps import ChainSizes, Decision, Operation, unfolded
 
 _LARGE_TABLE = 25_000_000  # entries; beyond, times are kept in single precision
 
@@ -34,13 +34,13 @@ class RotorTable:
       slots: largest m.
     """
 
-    def __init__(self, chain: OptionChain, quantum_bytes: int, slots: int):
+    def __init__(self, chain: Chain, quantum_bytes: int, slots: int):
         self.chain, self.quantum_bytes, self.slots = chain, quantum_bytes, slots
         self._sizes = ChainSizes(chain, quantum_bytes)
         length = chain.num_stages
         large = length * length * (slots + 1) > _LARGE_TABLE
         self._dtype = np.float32 if large else np.float64
-        self._elapsed = np.concatenate([[0.0], np.cumsum(chain.fast_forward_seconds)])
+        self._elapsed = np.concatenate([[0.0], np.cumsum(chain.forward_seconds)])
         # From start s: C(s, t, .) at row t - s. Towards end t: time to reach j and C(j, t, . - a[j-1]) at row j.
         self._from = [self._infinite(length - start) for start in range(length)]
         self._towards = [self._infinite(end + 1) for end in range(length)]
@@ -76,8 +76,7 @@ class RotorTable:
 
     def _fill(self, start: int, end: int) -> None:
         row = self._from[start][end - start]
-        for option, choice in enumerate(self.chain.options[start]):
-            self._offer_saving(row, start, end, option, choice)
+        self._offer_saving(row, start, end)
         if end > start:
             np.minimum(row, self._checkpointing(start, end), out=row)
         finite = int(np.argmax(np.isfinite(row))) if np.isfinite(row[-1]) else self.slots + 1
@@ -88,17 +87,20 @@ class RotorTable:
                 np.add(row[: row.size - shift], self._elapsed[start], out=self._towards[end][start, shift:])
             self._finite_towards[end][start] = min(finite + shift, self.slots + 1)
 
-    def _offer_saving(self, row: np.ndarray, start: int, end: int, option: int, choice: StageOption) -> None:
-        needed = self._sizes.saving_step_q(start, end, option)
+    def _offer_saving(self, row: np.ndarray, start: int, end: int) -> None:
+        needed = self._sizes.saving_step_q(start, end)
         if needed > self.slots:
             return
-        seconds = choice.forward_seconds + choice.backward_seconds
+        seconds = self._saving_seconds(start)
         if end == start:
             np.minimum(row[needed:], seconds, out=row[needed:])
         else:
-            saved = int(self._sizes.saved_q[start][option])
+            saved = int(self._sizes.saved_q[start])
             rest = self._from[start + 1][end - start - 1, needed - saved : row.size - saved]
             np.minimum(row[needed:], rest + self._dtype(seconds), out=row[needed:])
+
+    def _saving_seconds(self, start: int) -> float:
+        return float(self.chain.forward_seconds[start] + self.chain.backward_seconds[start])
 
     def _checkpointing(self, start: int, end: int) -> np.ndarray:
         """C1 at every m."""
@@ -116,14 +118,10 @@ class RotorTable:
     def _decision(self, start: int, end: int, slot: int) -> Decision:
         """What a fastest plan of an interval does first."""
         best, chosen = np.inf, None
-        for option, choice in enumerate(self.chain.options[start]):
-            if slot < self._sizes.saving_step_q(start, end, option):
-                continue
-            left = slot - int(self._sizes.saved_q[start][option])
+        if slot >= self._sizes.saving_step_q(start, end):
+            left = slot - int(self._sizes.saved_q[start])
             rest = 0.0 if start == end else float(self._from[start + 1][end - start - 1, left])
-            total = choice.forward_seconds + choice.backward_seconds + rest
-            if total < best:
-                best, chosen = total, Decision(option, start + 1, left)
+            best, chosen = self._saving_seconds(start) + rest, Decision(True, start + 1, left)
         if end > start:
             count = end - start
             sums = self._from[start][:count, slot] + self._towards[end][start + 1 :, slot]
@@ -132,6 +130,6 @@ class RotorTable:
             row = int(np.argmin(sums))
             if sums[row] < best and not np.isclose(sums[row], best, rtol=1e-6 if sums.dtype == np.float32 else 1e-12):
                 split = start + 1 + row
-                chosen = Decision(CHECKPOINT, split, slot - int(self._sizes.output_q[split - 1]))
+                chosen = Decision(False, split, slot - int(self._sizes.output_q[split - 1]))
         assert chosen is not None, f"interval {start}..{end} has no plan in {slot} quanta"
         return chosen

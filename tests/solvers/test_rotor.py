@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxremat
-from jaxremat.graph.option_chain import OptionChain, StageOption
 from jaxremat.graph.replay import replay_operations
-from jaxremat.solvers import Rotor, Status, solve_options
-from jaxremat.solvers.rotor import plans_within
+from jaxremat.solvers import Rotor, Status
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -100,43 +98,6 @@ def test_rounded_sizes_never_overrun_and_finer_slots_never_lose():
     for share in (0.2, 0.3, 0.5):
         assert best[500, share] <= best[60, share] * 1.01
     assert best[500, 0.5] <= best[500, 0.3] <= best[500, 0.2]
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(chains(most_stages=3), st.lists(st.integers(0, 6), min_size=4, max_size=4), st.floats(0, 1))
-def test_options_equal_the_best_choice_of_single_options(chain, numbers, tightness):
-    """A chain with options is as fast as the best of all the chains with one option each."""
-    forward, backward, saved, overhead = numbers
-    first = OptionChain.from_chain(chain)
-    alternative = tuple(
-        (options[0], StageOption(forward, backward, output + saved, overhead, overhead))
-        for options, output in zip(first.options, first.output_bytes)
-    )
-    both = _with_options(first, alternative)
-    singles = [
-        _with_options(first, tuple((options[chosen >> stage & 1],) for stage, options in enumerate(alternative)))
-        for chosen in range(2**chain.num_stages)
-    ]
-    points = [replay_operations(single, plan) for single in singles for plan in persistent_plans(1, chain.num_stages)]
-    smallest, largest = min(p for p, _ in points), max(p for p, _ in points)
-    budget = max(smallest + int(tightness * (largest - smallest)), 1)
-    plan = solve_options(both, budget)
-    assert replay_operations(both, plan.operations) == (plan.peak_bytes, plan.seconds)
-    assert plan.peak_bytes <= budget
-    assert plan.seconds == min(seconds for peak, seconds in points if peak <= budget)
-
-
-def _with_options(chain, options):
-    fields = {name: getattr(chain, name) for name in chain.__dataclass_fields__}
-    return OptionChain(**(fields | {"options": options}))
-
-
-def test_one_table_answers_many_budgets():
-    chain = OptionChain.from_chain(unit_chain(12))
-    budgets = (30, 9, 2)
-    plans = plans_within(chain, budgets)
-    assert [plan.seconds for plan in plans[:2]] == [solve_options(chain, budget).seconds for budget in budgets[:2]]
-    assert plans[2].peak_bytes > 2
 
 
 def test_solve_certifies_chains_and_names_a_reachable_floor():
