@@ -30,7 +30,7 @@ from jaxremat.report.report import Numbers
 from jaxremat.show.stored import stored_to_text
 from jaxremat.solvers.registry import SOLVERS
 
-DONE, DOES_NOT_FIT, CANNOT_BE_USED = 0, 1, 2
+DONE, DOES_NOT_FIT, CANNOT_BE_USED = 0, 1, 2  # exit statuses, as docs/reading-a-plan.md has them
 _PROGRAM = "module:function that takes no arguments and returns (function to plan, tuple of its arguments)"
 _EPILOGUE = "exit status: 0, done; 1, no plan fits the budget; 2, the command, its program or its file cannot be used"
 

@@ -16,7 +16,7 @@ from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.primitives import ALIASING, CUMULATIVE, EXPENSIVE, MOVING
 
-_EXPENSIVE_FLOPS = 10
+_EXPENSIVE_FLOPS = 10  # about the multiply-adds of XLA's fast tanh (`llvm_ir/math_ops.cc`)
 _MATRIX = frozenset({"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated", "triangular_solve"})
 
 

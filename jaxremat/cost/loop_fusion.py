@@ -26,8 +26,8 @@ from jaxremat.trace.primitives import ELEMENTWISE, EXACT, EXPENSIVE, IN_LIBRARY,
 
 _LIBRARY_STARTERS = ("dot", "conv", "reduce")
 _LIBRARY_ALONE = ("dot", "conv")  # as starters; a group around a reduction takes them all the same
-_LIBRARY_MIN_ELEMENTS = 4096
-_LIBRARY_MAX_OPS = 64
+_LIBRARY_MIN_ELEMENTS = 4096  # ynn_support.cc; test_cpu_rules holds it to compiled programs
+_LIBRARY_MAX_OPS = 100  # kMaxFusionSize in library_fusion_kinds.h
 
 
 def fuse_by_rule(program: Program, backend: Backend) -> Fusion:

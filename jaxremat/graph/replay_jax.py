@@ -17,8 +17,8 @@ from jax import lax
 
 from jaxremat.graph.graph import Graph
 
-_MOST_BYTES_Q = 2**29
-_MOST_COST_Q = 2**25
+_MOST_BYTES_Q = 2**29  # four times that is the range of int32
+_MOST_COST_Q = 2**25  # a node may run 64 times before int32 overflows
 
 
 class GraphTables(NamedTuple):

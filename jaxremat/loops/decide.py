@@ -26,10 +26,10 @@ from jaxremat.loops.options import IterationHull, IterationOption, iteration_hul
 from jaxremat.solvers.mincut.structure import surcharge
 from jaxremat.trace.joint import Primal
 
-_MOST_PIECES = 3
-_DEEPEST = 4
+_MOST_PIECES = 3  # benchmarks/constants.py; each piece is a loop of its own in the program
+_DEEPEST = 4  # with segments of s iterations, four levels hold a loop of s ** 5
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte
-_INNER_PRICES = tuple(10.0 ** np.arange(-14, -5))
+_INNER_PRICES = tuple(10.0 ** np.arange(-14, -5))  # seconds per byte, from the fastest memory to the slowest link
 
 
 @dataclasses.dataclass(frozen=True)

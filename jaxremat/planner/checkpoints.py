@@ -28,10 +28,10 @@ from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.origins import trace_equations
 
-_PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-_PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])
-_REFINEMENTS = 5
-_READ_AT_ONCE = 0.15
+_PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # benchmarks/constants.py
+_PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])  # of the mean price; dense where values give way
+_REFINEMENTS = 5  # halvings of the ratio between two prices: to 2 % where they lie close
+_READ_AT_ONCE = 0.15  # benchmarks/constants.py
 
 
 class PiecePlanner:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-_CLOSE_ENOUGH = 0.02
-_SAFETY = 0.002
-_STEP_DOWN, _STEP_UP = 0.97, 1.02
+_CLOSE_ENOUGH = 0.02  # of the budget: what is left unused for the sake of one measurement less
+_SAFETY = 0.002  # of the budget: as fine as aims are told apart
+_STEP_DOWN, _STEP_UP = 0.97, 1.02  # of the last aim, at least: a search that stays where it is must move on
 
 
 class Candidate(Protocol):

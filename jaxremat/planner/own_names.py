@@ -17,7 +17,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.origins import trace_regions
 
-_MOST_NAMES_IN_FULL = 7
+_MOST_NAMES_IN_FULL = 7  # 2 ** 7 choices
 
 
 class OwnNamesPlanner:

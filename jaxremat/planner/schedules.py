@@ -25,12 +25,12 @@ from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
-_LOOP_PRICES = np.logspace(-2, 4, 25)
-_REFINEMENTS = 10
-_STRIDE = 4
-_MOST_LEAST = 24
-_MOST_LOOP_DECISIONS = 3
-_APART = 1.005
+_LOOP_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade
+_REFINEMENTS = 10  # halvings of the ratio between two prices, 1.8: to 0.1 %
+_STRIDE = 4  # of the prices, at first: a whole order of magnitude
+_MOST_LEAST = 24  # predicted, some of them compiled
+_MOST_LOOP_DECISIONS = 3  # those in which one cut goes lowest, each then searched to the end
+_APART = 1.005  # half a per cent: less than a prediction can tell
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

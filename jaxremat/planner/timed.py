@@ -34,10 +34,10 @@ from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
-_SEGMENTS = (1, 16)
-_OTHER_PARTS = (0.5, 2.0)
-_BISECTIONS = 3
-_MOST_LEAST = 12
+_SEGMENTS = (1, 16)  # one, and about one per layer of common depths
+_OTHER_PARTS = (0.5, 2.0)  # half and twice as many barriers
+_BISECTIONS = 3  # of the ratio between two prices: to 15 %
+_MOST_LEAST = 12  # each is emitted and fused
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from jaxremat.planner.contract import Outcome
 from jaxremat.report.origin import Origin, origin_of
 from jaxremat.report.rows import common_path, without_numbers
 
-_MOST_VALUES = 6
-_DOMINATES = 0.1
+_MOST_VALUES = 6  # lines of a message; the rest is told as one sum
+_DOMINATES = 0.1  # of the peak: a part that could run in chunks is named from there on
 _REST = "smaller values, constants, and what the equation that runs needs inside"
 
 

@@ -31,7 +31,7 @@ from jaxremat.trace.nnx_state import carrying_state, holds_modules, with_owner_a
 
 logger = logging.getLogger("jaxremat")
 
-_MOST_TRACES = 64
+_MOST_TRACES = 64  # programs of one function that are remembered; more shapes than that hardly come back
 
 
 def remat(

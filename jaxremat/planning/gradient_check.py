@@ -14,7 +14,7 @@ from jaxremat.planner.decision import Decision
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
-_TINY_SHARE = 1e-3
+_TINY_SHARE = 1e-3  # of the largest entry of all: what is smaller is compared by absolute difference
 
 
 @dataclasses.dataclass(frozen=True)

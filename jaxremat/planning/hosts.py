@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from jaxremat.base.errors import JaxrematError
 
-_FAILED = np.int32(-1)
+_FAILED = np.int32(-1)  # a length that no plan has
 
 
 def agree(make: Callable[[], bytes]) -> bytes:

@@ -37,13 +37,13 @@ from jaxremat.trace.joint import Primal, read_primal
 
 logger = logging.getLogger("jaxremat")
 
-_MOST_COMPILATIONS = 8
-_MOST_TIMED = 2
+_MOST_COMPILATIONS = 8  # two learn by how much the prediction is off, the others halve what is left: to 2 %
+_MOST_TIMED = 2  # the second is aimed by what the first was off by
 _DOUBT = 0.05  # by how much predicted peaks of unrolled programs on an H200 are too high at most: see prediction.md
-_MOST_PREDICTIONS = 6
-_MOST_LEAST = 3
-_MOST_NEAR_MISSES = 4
-_NEAR_MISS_ROOM = 0.1
+_MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
+_MOST_LEAST = 3  # compilations: the smallest peak is wanted, not the smallest prediction
+_MOST_NEAR_MISSES = 4  # compilations that may still find a cheaper one
+_NEAR_MISS_ROOM = 0.1  # about the worst of predictions: prediction.md
 
 
 def plan(

@@ -33,7 +33,7 @@ _RECOGNISABLE = frozenset(
 """Primitives whose instruction keeps its name; others may be simplified away, or go by a neighbour's name."""
 _FREE = frozenset(("broadcast_in_dim", "reshape", "transpose", "squeeze", "iota", "convert_element_type", "copy"))
 _ENOUGH = 0.5  # compilers merge neighbouring contractions, two into one
-_MOST_WARNINGS = 8
+_MOST_WARNINGS = 8  # lines of a message
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from jaxremat.planning.compilation import compile_program
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.recompute_check import effects, undone
 
-_SUSPICIOUS = 1.1
-_GROSSLY_OVER = 1.5
+_SUSPICIOUS = 1.1  # beyond what predictions are off by at most on CPUs and GPUs but once: prediction.md
+_GROSSLY_OVER = 1.5  # no prediction for a CPU or GPU is as far off: prediction.md
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxremat.report.parts import Part
 from jaxremat.report.rows import Group, Row, Table, groups_of, table_of
 from jaxremat.report.values import Value
 
-_MOST_ROWS = 12
+_MOST_ROWS = 12  # lines of an answer
 MOST_PROBES = 6
 """How many plans a search for a turning budget makes."""
 

@@ -14,7 +14,7 @@ from jaxremat.report.origin import is_transposed
 from jaxremat.report.parts import Version
 from jaxremat.report.rows import common_path, without_numbers
 
-_MOST_HOLDERS = 5
+_MOST_HOLDERS = 5  # lines beside a moment
 
 
 @dataclasses.dataclass(frozen=True)

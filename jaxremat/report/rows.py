@@ -10,7 +10,7 @@ from jaxremat.report.parts import Part
 from jaxremat.report.values import Value
 
 ACTIONS = ("save", "recompute", "defer")
-_LEAST_SHARE = 3e-4
+_LEAST_SHARE = 3e-4  # of the whole: a row that rounds to 0.0 %
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,9 @@ from jax import lax
 
 from jaxremat.graph.replay_jax import GraphTables, replay_q
 
-_NEAR_SLOTS = 32
-_PICKS = 8
-_FRACTION_BITS = 23
+_NEAR_SLOTS = 32  # eight nodes at four slots each
+_PICKS = 8  # tries for a node that runs twice
+_FRACTION_BITS = 23  # the mantissa of a float32
 
 
 class Rules(NamedTuple):

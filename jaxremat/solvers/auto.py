@@ -23,10 +23,10 @@ from jaxremat.solvers.mincut.solver import CutState, MinCut
 from jaxremat.solvers.population import found
 from jaxremat.solvers.rotor import Rotor
 
-_CHEN_NODE_STEPS = 300_000
-_NODES_AT_GIVEN_MOVES = 300
-_MOST_EFFORT = 2.0
-_MOST_ANNEALED_NODES = 1024
+_CHEN_NODE_STEPS = 300_000  # one start of several, not the best of Chen
+_NODES_AT_GIVEN_MOVES = 300  # about a thousand moves per node
+_MOST_EFFORT = 2.0  # times the moves, so that time grows no further
+_MOST_ANNEALED_NODES = 1024  # as FastSA groups from there on
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,9 @@ from jaxremat.solvers.chen import Chen, ChenRecursive
 from jaxremat.solvers.exhaustive import cheapest_schedule, smallest_schedule
 from jaxremat.solvers.highs import Outcome, minimize
 
-_HEURISTIC_STEPS = 200_000
+_HEURISTIC_STEPS = 200_000  # only a first bound
 _SHARE_OF_PROGRAM = 0.8  # of the time that is left, for the program itself; the rest is for the smallest peak
-_MOST_OVERRUNS = 20
+_MOST_OVERRUNS = 20  # rounded schedules that are cut off one by one
 
 
 @dataclasses.dataclass(frozen=True)

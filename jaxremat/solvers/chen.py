@@ -28,9 +28,9 @@ from jaxremat.graph.replay import replay
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.segments import Front, Splitter, segmented_schedule
 
-_PLANNED_FRACTIONS = (1.0, 0.5, 0.25, 0.75, 0.375, 0.125, 0.625, 0.875)
-_KEPT_FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75)
-_WINDOWS = (0.0, 0.5)
+_PLANNED_FRACTIONS = (1.0, 0.5, 0.25, 0.75, 0.375, 0.125, 0.625, 0.875)  # halves, then what lies between
+_KEPT_FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75)  # from nothing to most
+_WINDOWS = (0.0, 0.5)  # none, or half a segment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ from jaxremat.graph.replay_jax import quanta_of, size_class, tables_of
 from jaxremat.solvers.annealer import Rules, walk
 from jaxremat.solvers.deadline import Deadline
 
-_SLOTS_PER_NODE = 4
-_LEAST_ROUNDS = 10
-_MOST_MOVES_PER_ROUND = 60_000
+_SLOTS_PER_NODE = 4  # room for a few runs of each node: see fastsa
+_LEAST_ROUNDS = 10  # see fastsa
+_MOST_MOVES_PER_ROUND = 60_000  # between two looks at the clock; a move takes about a microsecond
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from jaxremat.solvers.base import Proposal, Solution, Solver, Status, state_of
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.registry import solver_named
 
-_FLOOR_ATTEMPTS = 4
-_NAMED_AT_PEAK = 5
+_FLOOR_ATTEMPTS = 4  # a solver may answer its own peak with a lower one, which is asked for in turn
+_NAMED_AT_PEAK = 5  # words of a message
 
 
 def solve(

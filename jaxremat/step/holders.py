@@ -23,7 +23,7 @@ _ROLES = (
     ("parameters", r"param|weight|model|module|adapter|lora"),
 )
 """What people call the parts of a state; only words of the report hang on it."""
-_MOST_PARTS = 8
+_MOST_PARTS = 8  # lines of a display
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 from jaxremat.graph.graph import Graph
 from jaxremat.solvers.mincut.cut import cheapest_cut
 
-_PLACES = 12
-_AS_MUCH = 0.95
+_PLACES = 12  # benchmarks/constants.py
+_AS_MUCH = 0.95  # benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,11 +18,11 @@ from jaxremat.step.pairs import Pairs, find_pairs
 from jaxremat.step.rewriting import bodies_of, rewritten
 from jaxremat.step.scheduling import Schedule, StepSearch, judged
 
-_PAIR_PRICES = np.logspace(-2, 4, 25)
-_REFINEMENTS = 6
-_STRIDE = 4
-_MOST_PREDICTIONS = 6
-_MOST_SMALL = 6
+_PAIR_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade
+_REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %
+_STRIDE = 4  # of the prices, at first: a whole order of magnitude
+_MOST_PREDICTIONS = 6  # as compilations
+_MOST_SMALL = 6  # predicted where nothing else fits
 _LOW = (0.5, 0.3, 0.0)  # of the replayed peak as written
 
 Bodies = tuple[tuple[int, int, Outcome], ...]

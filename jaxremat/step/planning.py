@@ -20,7 +20,7 @@ from jaxremat.step.refusal import refusal
 
 logger = logging.getLogger("jaxremat")
 
-_MOST_COMPILATIONS = 6
+_MOST_COMPILATIONS = 6  # as in planning: two learn, the others halve
 _MOST_LEAST = 3  # candidates of small predicted peak that are compiled for "least"
 
 Compile = Callable[[Callable[..., list] | None], MemoryReport]

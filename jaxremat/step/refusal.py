@@ -8,7 +8,7 @@ from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warni
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.program import StepProgram
 
-_MOST_GROUPS = 6
+_MOST_GROUPS = 6  # lines of a message
 _TELLING = 0.1  # of the budget
 
 

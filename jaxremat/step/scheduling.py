@@ -17,10 +17,10 @@ from jaxremat.graph.replay import replay
 from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.step.mountains import Section, best_cut, mountains, section
 
-_MOST_ROUNDS = 3
-_MOST_AIMS = 4
+_MOST_ROUNDS = 3  # benchmarks/constants.py
+_MOST_AIMS = 4  # as many corrections of an aim by what a prediction was off by
 _GAIN = 0.02  # of the peak: what another round of cuts must gain for one more
-_STEP_DOWN = 0.97
+_STEP_DOWN = 0.97  # of the last aim, at most: a search that stays where it is must move on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
 
-BITS_PER_BYTE = 8
+BITS_PER_BYTE = 8  # so many masks in a byte
 _STORE, _RESTORE = "store_as_", "restore_from_"
 
 

@@ -16,7 +16,7 @@ from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.solvers.mincut.layout import Layout
 from jaxremat.solvers.mincut.structure import Structure
 
-_PARTS = 64
+_PARTS = 64  # benchmarks/constants.py; fewer parts, fewer barriers
 
 
 def with_barriers(graph: Graph, layout: Layout, barriers: tuple[int, ...] | None = None) -> ScheduledProgram:

@@ -26,7 +26,7 @@ import scipy
 
 from jaxremat.graph.graph import Graph
 
-_LARGEST_FLOW = 2**30
+_LARGEST_FLOW = 2**30  # scipy counts flow in int32
 
 
 def cheapest_cut(

@@ -9,7 +9,7 @@ from jaxremat.graph.scheduled import schedule_program
 from jaxremat.solvers.mincut.boundary import BoundarySearch, SearchPoint
 from jaxremat.solvers.mincut.layout import Layout, by_cost, in_order, lay_out
 
-_REFINEMENTS = 6
+_REFINEMENTS = 6  # halvings of the ratio between two prices, 3.2: to 2 %
 _PRICE_OF_NOTHING = 4.0  # in whole programs per byte: more than running everything again
 
 

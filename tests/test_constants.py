@@ -1,0 +1,63 @@
+"""No number without a source: every numeric constant of the package says where it comes from.
+
+On its line, above it, or below it: a derivation, a document, a line of a compiler, or a script in `benchmarks` that
+prints why. What `benchmarks/constants.py` is named for, it must sweep.
+"""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "jaxremat").rglob("*.py"))
+
+
+def numeric_constants(path: Path) -> list[tuple[str, str]]:
+    """(name, what is said about it) of the constants of a file that are numbers, or made of numbers."""
+    lines = path.read_text().split("\n")
+    body = ast.parse("\n".join(lines)).body
+    found = []
+    for node, after in zip(body, [*body[1:], None]):
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name | ast.Tuple) and value is not None and _is_made_of_numbers(value):
+            described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            near = "\n".join(lines[node.lineno - 2 : node.end_lineno])
+            above, _, own = near.partition("\n")
+            said = re.findall(r"#.*", own) + ([above] if above.startswith("#") else [])
+            found.append((ast.unparse(target), " ".join(said) + (str(after.value.value) if described else "")))
+    return found
+
+
+def _is_made_of_numbers(value: ast.expr) -> bool:
+    leaves = [node.value for node in ast.walk(value) if isinstance(node, ast.Constant)]
+    names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
+    return bool(leaves) and names <= {"np", "tuple"} and all(type(leaf) in (int, float) for leaf in leaves)
+
+
+CONSTANTS = {
+    f"{path.relative_to(ROOT / 'jaxremat').with_suffix('').as_posix().replace('/', '.')}.{name}": said
+    for path in FILES
+    if "show" not in path.parts
+    for name, said in numeric_constants(path)
+}
+
+
+def test_there_are_constants():
+    assert "solvers.mincut.structure._EARLY_SURCHARGE" in CONSTANTS
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_constant_says_where_it_comes_from(name):
+    assert CONSTANTS[name], f"{name} is a bare number: derive it, cite its source, or sweep it in benchmarks/"
+
+
+def test_what_is_said_to_be_swept_is_swept():
+    spec = importlib.util.spec_from_file_location("constants", ROOT / "benchmarks" / "constants.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    claimed = {name for name, said in CONSTANTS.items() if "benchmarks/constants.py" in said}
+    assert claimed <= set(benchmark.SWEEPS)
