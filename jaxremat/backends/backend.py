@@ -39,6 +39,7 @@ class Backend:
         fixed buffers outweigh what fusion saves in them.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
       pool_variable: of the environment, which sets that part; empty where nothing does.
+      stacked_products_last: in a loop's body, contractions that nothing but a stack reads run after all others.
       products_compute_operands: contractions compute what they read, whoever else does.
       tile: rows and columns of the tiles in which arrays lie in memory, the last ones filled up; None where entries lie
         side by side.
@@ -61,6 +62,7 @@ class Backend:
     smallest_modelled_bytes: int
     pool_fraction: float
     pool_variable: str = ""
+    stacked_products_last: bool = False
     products_compute_operands: bool = False
     tile: tuple[int, int] | None = None
     element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)

@@ -29,6 +29,7 @@ CUDA = Backend(
     names_in_pieces=False,
     scores_per_tile=2**22,  # 1024 x 4096, the chunk sizes of Rabe & Staats 2021
     barrier_parts=16,
+    stacked_products_last=True,
     smallest_modelled_bytes=32 * 2**20,
     element_work=_ELEMENT_WORK,
     pool_fraction=0.75,  # JAX's page on GPU memory allocation

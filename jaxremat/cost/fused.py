@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxremat.cost.hlo_model import Program
+from jaxremat.cost.hlo_model import Op, Program
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _SAME_PLACE = ELEMENTWISE | {"bitcast"}
@@ -19,7 +20,8 @@ class Fusion:
     Attributes:
       program: the operations.
       kernels: operations whose results are buffers, in program order; each is the root of one kernel.
-      buffers_read: the buffers (kernels and inputs) that each kernel reads.
+      buffers_read: the buffers (kernels and inputs) that each kernel reads, and how much of each: less than 1 of what
+        is sliced, nothing of what is updated in place, more than 1 where parts are read several times.
       kernel_of: for each operation, a kernel that computes it, itself if it is one; -1 if nothing needs it.
       loops: the operations of each kernel that is a fused loop.
       users: for each operation, those that read it.
@@ -27,10 +29,14 @@ class Fusion:
 
     program: Program
     kernels: tuple[int, ...]
-    buffers_read: dict[int, frozenset[int]]
+    buffers_read: dict[int, dict[int, float]]
     kernel_of: np.ndarray
     loops: dict[int, frozenset[int]]
     users: list[list[int]]
+
+    def written_bytes(self, kernel: int) -> int:
+        """What a kernel writes: of what is updated in place, the update."""
+        return written_bytes(self.program.ops, self.program.ops[kernel])
 
     def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
         """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""
@@ -44,6 +50,11 @@ class Fusion:
                     seen.add(user)
                     stack.append(user)
         return kernel in seen
+
+
+def written_bytes(ops: Sequence[Op], op: Op) -> int:
+    """What an operation writes, were it a kernel: of what is updated in place, the update."""
+    return ops[op.reads[1]].size_bytes if op.kind == "dynamic_update_slice" else op.size_bytes
 
 
 def reachable(program: Program) -> list[int]:

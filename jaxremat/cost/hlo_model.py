@@ -28,6 +28,37 @@ _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Body:
+    """What a loop or a branch runs.
+
+    Attributes:
+      jaxpr: one iteration.
+      own_inputs: how many of its inputs are there as they are; the others are slices of stacks.
+      own_outputs: how many of its outputs are handed on as they are; the others are written into stacks.
+    """
+
+    jaxpr: Jaxpr
+    own_inputs: int
+    own_outputs: int
+
+
+def bodies_of(eqn: Eqn) -> tuple[Body, ...]:
+    """The bodies of a loop or of a conditional; none of anything else."""
+    name = eqn.primitive.name
+    if name not in LOOPS:
+        return ()
+    if name == "scan":
+        num_consts, num_carry = compat.scan_arity(eqn)
+        return tuple(Body(jaxpr, num_consts + num_carry, num_carry) for jaxpr in jaxprs.subjaxprs(eqn))
+    return tuple(map(alone, jaxprs.subjaxprs(eqn)))
+
+
+def alone(jaxpr: Jaxpr) -> Body:
+    """A program that neither slices nor stacks."""
+    return Body(jaxpr, len(jaxpr.invars), len(jaxpr.outvars))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Op:
     """One operation with one result.
 
@@ -38,7 +69,7 @@ class Op:
       equation: index of the top-level equation that it comes from; -1 for inputs and constants.
       in_library: a contraction or reduction that XLA:CPU hands to its library.
       constant: identity of a broadcast literal, or None.
-      bodies: jaxprs that it runs (loops, branches).
+      bodies: what it runs (loops, branches).
       flops, runs: of a contraction, the FLOPs; of a loop, how often its body runs.
       takes_over: operation whose buffer the result lives in (a loop's carry), or -1.
       splits_rows: a concatenation along the last dimension.
@@ -52,7 +83,7 @@ class Op:
     equation: int = -1
     in_library: bool = False
     constant: Hashable = None
-    bodies: tuple[Jaxpr, ...] = ()
+    bodies: tuple[Body, ...] = ()
     takes_over: int = -1
     splits_rows: bool = False
     flops: float = 0.0
@@ -85,12 +116,19 @@ def lower(jaxpr: Jaxpr, backend: Backend) -> Program:
       jaxpr: any jaxpr; call-like equations are followed into their bodies.
       backend: whose compiler it is for.
     """
-    lowering = _Lowering(backend)
-    env: dict[Var, int] = {}
-    for var in (*jaxpr.constvars, *jaxpr.invars):
-        env[var] = lowering.make_input(var)
+    return lower_body(alone(jaxpr), backend)
+
+
+def lower_body(body: Body, backend: Backend) -> Program:
+    """Lowers what a loop or a branch runs: of a stack, the slice that an iteration touches counts."""
+    lowering, jaxpr = _Lowering(backend), body.jaxpr
+    env = {var: lowering.make_input(var) for var in (*jaxpr.constvars, *jaxpr.invars)}
+    for var in jaxpr.invars[body.own_inputs :]:
+        env[var] = lowering.slice_of(env[var], var)
     lowering.run(jaxpr, env, None)
-    return Program(tuple(lowering.ops), env, tuple(env[v] for v in jaxprs.vars_of(jaxpr.outvars)))
+    outputs = [env[v] for v in jaxprs.vars_of(jaxpr.outvars[: body.own_outputs])]
+    stacked = [lowering.stacked(env[v], v) for v in jaxprs.vars_of(jaxpr.outvars[body.own_outputs :])]
+    return Program(tuple(lowering.ops), env, (*outputs, *stacked))
 
 
 class _Lowering:
@@ -104,6 +142,13 @@ class _Lowering:
 
     def make_input(self, var: Var) -> int:
         return self._append(_op("input", (), var))
+
+    def slice_of(self, stack: int, var: Var) -> int:
+        return self._append(_op("dynamic_slice", (stack,), var))
+
+    def stacked(self, read: int, var: Var) -> int:
+        """What is written into a stack, in place."""
+        return self._append(_op("dynamic_update_slice", (self.make_input(var), read), var))
 
     def run(self, jaxpr: Jaxpr, env: dict[Var, int], equation: int | None) -> None:
         for atom in (*(v for eqn in jaxpr.eqns for v in jaxprs.vars_of(eqn.invars)), *jaxprs.vars_of(jaxpr.outvars)):
@@ -144,12 +189,23 @@ class _Lowering:
             for k, var in enumerate(eqn.outvars):
                 env[var] = self._add("slice", reads, var, ("split", k, _params_key(eqn)))
             return
-        bodies = tuple(jaxprs.subjaxprs(eqn)) if eqn.primitive.name in LOOPS else ()
-        base = self._append(Op(eqn.primitive.name, reads, (), "", 0, self._equation, bodies=bodies))
-        taken = self._taken_over(eqn, reads)
+        begins = self._stacks(eqn) if not self._backend.breadth_first else {}
+        reads = (*reads, *begins.values())
+        base = self._append(Op(eqn.primitive.name, reads, (), "", 0, self._equation, bodies=bodies_of(eqn)))
+        taken = self._taken_over(eqn, reads) | begins
         for k, var in enumerate(eqn.outvars):
             part = dataclasses.replace(_op("part", (base,), var), equation=self._equation, takes_over=taken.get(k, -1))
             env[var] = self._append(part)
+
+    def _stacks(self, eqn: Eqn) -> dict[int, int]:
+        """What a scan stacks, by result: it begins as zeros, which are written."""
+        if eqn.primitive.name != "scan":
+            return {}
+        _, num_carry = compat.scan_arity(eqn)
+        zeros = [_op("broadcast", (), var) for var in eqn.outvars[num_carry:]]
+        return {
+            k: self._append(dataclasses.replace(op, equation=self._equation)) for k, op in enumerate(zeros, num_carry)
+        }
 
     def _taken_over(self, eqn: Eqn, reads: tuple[int, ...]) -> dict[int, int]:
         """For a scan, the carries that no one else reads: its results live in their buffers. Carries that start as the

@@ -2,7 +2,8 @@
 
 A kernel takes as long as its arithmetic or its traffic, plus a launch; it reads each of its buffers once. On a GPU,
 loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel
-(`multi_output_fusion.cc`). What runs inside a loop's body is the body's own program.
+(`multi_output_fusion.cc`); an update in place is a kernel of its own. What runs inside a loop's body is the body's
+own program.
 """
 
 from __future__ import annotations
@@ -53,8 +54,12 @@ def _is_paid(op: Op) -> bool:
 
 def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
     ops = fusion.program.ops
-    read = set().union(*(fusion.buffers_read[kernel] for kernel in group)) - set(group)
-    moved = sum(ops[index].size_bytes for index in (*group, *read))
+    read: dict[int, float] = {}
+    for kernel in group:
+        for buffer, share in fusion.buffers_read[kernel].items():
+            if buffer not in group:
+                read[buffer] = max(read.get(buffer, 0.0), min(share, 1.0))
+    moved = sum(map(fusion.written_bytes, group)) + sum(ops[index].size_bytes * part for index, part in read.items())
     arithmetic = sum(ops[kernel].flops / _rate(ops, ops[kernel], device) for kernel in group if ops[kernel].flops)
     return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
 
@@ -98,7 +103,7 @@ class _Joins:
         for kernel in fusion.kernels:
             before = [self.level[buffer] for buffer in fusion.buffers_read[kernel] if buffer in self.level]
             self.level[kernel] = 1 + max(before, default=0)
-        loops = ELEMENTWISE | MOVING | {"reduce"}
+        loops = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice"}
         self.is_loop = {kernel for kernel in fusion.kernels if ops[kernel].kind in loops}
         self.elements = {
             kernel: max(ops[index].elements for index in (kernel, *fusion.buffers_read[kernel]))

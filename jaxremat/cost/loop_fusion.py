@@ -156,7 +156,7 @@ class _Fuser:
         is_kernel = np.zeros(len(self.ops), bool)
         is_kernel[list(self.outputs)] = True
         kernel_of = np.full(len(self.ops), -1, np.int64)
-        buffers_read: dict[int, frozenset[int]] = {}
+        buffers_read: dict[int, dict[int, float]] = {}
         loops: dict[int, frozenset[int]] = {}
         for index in reversed(self.live):
             if self.ops[index].kind == "input" or self.group.get(index, index) != index:
@@ -171,7 +171,7 @@ class _Fuser:
                 continue
             is_kernel[index] = True
             is_kernel[list(outside)] = True
-            buffers_read[index] = frozenset(outside)
+            buffers_read[index] = dict.fromkeys(outside, 1.0)
             for member in inside:
                 kernel_of[member] = index
         kernels = tuple(i for i in self.live if i in buffers_read)

@@ -13,7 +13,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import Op, lower
+from jaxremat.cost.hlo_model import CONTRACTIONS, Body, Op, alone, lower_body
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.trace import jaxpr as jaxprs
 
@@ -57,17 +57,24 @@ class MemoryEstimate:
 
 def estimate_memory(jaxpr: Jaxpr, device: Device) -> MemoryEstimate:
     """Predicts the memory of a jaxpr compiled for a device."""
+    return estimate_body(alone(jaxpr), device)
+
+
+def estimate_body(body: Body, device: Device) -> MemoryEstimate:
+    """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
     backend = device.backend
-    fusion = fuse(lower(jaxpr, backend), device)
+    fusion = fuse(lower_body(body, backend), device)
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
+    if backend.stacked_products_last:
+        order = _stacked_products_last(fusion, order, body.own_outputs)
     ops = fusion.program.ops
     spans = _laid_out(_buffer_spans(fusion, order), ops, backend.tile)
     buffers = _in_main_memory(spans, len(order), device.vector_memory_bytes)
     rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in buffers]
-    bodies = {k: [estimate_memory(body, device) for body in ops[k].bodies] for k in order}
+    bodies = {k: [estimate_body(inner, device) for inner in ops[k].bodies] for k in order}
     return MemoryEstimate(
-        argument_bytes=sum(map(jaxprs.size_bytes, jaxpr.invars)),
-        output_bytes=sum(map(jaxprs.size_bytes, jaxpr.outvars)),
+        argument_bytes=sum(map(jaxprs.size_bytes, body.jaxpr.invars)),
+        output_bytes=sum(map(jaxprs.size_bytes, body.jaxpr.outvars)),
         steps=np.asarray([ops[kernel].equation for kernel in order], np.int64),
         workspace_bytes=np.asarray([max((b.temp_bytes for b in bodies[k]), default=0) for k in order], np.int64),
         seconds=sum(kernel_seconds(fusion, device).values()) + sum(_inside(ops[k], bodies[k]) for k in order),
@@ -108,6 +115,22 @@ def _breadth_first(fusion: Fusion) -> tuple[int, ...]:
             if not waiting[reader]:
                 queue.append(reader)
     return tuple(order)
+
+
+def _stacked_products_last(fusion: Fusion, order: Sequence[int], own_outputs: int) -> tuple[int, ...]:
+    """The order with contractions that no handed-on output needs, and what needs them, at the end."""
+    needed, stack = set(), list(fusion.program.outputs[:own_outputs])
+    while stack:
+        kernel = stack.pop()
+        if kernel not in needed:
+            needed.add(kernel)
+            stack.extend(fusion.buffers_read.get(kernel, ()))
+    late: set[int] = set()
+    for kernel in order:
+        waits = not late.isdisjoint(fusion.buffers_read[kernel])
+        if kernel not in needed and (waits or fusion.program.ops[kernel].kind in CONTRACTIONS):
+            late.add(kernel)
+    return (*(kernel for kernel in order if kernel not in late), *(kernel for kernel in order if kernel in late))
 
 
 def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[_Span]:
@@ -193,7 +216,7 @@ def _renamed(fusion: Fusion, kernel: int) -> int:
             kernel = op.reads[1]
         elif op.takes_over in fusion.buffers_read:
             kernel = op.takes_over
-        elif op.kind == "bitcast" and fusion.buffers_read.get(kernel) == frozenset(op.reads):
+        elif op.kind == "bitcast" and fusion.buffers_read.get(kernel, {}).keys() == set(op.reads):
             kernel = op.reads[0]
         else:
             return kernel

@@ -10,9 +10,17 @@ import numpy as np
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
-from jaxremat.cost.flops import body_seconds, equation_flops, equation_seconds, is_contraction, written_bytes
+from jaxremat.cost.flops import (
+    body_seconds,
+    equation_flops,
+    equation_seconds,
+    is_contraction,
+    trip_count,
+    written_bytes,
+)
 from jaxremat.cost.fusion import materialised
-from jaxremat.cost.memory import estimate_memory
+from jaxremat.cost.hlo_model import bodies_of
+from jaxremat.cost.memory import estimate_body
 from jaxremat.cost.sharding import device_fraction, device_share
 from jaxremat.graph.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
@@ -184,7 +192,7 @@ def program_seconds(jaxpr: Jaxpr, device: Device) -> float:
 def _seconds(eqn: Eqn, device: Device, written: dict[Var, bool]) -> float:
     """Time of one equation; an element-wise one that is fused into its readers moves no bytes of its own."""
     if eqn.primitive.name in LOOPS:
-        return device.launch_seconds + body_seconds(eqn, lambda body: program_seconds(body, device))
+        return device.launch_seconds + _loop_seconds(eqn, device)
     if transferred := sum(transferred_bytes(eqn)):
         return _transfer_seconds(transferred, device)
     if is_contraction(eqn) or jaxprs.subjaxprs(eqn):
@@ -194,6 +202,15 @@ def _seconds(eqn: Eqn, device: Device, written: dict[Var, bool]) -> float:
     return max(arithmetic, size / device.bandwidth_bytes_per_second)
 
 
+def _loop_seconds(eqn: Eqn, device: Device) -> float:
+    """Time of what runs inside an equation: by its kernels, where loops are fused by what that saves."""
+    if device.backend.element_work is None:
+        return body_seconds(eqn, lambda body: program_seconds(body, device))
+    seconds = [estimate_body(body, device).seconds for body in bodies_of(eqn)]
+    inside = max(seconds) if eqn.primitive.name == "cond" else trip_count(eqn) * sum(seconds)
+    return inside + _transfer_seconds(sum(transferred_bytes(eqn)), device)
+
+
 def _transfer_seconds(transferred_bytes: int, device: Device) -> float:
     """Time of a copy to or from the host; a device without a link has none to make."""
     return transferred_bytes / device.host_bytes_per_second if device.host_bytes_per_second else 0.0
@@ -201,6 +218,4 @@ def _transfer_seconds(transferred_bytes: int, device: Device) -> float:
 
 def _workspace_bytes(eqn: Eqn, device: Device) -> int:
     """Bytes that the bodies of a loop or branch need while they run."""
-    if eqn.primitive.name not in LOOPS:
-        return 0
-    return max(estimate_memory(body, device).temp_bytes for body in jaxprs.subjaxprs(eqn))
+    return max((estimate_body(body, device).temp_bytes for body in bodies_of(eqn)), default=0)

@@ -15,7 +15,7 @@ import heapq
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.cost.fused import Fusion, reachable
+from jaxremat.cost.fused import Fusion, reachable, written_bytes
 from jaxremat.cost.hlo_model import Op, Program
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
@@ -56,6 +56,7 @@ class _Fuser:
         self.element_work = device.backend.element_work or {}
         self.outputs = set(program.outputs)
         self.sizes = [float(op.size_bytes) for op in self.ops]
+        self.written = [float(written_bytes(self.ops, op)) for op in self.ops]
         self.live = reachable(program)
         self.users: list[list[int]] = [[] for _ in self.ops]
         self.kernels: dict[int, _Kernel] = {}
@@ -69,6 +70,8 @@ class _Fuser:
 
     def _open(self, index: int, op: Op) -> None:
         reads = {read: _share(op, self.ops[read]) for read in op.reads}
+        if op.kind == "dynamic_update_slice":
+            reads[op.reads[0]] = 0.0
         work = op.elements * self.element_work.get(op.kind, 1)
         if op.kind == "reduce":
             work = sum(self.ops[read].elements for read in op.reads)
@@ -159,7 +162,7 @@ class _Fuser:
         return rows and any(reader in self.kernels[other].reads for other in self.readers[index])
 
     def _seconds(self, root: int, work: float, reads: dict[int, float]) -> float:
-        moved = self.sizes[root]
+        moved = self.written[root]
         for buffer, share in reads.items():
             moved += self.sizes[buffer] * share if share < 1.0 else self.sizes[buffer]
         memory = moved / self.device.bandwidth_bytes_per_second
@@ -191,7 +194,7 @@ class _Fuser:
         return Fusion(
             self.program,
             roots,
-            {index: frozenset(self.kernels[index].reads) for index in roots},
+            {index: self.kernels[index].reads for index in roots},
             kernel_of,
             {index: frozenset(kernel.inside) for index, kernel in self.kernels.items()},
             self.users,

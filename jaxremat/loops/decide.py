@@ -23,12 +23,12 @@ from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.emit import Emitter
 from jaxremat.loops.find import find
 from jaxremat.loops.options import IterationHull, IterationOption, iteration_hull
-from jaxremat.solvers.mincut.structure import surcharge
 from jaxremat.trace.joint import Primal
 
 _MOST_PIECES = 3  # benchmarks/constants.py; each piece is a loop of its own in the program
 _DEEPEST = 4  # with segments of s iterations, four levels hold a loop of s ** 5
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte
+_EARLY_SURCHARGE = 0.05  # of the first iteration over the last: see `at_price`, benchmarks/surcharge.py
 _INNER_PRICES = tuple(10.0 ** np.arange(-14, -5))  # seconds per byte, from the fastest memory to the slowest link
 
 
@@ -130,8 +130,13 @@ class Loops:
 
 
 def at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], seconds_per_byte: float) -> LoopOption:
+    """The cheapest way at a price of a byte.
+
+    Iterations are equal and held together: a slope of the price lets one after the other change its mind, and a steep
+    one makes them choose among more than two neighbours of the hull.
+    """
     choices = _choices(hull, length)
-    prices = seconds_per_byte * surcharge((np.arange(length) + 0.5) / length)
+    prices = seconds_per_byte * (1 + _EARLY_SURCHARGE * (1 - (np.arange(length) + 0.5) / length))
     totals = np.asarray([c.seconds + prices * c.bytes for c in choices])
     runs = [(choices[i], len(list(group))) for i, group in itertools.groupby(totals.argmin(0).tolist())]
     return _combined(hull, _without_remainders(hull, _at_most(_MOST_PIECES, runs)), inner)

@@ -20,6 +20,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.loops.body import Body, scripted
 from jaxremat.loops.decision import Piece
+from jaxremat.loops.stacking import judged_by_kernels
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.cut import cheapest_cut
 from jaxremat.solvers.mincut.structure import Structure, ends_of_groups
@@ -78,7 +79,10 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
       fenced: whether what runs again will wait behind barriers.
     """
     device = device or resolve_target(None)
-    graph = _with_ends(body, joint, price(joint, device))
+    priced = price(joint, device)
+    if device.backend.element_work is not None and not body.is_single:
+        priced = judged_by_kernels(joint, priced, device)
+    graph = _with_ends(body, joint, priced)
     run_seconds = graph.costs.copy()
     run_seconds[: body.num_carry] = np.inf
     run_seconds[body.num_carry : -1] = again_seconds(joint.eqns, run_seconds[body.num_carry : -1])

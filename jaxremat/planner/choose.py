@@ -11,6 +11,7 @@ from jaxremat.planner.own_names import OwnNamesPlanner
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.solver_schedules import SolverPlanner
 from jaxremat.planner.timed import TimedPlanner
+from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.planner.transfers import TransferPlanner
 from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
@@ -53,8 +54,9 @@ def planner_for(
 
 
 def _schedule_planner(primal: Primal, device: Device) -> Planner:
-    by_time = device.backend.barrier_parts and not find(primal)
-    return TimedPlanner(primal, device) if by_time else SchedulePlanner(primal, device)
+    if not device.backend.barrier_parts:
+        return SchedulePlanner(primal, device)
+    return TimedLoopPlanner(primal, device) if find(primal) else TimedPlanner(primal, device)
 
 
 def _segments_planner(primal: Primal, device: Device) -> Planner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram
@@ -65,6 +65,25 @@ class Planner(Protocol):
 
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
         """Cheaper outcomes that are expected to need little more than `best`, the least demanding first."""
+
+
+class SavingOutcome(Outcome, Protocol):
+    """An outcome that knows what its forward leaves behind."""
+
+    @property
+    def saved_bytes(self) -> int:
+        """What the forward leaves to the backward, inputs of the program aside."""
+
+
+@runtime_checkable
+class SavingPlanner(Protocol):
+    """A planner that bounds what the forward leaves to the backward, not the peak."""
+
+    @property
+    def plain(self) -> SavingOutcome: ...
+
+    def leaving(self, saved_bytes: int) -> SavingOutcome:
+        """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
 
 
 def cheapest_within[O: Outcome](outcomes: Sequence[O], replayed_bytes: int) -> O:

@@ -132,6 +132,11 @@ class SchedulePlanner:
         within = [outcome for outcome in outcomes if outcome.saved_bytes <= saved_bytes]
         return min(within, key=_by_cost) if within else min(outcomes, key=lambda outcome: outcome.saved_bytes)
 
+    def at_all_prices(self) -> list[ScheduleOutcome]:
+        """The program with its loops as decided at each price, the flat part as it stands."""
+        posed = dict(self._posed(self._decisions(price)) for price in self._loop_prices)
+        return [self._outcome(problem, search.plain) for problem, search in posed.items()]
+
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()

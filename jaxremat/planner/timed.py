@@ -26,6 +26,7 @@ from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
+from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.barriers import barriers_between
 from jaxremat.solvers.mincut.boundary import SearchPoint
@@ -50,7 +51,9 @@ class TimedOutcome:
 
     @property
     def form(self) -> Form:
-        return AsWritten() if self.program.is_in_order else Schedule(self.program, storages=self.problem.storages)
+        loops, storages = self.problem.loops, self.problem.storages
+        as_written = not loops and self.program.is_in_order
+        return AsWritten() if as_written else Schedule(self.program, loops, storages)
 
     @property
     def peak_bytes(self) -> int:
@@ -65,6 +68,11 @@ class TimedOutcome:
     def cost(self) -> float:
         """The predicted seconds."""
         return self.timeline.cost
+
+    @property
+    def saved_bytes(self) -> int:
+        """What the forward leaves to the backward, inputs of the program aside."""
+        return int(self.problem.graph.value_bytes[self.program.saved].sum())
 
 
 class TimedPlanner:
@@ -92,12 +100,16 @@ class TimedPlanner:
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
-        best = _fastest(self._range, replayed_bytes)
+        best = fastest(self._range, replayed_bytes)
         if best is None:
-            return _fastest(self.least(), replayed_bytes) or min(self.least(), key=_by_peak)
+            return fastest(self.least(), replayed_bytes) or min(self.least(), key=by_peak)
         around = [*self._made.values(), *self._between(replayed_bytes), *self._released(best, replayed_bytes)]
-        best = _fastest(around, replayed_bytes) or best
-        return _fastest([best, *self._with_other_parts(best)], replayed_bytes) or best
+        best = fastest(around, replayed_bytes) or best
+        return fastest([best, *self._with_other_parts(best)], replayed_bytes) or best
+
+    def leaving(self, saved_bytes: int) -> TimedOutcome:
+        """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
+        return self._emitted(SchedulePlanner(self.primal, self.device).leaving(saved_bytes).program)
 
     def least(self) -> Sequence[TimedOutcome]:
         """Outcomes of small predicted peak, the smallest first."""
@@ -107,8 +119,8 @@ class TimedPlanner:
     def _least(self) -> Sequence[TimedOutcome]:
         small = [self._emitted(candidate.program) for candidate in self._search.small_ones(_MOST_LEAST)]
         found = {id(outcome): outcome for outcome in (*self._range, *small)}
-        smallest = sorted(found.values(), key=_by_peak)[:_MOST_LEAST]
-        return sorted({*smallest, *self._with_other_parts(smallest[0])}, key=_by_peak)
+        smallest = sorted(found.values(), key=by_peak)[:_MOST_LEAST]
+        return sorted({*smallest, *self._with_other_parts(smallest[0])}, key=by_peak)
 
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
@@ -228,10 +240,12 @@ class TimedPlanner:
         return Search(graph, run_seconds, graph.keep_costs + extra_bytes / self.device.bandwidth_bytes_per_second)
 
 
-def _fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome | None:
+def fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome | None:
+    """The fastest of those whose predicted peak is within a number of bytes, None where there is none."""
     within = [outcome for outcome in outcomes if outcome.peak_bytes <= peak_bytes]
     return min(within, key=lambda outcome: (outcome.cost, outcome.peak_bytes), default=None)
 
 
-def _by_peak(outcome: TimedOutcome) -> tuple[int, float]:
+def by_peak(outcome: TimedOutcome) -> tuple[int, float]:
+    """To sort by: the smallest peak first."""
     return outcome.peak_bytes, outcome.cost

@@ -17,10 +17,9 @@ from jaxremat.chunk.candidates import rewritten
 from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.choose import planner_for
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.contract import Outcome, Planner, SavingPlanner
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.decision import Decision
-from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.chunks import plan_with_chunks
 from jaxremat.planning.compilation import compile_program
@@ -199,7 +198,7 @@ class Planning:
         Args:
           keep: bytes, text, or a fraction of what the backward of the program as written reads.
         """
-        if not isinstance(self.planner, SchedulePlanner):
+        if not isinstance(self.planner, SavingPlanner):
             raise ArgumentError("keep=... decides schedules of the default search: emit='schedule' and solver='auto'")
         outcome = self.planner.leaving(keep_bytes(keep, self.planner.plain.saved_bytes))
         return self._plan(outcome, outcome.peak_bytes)

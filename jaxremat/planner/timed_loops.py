@@ -1,0 +1,93 @@
+"""Programs with loops, judged by the time and the peak of what is emitted, under the target's fusion.
+
+In a loop, what is kept has to be stacked: written, and read again, where a kernel would have made it on its way. So
+more recomputation may well take less time, and the cheapest price at which a program fits is not the fastest. Decisions
+are made along the whole range of prices; each is emitted and timed, and the fastest whose predicted peak fits is the
+answer.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+from jaxremat.backends.devices import Device
+from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.decision import FlatFunction
+from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
+from jaxremat.planner.timed import TimedOutcome, by_peak, fastest
+from jaxremat.trace.joint import Primal
+
+
+class TimedLoopPlanner:
+    """The fastest schedules of a program with differentiable loops.
+
+    Args:
+      primal: the program.
+      device: what its seconds and bytes are for.
+    """
+
+    may_leave_alone = True
+    predicts_time = True
+    more_capable: Planner | None = None
+
+    def __init__(self, primal: Primal, device: Device):
+        self._schedules = SchedulePlanner(primal, device)
+        self._timed: dict[int, tuple[ScheduleOutcome, TimedOutcome]] = {}
+
+    @functools.cached_property
+    def plain(self) -> TimedOutcome:
+        """The program as it stands."""
+        return self._at_its_time(self._schedules.plain)
+
+    @property
+    def as_written(self) -> FlatFunction:
+        """The program with the author's own checkpoints."""
+        return self._schedules.as_written
+
+    def fit(self, replayed_bytes: int) -> TimedOutcome:
+        """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
+        for aim in self._aims(replayed_bytes):
+            self._at_its_time(self._schedules.fit(aim))
+        best = fastest([outcome for _, outcome in (*self._range, *self._timed.values())], replayed_bytes)
+        return best or fastest(self.least(), replayed_bytes) or min(self.least(), key=by_peak)
+
+    def leaving(self, saved_bytes: int) -> TimedOutcome:
+        """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
+        return self._at_its_time(self._schedules.leaving(saved_bytes))
+
+    def least(self) -> Sequence[TimedOutcome]:
+        """Outcomes of small predicted peak, the smallest first."""
+        return self._least
+
+    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+        """None: the prediction tells schedules apart well enough."""
+        return ()
+
+    @functools.cached_property
+    def _least(self) -> Sequence[TimedOutcome]:
+        return sorted(map(self._at_its_time, self._schedules.least()), key=by_peak)
+
+    @functools.cached_property
+    def _range(self) -> Sequence[tuple[ScheduleOutcome, TimedOutcome]]:
+        """The program as it stands, and with its loops as decided at every price."""
+        each = [self._schedules.plain, *self._schedules.at_all_prices()]
+        return [(outcome, self._at_its_time(outcome)) for outcome in each]
+
+    def _aims(self, peak_bytes: int) -> Iterable[int]:
+        """Replayed bytes of what is predicted to take so many: the two differ by what the nearest outcomes say."""
+        above = [pair for pair in self._range if pair[1].peak_bytes > peak_bytes]
+        below = [pair for pair in self._range if pair[1].peak_bytes <= peak_bytes]
+        near = [*sorted(above, key=_predicted)[:1], *sorted(below, key=_predicted)[-1:]]
+        return {replayed.replayed_bytes + peak_bytes - predicted.peak_bytes for replayed, predicted in near}
+
+    def _at_its_time(self, outcome: ScheduleOutcome) -> TimedOutcome:
+        """One outcome per schedule, so that what was compiled of it is not asked for twice."""
+        if id(outcome) not in self._timed:
+            timed = TimedOutcome(outcome.problem, outcome.program, outcome.timeline)
+            self._timed[id(outcome)] = outcome, timed
+        return self._timed[id(outcome)][1]
+
+
+def _predicted(pair: tuple[ScheduleOutcome, TimedOutcome]) -> int:
+    return pair[1].peak_bytes
