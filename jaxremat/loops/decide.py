@@ -96,6 +96,15 @@ class Loops:
         ]
         return self._fenced(loop, min(candidates, key=lambda candidate: candidate.price(price)))
 
+    def checkpointed(self, loops: Sequence[Loop]) -> tuple[LoopDecision, ...]:
+        """Checkpoints around every iteration, as their authors place them, of loops and of those inside."""
+        return tuple(self._checkpointed(loop, self.checkpointed(loop.body.loops)) for loop in loops)
+
+    def _checkpointed(self, loop: Loop, inner: tuple[LoopDecision, ...]) -> LoopDecision:
+        option = self.hull(loop, inner).checkpointed
+        piece = Piece(loop.length, option.forward, option.backward)
+        return LoopDecision((piece,), inner, fenced=self._is_fenced(loop))
+
     def options(self, loop: Loop) -> tuple[LoopOption, ...]:
         """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
         found: dict[LoopDecision, LoopOption] = {}

@@ -60,11 +60,13 @@ class IterationHull:
 
     Attributes:
       options: its corners.
+      checkpointed: what a checkpoint around the iteration does: only what enters it is stacked, all runs again, once.
       carry_bytes: what enters an iteration from the one before.
       forward_seconds: one run of the forward.
     """
 
     options: tuple[IterationOption, ...]
+    checkpointed: IterationOption
     carry_bytes: int
     forward_seconds: float
 
@@ -91,12 +93,13 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
     options = [_option(body, graph, *assemble_parts(graph, each), each) for each in kept]
     if body.is_single:
         options = _walkable(options, [float(surcharge[each].sum()) for each in kept])
+    checkpointed = options[-1]
     options += _checkpointed(body, graph, run_seconds, kept[-1])
     if not fenced:
         options = [_fused(option, body, joint, device) for option in options]
     carry = joint.inputs[body.num_consts : body.num_consts + body.num_carry]
     forward_seconds = sum(graph.costs[node + body.num_carry] for node in options[-1].forward)
-    return IterationHull(tuple(options), sum(map(jaxprs.size_bytes, carry)), float(forward_seconds))
+    return IterationHull(tuple(options), checkpointed, sum(map(jaxprs.size_bytes, carry)), float(forward_seconds))
 
 
 def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:

@@ -45,6 +45,7 @@ class PiecePlanner:
 
     may_leave_alone = True
     predicts_time = False
+    peak_doubt = 0.0
 
     def __init__(self, primal: Primal, device: Device, emit: str, outer: bool):
         self.primal = primal

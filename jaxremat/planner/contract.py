@@ -50,6 +50,10 @@ class Planner(Protocol):
         """Whether `cost` is the time of the program as compiled: the fastest is wanted, not what just fits."""
 
     @property
+    def peak_doubt(self) -> float:
+        """By how much predicted peaks may be too high, as a part of them: so much more is tried for the fastest."""
+
+    @property
     def may_leave_alone(self) -> bool:
         """Whether a program that fits as it is stays as it is."""
 

@@ -30,6 +30,7 @@ class OwnNamesPlanner:
 
     may_leave_alone = False
     predicts_time = False
+    peak_doubt = 0.0
 
     def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]):
         assert primal.raw is not None  # that is where the names were found

@@ -81,6 +81,7 @@ class SchedulePlanner:
 
     may_leave_alone = True
     predicts_time = False
+    peak_doubt = 0.0
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS):
@@ -133,8 +134,10 @@ class SchedulePlanner:
         return min(within, key=_by_cost) if within else min(outcomes, key=lambda outcome: outcome.saved_bytes)
 
     def at_all_prices(self) -> list[ScheduleOutcome]:
-        """The program with its loops as decided at each price, the flat part as it stands."""
-        posed = dict(self._posed(self._decisions(price)) for price in self._loop_prices)
+        """The program with its loops as decided at each price, and with checkpoints around every iteration, the flat
+        part as it stands."""
+        decided = [self._decisions(price) for price in self._loop_prices]
+        posed = dict(map(self._posed, [*decided, self._loops.checkpointed(self._loops.found)]))
         return [self._outcome(problem, search.plain) for problem, search in posed.items()]
 
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:

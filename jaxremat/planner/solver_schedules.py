@@ -46,6 +46,7 @@ class SolverPlanner:
 
     may_leave_alone = True
     predicts_time = False
+    peak_doubt = 0.0
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device, solver: Solver, seed: int):

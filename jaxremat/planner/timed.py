@@ -85,6 +85,7 @@ class TimedPlanner:
 
     may_leave_alone = True
     predicts_time = True
+    peak_doubt = 0.05  # of unrolled programs on an H200: see prediction.md
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device):

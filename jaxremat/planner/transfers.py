@@ -55,6 +55,7 @@ class TransferPlanner:
 
     may_leave_alone = True
     predicts_time = False
+    peak_doubt = 0.0
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None):

@@ -38,7 +38,6 @@ logger = logging.getLogger("jaxremat")
 
 _MOST_COMPILATIONS = 8  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_TIMED = 2  # the second is aimed by what the first was off by
-_DOUBT = 0.05  # by how much predicted peaks of unrolled programs on an H200 are too high at most: see prediction.md
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _MOST_LEAST = 3  # compilations: the smallest peak is wanted, not the smallest prediction
 _MOST_NEAR_MISSES = 4  # compilations that may still find a cheaper one
@@ -256,7 +255,7 @@ class Planning:
             aim = int(outcome.peak_bytes * limit / peak_bytes)
             if peak_bytes <= limit:
                 fitting.append((report.seconds or outcome.cost, outcome))
-                aim = max(aim, int((1 + _DOUBT) * limit))
+                aim = max(aim, int((1 + self.planner.peak_doubt) * limit))
         return min(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
     def _least(self, compiles: bool) -> tuple[Outcome, int]:
