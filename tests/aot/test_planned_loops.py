@@ -53,7 +53,7 @@ def attention(x, weights):
 
 
 def test_no_more_bytes_than_checkpoints_on_every_iteration():
-    """What their author's checkpoints reach, a plan reaches too, at a tenth more time at most, and goes below."""
+    """What their author's checkpoints reach, a plan reaches too, in their time, and goes below."""
 
     def loss(weights, x, body=attention):
         return jnp.mean(lax.scan(body, x, weights)[0].astype(jnp.float32) ** 2)
@@ -64,6 +64,6 @@ def test_no_more_bytes_than_checkpoints_on_every_iteration():
     hand = compile_gradient(by_hand, (WEIGHTS, X), target="h200")
     plan = jaxremat.plan(loss, WEIGHTS, X, budget=hand.peak_bytes, target="h200")
     assert plan.compiled.peak_bytes <= hand.peak_bytes
-    assert plan.compiled.seconds <= 1.1 * hand.seconds
+    assert plan.compiled.seconds <= hand.seconds
     lower = int(0.95 * hand.peak_bytes)
     assert jaxremat.plan(loss, WEIGHTS, X, budget=lower, target="h200").compiled.peak_bytes <= lower
