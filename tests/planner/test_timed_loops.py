@@ -1,0 +1,64 @@
+"""Plans of loops for GPUs: the fastest of what is emitted, where what is kept has to be stacked."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jaxremat.backends.devices import resolve_target
+from jaxremat.planner.choose import planner_for
+from jaxremat.planner.timed_loops import TimedLoopPlanner
+from jaxremat.solvers.auto import Auto
+from jaxremat.trace.joint import read_primal
+
+H200 = resolve_target("h200")
+LAYERS, ROWS, WIDTH = 8, 8192, 512
+WEIGHTS = tuple(jax.ShapeDtypeStruct((LAYERS, *shape), jnp.bfloat16) for shape in ((WIDTH, 1024), (1024, WIDTH)))
+X = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.bfloat16)
+
+
+def loss(weights, x):
+    def step(x, w):
+        return x + jax.nn.gelu(jnp.sin(x) @ w[0]) @ w[1], None
+
+    return jnp.mean(lax.scan(step, x, weights)[0].astype(jnp.float32) ** 2)
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return planner_for(read_primal(loss, (WEIGHTS, X), 0, False), H200, Auto(), "schedule", 0)
+
+
+def test_loops_for_gpus_are_planned_by_time(planner):
+    assert isinstance(planner, TimedLoopPlanner)
+    assert planner.plain.cost == planner.plain.timeline.cost
+
+
+def test_outcomes_fit_and_no_smaller_one_is_faster(planner):
+    peak_bytes = planner.plain.peak_bytes
+    outcomes = [planner.fit(int(share * peak_bytes)) for share in (0.3, 0.5, 0.8)]
+    assert all(o.peak_bytes <= share * peak_bytes for o, share in zip(outcomes, (0.3, 0.5, 0.8)))
+    costs = [outcome.cost for outcome in outcomes]
+    assert all(after <= 1.01 * before for before, after in zip(costs, costs[1:]))
+
+
+def test_making_again_beats_stacking_where_kernels_make_it_on_the_way(planner):
+    """Everything stacked is written and read once more: with half of the bytes the loop is faster than as written."""
+    assert planner.fit(planner.plain.peak_bytes // 2).cost < planner.plain.cost
+
+
+def test_checkpoints_around_every_iteration_are_a_candidate(planner):
+    schedules = planner._schedules
+    decisions = schedules._loops.checkpointed(schedules._loops.found)
+    (by_hand,) = (outcome for outcome in schedules.at_all_prices() if outcome.problem.loops == decisions)
+    (piece,) = decisions[0].pieces
+    assert piece.count == LAYERS and not piece.inside
+    found = planner.fit(by_hand.peak_bytes)
+    assert found.peak_bytes <= by_hand.peak_bytes
+    assert found.cost <= 1.01 * by_hand.timeline.cost
+
+
+def test_what_is_left_behind_can_be_bounded(planner):
+    saved_bytes = planner.plain.saved_bytes // 4
+    outcome = planner.leaving(saved_bytes)
+    assert 0 < outcome.saved_bytes <= saved_bytes
