@@ -1,5 +1,6 @@
 """Each rule of XLA:GPU that the model follows, against a program compiled for a GPU that is not there."""
 
+import functools
 import re
 from collections import Counter
 
@@ -14,12 +15,16 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.compiled.compile import rematerialized
 from jaxremat.compiled.gpu_configs import target_config
 from jaxremat.compiled.targets import target_devices
+from jaxremat.cost.fusion import fuse
+from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.kernels import kernel_seconds
 
 pytestmark = pytest.mark.aot
 
 X = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
 HALF = jax.ShapeDtypeStruct((2048, 1024), jnp.bfloat16)
 W = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
+ROW = jax.ShapeDtypeStruct((1024,), jnp.bfloat16)
 FILL = 4 * 2048 * 1024
 
 RULES = {
@@ -34,6 +39,10 @@ RULES = {
     "a product does not take what reads two arrays": (
         lambda x, y, w: (x * y) @ w, (HALF, HALF, W), [FILL // 2] * 2,
     ),
+    "a product spreads a row itself": (lambda x, row, w: (x * row[None]) @ w, (HALF, ROW, W), [FILL // 2]),
+    "a kernel reads 96 arrays at most": (
+        lambda *arrays: functools.reduce(jnp.add, arrays), (X,) * 100, [FILL] * 2,
+    ),
     "a softmax is one kernel": (
         lambda x, w: jax.nn.softmax((x @ w).astype(jnp.float32)).astype(jnp.bfloat16) @ w, (HALF, W), [FILL // 2] * 3,
     ),
@@ -43,13 +52,32 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_written(rule):
     fun, args, expected = RULES[rule]
-    device = resolve_target("h200")
+    large = lambda sizes: Counter(size for size in sizes if size >= FILL // 4)
+    assert large(modelled_buffers(fun, args, resolve_target("h200"))) == Counter(expected)
+    assert large(compiled_buffers(compiled_text(fun, args), several=True)) == Counter(expected)
+
+
+def compiled_text(fun, args):
     place = SingleDeviceSharding(target_devices("h200")[0])
     placed = [jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=place) for arg in args]
-    text = jax.jit(fun).trace(*placed).lower(lowering_platforms=("cuda",)).compile().as_text()
-    large = lambda sizes: Counter(size for size in sizes if size >= FILL // 4)
-    assert large(modelled_buffers(fun, args, device)) == Counter(expected)
-    assert large(compiled_buffers(text, several=True)) == Counter(expected)
+    return jax.jit(fun).trace(*placed).lower(lowering_platforms=("cuda",)).compile().as_text()
+
+
+KERNELS = {
+    "loops that read the same are one kernel": (lambda x: (x * 2.0, jnp.exp(x)), 1),
+    "a loop and a sum that read the same are one kernel": (lambda x: (x * 2.0, jnp.sum(x, 1)), 1),
+    "sums along different axes are apart": (lambda x: (jnp.sum(x, 0), jnp.sum(x, 1)), 2),
+}
+
+
+@pytest.mark.parametrize("rule", KERNELS)
+def test_how_many_kernels_run(rule):
+    fun, expected = KERNELS[rule]
+    device = resolve_target("h200")
+    fusion = fuse(lower(jax.make_jaxpr(fun)(X).jaxpr, device.backend), device)
+    assert len(kernel_seconds(fusion, device)) == expected
+    text = compiled_text(fun, [X])
+    assert text[text.index("\nENTRY ") :].count(" fusion(") == expected
 
 
 def chain(weights, x):
