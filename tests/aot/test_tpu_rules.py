@@ -15,8 +15,7 @@ pytestmark = pytest.mark.aot
 V5E = resolve_target("tpu-v5e")
 MIB = 2**20
 WIDE, WEIGHTS = (jax.ShapeDtypeStruct(dims, jnp.bfloat16) for dims in ((131072, 1024), (1024, 1024)))
-BESIDE = jax.ShapeDtypeStruct((4096, 1024), jnp.float32)
-NARROW = jax.ShapeDtypeStruct((2**24, 3), jnp.float32)
+BESIDE, BEYOND, NARROW = (jax.ShapeDtypeStruct(dims, jnp.float32) for dims in ((4096, 1024), (65536, 1024), (2**24, 3)))
 
 
 def kept_apart(x):
@@ -27,7 +26,7 @@ def kept_apart(x):
 RULES = {
     "a product computes what it reads": (lambda x, w: (jnp.tanh(x) * x) @ w, (WIDE, WEIGHTS), 0),
     "what fits beside main memory is placed there": (kept_apart, (BESIDE,), 0),
-    "what does not fit there is in main memory": (kept_apart, (WIDE,), 256 * MIB),
+    "what does not fit there is in main memory": (kept_apart, (BEYOND,), 256 * MIB),
     "narrow arrays fill up their tiles": (kept_apart, (NARROW,), 4 * 2**24 * 8),
 }
 
