@@ -35,8 +35,8 @@ class Backend:
       barrier_parts: into how many parts recomputation is divided at least, a barrier before each, in plans that are
         judged by the time of their kernels; 0 where plans are judged by their replay. A barrier makes the compiler
         write what enters it, so there are few, and only what is recomputed from and cotangents enter them.
-      smallest_modelled_bytes: programs whose values take less together are replayed value by value: alignment and
-        fixed buffers outweigh what fusion saves in them.
+      smallest_modelled_bytes: programs whose values take less together are replayed value by value, which is about as
+        near and takes no time; see `benchmarks/threshold.py`.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
       pool_variable: of the environment, which sets that part; empty where nothing does.
       stacked_products_last: in a loop's body, contractions that nothing but a stack reads run after all others.

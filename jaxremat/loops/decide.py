@@ -26,6 +26,7 @@ from jaxremat.loops.options import IterationHull, IterationOption, iteration_hul
 from jaxremat.trace.joint import Primal
 
 _MOST_PIECES = 3  # benchmarks/constants.py; each piece is a loop of its own in the program
+_NEAR = 1.25  # what is held is a / s + b * s: so far from where they balance it is (1.25 + 1 / 1.25) / 2, 2.5 % more
 _DEEPEST = 4  # with segments of s iterations, four levels hold a loop of s ** 5
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte
 _EARLY_SURCHARGE = 0.05  # of the first iteration over the last: see `at_price`, benchmarks/surcharge.py
@@ -221,7 +222,7 @@ def _segment_length(length: int, depth: int, stacked_bytes: int, carry_bytes: in
     """Iterations per outermost segment: near what balances the levels, without a remainder where that is near too."""
     count = max((length * stacked_bytes / carry_bytes) ** (1 / (depth + 1)), 1.0)
     best = min(max(round(length / count), 1), length)
-    near = range(max(math.ceil(0.8 * best), 1), min(math.floor(1.25 * best), length) + 1)
+    near = range(max(math.ceil(best / _NEAR), 1), min(math.floor(_NEAR * best), length) + 1)
     even = [inside for inside in near if length % inside == 0]
     return min(even, key=lambda inside: abs(inside - best)) if even else best
 

@@ -28,6 +28,8 @@ from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal, gradient_jaxpr
 from jaxremat.trace.origins import Origins
 
+_ROUNDING = 1e-9  # relative: sums of costs in another order differ by less
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CheckpointOutcome:
@@ -110,7 +112,7 @@ class CheckpointCandidates:
 
 def cheaper_within(outcomes: Sequence[CheckpointOutcome], best: Outcome, room_bytes: int) -> list[CheckpointOutcome]:
     """Cheaper outcomes that are replayed with little more bytes than one that fits, the least demanding first."""
-    cheaper = [outcome for outcome in outcomes if outcome.cost < best.cost - 1e-9]
+    cheaper = [outcome for outcome in outcomes if outcome.cost < (1 - _ROUNDING) * best.cost]
     near = [outcome for outcome in cheaper if outcome.replayed_bytes <= best.replayed_bytes + room_bytes]
     return sorted(near, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
 

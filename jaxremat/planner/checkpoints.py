@@ -31,6 +31,8 @@ from jaxremat.trace.origins import trace_equations
 _PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # benchmarks/constants.py
 _PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])  # of the mean price; dense where values give way
 _REFINEMENTS = 5  # halvings of the ratio between two prices: to 2 % where they lie close
+_DEAREST = 1e6  # of the mean price: as good as infinite, and no bytes at that price still cost nothing
+_WORTH_A_NAME = 1e-5  # of all bytes: hundreds of such values together are a thousandth
 _READ_AT_ONCE = 0.15  # benchmarks/constants.py
 
 
@@ -130,7 +132,7 @@ class PiecePlanner:
         last_piece = self._node_piece(pieces)[graph.producer] == len(pieces.ends)
         free = self.nameable if self.outer else self.nameable | (last_piece & self.structure.is_forward_value)
         most = graph.costs.sum()
-        per_byte = self._mean_price * min(price_factor, 1e6) * early_surcharge(graph)
+        per_byte = self._mean_price * min(price_factor, _DEAREST) * early_surcharge(graph)
         keep_price = np.minimum(per_byte * graph.value_bytes, most)
         keep_price = np.where(last_piece, (_READ_AT_ONCE if self.outer else 0.0) * keep_price, keep_price)
         more_than_any_cut = most + keep_price[free].sum()
@@ -149,7 +151,7 @@ class PiecePlanner:
         """[V] bool: values that a name can save; small ones and those that every piece computes are not worth one."""
         nodes = np.asarray([mark is not None for mark in self.origins.marks]) & ~self.graph.backward
         nodes &= ~np.isin(self.origins.group, self._sunk)
-        worth = self.graph.value_bytes > 1e-5 * self.graph.value_bytes.sum()
+        worth = self.graph.value_bytes > _WORTH_A_NAME * self.graph.value_bytes.sum()
         return nodes[self.graph.producer] & worth
 
     @functools.cached_property

@@ -2,7 +2,7 @@
 
 The replay ranks schedules value by value; a compiler fuses values away, copies others and chooses its own order. The
 prediction writes the program that would be emitted and follows the compiler's rules through it. Toy programs are
-replayed instead: there the compiler's alignment and fixed buffers outweigh what fusion saves.
+replayed instead, which is about as near for them and takes no time (`benchmarks/threshold.py`).
 """
 
 from __future__ import annotations
