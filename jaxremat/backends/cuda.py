@@ -32,6 +32,7 @@ CUDA = Backend(
     stacked_products_last=True,
     smallest_modelled_bytes=32 * 2**20,
     element_work=_ELEMENT_WORK,
+    ties_transfers=True,
     pool_fraction=0.75,  # JAX's page on GPU memory allocation
     pool_variable="XLA_PYTHON_CLIENT_MEM_FRACTION",
 )

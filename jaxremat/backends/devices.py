@@ -17,6 +17,11 @@ from jaxremat.backends.tpu import TPU
 from jaxremat.base.errors import ArgumentError
 
 
+_SUSTAINED = 0.8
+"""Part of a link's rate that long copies reach: packets of PCIe carry 128 bytes behind 20 to 24 of headers and
+checksums, and acknowledgements and credits take a few per cent more."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     """One accelerator, or a processor core pair.
@@ -54,6 +59,11 @@ class Device:
     def pool_bytes(self) -> int:
         """What the runtime's allocator hands out by default; 0 where it depends on the machine."""
         return int(self.backend.pool_fraction * self.memory_bytes)
+
+    @property
+    def sustained_host_bytes_per_second(self) -> float | None:
+        """What long copies over the host's link reach."""
+        return _SUSTAINED * self.host_bytes_per_second if self.host_bytes_per_second else None
 
     def matrix_flops(self, dtype) -> float:
         """Peak FLOP/s of contractions of a dtype."""

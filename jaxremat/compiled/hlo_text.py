@@ -11,7 +11,8 @@ _BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r" ([a-z][\w\-]*)\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_HOST = "S(5)"  # `xla/layout.h`, as `xla/service/host_memory_offload_annotations.h` numbers the host's memory
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -23,10 +24,11 @@ _INLINE_SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The dtype, as HLO writes it, and the dimensions of one array."""
+    """The dtype, as HLO writes it, and the dimensions of one array; whether it lies in the host's memory."""
 
     dtype: str
     dims: tuple[int, ...]
+    on_host: bool = False
 
     @property
     def elements(self) -> int:
@@ -139,7 +141,8 @@ def _instruction(name: str, rest: str) -> Instruction:
         name=name,
         opcode=opcode[1],
         arrays=tuple(
-            Array(dtype, tuple(map(int, filter(None, dims.split(","))))) for dtype, dims in _ARRAY.findall(shape)
+            Array(dtype, tuple(map(int, filter(None, dims.split(",")))), _HOST in layout)
+            for dtype, dims, layout in _ARRAY.findall(shape)
         ),
         operands=tuple(_NAME.findall(inside)) if opcode[1] != "parameter" else (),
         called=tuple(called),

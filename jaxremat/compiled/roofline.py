@@ -3,7 +3,9 @@
 Counted on the optimized HLO (`xla/hlo/ir/hlo_instruction.h`), so after all fusion, layout and rematerialization of the
 compiler: the FLOPs of contractions and convolutions at the device's rate for their dtype, the bytes that a kernel reads
 and writes at its bandwidth. Of a buffer that a kernel only slices or updates in place, the part that is touched counts.
-A loop's kernels run as often as its trip count says. Caches, occupancy and overlap are left out.
+A loop's kernels run as often as its trip count says. Copies over the link to the host's memory run beside the kernels,
+one after another in either direction: they take what the schedule waits for them. Caches, occupancy and any other
+overlap are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from jaxremat.backends.devices import Device
 from jaxremat.compiled.hlo_text import Array, HloModule, Instruction, parse_hlo
+from jaxremat.compiled.link import Link, transfer_of
 
 _FREE = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "async-update"}
@@ -88,16 +91,36 @@ class _Counter:
         """The kernels of a computation that runs so often; of a conditional, those of the slowest branch."""
         body = self.module.computations[computation]
         made = {instruction.name: instruction for instruction in body}
+        link, now = Link(self.device.sustained_host_bytes_per_second), 0.0
         for instruction in body:
-            if instruction.opcode == "while":
-                yield from self.kernels(_loop_body(instruction), runs * instruction.trip_count)
-            elif instruction.opcode == "conditional":
-                branches = [list(self.kernels(branch, runs)) for branch in instruction.called]
-                yield from max(branches, key=lambda branch: sum(kernel.seconds for kernel in branch), default=[])
-            elif instruction.opcode in _CALLERS and instruction.called:
-                yield from self.kernels(instruction.called[0], runs)
-            elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
-                yield self._kernel(instruction, made, runs)
+            for kernel in (*self._work(instruction, made, runs), *self._waiting(instruction, made, link, now, runs)):
+                now += kernel.seconds / runs
+                yield kernel
+
+    def _work(self, instruction: Instruction, made: dict[str, Instruction], runs: int) -> Iterator[Kernel]:
+        if instruction.opcode == "while":
+            yield from self.kernels(_loop_body(instruction), runs * instruction.trip_count)
+        elif instruction.opcode == "conditional":
+            branches = [list(self.kernels(branch, runs)) for branch in instruction.called]
+            yield from max(branches, key=lambda branch: sum(kernel.seconds for kernel in branch), default=[])
+        elif instruction.opcode in _CALLERS and instruction.called:
+            yield from self.kernels(instruction.called[0], runs)
+        elif not _is_free(instruction, _operands(instruction, made)):
+            yield self._kernel(instruction, made, runs)
+
+    def _waiting(
+        self, instruction: Instruction, made: dict[str, Instruction], link: Link, now: float, runs: int
+    ) -> Iterator[Kernel]:
+        """What an instruction waits for on the link to the host, as a kernel that moves nothing."""
+        transfer = transfer_of(instruction, _operands(instruction, made))
+        if transfer:
+            link.begin(instruction.name, transfer, now)
+        ended = instruction.operands if instruction.opcode.endswith("-done") else (instruction.name,)
+        if transfer is None or not transfer.runs_beside:
+            seconds = link.wait_for(ended, now)
+            if seconds > 0:
+                source = self.module.source(instruction)
+                yield Kernel(instruction.name, instruction.operation, source, runs, 0, 0.0, runs * seconds)
 
     def _kernel(self, instruction: Instruction, made: dict[str, Instruction], runs: int) -> Kernel:
         work = list(self._contractions(instruction, made))
@@ -112,7 +135,7 @@ class _Counter:
         """Pairs (FLOPs, bytes per element of the wider operand) of all that an instruction contracts."""
         inside = self._inside(instruction)
         if inside is None:
-            operands = [made[name] for name in instruction.operands if name in made]
+            operands = _operands(instruction, made)
             flops = _contraction_flops(instruction, operands)
             if flops:
                 yield flops, max(_element_bytes(operand.arrays) for operand in operands[:2])
@@ -128,7 +151,7 @@ class _Counter:
         return self.module.computations[instruction.called[0]]
 
     def _moved_bytes(self, instruction: Instruction, made: dict[str, Instruction]) -> int:
-        operands = [made[name] for name in instruction.operands if name in made]
+        operands = _operands(instruction, made)
         inside = self._inside(instruction)
         if inside is None:
             return _moved_alone(instruction, operands)
@@ -139,6 +162,16 @@ class _Counter:
             for position, operand in enumerate(operands)
         )
         return read + _written(inside)
+
+
+def _operands(instruction: Instruction, made: dict[str, Instruction]) -> list[Instruction]:
+    return [made[name] for name in instruction.operands if name in made]
+
+
+def _is_free(instruction: Instruction, operands: Sequence[Instruction]) -> bool:
+    """Whether an instruction is no kernel: it gives a name, ends what has begun, or copies over the link."""
+    gives_a_name = instruction.opcode in _FREE or instruction.opcode.endswith("-done")
+    return gives_a_name or transfer_of(instruction, operands) is not None
 
 
 def _loop_body(instruction: Instruction) -> str:

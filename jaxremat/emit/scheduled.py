@@ -22,6 +22,7 @@ from jax import lax
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Var
 from jaxremat.base.errors import EmissionError
+from jaxremat.emit.transfers import Transfers
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
@@ -34,10 +35,17 @@ class Segment:
     Attributes:
       eqns: equations in order, recomputed ones among them.
       fenced: what enters through the barrier: all that the segment reads from outside, cotangents included.
+      passed: what passes through the same barrier on its way to whoever reads it, so that it is made before.
     """
 
     eqns: tuple[Eqn, ...]
     fenced: tuple[Var, ...]
+    passed: tuple[Var, ...] = ()
+
+    @property
+    def through(self) -> tuple[Var, ...]:
+        """All that goes through the barrier; empty where there is none."""
+        return *self.fenced, *self.passed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,12 +58,14 @@ class Script:
       backward: segments of the backward pass.
       constants: equations that both passes start with; what they make is neither kept nor fenced, so that the compiler
         can write it where it is read.
+      same: for each variable of a round trip, the one that holds the same value once it is made.
     """
 
     forward: tuple[Segment, ...]
     residuals: tuple[Var, ...]
     backward: tuple[Segment, ...]
     constants: tuple[Eqn, ...] = ()
+    same: Mapping[Var, Var] = types.MappingProxyType({})
 
 
 def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = frozenset()) -> Script:
@@ -74,31 +84,60 @@ def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = f
     def part(first: int, end: int) -> tuple[Eqn, ...]:
         return tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
 
-    enters = {"all": _read_from_outside, "sources": _sources}[program.barrier_scope]
-    free = _available_anywhere(joint) | unfenced
     bounded = list(itertools.pairwise(bounds))
-    parts = _without_idle_trips(joint, [part(*b) for b in bounded], {joint.values[v] for v in program.saved})
-    counts = collections.Counter(id(eqn) for eqns in parts for eqn in eqns)
-    repeated = {eqn for eqn, count in counts.items() if count > 1}
-
-    def segments(first: int, end: int) -> list[Segment]:
-        inside = [(a, eqns) for (a, b), eqns in zip(bounded, parts) if first <= a and b <= end]
-        fences = lambda a, eqns: enters(joint, eqns, free, repeated) if a and repeated else ()
-        return [Segment(eqns, fences(a, eqns)) for a, eqns in inside if eqns]
-
+    transfers = Transfers(joint, {joint.values[v] for v in program.saved})
+    parts = _without_idle_trips(joint, [part(*b) for b in bounded], transfers.saved)
+    cut = _Cut(joint, program, transfers, _available_anywhere(joint) | unfenced, parts)
+    segments = {False: list[Segment](), True: list[Segment]()}
+    for (first, _), stretch in zip(bounded, parts):
+        if stretch:
+            segments[first >= start].append(cut.segment(stretch, has_barrier=first > 0, is_late=first >= start))
     return Script(
-        forward=tuple(segments(0, start)),
+        forward=tuple(segments[False]),
         residuals=_residuals(joint, program, part(start, len(eqns))),
-        backward=tuple(segments(start, len(eqns))),
+        backward=tuple(segments[True]),
         constants=joint.constants,
+        same=transfers.same,
     )
+
+
+class _Cut:
+    """Stretches of a schedule on their way to segments, one after another."""
+
+    def __init__(
+        self,
+        joint: Joint,
+        program: ScheduledProgram,
+        transfers: Transfers,
+        free: Set[Var],
+        stretches: Sequence[Sequence[Eqn]],
+    ):
+        counts = collections.Counter(id(eqn) for stretch in stretches for eqn in stretch)
+        self.joint, self.transfers, self.free = joint, transfers, free
+        self.repeated = {eqn for eqn, count in counts.items() if count > 1}
+        self.enters = {"all": _read_from_outside, "sources": _sources}[program.barrier_scope]
+        self.ran: set[int] = set()
+        self.waiting: tuple[Var, ...] = ()
+
+    def segment(self, stretch: tuple[Eqn, ...], *, has_barrier: bool, is_late: bool) -> Segment:
+        """The next segment; in the forward, nothing enters its barrier unless something runs again there."""
+        if not has_barrier or not (self.repeated or self.transfers.taken):
+            made = Segment(stretch, ())
+        else:
+            enters = is_late or not self.ran.isdisjoint(map(id, stretch))
+            fenced = self.enters(self.joint, stretch, self.free, self.repeated, self.transfers) if enters else ()
+            made = Segment(stretch, fenced, self.transfers.passed(stretch, self.waiting))
+            self.waiting = ()
+        self.ran.update(map(id, stretch))
+        self.waiting += self.transfers.left_waiting(stretch)
+        return made
 
 
 def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, list]:
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint) | dict(zip(joint.inputs, inputs, strict=True))
     _run(script.constants, env)
-    _run_segments(joint, script.forward, env)
+    _run_segments(script.forward, script.same, env)
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
 
@@ -107,17 +146,17 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence, cotangents: 
     env = _constants(joint) | dict(zip(script.residuals, residuals, strict=True))
     env.update(zip(joint.cotangents, cotangents, strict=True))
     _run(script.constants, env)
-    _run_segments(joint, script.backward, env)
+    _run_segments(script.backward, script.same, env)
     return [jaxprs.value_of(env, v) for v in joint.gradients]
 
 
-def _run_segments(joint: Joint, segments: Sequence[Segment], env: dict[Var, Any]) -> None:
+def _run_segments(segments: Sequence[Segment], same: Mapping[Var, Var], env: dict[Var, Any]) -> None:
     for segment in segments:
-        inside = dict(env)
-        if segment.fenced:
-            inside.update(zip(segment.fenced, lax.optimization_barrier([env[v] for v in segment.fenced])))
-        _run(segment.eqns, inside, joint.restored_of)
-        env.update((v, inside[v]) for v in _made(joint, segment.eqns))
+        behind = dict(zip(segment.through, _behind_barrier([env[v] for v in segment.through])))
+        env.update((v, behind[v]) for v in segment.passed)
+        inside = env | behind
+        _run(segment.eqns, inside, same)
+        env.update((v, inside[v]) for v in _made(segment.eqns, same))
 
 
 def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joint, Script]]) -> Callable[..., list]:
@@ -166,6 +205,10 @@ def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joi
     return run
 
 
+def _behind_barrier(values: Sequence) -> Sequence:
+    return lax.optimization_barrier(values) if values else ()
+
+
 def _has_gradient(given) -> bool:
     """Integers that another planned function computed count as perturbed, too."""
     return jnp.issubdtype(jax.typeof(given.value).dtype, jnp.inexact)
@@ -199,26 +242,30 @@ def _residuals(joint: Joint, program: ScheduledProgram, tail: Sequence[Eqn]) -> 
 
 
 def _read_from_outside(
-    joint: Joint, eqns: Sequence[Eqn], free: Set[Var], repeated: Set[int] = frozenset()
+    joint: Joint, eqns: Sequence[Eqn], free: Set[Var], repeated: Set[int], transfers: Transfers
 ) -> tuple[Var, ...]:
-    own = {*_made(joint, eqns)} | free
+    own = {*_made(eqns, transfers.same)} | free
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
-    return tuple(v for v in read if v not in own and not jaxprs.is_on_host(v))
+    return tuple(v for v in read if v not in own and (v in transfers.ends or not jaxprs.is_on_host(v)))
 
 
 def _available_anywhere(joint: Joint) -> set[Var]:
     return {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars)}
 
 
-def _sources(joint: Joint, eqns: Sequence[Eqn], free: Set[Var], repeated: Set[int]) -> tuple[Var, ...]:
-    """What the recomputed equations of a segment read from outside, and the cotangents that the segment reads."""
+def _sources(
+    joint: Joint, eqns: Sequence[Eqn], free: Set[Var], repeated: Set[int], transfers: Transfers
+) -> tuple[Var, ...]:
+    """What the recomputed equations of a segment read from outside, what it reads that came over the link, and the
+    cotangents that it reads."""
     forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.backward) if not late}
     again = [eqn for eqn in eqns if id(eqn) in forward or id(eqn) in repeated]
-    if not again:
+    read = _read_from_outside(joint, eqns, free, repeated, transfers)
+    if not again and transfers.ends.isdisjoint(read):
         return ()
     values = {v for eqn in joint.eqns if id(eqn) in forward for v in eqn.outvars} | set(joint.inputs)
-    wanted = {v for eqn in again for v in eqn.invars if isinstance(v, Var)}
-    return tuple(v for v in _read_from_outside(joint, eqns, free) if v in wanted or v not in values)
+    wanted = {v for eqn in again for v in eqn.invars if isinstance(v, Var)} | transfers.ends
+    return tuple(v for v in read if v in wanted or v not in values)
 
 
 def _constants(joint: Joint) -> dict[Var, Any]:
@@ -232,9 +279,8 @@ def _run(eqns: Sequence[Eqn], env: dict[Var, Any], same: Mapping[Var, Var] = typ
         env.update((same[v], env[v]) for v in eqn.outvars if v in same)
 
 
-def _made(joint: Joint, eqns: Sequence[Eqn]) -> list[Var]:
+def _made(eqns: Sequence[Eqn], same: Mapping[Var, Var]) -> list[Var]:
     """What equations make, and what is the same."""
-    same = joint.restored_of
     made = [v for eqn in eqns for v in eqn.outvars]
     return [*made, *(same[v] for v in made if v in same)]
 

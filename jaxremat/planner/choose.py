@@ -12,6 +12,7 @@ from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.solver_schedules import SolverPlanner
 from jaxremat.planner.timed import TimedPlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
+from jaxremat.planner.timed_transfers import TimedTransferPlanner
 from jaxremat.planner.transfers import TransferPlanner
 from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
@@ -48,7 +49,8 @@ def planner_for(
     if offload:
         if emit != "schedule":
             raise ArgumentError(f"allow='offload' takes emit='schedule', not {emit!r}: those stay on the device")
-        return TransferPlanner(primal, device, host_budget_bytes)
+        by_time = device.backend.ties_transfers and not find(primal)
+        return (TimedTransferPlanner if by_time else TransferPlanner)(primal, device, host_budget_bytes)
     makers = {"schedule": _schedule_planner, "names": _names_planner, "segments": _segments_planner}
     return makers[emit](primal, device)
 

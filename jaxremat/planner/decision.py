@@ -18,9 +18,9 @@ from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.emit import rewritten
+from jaxremat.planner.problem import outside_loops
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
-from jaxremat.trace.round_trips import outside_loops
 
 FORMS = ("schedule", "names", "segments")
 """The forms of emission that can be asked for."""
@@ -112,7 +112,7 @@ class Schedule:
     def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""
         run = rewritten(primal, self.loops, self.storages) if self.loops else None
-        joint = differentiate(primal, run, outside_loops(self.storages))
+        joint = differentiate(primal, run, outside_loops(primal, device, self.storages))
         return joint, write_script(joint, self.program, device.backend.unfenced(joint.eqns))
 
     def to_json(self) -> dict[str, Any]:

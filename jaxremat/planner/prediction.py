@@ -102,7 +102,7 @@ def _nodes_of_equations(joint: Joint, script: Script, number: int) -> np.ndarray
     constants = [node[id(eqn)] for eqn in script.constants]
 
     def run(segments: Sequence[Segment]) -> list[int]:
-        eqns = [eqn for segment in segments for eqn in (*segment.eqns[: bool(segment.fenced)], *segment.eqns)]
+        eqns = [eqn for segment in segments for eqn in (*segment.eqns[: bool(segment.through)], *segment.eqns)]
         return [node[id(eqn)] for eqn in eqns]
 
     nodes = [*constants, *run(script.forward), *constants, *run(script.backward)]

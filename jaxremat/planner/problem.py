@@ -14,8 +14,9 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
+from jaxremat.loops.find import find
 from jaxremat.trace.joint import Joint, Primal, differentiate
-from jaxremat.trace.round_trips import outside_loops
+from jaxremat.trace.round_trips import HOST
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,5 +77,15 @@ def pose(
       storages: forms in which values may wait for the backward.
     """
     run = (loops or Loops(primal, device, storages)).emitted(decisions) if decisions else None
-    joint = differentiate(primal, run, outside_loops(storages))
+    joint = differentiate(primal, run, outside_loops(primal, device, storages))
     return Problem(primal, decisions, joint, price(joint, device), device, storages)
+
+
+def outside_loops(primal: Primal, device: Device, storages: tuple[str, ...]) -> tuple[str, ...]:
+    """The forms in which values outside of loops may wait.
+
+    There XLA undoes a copy to the host, unless it is tied to what runs around it: that is known how to do for programs
+    without loops, where the backend lets it.
+    """
+    ties = device.backend.ties_transfers and not find(primal)
+    return tuple(form for form in storages if ties or form != HOST.form)

@@ -74,6 +74,10 @@ class TimedOutcome:
         """What the forward leaves to the backward, inputs of the program aside."""
         return int(self.problem.graph.value_bytes[self.program.saved].sum())
 
+    def at_cost(self, seconds: float) -> TimedOutcome:
+        """The same schedule at another cost."""
+        return dataclasses.replace(self, timeline=dataclasses.replace(self.timeline, cost=seconds))
+
 
 class TimedPlanner:
     """The fastest schedules of a program without differentiable loops.
@@ -98,6 +102,11 @@ class TimedPlanner:
     def plain(self) -> TimedOutcome:
         """The program as it stands."""
         return self._predicted(in_order(self._problem.graph))
+
+    @property
+    def made(self) -> Sequence[TimedOutcome]:
+        """Every outcome so far."""
+        return list(self._made.values())
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""

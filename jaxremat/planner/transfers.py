@@ -21,9 +21,6 @@ from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes
 
-SUSTAINED = 0.8
-"""Part of a link's rate that long copies reach: packets of PCIe carry 128 bytes behind 20 to 24 of headers and
-checksums, and acknowledgements and credits take a few per cent more."""
 _SMALLEST_SHARE, _LARGEST_SHARE = 1e-3, 4.0  # a copy that is all but free, and one that is as good as forbidden
 _PROBES = 6  # halvings of the ratio between the two: to 14 %
 
@@ -60,11 +57,7 @@ class TransferPlanner:
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None):
-        if not device.host_bytes_per_second:
-            raise ArgumentError(
-                f"allow='offload': the memory of target {device.name!r} is the host's own, there is no link to move"
-                " values over. Plan for an accelerator, or without 'offload'"
-            )
+        require_link(device)
         self.device = device
         self.host_budget_bytes = host_budget_bytes
         self.own = SchedulePlanner(primal, device)
@@ -128,11 +121,20 @@ class TransferPlanner:
         return self._told[id(outcome)][1]
 
 
-def transfers_of(outcome: ScheduleOutcome, device: Device) -> Transfers:
+def require_link(device: Device) -> None:
+    """Raises ArgumentError for a device without a link to a host's memory."""
+    if not device.host_bytes_per_second:
+        raise ArgumentError(
+            f"allow='offload': the memory of target {device.name!r} is the host's own, there is no link to move"
+            " values over. Plan for an accelerator, or without 'offload'"
+        )
+
+
+def transfers_of(outcome: Outcome, device: Device) -> Transfers:
     """What an outcome copies, and what of it shows on a device."""
     out, back = _copied_bytes(outcome)
     early, late = np.split(_node_seconds(outcome)[outcome.program.steps], [outcome.program.backward_start])
-    rate = SUSTAINED * (device.host_bytes_per_second or np.inf)
+    rate = device.sustained_host_bytes_per_second or np.inf
     exposed = max(out / rate - early.sum(), 0.0) + max(back / rate - late.sum(), 0.0)
     return Transfers(out, back, float(exposed))
 
@@ -142,7 +144,7 @@ def computation_seconds(outcome: ScheduleOutcome) -> float:
     return float(_node_seconds(outcome)[outcome.program.steps].sum())
 
 
-def _node_seconds(outcome: ScheduleOutcome) -> np.ndarray:
+def _node_seconds(outcome: Outcome) -> np.ndarray:
     """[N] time of each equation, copies inside of loops aside."""
     problem = outcome.problem
     inside = np.asarray([sum(transferred_bytes(eqn)) for eqn in problem.joint.eqns], float)
@@ -151,7 +153,7 @@ def _node_seconds(outcome: ScheduleOutcome) -> np.ndarray:
     return np.maximum(problem.graph.costs - inside / rate, 0.0)
 
 
-def _copied_bytes(outcome: ScheduleOutcome) -> tuple[int, int]:
+def _copied_bytes(outcome: Outcome) -> tuple[int, int]:
     """(to the host, from it): what waits there, as often as it is fetched, and what loops copy by themselves."""
     joint, program = outcome.problem.joint, outcome.program
     saved = {joint.values[value] for value in program.saved}
@@ -165,7 +167,7 @@ def _copied_bytes(outcome: ScheduleOutcome) -> tuple[int, int]:
     return out + sum(there for there, _ in inside), back + sum(again for _, again in inside)
 
 
-def _trip_nodes(outcome: ScheduleOutcome) -> list[int]:
+def _trip_nodes(outcome: Outcome) -> list[int]:
     joint = outcome.problem.joint
     ways = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
     return [node for node, eqn in enumerate(joint.eqns) if id(eqn) in ways]
@@ -173,5 +175,5 @@ def _trip_nodes(outcome: ScheduleOutcome) -> list[int]:
 
 def _at(device: Device, share: float) -> Device:
     """A device whose link takes a share of the time that copies really take."""
-    assert device.host_bytes_per_second is not None  # checked before
-    return dataclasses.replace(device, host_bytes_per_second=SUSTAINED * device.host_bytes_per_second / share)
+    assert device.sustained_host_bytes_per_second  # checked before
+    return dataclasses.replace(device, host_bytes_per_second=device.sustained_host_bytes_per_second / share)

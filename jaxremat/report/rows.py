@@ -11,6 +11,8 @@ from jaxremat.report.values import Value
 
 ACTIONS = ("save", "recompute", "defer")
 _LEAST_SHARE = 3e-4  # of the whole: a row that rounds to 0.0 %
+_WAITING = {"bits": ", as bits", "host": ", on the host"}
+"""What is said of values that wait in another form."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Row:
       sources: the author's lines.
       shapes: dtypes and shapes.
       count: how many values there are.
-      total_bytes: bytes of all of them.
+      total_bytes: bytes of all of them on the device.
+      host_bytes: bytes of all of them in the host's memory.
       action: one of `ACTIONS`.
       iterations: which iterations of a loop this is about; empty outside of loops.
       seconds: what recomputing all of them costs, or would cost.
@@ -36,6 +39,7 @@ class Row:
     shapes: tuple[str, ...]
     count: int
     total_bytes: int
+    host_bytes: int
     action: str
     iterations: str
     seconds: float
@@ -58,7 +62,12 @@ class Row:
     @property
     def seconds_per_gib(self) -> float:
         """The price of the memory: seconds of recomputation per GiB; nothing for what runs only once anyway."""
-        return self.seconds / (self.total_bytes / 2**30)
+        return self.seconds / (self.all_bytes / 2**30)
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes wherever they are."""
+        return self.total_bytes + self.host_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +101,7 @@ class Table:
 
     def largest(self, number: int) -> Table:
         """The same with at most `number` rows, those of the most bytes; what runs only once counts least."""
-        by_size = sorted(self.rows, key=lambda row: (row.action == "defer", -row.total_bytes))
+        by_size = sorted(self.rows, key=lambda row: (row.action == "defer", -row.all_bytes))
         chosen = {id(row) for row in by_size[:number]}
         rest = [row for row in self.rows if id(row) not in chosen]
         count, size = self.left_out
@@ -112,6 +121,10 @@ class Group:
         return sum(value.total_bytes for value in self.values.values())
 
     @property
+    def host_bytes(self) -> int:
+        return sum(value.copies * value.host_bytes for value in self.values.values())
+
+    @property
     def count(self) -> int:
         return self.part.repeats * len(self.values)
 
@@ -124,11 +137,12 @@ class Group:
         seconds = self.part.seconds_of(self.values)
         return Row(
             path=common_path([value.path for value in values]),
-            what=values[0].what,
+            what=values[0].what + _WAITING.get(values[0].form, ""),
             sources=tuple(dict.fromkeys(value.source for value in values if value.source)),
             shapes=tuple(dict.fromkeys(value.shape for value in values)),
             count=self.count,
             total_bytes=self.total_bytes,
+            host_bytes=self.host_bytes,
             action=self.action,
             iterations=self.part.iterations,
             seconds=seconds,
@@ -146,9 +160,9 @@ def table_of(parts: Mapping[Part, Mapping[int, Value]], plain_seconds: float, mo
     """
     groups = groups_of(parts)
     least_bytes = _LEAST_SHARE * sum(group.total_bytes for group in groups)
-    told = sum(group.total_bytes >= least_bytes for group in groups[:most_rows])
+    told = sum(group.total_bytes + group.host_bytes >= least_bytes for group in groups[:most_rows])
     rows = [group.row(plain_seconds) for group in groups[:told]]
-    rows.sort(key=lambda row: (ACTIONS.index(row.action), -row.total_bytes))
+    rows.sort(key=lambda row: (ACTIONS.index(row.action), -row.all_bytes))
     left_out = groups[told:]
     return Table(
         rows=tuple(rows),
@@ -162,9 +176,9 @@ def groups_of(parts: Mapping[Part, Mapping[int, Value]]) -> list[Group]:
     groups: dict[tuple, Group] = {}
     for part, values in parts.items():
         for index, value in values.items():
-            key = id(part), without_numbers(value.path), value.name, value.label, value.action
+            key = id(part), without_numbers(value.path), value.name, value.label, value.action, value.form
             groups.setdefault(key, Group(part, {})).values[index] = value
-    return sorted(groups.values(), key=lambda group: -group.total_bytes)
+    return sorted(groups.values(), key=lambda group: -(group.total_bytes + group.host_bytes))
 
 
 def _total(groups: Sequence[Group], action: str) -> Total:

@@ -7,6 +7,7 @@ import dataclasses
 from jaxremat.base.compat import Var
 from jaxremat.report.names import Names
 from jaxremat.report.parts import Part
+from jaxremat.trace.jaxpr import array_bytes, is_on_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Value:
       action: "save" where it is kept from the forward to the backward; "recompute" where it runs again; "defer" where
         it runs once, in the backward.
       iterations: which iterations of a loop this is about, such as `0–2 of 12`; empty outside of loops.
-      form: how it waits: "device", or the name of another storage, such as "bits".
+      form: how it waits: "device", or the name of another storage, such as "bits" or "host".
+      host_bytes: bytes of one copy in the host's memory.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Value:
     action: str
     iterations: str = ""
     form: str = "device"
+    host_bytes: int = 0
 
     @property
     def saved(self) -> bool:
@@ -80,6 +83,7 @@ def _record(part: Part, names: Names, value: int, var: Var) -> Value:
         action=_action(part, value),
         iterations=part.iterations,
         form=names.form(var),
+        host_bytes=array_bytes(var) if is_on_host(var) else 0,
     )
 
 

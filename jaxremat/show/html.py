@@ -195,7 +195,7 @@ def _cells(row: Row) -> tuple[Cell, ...]:
         (f'<span title="{PAST[row.action]}">{_key(_COLOUR_OF[row.action])}{row.action}</span>', "small"),
         (f"{path}{escape(row.what)}{iterations}", ""),
         (f"×&nbsp;{row.count}" if row.count > 1 else "", "right middling"),
-        (format_bytes(row.total_bytes), "right"),
+        (format_bytes(row.all_bytes), "right"),
         (seconds(row.costs_seconds), "right"),
         (seconds(row.would_cost_seconds), "right middling"),
         ("" if row.action == "defer" else format_seconds(row.seconds_per_gib), "right wide"),

@@ -107,7 +107,7 @@ def _title(row: Row) -> str:
 
 
 def _row_sentence(row: Row) -> str:
-    size, where = format_bytes(row.total_bytes), f" at {source_of(row)}" if row.sources else ""
+    size, where = format_bytes(row.all_bytes), f" at {source_of(row)}" if row.sources else ""
     times = f" × {row.count}" if row.count > 1 else ""
     what = f"{row.action:<9}  {_title(row)} {shape_of(row)}{times}{where}"
     price = f"{format_seconds(row.seconds)} ({row.fraction:.2%}), {format_seconds(row.seconds_per_gib)} per GiB"
@@ -128,7 +128,8 @@ def _sizes(compiled) -> str:
     sizes = (
         ("arguments", compiled.argument_bytes), ("outputs", compiled.output_bytes), ("temporaries", compiled.temp_bytes)
     )  # fmt: skip
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes)
+    away = [f"{format_bytes(compiled.host_bytes)} on the host"] if compiled.host_bytes else []
+    return ", ".join([*(f"{name} {format_bytes(size)}" for name, size in sizes), *away])
 
 
 def _form(form: str) -> str:

@@ -138,7 +138,7 @@ def _cells(row: Row) -> dict[str, str]:
         row.action,
         f"{value}  ({row.iterations})" if row.iterations else value,
         f"× {row.count}" if row.count > 1 else "",
-        format_bytes(row.total_bytes),
+        format_bytes(row.all_bytes),
         "" if row.costs_seconds is None else format_seconds(row.costs_seconds),
         "" if row.would_cost_seconds is None else format_seconds(row.would_cost_seconds),
         "" if row.action == "defer" else format_seconds(row.seconds_per_gib),

@@ -169,6 +169,11 @@ def dtype_of(atom: Atom) -> Any:
     return aval.dtype
 
 
+def is_constant(eqn: Eqn) -> bool:
+    """Whether an equation spreads a number over an array, or counts."""
+    return eqn.primitive.name in ("broadcast_in_dim", "iota") and not vars_of(eqn.invars)
+
+
 def is_on_host(atom: Atom) -> bool:
     """Whether a variable's array lies in the host's memory."""
     return getattr(atom.aval, "memory_space", None) == jax.memory.Space.Host

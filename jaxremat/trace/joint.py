@@ -28,8 +28,6 @@ from jaxremat.trace.arguments import checked_argnums
 from jaxremat.trace.nnx_state import naming_what_is_closed_over
 from jaxremat.trace.round_trips import RoundTrip, round_trips_in, with_round_trips
 
-_CONSTANT = ("broadcast_in_dim", "iota")
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Primal:
@@ -157,7 +155,7 @@ class Joint:
     @functools.cached_property
     def constants(self) -> tuple[Eqn, ...]:
         """Equations that spread a number over an array, or count: compilers write their results where they are read."""
-        return tuple(eqn for eqn in self.eqns if eqn.primitive.name in _CONSTANT and not jaxprs.vars_of(eqn.invars))
+        return tuple(filter(jaxprs.is_constant, self.eqns))
 
 
 def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | None, has_aux: bool) -> Primal:

@@ -94,12 +94,6 @@ LOSSLESS = (BITS.form,)
 """Forms that need no permission."""
 
 
-def outside_loops(forms: Sequence[str]) -> tuple[str, ...]:
-    """The forms that hold outside of loops: there XLA cancels a copy to the host with the copy back, or delays the
-    first until right before the second, unless both are tied to what runs around them."""
-    return tuple(form for form in forms if form != HOST.form)
-
-
 def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Jaxpr:
     """The same program with a round trip for every value that some storage takes and some late equation reads.
 
@@ -113,7 +107,7 @@ def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Ja
         var: storage
         for eqn, is_late in zip(jaxpr.eqns, late)
         for var in eqn.outvars
-        if var in wanted and not is_late and (storage := _storage_of(var, forms))
+        if var in wanted and not is_late and not jaxprs.is_constant(eqn) and (storage := _storage_of(var, forms))
     }
     if not chosen:
         return jaxpr

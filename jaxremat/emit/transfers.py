@@ -1,0 +1,66 @@
+"""What ties copies to the host's memory, and back, to the computation around them.
+
+XLA cancels a copy to the host with the copy back; with a barrier between them it puts off the first until right before
+the second, and the readers of what came back until the end of the program. Three ties hold it to the schedule:
+
+- what was copied to the host passes through one barrier with the next value that is copied, so it is there by then;
+- what is fetched enters through one barrier with a cotangent, before the copy back and again before it is read;
+- gradients pass through one barrier with the cotangents of the next stretch: they have been made by then, and what was
+  fetched for them is free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence, Set
+
+from jaxremat.base.compat import Eqn, Var
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint
+from jaxremat.trace.round_trips import HOST, RoundTrip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transfers:
+    """The values of a scheduled program that wait in the host's memory outside of loops.
+
+    Attributes:
+      joint: the program.
+      saved: what the forward leaves to the backward.
+    """
+
+    joint: Joint
+    saved: Set[Var]
+
+    @functools.cached_property
+    def taken(self) -> tuple[RoundTrip, ...]:
+        """The round trips over the link, in the order of the program."""
+        return tuple(trip for trip in self.joint.round_trips if trip.form == HOST.form and trip.stored in self.saved)
+
+    @functools.cached_property
+    def ends(self) -> frozenset[Var]:
+        """What is stored, and what is restored."""
+        return frozenset(v for trip in self.taken for v in (trip.stored, trip.restored))
+
+    @functools.cached_property
+    def same(self) -> dict[Var, Var]:
+        """For each variable of a round trip, the one that holds the same value once it is made."""
+        return self.joint.restored_of | {trip.restored: trip.source for trip in self.taken}
+
+    def left_waiting(self, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
+        """What a stretch makes that is to be there before the next one begins: copies and gradients."""
+        if not self.taken:
+            return ()
+        awaited = {trip.stored for trip in self.taken} | self._gradients
+        return tuple(v for eqn in eqns for v in eqn.outvars if v in awaited)
+
+    def passed(self, eqns: Sequence[Eqn], waiting: Sequence[Var]) -> tuple[Var, ...]:
+        """What passes through the barrier of a stretch: what waits for it, and what it copies that was made before."""
+        made = {v for eqn in eqns for v in eqn.outvars}
+        sources = [trip.source for trip in self.taken if trip.stored in made and trip.source not in made]
+        return *waiting, *sources
+
+    @functools.cached_property
+    def _gradients(self) -> set[Var]:
+        return set(jaxprs.vars_of(self.joint.gradients)) - set(self.joint.jaxpr.invars)

@@ -1,0 +1,119 @@
+"""Values of unrolled programs that wait on the host: the schedule around the copies, its values, and its bytes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxremat
+from jaxremat.backends.devices import resolve_target
+from jaxremat.planner.choose import planner_for
+from jaxremat.planner.transfers import transfers_of
+from jaxremat.solvers.auto import Auto
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import apply_flat, read_primal
+
+LAYERS = 8
+VALUE_BYTES = 16384 * 1024 * 4
+H200 = resolve_target("h200")
+
+
+def shapes(rows=16384, width=1024):
+    return [jax.ShapeDtypeStruct((width, width), jnp.float32)] * LAYERS, jax.ShapeDtypeStruct(
+        (rows, width), jnp.float32
+    )
+
+
+def layered(ws, x):
+    for w in ws:
+        x = x + jnp.tanh(x @ w)
+    return jnp.mean(x**2)
+
+
+def planner(args=None, target=H200, host_budget_bytes=None):
+    return planner_for(
+        read_primal(layered, args or shapes(), 0, False), target, Auto(), "schedule", 0, True, host_budget_bytes
+    )
+
+
+@pytest.fixture(scope="module")
+def moved():
+    """The program as written with everything on the host that waits at its peak."""
+    planning = planner()
+    return planning, planning._moved(planning.plain, 0)
+
+
+def test_what_is_moved_takes_no_bytes_of_the_device(moved):
+    planning, outcome = moved
+    told = transfers_of(outcome, H200)
+    assert told.out_bytes == told.back_bytes >= (2 * LAYERS - 4) * VALUE_BYTES
+    assert outcome.peak_bytes < planning.plain.peak_bytes - 0.7 * told.out_bytes
+    values = outcome.problem.joint.values
+    saved = [values[value] for value in outcome.program.saved.tolist()]
+    assert sum(map(jaxprs.array_bytes, filter(jaxprs.is_on_host, saved))) == told.out_bytes
+
+
+def test_a_slow_link_shows_in_the_cost(moved):
+    planning, outcome = moved
+    told = transfers_of(outcome, H200)
+    rate = H200.sustained_host_bytes_per_second
+    assert told.exposed_seconds > (told.out_bytes + told.back_bytes) / rate - 2 * planning.plain.cost > 0
+    assert outcome.cost > planning.plain.cost + told.exposed_seconds / 2
+
+
+def test_every_fetch_runs_a_stretch_ahead_of_its_reader(moved):
+    _, outcome = moved
+    joint, program = outcome.problem.joint, outcome.program
+    steps, node_of = program.steps.tolist(), {id(eqn): node for node, eqn in enumerate(joint.eqns)}
+    saved = {joint.values[value] for value in program.saved.tolist()}
+    taken = [trip for trip in joint.round_trips if trip.form == "host" and trip.stored in saved]
+    for trip in taken:
+        fetched = steps.index(node_of[id(trip.way_back)], program.backward_start)
+        read = min(
+            step
+            for step, node in enumerate(steps[program.backward_start :], program.backward_start)
+            if trip.restored in jaxprs.vars_of(joint.eqns[node].invars)
+        )
+        between = [step for step in program.barriers if fetched < step <= read]
+        assert between or fetched == program.backward_start, "nothing runs while it is copied"
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6], ids=["as written", "with recomputation"])
+def test_gradients_are_those_of_the_function(share):
+    """The CPU runs the same copies, inside of one memory."""
+    planning = planner(shapes(rows=1024, width=256))
+    outcome = planning._moved(planning.own.fit(int(share * planning.plain.peak_bytes)), 0)
+    assert transfers_of(outcome, H200).out_bytes
+    emitted = outcome.form.emitted(planning.own.primal, H200)
+    ws = [jax.random.normal(jax.random.key(k), (256, 256)) / 16 for k in range(LAYERS)]
+    x = jax.random.normal(jax.random.key(9), (1024, 256))
+    got = jax.jit(jax.grad(lambda *args: apply_flat(planning.own.primal, emitted, args)))(ws, x)
+    for own, given in zip(jax.jit(jax.grad(layered))(ws, x), got):
+        np.testing.assert_allclose(given, own, rtol=1e-4, atol=1e-6)
+
+
+def test_a_host_budget_bounds_what_waits_there():
+    planning = planner(host_budget_bytes=3 * VALUE_BYTES)
+    assert 0 < transfers_of(planning._moved(planning.plain, 0), H200).out_bytes <= 3 * VALUE_BYTES
+
+
+def test_below_what_recomputation_reaches_the_host_helps():
+    planning = planner()
+    least = planning.least()[0]
+    assert transfers_of(least, H200).out_bytes
+    assert least.peak_bytes <= min(outcome.peak_bytes for outcome in planning.own.least()) - VALUE_BYTES
+    assert planning.fit(least.peak_bytes).peak_bytes <= least.peak_bytes
+
+
+def test_a_plan_says_what_waits_on_the_host():
+    least = planner().least()[0]
+    args = shapes()
+    plan = jaxremat.plan(layered, *args, budget=least.peak_bytes, target="h200", verify="replay", allow=("offload",))
+    away = [value for value in plan.saved if value.form == "host"]
+    assert away and all(value.size_bytes == 0 and value.host_bytes == VALUE_BYTES for value in away)
+    assert ", on the host" in str(plan)
+
+
+def test_where_copies_cannot_be_held_none_is_made():
+    planning = planner(target=resolve_target("tpu-v5e"))
+    assert all(transfers_of(each, H200).out_bytes == 0 for each in (planning.fit(1), *planning.least()))
