@@ -16,7 +16,6 @@ from jaxremat.backends.measured import measured_rates
 from jaxremat.backends.tpu import TPU
 from jaxremat.base.errors import ArgumentError
 
-
 _SUSTAINED = 0.8
 """Part of a link's rate that long copies reach: packets of PCIe carry 128 bytes behind 20 to 24 of headers and
 checksums, and acknowledgements and credits take a few per cent more."""
