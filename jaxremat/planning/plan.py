@@ -29,22 +29,17 @@ from jaxremat.planning.signature import check_program, planned_call
 from jaxremat.planning.storage import write_plan
 from jaxremat.planning.version_one import DecisionOne
 from jaxremat.report.explanation import MOST_PROBES, explain, matching, turning_budget
-from jaxremat.report.parts import Part, Version
-from jaxremat.report.records import as_frame, records_of
-from jaxremat.report.report import Numbers, Report, decided, report_of
-from jaxremat.report.values import Value
-from jaxremat.show.display import show
-from jaxremat.show.html import to_html
+from jaxremat.report.parts import Version
+from jaxremat.report.report import Numbers, Report, report_of
+from jaxremat.show.described import Described
 from jaxremat.show.progress import track
 from jaxremat.show.sentences import explanation_lines, turning_sentence
-from jaxremat.show.terminal import to_rich
-from jaxremat.show.text import terminal_width, to_text
 from jaxremat.trace.arguments import Call
 from jaxremat.trace.joint import Primal, apply_flat, describe, read_primal
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Described):
     """A function's gradient, planned for a budget. Immutable.
 
     Attributes:
@@ -187,16 +182,6 @@ class Plan:
         plain = self.baseline_problem
         return predict(plain.joint, plain.graph, plain.in_order, resolve_target(self.target))
 
-    @property
-    def saved(self) -> tuple[Value, ...]:
-        """What is kept from the forward to the backward: one record per value, in the order of the program."""
-        return tuple(value for value in self._values if value.saved)
-
-    @property
-    def recomputed(self) -> tuple[Value, ...]:
-        """What the backward reads and computes again."""
-        return tuple(value for value in self._values if value.action == "recompute")
-
     @functools.cached_property
     def report(self) -> Report:
         """All that there is to say about the plan, as data."""
@@ -206,14 +191,6 @@ class Plan:
     def numbers(self) -> Numbers:
         """The headline's numbers."""
         return Numbers.of(self, self.decision.emit)
-
-    def summary(self) -> dict[str, Any]:
-        """The plan's numbers as plain values, for experiment trackers and JSON."""
-        return self.numbers.summary()
-
-    def table(self) -> Any:
-        """What becomes of every value that the backward reads: a pandas frame where pandas is installed, else dicts."""
-        return as_frame(records_of(self._values))
 
     def explain(self, pattern: str | None = None, *, when: bool = False) -> str:
         """Why values are saved or not, what they hold, and what recomputing them costs or would cost.
@@ -231,14 +208,6 @@ class Plan:
         if when:
             lines.append(self._turning_point(pattern))
         return "\n".join(lines)
-
-    def show(self, file: str | Path | None = None) -> None:
-        """Displays the plan: in a notebook as `plan` does, in a terminal as text, or into an HTML file.
-
-        Args:
-          file: where to write a page that needs nothing else; None to display.
-        """
-        show(self.report, file)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; `jaxremat.load_plan` reads it back where the function is at hand."""
@@ -261,18 +230,9 @@ class Plan:
         call = planned_call(self.decision, args, kwargs)
         return check_gradients(self.problem.joint, self.decision, call.arrays, rtol)
 
-    def __str__(self) -> str:
-        return to_text(self.report)
-
     def __repr__(self) -> str:
         budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)
         return f"<Plan for {budget} on {self.target}: predicted {peak}, extra time {self.overhead:.1%}>"
-
-    def __rich__(self) -> Any:
-        return to_rich(self.report, terminal_width())
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report)
 
     @functools.cached_property
     def _planned(self) -> Version:
@@ -283,18 +243,10 @@ class Plan:
         plain = self.baseline_problem
         return Version(plain, plain.in_order, self.baseline_timeline, resolve_target(self.target))
 
-    @functools.cached_property
-    def _decided(self) -> dict[Part, dict[int, Value]]:
-        return decided(self._planned)
-
     def __getstate__(self) -> dict[str, Any]:
         """What travels: decision, numbers and all that the display says; the program itself stays behind."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "outcome": None, "report": self.report, "_values": self._values}
-
-    @functools.cached_property
-    def _values(self) -> tuple[Value, ...]:
-        return tuple(value for values in self._decided.values() for value in values.values())
 
     def _turning_point(self, pattern: str | None) -> str:
         """The budget at which the largest value that a pattern matches changes its mind."""

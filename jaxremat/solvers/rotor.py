@@ -79,9 +79,9 @@ def _seconds_of_one_run(chain: Chain) -> float:
 
 def _quantum(chain: Chain, budget_bytes: int, slots: int) -> tuple[int, bool]:
     """Bytes per slot, and whether sizes are rounded: multiples of all sizes' divisor, no finer than `slots` need."""
-    sizes = [chain.output_bytes, chain.saved_bytes, chain.gradient_bytes, [chain.input_bytes]]
-    sizes += [chain.forward_overhead_bytes, chain.backward_overhead_bytes]
-    divisor = max(int(np.gcd.reduce(np.concatenate(sizes))), 1)
+    kept = (chain.output_bytes, chain.saved_bytes, chain.gradient_bytes, np.asarray([chain.input_bytes]))
+    sizes = np.concatenate([*kept, chain.forward_overhead_bytes, chain.backward_overhead_bytes])
+    divisor = max(int(np.gcd.reduce(sizes)), 1)
     room = max(budget_bytes - chain.input_bytes, 0)
     per_slot = -(-room // (divisor * max(slots, _SMALL_TABLE // chain.num_stages**2)))
     return divisor * max(per_slot, 1), per_slot > 1

@@ -16,14 +16,10 @@ from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import in_order, schedule_program
 from jaxremat.planner.problem import Problem
 from jaxremat.report.explanation import explain
-from jaxremat.report.parts import Part, Version
-from jaxremat.report.records import as_frame, records_of
-from jaxremat.report.report import Numbers, Report, decided, report_of
-from jaxremat.report.values import Value
-from jaxremat.show.display import show
-from jaxremat.show.html import to_html
+from jaxremat.report.parts import Version
+from jaxremat.report.report import Numbers, Report, report_of
+from jaxremat.show.described import Described
 from jaxremat.show.sentences import explanation_lines
-from jaxremat.show.text import to_text
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warnings
 from jaxremat.step.mountains import cut_at
@@ -34,7 +30,7 @@ from jaxremat.step.storage import write_step_plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StepPlan:
+class StepPlan(Described):
     """A whole step, planned for a budget. Immutable.
 
     Attributes:
@@ -103,16 +99,6 @@ class StepPlan:
         """The planned step, from flat inputs to flat outputs."""
         return self.outcome.script.run(inputs)
 
-    @property
-    def saved(self) -> tuple[Value, ...]:
-        """What is kept over the highest peak, one record per value, in the order of the program."""
-        return tuple(value for value in self._values if value.saved)
-
-    @property
-    def recomputed(self) -> tuple[Value, ...]:
-        """What is read after the highest peak and computed again."""
-        return tuple(value for value in self._values if value.action == "recompute")
-
     def explain(self, pattern: str | None = None) -> str:
         """Why values are saved or not, what they hold, and what recomputing them costs.
 
@@ -129,30 +115,18 @@ class StepPlan:
         """Plain values, for experiment trackers and JSON."""
         held = {group.name: group.size_bytes for group in self.arguments}
         donated = sum(group.donated_bytes for group in self.arguments)
-        return {**self.numbers.summary(), "argument_bytes_by_path": held, "donated_bytes": donated}
-
-    def table(self) -> Any:
-        """What becomes of every value that is read after the highest peak: a pandas frame where pandas is installed,
-        else dicts."""
-        return as_frame(records_of(self._values))
+        return {**super().summary(), "argument_bytes_by_path": held, "donated_bytes": donated}
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; `step.load_plan(path, *args)` of the jitted step reads it back."""
         write_step_plan(path, self)
 
-    def show(self, file: str | Path | None = None) -> None:
-        """Displays the plan: in a notebook as `plan` does, in a terminal as text, or into an HTML file."""
-        show(self.report, file)
-
     def __str__(self) -> str:
-        return f"{to_text(self.report)}\n\n{holders_text(self)}"
+        return f"{super().__str__()}\n\n{holders_text(self)}"
 
     def __repr__(self) -> str:
         budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)
         return f"<StepPlan for {budget} on {self.target}: predicted {peak}, extra time {self.overhead:.1%}>"
-
-    def _repr_html_(self) -> str:
-        return to_html(self.report)
 
     @property
     def numbers(self) -> Numbers:
@@ -172,14 +146,6 @@ class StepPlan:
     @functools.cached_property
     def _planned(self) -> Version:
         return _version(self.outcome)
-
-    @functools.cached_property
-    def _decided(self) -> dict[Part, dict[int, Value]]:
-        return decided(self._planned)
-
-    @property
-    def _values(self) -> list[Value]:
-        return [value for values in self._decided.values() for value in values.values()]
 
 
 def holders_text(plan: StepPlan) -> str:
