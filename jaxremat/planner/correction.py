@@ -65,7 +65,8 @@ def correct[C: Candidate, M](
     """Finds the cheapest candidate whose measured peak is within the budget.
 
     What is expected is taken to be off by a constant, learnt anew from each trial; once one candidate fits and another
-    does not, the next is sought between them.
+    does not, the next is sought between them. What does not fit is the answer to every aim from its own expected peak
+    on.
 
     Args:
       propose: from an aim, in bytes, to the cheapest candidate that is expected to stay below it.
@@ -93,7 +94,7 @@ def correct[C: Candidate, M](
             if slack <= _CLOSE_ENOUGH * budget_bytes:
                 break
         else:
-            fails = min(fails or aim, aim)
+            fails = min(fails or aim, aim, expected(candidate))
         if fits and fails and fails - fits <= _SAFETY * budget_bytes:
             break
         aim = _next_aim(expected(candidate) + slack - int(_SAFETY * budget_bytes), fits, fails)

@@ -6,6 +6,7 @@ default search decides them for the same budget; what the results need runs befo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +19,6 @@ from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.planner.problem import Problem
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.mincut.assemble import forward_part
@@ -28,7 +28,7 @@ from jaxremat.trace.joint import Primal
 _CHAINS_ONLY = ("rotor",)
 _MOST_NODES = {"checkmate": 120, "checkmate-lp": 200, "moccasin": 600}
 _MOST_SECONDS = {"checkmate": 30.0, "checkmate-lp": 30.0, "moccasin": 20.0}  # for each of several questions
-_GRAINS = 128  # budgets are told apart in parts of the plain program's peak: solvers are slow
+GRAINS = 128  # budgets are told apart in parts of the plain program's peak: solvers are slow
 
 
 class SolverPlanner:
@@ -50,18 +50,14 @@ class SolverPlanner:
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device, solver: Solver, seed: int):
-        if solver.name in _CHAINS_ONLY:
-            raise ArgumentError(
-                f"solver {solver.name!r} solves chains, and a program's gradient is a graph: plan with 'auto', 'fastsa'"
-                " or 'chen', or solve a jaxremat.Chain with jaxremat.solve"
-            )
+        require_graphs(solver)
         self.solver = solver
         self.seed = seed
         self.own = SchedulePlanner(primal, device)
         self.as_written: FlatFunction = primal.as_written
         self._fits: dict[int, ScheduleOutcome] = {}
         self._outcomes: dict[bytes, ScheduleOutcome] = {}
-        self._require_size(self.plain.problem.graph)
+        require_size(self.plain.problem.graph, solver)
 
     @property
     def plain(self) -> ScheduleOutcome:
@@ -72,7 +68,7 @@ class SolverPlanner:
         """The solver's outcome for a replayed peak, or the one with the smallest peak that it reached."""
         if self.plain.replayed_bytes <= replayed_bytes:
             return self.plain
-        grain = max(1, self.plain.replayed_bytes // _GRAINS)
+        grain = max(1, self.plain.replayed_bytes // GRAINS)
         return self._fit(max(1, replayed_bytes // grain * grain))
 
     def least(self) -> Sequence[ScheduleOutcome]:
@@ -86,28 +82,41 @@ class SolverPlanner:
     def _fit(self, budget_bytes: int) -> ScheduleOutcome:
         if budget_bytes not in self._fits:
             problem = self.own.fit(budget_bytes).problem
-            try:
-                self._fits[budget_bytes] = self._solved(problem, budget_bytes)
-            except BudgetError as error:
-                self._fits[budget_bytes] = self._solved(problem, error.min_peak_bytes)
+            steps = steps_within(problem.graph, budget_bytes, self.solver, self.seed)
+            program = schedule_program(problem.graph, forward_first(problem.graph, steps))
+            timeline = replay(problem.graph, program.steps)
+            made = ScheduleOutcome(problem, program, timeline.peak_bytes, timeline.cost)
+            self._fits[budget_bytes] = self._outcomes.setdefault(program.steps.tobytes(), made)
         return self._fits[budget_bytes]
 
-    def _solved(self, problem: Problem, budget_bytes: int) -> ScheduleOutcome:
-        with jax.ensure_compile_time_eval():
-            limit = _MOST_SECONDS.get(self.solver.name)
-            solution = solve(problem.graph, budget_bytes, self.solver, self.seed, time_limit=limit)
-        program = schedule_program(problem.graph, forward_first(problem.graph, solution.schedule))
-        timeline = replay(problem.graph, program.steps)
-        made = ScheduleOutcome(problem, program, timeline.peak_bytes, timeline.cost)
-        return self._outcomes.setdefault(program.steps.tobytes(), made)
 
-    def _require_size(self, graph: Graph) -> None:
-        most = _MOST_NODES.get(self.solver.name)
-        if most is not None and graph.num_nodes > most:
-            raise ArgumentError(
-                f"solver {self.solver.name!r} takes gradient programs of up to {most} operations in bearable time; this"
-                f" one has {graph.num_nodes}. Plan with 'auto' or 'fastsa'."
-            )
+def steps_within(graph: Graph, budget_bytes: int, solver: Solver, seed: int) -> np.ndarray:
+    """[T] the schedule of a solver for a replayed peak, or the one with the smallest peak that it reaches."""
+    ask = functools.partial(solve, graph, solver=solver, seed=seed, time_limit=_MOST_SECONDS.get(solver.name))
+    with jax.ensure_compile_time_eval():
+        try:
+            return ask(budget=budget_bytes).schedule
+        except BudgetError as error:
+            return ask(budget=error.min_peak_bytes).schedule
+
+
+def require_graphs(solver: Solver) -> None:
+    """Raises ArgumentError for a solver of chains."""
+    if solver.name in _CHAINS_ONLY:
+        raise ArgumentError(
+            f"solver {solver.name!r} solves chains, and a program's gradient is a graph: plan with 'auto', 'fastsa'"
+            " or 'chen', or solve a jaxremat.Chain with jaxremat.solve"
+        )
+
+
+def require_size(graph: Graph, solver: Solver) -> None:
+    """Raises ArgumentError for a program that is too large for a solver."""
+    most = _MOST_NODES.get(solver.name)
+    if most is not None and graph.num_nodes > most:
+        raise ArgumentError(
+            f"solver {solver.name!r} takes gradient programs of up to {most} operations in bearable time; this"
+            f" one has {graph.num_nodes}. Plan with 'auto' or 'fastsa'."
+        )
 
 
 def forward_first(graph: Graph, schedule: np.ndarray) -> np.ndarray:

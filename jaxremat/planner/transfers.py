@@ -21,7 +21,7 @@ from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes
 
-_SMALLEST_SHARE, _LARGEST_SHARE = 1e-3, 4.0  # a copy that is all but free, and one that is as good as forbidden
+SMALLEST_SHARE, LARGEST_SHARE = 1e-3, 4.0  # a copy that is all but free, and one that is as good as forbidden
 _PROBES = 6  # halvings of the ratio between the two: to 14 %
 
 
@@ -75,7 +75,7 @@ class TransferPlanner:
         found = [self.own.fit(replayed_bytes)]
         if not find(self.own.primal):
             return found[0]
-        low, high = _SMALLEST_SHARE, _LARGEST_SHARE
+        low, high = SMALLEST_SHARE, LARGEST_SHARE
         for _ in range(_PROBES):
             share = float(np.sqrt(low * high))
             outcome = self._at_share(share).fit(replayed_bytes)
@@ -86,7 +86,7 @@ class TransferPlanner:
 
     def least(self) -> Sequence[ScheduleOutcome]:
         """Outcomes of small replayed peak."""
-        each = self._allowed(self._at_share(_SMALLEST_SHARE).least())
+        each = self._allowed(self._at_share(SMALLEST_SHARE).least())
         return sorted([*self.own.least(), *each], key=lambda outcome: outcome.replayed_bytes)
 
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
@@ -97,7 +97,7 @@ class TransferPlanner:
         """The planner to which a copy takes a share of its time."""
         if share not in self._with_host:
             forms = (*LOSSLESS, HOST.form)
-            self._with_host[share] = SchedulePlanner(self.own.primal, _at(self.device, share), forms)
+            self._with_host[share] = SchedulePlanner(self.own.primal, at_share(self.device, share), forms)
         return self._with_host[share]
 
     def _is_too_much(self, outcome: ScheduleOutcome) -> bool:
@@ -173,7 +173,7 @@ def _trip_nodes(outcome: Outcome) -> list[int]:
     return [node for node, eqn in enumerate(joint.eqns) if id(eqn) in ways]
 
 
-def _at(device: Device, share: float) -> Device:
+def at_share(device: Device, share: float) -> Device:
     """A device whose link takes a share of the time that copies really take."""
     assert device.sustained_host_bytes_per_second  # checked before
     return dataclasses.replace(device, host_bytes_per_second=device.sustained_host_bytes_per_second / share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxremat.backends.devices import Device, resolve_target
@@ -80,7 +80,7 @@ def checked_request(
     call = called(fun, args, kwargs, positions)
     return Request(
         arrays_only(call.bind(fun)), call.arrays, positions, has_aux, solver_named(solver), resolve_target(target),
-        _one_of("emit", emit, FORMS), _one_of("verify", verify, VERIFICATIONS), seed, _permissions(allow),
+        _one_of("emit", emit, FORMS), _one_of("verify", verify, VERIFICATIONS), seed, permissions(allow),
         _host_budget(host_budget, allow),
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def check_options(
     solver_named(solver)
     _one_of("emit", emit, FORMS)
     _one_of("verify", verify, VERIFICATIONS)
-    _permissions(allow)
+    permissions(allow)
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> str:
@@ -113,7 +113,7 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> str:
 def _host_budget(host_budget: int | str | None, allow: Sequence[str]) -> int | None:
     if host_budget is None:
         return None
-    if "offload" not in _permissions(allow):
+    if "offload" not in permissions(allow):
         raise ArgumentError(
             f"host_budget={host_budget!r} bounds what waits on the host: allow it with allow=('offload',)"
         )
@@ -123,7 +123,12 @@ def _host_budget(host_budget: int | str | None, allow: Sequence[str]) -> int | N
     return parsed
 
 
-def _permissions(allow: Sequence[str]) -> frozenset[str]:
+def permissions(allow: Iterable[str]) -> frozenset[str]:
+    """The permissions that `allow` names.
+
+    Raises:
+      ArgumentError: for a name that is none.
+    """
     given = (allow,) if isinstance(allow, str) else tuple(allow)
     unknown = [permission for permission in given if permission not in PERMISSIONS]
     if unknown:

@@ -73,7 +73,7 @@ class StepArguments:
     """
 
     def __init__(self, fun: Callable, donate_argnums, donate_argnames, static_argnums, static_argnames):
-        self._parameters = _parameters(fun)
+        self._parameters, self._positional = _parameters(fun)
         self._donated = self._resolved(donate_argnums, donate_argnames, "donate")
         self._static = self._resolved(static_argnums, static_argnames, "static")
         if both := sorted(map(str, self._donated & self._static)):
@@ -116,21 +116,21 @@ class StepArguments:
         return f"{first}/{rest}" if rest else first
 
     def _meant(self, where: Where, chosen: set[Where], number: int) -> bool:
-        if isinstance(where, int):
-            return where in chosen or where - number in chosen
-        return where in chosen or (where in self._parameters and self._parameters.index(where) in chosen)
+        return where in chosen or (isinstance(where, int) and where - number in chosen)
 
     def _resolved(self, numbers, names, role: str) -> set[Where]:
-        """Argument numbers, and the numbers of named arguments where they have one."""
+        """Argument numbers and names; where only one kind is given, the other follows from it, as in `jax.jit`."""
         given_names = (names,) if isinstance(names, str) else tuple(names or ())
         self._require_known(given_names, role)
-        found: set[Where] = set(self._numbers(numbers, role))
-        for name in given_names:
-            found |= {name, self._parameters.index(name)} if name in self._parameters else {name}
-        return found
+        given_numbers = self._numbers(numbers, role)
+        if not given_names:
+            given_names = tuple(self._positional[n] for n in given_numbers if 0 <= n < len(self._positional))
+        elif not given_numbers:
+            given_numbers = tuple(self._positional.index(name) for name in given_names if name in self._positional)
+        return {*given_numbers, *given_names}
 
     def _numbers(self, numbers, role: str) -> tuple[int, ...]:
-        given = (numbers,) if hasattr(numbers, "__index__") else numbers
+        given = (numbers,) if hasattr(numbers, "__index__") else numbers or ()
         try:
             wanted = tuple(map(operator.index, given))
         except TypeError:
@@ -182,11 +182,13 @@ def _shape(leaf, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
     )
 
 
-def _parameters(fun: Callable) -> tuple[str, ...]:
-    """Names of a function's parameters; a star for those that take any number."""
+def _parameters(fun: Callable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of a function's parameters, a star for those that take any number; and those that may be positional."""
     try:
-        parameters = inspect.signature(fun).parameters.values()
+        parameters = tuple(inspect.signature(fun).parameters.values())
     except (TypeError, ValueError):
-        return ("*",)
+        return ("*",), ()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return tuple("*" if p.kind in variadic else p.name for p in parameters)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple("*" if p.kind in variadic else p.name for p in parameters)
+    return names, tuple(p.name for p in parameters if p.kind in positional)

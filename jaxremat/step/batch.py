@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
@@ -105,8 +104,8 @@ def largest_batch(
 ) -> LargestBatch:
     """The largest batch whose step fits in a budget at about the least time per example.
 
-    Sizes are tried by bisection, by prediction alone; only the step of the size that is chosen is compiled, and
-    corrected until it fits.
+    Sizes are tried by bisection, by prediction alone, as if time per example fell up to some size and rose from there
+    on; only the step of the size that is chosen is compiled, and corrected until it fits.
 
     Args:
       step: the step.
@@ -131,35 +130,49 @@ def largest_batch(
         raise ArgumentError(f"sizes={list(choices)} must be positive numbers, at least one")
     if isinstance(parse_budget(budget), float) or budget == "least":
         raise ArgumentError(f"budget={budget!r} changes with the batch: give bytes, text such as '80GiB', or 'device'")
-    make = functools.partial(jit, step, budget=budget, donate_argnums=donate_argnums, target=target, **options)
-    tried = _Tried(make(verify="replay"), args_for)
+    planned = jit(step, budget=budget, donate_argnums=donate_argnums, target=target, verify=verify, **options)
+    tried = _Tried(planned, args_for, tolerance)
     tried.bisect(choices)
-    return _chosen(tried, make(verify=verify), tolerance)
+    return _chosen(tried)
 
 
 class _Tried:
     """Predicted plans by size."""
 
-    def __init__(self, planned: PlannedStep, args_for: Callable[[int], Any]):
+    def __init__(self, planned: PlannedStep, args_for: Callable[[int], Any], tolerance: float):
         self.planned = planned
         self.args_for = args_for
+        self.tolerance = tolerance
         self.plans: dict[int, StepPlan | BudgetError] = {}
 
     def bisect(self, sizes: Sequence[int]) -> None:
-        """Tries sizes until it is known which is the largest that fits."""
-        low, high = 0, len(sizes)
+        """Tries sizes until it is known which is the largest that is good."""
         self._require(sizes[0])
+        low, high = 0, len(sizes)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.fits(sizes[middle]) else (low, middle)
+            low, high = (middle, high) if self._is_good(sizes[middle], sizes[middle - 1]) else (low, middle)
 
     def fits(self, size: int) -> bool:
         return isinstance(self.at(size), StepPlan)
 
+    def _is_good(self, size: int, next_smaller: int) -> bool:
+        """Whether a size fits, at about the least time per example so far; or without tolerance, at no more than the
+        next smaller one takes."""
+        if not self.fits(size):
+            return False
+        least = self._least if self.tolerance else self.row(next_smaller).seconds_per_example
+        return (self.row(size).seconds_per_example or 0.0) <= (1 + self.tolerance) * (least or 0.0)
+
+    @property
+    def _least(self) -> float:
+        """The least time per example so far."""
+        return min(self.row(size).seconds_per_example or 0.0 for size in self.plans if self.fits(size))
+
     def at(self, size: int) -> StepPlan | BudgetError:
         if size not in self.plans:
             try:
-                self.plans[size] = self.planned.plan(*self.args(size))
+                self.plans[size] = self.planned.predicted(*self.args(size))
             except BudgetError as error:
                 self.plans[size] = error
         return self.plans[size]
@@ -176,13 +189,12 @@ class _Tried:
         per_example = plan.outcome.cost / size
         return BatchRow(size, plan.baseline_peak_bytes, plan.peak_bytes, plan.overhead, per_example)
 
-    def by_preference(self, tolerance: float) -> list[int]:
+    def by_preference(self) -> list[int]:
         """Sizes that fit, the best first."""
-        rows = {size: self.row(size) for size in self.plans if self.fits(size)}
-        seconds = {size: row.seconds_per_example or 0.0 for size, row in rows.items()}
-        bound = (1 + tolerance) * min(seconds.values())
-        good = sorted((size for size in rows if seconds[size] <= bound), reverse=True)
-        return [*good, *sorted((size for size in rows if size not in good), key=lambda size: seconds[size])]
+        seconds = {size: self.row(size).seconds_per_example or 0.0 for size in self.plans if self.fits(size)}
+        bound = (1 + self.tolerance) * self._least
+        good = sorted((size for size in seconds if seconds[size] <= bound), reverse=True)
+        return [*good, *sorted((size for size in seconds if size not in good), key=lambda size: seconds[size])]
 
     def _require(self, size: int) -> None:
         plan = self.at(size)
@@ -190,12 +202,12 @@ class _Tried:
             raise plan
 
 
-def _chosen(tried: _Tried, compiled: PlannedStep, tolerance: float) -> LargestBatch:
+def _chosen(tried: _Tried) -> LargestBatch:
     """The first size, by preference, whose step is found to fit when it is compiled."""
     refused: BudgetError | None = None
-    for size in tried.by_preference(tolerance):
+    for size in tried.by_preference():
         try:
-            plan = compiled.plan(*tried.args(size))
+            plan = tried.planned.plan(*tried.args(size))
         except BudgetError as error:
             refused = error
             continue

@@ -17,12 +17,14 @@ class ProgramDecision:
       barriers: steps at which a stretch behind a barrier opens.
       pairs: one decision per pair of scans, or none where they are left alone.
       bodies: (equation, which of its bodies, decision) for each body that is planned as a program of its own.
+      storages: forms in which values may wait inside the pairs.
     """
 
     steps: tuple[int, ...] = ()
     barriers: tuple[int, ...] = ()
     pairs: tuple[LoopDecision, ...] = ()
     bodies: tuple[tuple[int, int, ProgramDecision], ...] = ()
+    storages: tuple[str, ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -35,6 +37,7 @@ class ProgramDecision:
             "barriers": list(self.barriers),
             "pairs": [pair.to_json() for pair in self.pairs],
             "bodies": [[equation, body, inner.to_json()] for equation, body, inner in self.bodies],
+            "storages": list(self.storages),
         }
 
     @staticmethod
@@ -44,4 +47,5 @@ class ProgramDecision:
             barriers=tuple(data["barriers"]),
             pairs=tuple(map(LoopDecision.from_json, data["pairs"])),
             bodies=tuple((int(e), int(b), ProgramDecision.from_json(inner)) for e, b, inner in data["bodies"]),
+            storages=tuple(data.get("storages", ())),
         )

@@ -18,18 +18,21 @@ from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes, parse_budget
 from jaxremat.base.errors import ArgumentError
 from jaxremat.compiled.compile import MemoryReport, compile_jitted
+from jaxremat.planner.solver_schedules import require_graphs
+from jaxremat.planning.request import permissions
+from jaxremat.solvers.base import Solver
+from jaxremat.solvers.registry import solver_named
 from jaxremat.step.arguments import StepArguments, StepCall, mesh_sharding
 from jaxremat.step.plan import StepPlan
-from jaxremat.step.planner import ProgramPlanner, restored
-from jaxremat.step.planning import StepPlanning
+from jaxremat.step.planner import restored_step, search_by, step_planner
+from jaxremat.step.planning import Compile, StepPlanner, StepPlanning
 from jaxremat.step.program import StepProgram, trace_step
 from jaxremat.step.storage import check_program, read_step_plan
+from jaxremat.step.transfers import HostPlanner
 
 logger = logging.getLogger("jaxremat")
 
 _VERIFICATIONS = ("compile", "replay")
-_SOLVERS = ("auto", "mincut")
-_PERMISSIONS = ("offload", "chunk", "narrow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +45,22 @@ class StepOptions:
 
     budget: Budget
     target: str | None
-    solver: str
+    solver: Solver
     verify: str
-    allow: tuple[str, ...]
+    allow: frozenset[str]
     seed: int
 
     def __post_init__(self):
         parse_budget(self.budget)
         if self.verify not in _VERIFICATIONS:
             raise ArgumentError(f"verify={self.verify!r} is unknown; choose one of {', '.join(_VERIFICATIONS)}")
-        if self.solver not in _SOLVERS:
+        require_graphs(self.solver)
+        if "chunk" in self.allow:
             raise ArgumentError(
-                f"solver={self.solver!r} does not plan whole steps; choose one of {', '.join(_SOLVERS)}, or plan the"
-                " loss alone with jaxremat.plan"
+                "allow='chunk' does not hold for whole steps: parts of a program are cut into chunks before it is"
+                " differentiated, and a step has been differentiated already. Give it to jaxremat.remat around the loss"
+                " inside the step"
             )
-        for permission in self.allow:
-            if permission not in _PERMISSIONS:
-                raise ArgumentError(f"allow={permission!r} is unknown; there are {', '.join(_PERMISSIONS)}")
 
     @functools.cached_property
     def device(self) -> Device:
@@ -76,7 +78,7 @@ def jit(
     in_shardings: Any = None,
     out_shardings: Any = None,
     target: str | None = None,
-    solver: str = "auto",
+    solver: str | Solver | type[Solver] = "auto",
     verify: str = "compile",
     allow: Iterable[str] = (),
     seed: int = 0,
@@ -95,10 +97,12 @@ def jit(
         runtime. It bounds argument + output + temporary - alias bytes of the compiled step on one device.
       donate_argnums, donate_argnames, static_argnums, static_argnames, in_shardings, out_shardings: as in `jax.jit`.
       target: device to plan for, such as "h200"; None is the default backend's.
-      solver: "auto".
+      solver: name, class or instance of a solver of graphs; "auto" is the default search.
       verify: "compile" compiles and corrects until the step fits; "replay" trusts the prediction.
-      allow: permissions, as in `jaxremat.plan`; plans of whole steps make no use of them yet.
-      seed: for solvers that draw random numbers; the search of whole steps draws none.
+      allow: "offload" lets what a scan stacks for its gradient wait in the host's memory, where the target has a link
+        to one. Parameters and optimizer state stay where the caller has put them: a compiled step holds the buffers of
+        its arguments throughout, so that moving them between their uses would free nothing.
+      seed: for solvers that draw random numbers; the default search draws none.
 
     Returns:
       What is called like the result of `jax.jit`, with its `lower`, `trace` and `eval_shape`; and `plan(*args)`, which
@@ -108,7 +112,7 @@ def jit(
       ArgumentError: for an option or an argument that cannot be understood.
       BudgetError: when it is called, lowered or planned, and nothing that was found fits.
     """
-    options = StepOptions(budget, target, solver, verify, (allow,) if isinstance(allow, str) else tuple(allow), seed)
+    options = StepOptions(budget, target, solver_named(solver), verify, permissions(allow), seed)
     given: dict[str, Any] = {
         "donate_argnums": donate_argnums, "donate_argnames": donate_argnames,
         "static_argnums": static_argnums, "static_argnames": static_argnames,
@@ -137,6 +141,7 @@ class PlannedStep:
         self._shardings = dict(shardings)
         self._lock = threading.RLock()
         self._programs: dict[tuple, StepProgram] = {}
+        self._planners: dict[tuple, StepPlanner] = {}
         self._plans: dict[tuple, StepPlan] = {}
         self._jitted: dict[tuple, Any] = {}
         self._unsharded = self._planned(())
@@ -164,6 +169,7 @@ class PlannedStep:
         """Forgets plans and compiled programs."""
         with self._lock:
             self._programs.clear()
+            self._planners.clear()
             self._plans.clear()
             self._jitted.clear()
             self._unsharded = self._planned(())
@@ -176,10 +182,17 @@ class PlannedStep:
         """
         return self._plan(self._call(args, kwargs))
 
+    def predicted(self, *args, **kwargs) -> StepPlan:
+        """The plan by prediction alone; nothing is compiled.
+
+        Raises:
+          BudgetError: if nothing that was found is predicted to fit.
+        """
+        return self._planning(self._call(args, kwargs), None).plan(self._options.budget)
+
     def predicted_bytes(self, *args, **kwargs) -> int:
         """The predicted peak of the step as written; nothing is searched or compiled."""
-        program = self._program(self._call(args, kwargs))
-        return StepPlanning(program, self._options.device, None).plain.peak_bytes
+        return self._planner(self._call(args, kwargs)).plain.peak_bytes
 
     def load_plan(self, path: str | Path, *args, **kwargs) -> StepPlan:
         """Reads a plan that `StepPlan.save` wrote, and uses it for arguments of this signature. Nothing is solved.
@@ -192,10 +205,9 @@ class PlannedStep:
         program = self._traced(call)
         check_program(stored, program)
         device = resolve_target(stored.numbers["target"])
-        where = program.jaxpr, device, program.shardings, program.alias_bytes
-        outcome = restored(program.jaxpr, stored.decision, *where[1:])
+        outcome = restored_step(program, stored.decision, device)
         numbers = {name: value for name, value in stored.numbers.items() if name != "target"}
-        plan = StepPlan(program, outcome, ProgramPlanner(*where).plain, compiled=stored.compiled, **numbers)
+        plan = StepPlan(program, outcome, step_planner(program, device).plain, compiled=stored.compiled, **numbers)
         with self._lock:
             self._plans[self._key(call)] = plan
         return plan
@@ -225,8 +237,10 @@ class PlannedStep:
         return self._plainly(functools.wraps(self._fun)(planned))
 
     def _plainly(self, fun: Callable):
-        """`jax.jit` of a function with this step's options."""
-        return jax.jit(fun, **self._given, **self._shardings)
+        """`jax.jit` of a function with this step's options. What is empty is left out: names follow from numbers, and
+        numbers from names, only where the others are not given."""
+        given = {name: value for name, value in self._given.items() if value is not None and value != ()}
+        return jax.jit(fun, **given, **self._shardings)
 
     def _call(self, args: Sequence, kwargs: Mapping, shardings: tuple = ()) -> StepCall:
         call = self._arguments.call(args, kwargs)
@@ -275,17 +289,34 @@ class PlannedStep:
             raise ArgumentError("this step computes nothing: its results are its arguments; there is nothing to plan")
         compiles = self._options.verify == "compile" and not program.captured
         compile = functools.partial(self._compiled, call, program) if compiles else None
-        return StepPlanning(program, self._options.device, compile).plan(self._options.budget)
+        try:
+            return self._planning(call, compile).plan(self._options.budget)
+        finally:
+            self._planners.pop(self._key(call), None)
+
+    def _planning(self, call: StepCall, compile: Compile | None) -> StepPlanning:
+        options = self._options
+        return StepPlanning(self._program(call), self._planner(call), options.device, compile, options.solver.name)
+
+    def _planner(self, call: StepCall) -> StepPlanner:
+        """What proposes, kept from a prediction to the plan of the same call."""
+        key, options = self._key(call), self._options
+        if key not in self._planners:
+            make = HostPlanner if "offload" in options.allow else step_planner
+            search_for = search_by(options.solver, options.seed)
+            self._planners[key] = make(self._program(call), options.device, search_for=search_for)
+        return self._planners[key]
 
     def _traced(self, call: StepCall) -> StepProgram:
         return trace_step(call.bind(self._fun), call.shapes, call.names, call.donated, call.shardings)
 
-    def _compiled(self, call: StepCall, program: StepProgram, run: Callable[..., list] | None) -> MemoryReport:
-        """Compiles the step as it is called: as written, or as something else from its flat inputs."""
+    def _compiled(self, call: StepCall, program: StepProgram, run: Callable[[Sequence], list]) -> MemoryReport:
+        """Compiles the step as it is called, run in some way from its flat inputs; under its own name, by which a
+        compilation cache on disk finds it again."""
 
+        @functools.wraps(self._fun)
         def as_called(*args, **kwargs):
-            inputs = self._arguments.call(args, kwargs).leaves
-            return jax.tree.unflatten(program.out_tree, run(*inputs)) if run else self._fun(*args, **kwargs)
+            return jax.tree.unflatten(program.out_tree, run(self._arguments.call(args, kwargs).leaves))
 
         args, kwargs = call.rebuild(call.shapes)
         return compile_jitted(self._plainly(as_called), args, kwargs, self._options.device.name).report

@@ -18,6 +18,7 @@ from jaxremat.solvers.mincut.cut import cheapest_cut
 
 _PLACES = 12  # benchmarks/constants.py
 _AS_MUCH = 0.95  # benchmarks/constants.py
+_DEAR = 10  # times the mean price of a byte
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> G
       run_seconds: [N] what running each node again is taken to cost.
       live_bytes: [N] when it runs in order.
     """
-    price = graph.costs.sum() / max(int(graph.value_bytes.sum()), 1)
+    price = _mean_price(graph)
     places = [first + int(live_bytes[first:end].argmax()) for first, end in _parts(graph.num_nodes)]
     gains = {place: _gain(cut_at(graph, place), price, run_seconds) for place in dict.fromkeys(places) if place > 1}
     most = max(gains.values(), default=0.0)
@@ -114,15 +115,36 @@ def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> G
     return cut_at(graph, max(good, key=lambda place: live_bytes[place], default=graph.num_nodes))
 
 
+def last_reader(graph: Graph, run_seconds: np.ndarray) -> int:
+    """The last node of a cut mountain that reads what was made before the cut and might be made again.
+
+    What follows, such as an optimizer's update, reads gradients alone: those are kept whatever is decided, unless a
+    byte is worth many times the mean.
+    """
+    value, node = graph.reads.T
+    needed, kept, _ = _at_price(graph, _DEAR * _mean_price(graph), run_seconds)
+    return int(node[(needed & ~kept)[value] & graph.backward[node]].max(initial=0))
+
+
 def _gain(graph: Graph, price: float, run_seconds: np.ndarray) -> float:
+    needed, kept, again = _at_price(graph, price, run_seconds)
+    keep_price = price * graph.value_bytes
+    seconds = run_seconds[again & np.isfinite(run_seconds)].sum()
+    return float(keep_price[needed].sum() - keep_price[kept].sum() - seconds)
+
+
+def _at_price(graph: Graph, price: float, run_seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(values that pass the cut [V], those of them that are kept [V], nodes that run again [N]) at a price per byte."""
     value, node = graph.reads.T
     needed = np.zeros(graph.num_values, bool)
     needed[value[graph.backward[node]]] = True
     needed &= ~graph.backward[graph.producer]
-    keep_price = price * graph.value_bytes
-    kept, again = cheapest_cut(graph, keep_price, run_seconds, needed, np.zeros(graph.num_values, bool))
-    seconds = run_seconds[again & np.isfinite(run_seconds)].sum()
-    return float(keep_price[needed].sum() - keep_price[kept].sum() - seconds)
+    kept, again = cheapest_cut(graph, price * graph.value_bytes, run_seconds, needed, np.zeros(graph.num_values, bool))
+    return needed, kept, again
+
+
+def _mean_price(graph: Graph) -> float:
+    return float(graph.costs.sum() / max(int(graph.value_bytes.sum()), 1))
 
 
 def _parts(number: int) -> Iterator[tuple[int, int]]:

@@ -3,13 +3,14 @@
 Once a loop over layers has been differentiated, nothing says any more that the two belong together, except that the
 second reads, slice by slice and in the opposite order, what the first stacked. Both bodies one after the other are
 then the forward and the backward of one iteration: what it stacks and what it runs again is decided and emitted as for
-any loop.
+any loop. A pair inside the iteration is decided first, at the same price.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -18,14 +19,17 @@ import jax.numpy as jnp
 from jaxremat.backends.devices import Device
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.base.errors import PlanMismatchError
 from jaxremat.loops.body import Body, Iteration, Loop, scripted
-from jaxremat.loops.decide import at_price
+from jaxremat.loops.decide import LoopOption, at_price
 from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.options import IterationHull, iteration_hull
 from jaxremat.loops.pieces import Sums, Way, empty_results
 from jaxremat.loops.stack import arrays_of, stacks
+from jaxremat.step.rewriting import Replacements, rewritten
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.round_trips import with_round_trips
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +44,7 @@ class Pair:
       kept: for each result of the first scan, whether others than the second read it.
       links: for each slice that the second scan reads, the result of the first that it is, or None.
       num_consts, num_carry: of the second scan.
+      storages: forms in which what an iteration makes may wait for the second scan.
     """
 
     first: int
@@ -50,34 +55,70 @@ class Pair:
     links: tuple[int | None, ...]
     num_consts: int
     num_carry: int
+    storages: tuple[str, ...]
 
-    def hull(self, device: Device) -> IterationHull:
-        """What an iteration may stack, against what it then runs again."""
-        return iteration_hull(self.loop.body, self.joint, device, device.backend.fences_loop_bodies)
+    @functools.cached_property
+    def inner(self) -> tuple[Pair, ...]:
+        """The pairs inside one iteration."""
+        return find_pairs(self.joint.jaxpr, self.storages)
+
+    def decided(self, inner: Sequence[LoopDecision]) -> Joint:
+        """One iteration of both, the pairs inside as decided or, without decisions, left alone."""
+        replacements = emit_pairs(self.joint.jaxpr, self.inner, inner) if inner else {}
+        joint = Joint(self.joint.primal, rewritten(self.joint.jaxpr, replacements))
+        if not self.storages:
+            return joint
+        return Joint(joint.primal, with_round_trips(joint.jaxpr, joint.backward, self.storages), joint)
 
 
 class Pairs:
     """The pairs of a flat program on one device, each solved once.
 
     Args:
-      jaxpr: the program.
+      found: the pairs.
       device: what costs and bytes are for.
     """
 
-    def __init__(self, jaxpr: Jaxpr, device: Device):
-        self.found = find_pairs(jaxpr)
-        self._hulls = [pair.hull(device) for pair in self.found]
-        self._fenced = device.backend.fences_loop_bodies
+    def __init__(self, found: Sequence[Pair], device: Device):
+        self.found = tuple(found)
+        self._device = device
+        self._hulls: dict[tuple[Pair, tuple[LoopDecision, ...]], IterationHull] = {}
+        self._inside: dict[Pair, Pairs] = {}
 
     def decide(self, seconds_per_byte: float) -> tuple[LoopDecision, ...]:
         """The cheapest decision for each pair when holding one byte costs so much."""
-        lengths = [pair.loop.length for pair in self.found]
-        options = [at_price(hull, length, (), seconds_per_byte) for hull, length in zip(self._hulls, lengths)]
-        return tuple(dataclasses.replace(option.decision, fenced=self._fenced) for option in options)
+        fenced = self._device.backend.fences_loop_bodies
+        options = [self._option(pair, seconds_per_byte) for pair in self.found]
+        return tuple(dataclasses.replace(option.decision, fenced=fenced) for option in options)
+
+    def _option(self, pair: Pair, seconds_per_byte: float) -> LoopOption:
+        """The cheapest decision for one pair: what is stacked inside it lives in one iteration, or in all of them."""
+        length = pair.loop.length
+        prices = (seconds_per_byte, seconds_per_byte * length) if pair.inner else ()
+        inner = dict.fromkeys([(), *(self._within(pair).decide(price) for price in prices)])
+        options = [at_price(self._hull(pair, each), length, each, seconds_per_byte) for each in inner]
+        return min(options, key=lambda option: option.price(seconds_per_byte))
+
+    def _within(self, pair: Pair) -> Pairs:
+        if pair not in self._inside:
+            self._inside[pair] = Pairs(pair.inner, self._device)
+        return self._inside[pair]
+
+    def _hull(self, pair: Pair, inner: tuple[LoopDecision, ...]) -> IterationHull:
+        """What an iteration may stack, against what it then runs again."""
+        if (pair, inner) not in self._hulls:
+            fenced = self._device.backend.fences_loop_bodies
+            self._hulls[pair, inner] = iteration_hull(pair.loop.body, pair.decided(inner), self._device, fenced)
+        return self._hulls[pair, inner]
 
 
-def find_pairs(jaxpr: Jaxpr) -> tuple[Pair, ...]:
-    """The pairs of a flat program, each scan in one at most; the ones that share most bytes first."""
+def find_pairs(jaxpr: Jaxpr, storages: tuple[str, ...] = ()) -> tuple[Pair, ...]:
+    """The pairs of a flat program, each scan in one at most; the ones that share most bytes first.
+
+    Args:
+      jaxpr: the program.
+      storages: forms in which values may wait inside of them.
+    """
     readers: dict[Var, list[int]] = collections.defaultdict(list)
     for position, eqn in enumerate(jaxpr.eqns):
         for var in set(jaxprs.vars_of(eqn.invars)):
@@ -95,14 +136,18 @@ def find_pairs(jaxpr: Jaxpr) -> tuple[Pair, ...]:
         partners = [second for second, size in shared.most_common() if size and second not in taken]
         if first not in taken and partners:
             taken |= {first, partners[0]}
-            pairs.append(_pair(jaxpr, first, partners[0], readers, outputs))
+            pairs.append(_pair(jaxpr, first, partners[0], readers, outputs, storages))
     return tuple(pairs)
 
 
-def emit_pairs(
-    jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDecision]
-) -> dict[Var, Callable[[list], list]]:
-    """For each scan of some pairs, by its first output, what runs in its place."""
+def emit_pairs(jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDecision]) -> Replacements:
+    """What runs in place of each scan of some pairs.
+
+    Raises:
+      PlanMismatchError: if there is not one decision per pair.
+    """
+    if len(decisions) != len(pairs):
+        raise PlanMismatchError(f"{len(decisions)} decisions meet {len(pairs)} pairs of scans: plan again")
     emitted: dict[Var, Callable[[list], list]] = {}
     for pair, decision in zip(pairs, decisions, strict=True):
         way = _PairUnderWay(pair, decision)
@@ -117,6 +162,7 @@ class _PairUnderWay:
     def __init__(self, pair: Pair, decision: LoopDecision):
         self.pair = pair
         self.decision = decision
+        self.joint = pair.decided(decision.inner)
 
     def first(self, inputs: list) -> list:
         """The outputs of the first scan; None for the results that only the second reads."""
@@ -133,17 +179,17 @@ class _PairUnderWay:
         pair = self.pair
         first, last = pair.num_consts, pair.num_consts + pair.num_carry
         others = [x for x, link in zip(inputs[last:], pair.links, strict=True) if link is None]
-        results = [_stack(pair.loop.length, v) for v in pair.joint.gradients[pair.num_carry :]]
+        results = [_stack(pair.loop.length, v) for v in self.joint.gradients[pair.num_carry :]]
         way = Way(pair.loop, self._iterations(inputs[:first]), self.consts, stacks(self.scanned), stacks(others))
         sums = way.backward(self.decision.pieces, 0, self.saved, Sums([], inputs[first:last], stacks(results)))
         return [*sums.cotangents, *arrays_of(sums.gradients)]
 
     def _iterations(self, late_consts: list) -> Callable[[Piece], Iteration]:
-        pair, fenced = self.pair, self.decision.fenced
+        body, joint, num_carry = self.pair.loop.body, self.joint, self.pair.num_carry
 
         def iteration(piece: Piece) -> Iteration:
-            script = scripted(pair.loop.body, pair.joint, piece, fenced).script
-            return _PairIteration(pair.loop.body, pair.joint, script, tuple(late_consts), pair.num_carry)
+            script = scripted(body, joint, piece, self.decision.fenced).script
+            return _PairIteration(body, joint, script, tuple(late_consts), num_carry)
 
         return iteration
 
@@ -184,7 +230,14 @@ def _reads_slices(jaxpr: Jaxpr, first: int, second: int, var: Var) -> bool:
     return opposite and var in eqn.invars[begin:] and var not in eqn.invars[:begin]
 
 
-def _pair(jaxpr: Jaxpr, first: int, second: int, readers: dict[Var, list[int]], outputs: set[Var]) -> Pair:
+def _pair(
+    jaxpr: Jaxpr,
+    first: int,
+    second: int,
+    readers: dict[Var, list[int]],
+    outputs: set[Var],
+    storages: tuple[str, ...],
+) -> Pair:
     source, target = jaxpr.eqns[first], jaxpr.eqns[second]
     num_consts, num_carry = compat.scan_arity(source)
     late_consts, late_carry = compat.scan_arity(target)
@@ -196,7 +249,7 @@ def _pair(jaxpr: Jaxpr, first: int, second: int, readers: dict[Var, list[int]], 
     body = Body(early, num_consts, num_carry, (), (), ())
     params = source.params
     loop = Loop(first, params["length"], params["reverse"], int(params["unroll"]), params["jaxpr"], body)
-    return Pair(first, second, loop, joint, kept, links, late_consts, late_carry)
+    return Pair(first, second, loop, joint, kept, links, late_consts, late_carry, storages)
 
 
 def _one_iteration(source: Eqn, target: Eqn, kept, links, num_carry: int) -> tuple[Primal, Joint]:

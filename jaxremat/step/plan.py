@@ -53,7 +53,7 @@ class StepPlan(Described):
     compiled: MemoryReport | None
     compilations: int
     solve_seconds: float
-    solver: str = "auto"
+    solver: str
 
     @property
     def decision(self) -> ProgramDecision:

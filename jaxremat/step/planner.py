@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.base.compat import Jaxpr
+from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.cost.pricing import shares
+from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.correction import Correction, correct
+from jaxremat.planner.solver_schedules import require_graphs
+from jaxremat.solvers.base import Solver
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.outcome import Outcome, Posed, pose_program
-from jaxremat.step.pairs import Pairs, find_pairs
-from jaxremat.step.rewriting import bodies_of, rewritten
-from jaxremat.step.scheduling import Schedule, StepSearch, judged
+from jaxremat.step.pairs import Pairs, emit_pairs, find_pairs
+from jaxremat.step.program import StepProgram
+from jaxremat.step.rewriting import bodies_of, rewritten, with_bodies
+from jaxremat.step.scheduling import Schedule, SolverSearch, StepSearch, judged
+from jaxremat.trace.round_trips import LOSSLESS
 
+_OWN_SEARCH = ("auto", "mincut")
 _PAIR_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %
 _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
 _MOST_SMALL = 6  # predicted where nothing else fits
-_LOW = (0.5, 0.3, 0.0)  # of the replayed peak as written
 
 Bodies = tuple[tuple[int, int, Outcome], ...]
+Schedules = StepSearch | SolverSearch
+SearchFor = Callable[[Graph, np.ndarray], Schedules]
 
 
 class ProgramPlanner:
@@ -37,17 +45,29 @@ class ProgramPlanner:
       shardings: one per input, or none.
       alias_bytes: results that live in the buffers of donated inputs.
       is_body: whether it runs inside a loop, where inputs and outputs are counted outside.
+      storages: forms in which values may wait between the scans of a pair.
+      search_for: the search of a graph, from it and what running each of its nodes again is taken to cost.
     """
 
     def __init__(
-        self, jaxpr: Jaxpr, device: Device, shardings: tuple = (), alias_bytes: int = 0, *, is_body: bool = False
+        self,
+        jaxpr: Jaxpr,
+        device: Device,
+        shardings: tuple = (),
+        alias_bytes: int = 0,
+        *,
+        is_body: bool = False,
+        storages: tuple[str, ...] = LOSSLESS,
+        search_for: SearchFor = StepSearch,
     ):
         self.jaxpr = jaxpr
         self.device = device
         self._shardings = shardings
         self._alias_bytes = alias_bytes
         self._is_body = is_body
-        self._posed_as: dict[tuple, tuple[Posed, StepSearch]] = {}
+        self._storages = storages
+        self._search_for = search_for
+        self._posed_as: dict[tuple, tuple[Posed, Schedules]] = {}
         self._outcomes: dict[ProgramDecision, Outcome] = {}
         self._loops_of: dict[ProgramDecision, tuple[tuple[LoopDecision, ...], Bodies]] = {}
         self._fits: dict[int, Outcome] = {}
@@ -57,6 +77,11 @@ class ProgramPlanner:
     def plain(self) -> Outcome:
         """The program as it stands."""
         return self._outcome((), (), self._posed((), ())[1].plain)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are pairs of scans, at any depth."""
+        return _holds_pairs(self.jaxpr)
 
     def fit(self, replayed_bytes: int) -> Outcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
@@ -72,25 +97,19 @@ class ProgramPlanner:
         """The outcome with the smallest replayed peak."""
         bodies = self._bodies_within(1)
         each = [(pairs, self._posed(pairs, bodies)[1].smallest) for pairs in self._pair_decisions]
-        return min((self._outcome(pairs, bodies, schedule) for pairs, schedule in each), key=_by_peak)
+        return min((self._outcome(pairs, bodies, schedule) for pairs, schedule in each), key=by_peak)
 
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
-        distinct = list({id(outcome): outcome for outcome in sorted(self._small, key=_by_peak)}.values())
+        distinct = list({id(outcome): outcome for outcome in sorted(self._small, key=by_peak)}.values())
         return distinct[:number]
-
-    def low(self) -> Outcome:
-        """The smallest predicted peak among a few outcomes: what to report where arguments alone exceed a budget."""
-        plain = self.plain.replayed_bytes
-        tried = [self.fit(max(1, int(part * plain))) for part in _LOW]
-        return min([self.plain, *tried], key=lambda outcome: (outcome.peak_bytes, outcome.cost))
 
     def predicted(self, limit: int) -> Correction[Outcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
         offset = self.plain.replayed_bytes - self.plain.peak_bytes
         correction = correct(
             self.fit,
-            _predict,
+            predict,
             limit,
             most_trials=_MOST_PREDICTIONS,
             first_aim=max(1, limit + offset),
@@ -98,8 +117,8 @@ class ProgramPlanner:
         )
         if correction.best:
             return correction
-        correction = correction.with_more([self._descended(correction.smallest.candidate, limit)], _predict, limit)
-        return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), _predict, limit)
+        correction = correction.with_more([self._descended(correction.smallest.candidate, limit)], predict, limit)
+        return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
 
     def _descended(self, start: Outcome, limit: int) -> Outcome:
         """From an outcome's loops on, each mountain lowered until all are predicted to fit."""
@@ -132,7 +151,7 @@ class ProgramPlanner:
         prices = self._pair_prices
         high = next((i for i in range(0, len(prices), _STRIDE) if within(prices[i])), None)
         if high is None:
-            return min(map(fits, prices[::_STRIDE]), key=_by_peak)
+            return min(map(fits, prices[::_STRIDE]), key=by_peak)
         low = max(high - _STRIDE, 0)
         while high - low > 1:
             middle = (low + high) // 2
@@ -157,7 +176,7 @@ class ProgramPlanner:
         for position in np.flatnonzero(live > replayed_bytes).tolist():
             eqn = self.jaxpr.eqns[position]
             room = replayed_bytes - int(live[position]) + int(graph.workspace_bytes[position])
-            for k in range(0 if position in paired else len(bodies_of(eqn))):
+            for k in () if position in paired else _plannable(eqn):
                 planner = self._body(position, k)
                 found = planner.within(int(max(room, 0) / run[position]))
                 if found is not planner.plain:
@@ -176,12 +195,14 @@ class ProgramPlanner:
     def _body(self, position: int, k: int) -> ProgramPlanner:
         if (position, k) not in self._inside:
             body = bodies_of(self.jaxpr.eqns[position])[k]
-            self._inside[position, k] = ProgramPlanner(body, self.device, is_body=True)
+            self._inside[position, k] = ProgramPlanner(
+                body, self.device, is_body=True, storages=self._storages, search_for=self._search_for
+            )
         return self._inside[position, k]
 
     @functools.cached_property
     def _pairs(self) -> Pairs:
-        return Pairs(self.jaxpr, self.device)
+        return Pairs(find_pairs(self.jaxpr, self._storages), self.device)
 
     @functools.cached_property
     def _pair_prices(self) -> list[float]:
@@ -192,13 +213,14 @@ class ProgramPlanner:
     def _decisions(self, price: float | None) -> tuple[LoopDecision, ...]:
         return () if price is None else self._pairs.decide(price)
 
-    def _posed(self, pairs: tuple[LoopDecision, ...], bodies: Bodies) -> tuple[Posed, StepSearch]:
+    def _posed(self, pairs: tuple[LoopDecision, ...], bodies: Bodies) -> tuple[Posed, Schedules]:
         key = pairs, tuple((position, k, id(outcome)) for position, k, outcome in bodies)
         if key not in self._posed_as:
             new = {(position, k): outcome.jaxpr for position, k, outcome in bodies}
-            jaxpr = rewritten(self.jaxpr, self._pairs.found if pairs else (), pairs, new)
+            emitted = emit_pairs(self.jaxpr, self._pairs.found, pairs) if pairs else {}
+            jaxpr = rewritten(self.jaxpr, {**emitted, **with_bodies(self.jaxpr, new)})
             posed = pose_program(jaxpr, self.device, self._shardings, self._alias_bytes, is_body=self._is_body)
-            self._posed_as[key] = posed, StepSearch(posed.graph, posed.run_seconds(again_scans=not pairs))
+            self._posed_as[key] = posed, self._search_for(posed.graph, posed.run_seconds(again_scans=not pairs))
         return self._posed_as[key]
 
     def _outcome(self, pairs: tuple[LoopDecision, ...], bodies: Bodies, schedule: Schedule) -> Outcome:
@@ -206,11 +228,33 @@ class ProgramPlanner:
         inner = tuple((position, k, outcome.decision) for position, k, outcome in bodies)
         in_order = np.array_equal(schedule.steps, np.arange(schedule.steps.size))
         steps = () if in_order else tuple(schedule.steps.tolist())
-        decision = ProgramDecision(steps, () if in_order else schedule.barriers, pairs, inner)
+        barriers = () if in_order else schedule.barriers
+        decision = ProgramDecision(steps, barriers, pairs, inner, self._storages if pairs else ())
         if decision not in self._outcomes:
             self._loops_of[decision] = pairs, bodies
             self._outcomes[decision] = Outcome(self._posed(pairs, bodies)[0], schedule, decision)
         return self._outcomes[decision]
+
+
+def step_planner(program: StepProgram, device: Device, **options) -> ProgramPlanner:
+    """The planner of a whole step; `options` as of `ProgramPlanner`."""
+    return ProgramPlanner(program.jaxpr, device, program.shardings, program.alias_bytes, **options)
+
+
+def search_by(solver: Solver, seed: int) -> SearchFor:
+    """The search that a solver stands for.
+
+    Raises:
+      ArgumentError: for a solver of chains.
+    """
+    require_graphs(solver)
+    by_cuts = solver.name in _OWN_SEARCH
+    return StepSearch if by_cuts else lambda graph, run_seconds: SolverSearch(graph, solver, seed)
+
+
+def restored_step(program: StepProgram, decision: ProgramDecision, device: Device) -> Outcome:
+    """The outcome of a decision that was made before, for the same step; nothing is searched."""
+    return restored(program.jaxpr, decision, device, program.shardings, program.alias_bytes)
 
 
 def restored(
@@ -227,15 +271,27 @@ def restored(
     for position, k, inner in decision.bodies:
         body = bodies_of(jaxpr.eqns[position])[k]
         new[position, k] = restored(body, inner, device, is_body=True).jaxpr
-    program = rewritten(jaxpr, find_pairs(jaxpr) if decision.pairs else (), decision.pairs, new)
+    emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages), decision.pairs) if decision.pairs else {}
+    program = rewritten(jaxpr, {**emitted, **with_bodies(jaxpr, new)})
     posed = pose_program(program, device, shardings, alias_bytes, is_body=is_body)
     steps = np.asarray(decision.steps or np.arange(posed.graph.num_nodes), np.int32)
     return Outcome(posed, judged(posed.graph, steps, decision.barriers), decision)
 
 
-def _predict(outcome: Outcome) -> tuple[int, None]:
+def _holds_pairs(jaxpr: Jaxpr) -> bool:
+    return bool(find_pairs(jaxpr)) or any(_holds_pairs(body) for eqn in jaxpr.eqns for body in bodies_of(eqn))
+
+
+def _plannable(eqn: Eqn) -> list[int]:
+    """Which bodies of an equation compute anything."""
+    return [k for k, body in enumerate(bodies_of(eqn)) if body.eqns]
+
+
+def predict(outcome: Outcome) -> tuple[int, None]:
+    """The predicted peak, as a measurement."""
     return outcome.peak_bytes, None
 
 
-def _by_peak(outcome: Outcome) -> tuple[int, float]:
+def by_peak(outcome: Outcome) -> tuple[int, float]:
+    """The order of replayed peaks."""
     return outcome.replayed_bytes, outcome.cost

@@ -5,50 +5,61 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
-from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes
+from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes, parse_budget
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Trial, correct
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
 from jaxremat.step.program import StepProgram
-from jaxremat.step.refusal import refusal
+from jaxremat.step.refusal import refusal, refusal_at_once
+from jaxremat.step.transfers import HostPlanner
 
 logger = logging.getLogger("jaxremat")
+
+StepPlanner = ProgramPlanner | HostPlanner
 
 _MOST_COMPILATIONS = 6  # as in planning: two learn, the others halve
 _MOST_LEAST = 3  # candidates of small predicted peak that are compiled for "least"
 
-Compile = Callable[[Callable[..., list] | None], MemoryReport]
-"""Compiles the step as called: from flat inputs to flat outputs as given, or, for None, as written."""
+Compile = Callable[[Callable[[Sequence], list]], MemoryReport]
+"""Compiles the step as it is called, run as given from flat inputs to flat outputs."""
 
 
 class StepPlanning:
-    """Plans of one step for any number of budgets: it is traced once, and compiled as written once.
+    """Plans of one step for any number of budgets: it is compiled as written once.
 
     Args:
       program: the step.
+      planner: what proposes.
       device: what it is planned for.
       compile: compiles it for that device; None where predictions are trusted.
+      solver: the name of what searches.
     """
 
-    def __init__(self, program: StepProgram, device: Device, compile: Compile | None):
+    def __init__(
+        self, program: StepProgram, planner: StepPlanner, device: Device, compile: Compile | None, solver: str
+    ):
         self.program = program
+        self.planner = planner
         self.device = device
+        self.solver = solver
         self._compile = compile
-        start = time.perf_counter()
-        self.planner = ProgramPlanner(program.jaxpr, device, program.shardings, program.alias_bytes)
-        self.plain = self.planner.plain
-        self._spent_seconds = time.perf_counter() - start
+        self._spent_seconds = 0.0
+
+    @functools.cached_property
+    def plain(self) -> Outcome:
+        """The step as written."""
+        return self._timed(lambda: self.planner.plain)
 
     @functools.cached_property
     def plain_report(self) -> MemoryReport | None:
         """Memory of the step as written, where plans are verified by compiling."""
-        return self._compile(None) if self._compile else None
+        return self._compile(self.program.run) if self._compile else None
 
     @property
     def plain_peak_bytes(self) -> int:
@@ -63,13 +74,18 @@ class StepPlanning:
         """
         if budget == LEAST:
             return self._least()
-        limit = usable_bytes(self.device) if budget == DEVICE else budget_bytes(budget, self.plain_peak_bytes, 0)
+        limit = self._limit(budget)
+        if limit < self.program.held_bytes:
+            raise refusal_at_once(self.program, limit)
         if self.plain_peak_bytes <= limit:
             return self._plan(self.plain, limit, self.plain_report, int(self._compile is not None))
-        if self.plain.posed.graph.resident_bytes > limit:
-            lowest = self._timed(self.planner.low)
-            raise refusal(self.program, lowest, lowest.peak_bytes, limit)
         return self._compiled(limit, self._compile) if self._compile else self._replayed(limit)
+
+    def _limit(self, budget: Budget) -> int:
+        """A budget in bytes; only a fraction needs the step as written."""
+        is_fraction = isinstance(parse_budget(budget), float)
+        written_bytes = self.plain_peak_bytes if is_fraction else 0
+        return budget_bytes(budget, written_bytes, usable_bytes(self.device) if budget == DEVICE else 0)
 
     def _replayed(self, limit: int) -> StepPlan:
         predicted = self._timed(lambda: self.planner.predicted(limit))
@@ -111,7 +127,7 @@ class StepPlanning:
         return self._measured(outcome, self._compile) if self._compile else (outcome.peak_bytes, None)
 
     def _measured(self, outcome: Outcome, compile: Compile) -> tuple[int, MemoryReport]:
-        report = compile(lambda *inputs: outcome.script.run(inputs))
+        report = compile(outcome.script.run)
         logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
         return report.peak_bytes, report
 
@@ -132,4 +148,5 @@ class StepPlanning:
             compiled=compiled,
             compilations=compilations,
             solve_seconds=self._spent_seconds,
+            solver=self.solver,
         )

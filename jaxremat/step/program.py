@@ -24,7 +24,8 @@ class StepProgram:
     """A traced step, flat.
 
     Attributes:
-      jaxpr: from captured values, then argument leaves, to result leaves; call-like equations are inlined.
+      raw: from captured values, then argument leaves, to result leaves, as it was traced.
+      jaxpr: the same; call-like equations are inlined.
       captured: outer tracers that the step closes over, now explicit inputs.
       names: one per input: its argument and its path inside, such as `state/params/w`.
       donated: one per input: whether its buffer may be used for a result.
@@ -32,6 +33,7 @@ class StepProgram:
       out_tree: structure of the result.
     """
 
+    raw: Jaxpr
     jaxpr: Jaxpr
     captured: tuple
     names: tuple[str, ...]
@@ -39,10 +41,9 @@ class StepProgram:
     shardings: tuple[NamedSharding | None, ...]
     out_tree: Any
 
-    @functools.cached_property
-    def primal(self) -> Primal:
-        """The step as a program of which nothing is differentiated any more."""
-        return Primal(self.jaxpr, self.captured, (), (), None, self.out_tree, None, self.shardings)
+    def run(self, inputs: Sequence) -> list:
+        """The step as written, from flat inputs to flat outputs."""
+        return jaxprs.evaluate(self.raw, inputs)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -71,6 +72,18 @@ class StepProgram:
         """Bytes of results that live in the buffers of donated inputs."""
         return sum(size for size, reused in zip(self.input_bytes, self.reused) if reused)
 
+    @functools.cached_property
+    def held_bytes(self) -> int:
+        """Bytes on one device of arguments and results, below which no plan can go: `jax.jit` drops arguments that
+        nothing reads, and hands on those that are results; over a mesh, a result may be as finely sharded as it has
+        devices."""
+        jaxpr, inputs = self.jaxpr, set(self.jaxpr.invars)
+        read = {v for eqn in jaxpr.eqns for v in jaxprs.vars_of(eqn.invars)} | set(jaxprs.vars_of(jaxpr.outvars))
+        arguments = sum(size for v, size in zip(jaxpr.invars, self.input_bytes) if v in read)
+        devices = max((sharding.mesh.size for sharding in self.shardings if sharding), default=1)
+        results = sum(map(jaxprs.size_bytes, set(jaxprs.vars_of(jaxpr.outvars)) - inputs)) // devices
+        return arguments + max(0, results - self.alias_bytes)
+
 
 def trace_step(fun: Callable, args: Sequence, names: Sequence[str], donated: Sequence[bool], shardings) -> StepProgram:
     """Traces a step of array leaves.
@@ -82,10 +95,11 @@ def trace_step(fun: Callable, args: Sequence, names: Sequence[str], donated: Seq
     """
     program = jaxprs.read(fun, *args)
     captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
-    jaxpr = inlined_throughout(with_explicit_captures(program.jaxpr, captured))
+    raw = with_explicit_captures(program.jaxpr, captured)
     number = len(captured)
     return StepProgram(
-        jaxpr,
+        raw,
+        inlined_throughout(raw),
         captured,
         names=(*(f"captured {i}" for i in range(number)), *names),
         donated=(*[False] * number, *donated),

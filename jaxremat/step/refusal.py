@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxremat.base.budget import format_bytes
-from jaxremat.base.errors import BudgetError
+from jaxremat.base.errors import BudgetError, Occupant
 from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warnings
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.program import StepProgram
@@ -21,23 +23,51 @@ def refusal(program: StepProgram, smallest: Outcome, peak_bytes: int, budget_byt
       peak_bytes: that peak: compiled where plans are, predicted otherwise.
       budget_bytes: the budget.
     """
-    groups = argument_groups(program)
-    resident = smallest.posed.graph.resident_bytes
-    arguments = sum(program.input_bytes)
-    lines = [
+    reached = (
         f"no plan of this step fits in {format_bytes(budget_bytes)}; the minimum peak that was reached is"
-        f" {format_bytes(peak_bytes)} ({peak_bytes} bytes).",
+        f" {format_bytes(peak_bytes)} ({peak_bytes} bytes)."
+    )
+    enough = f"a budget of at least {peak_bytes} bytes"
+    return _error(program, smallest.posed.graph.resident_bytes, peak_bytes, budget_bytes, reached, enough)
+
+
+def refusal_at_once(program: StepProgram, budget_bytes: int) -> BudgetError:
+    """The error for a budget below what arguments and results take: no plan can keep to it, and none is sought."""
+    held = program.held_bytes
+    alone = (
+        f"no plan of this step can fit in {format_bytes(budget_bytes)}: its arguments and results alone take"
+        f" {format_bytes(held)} ({held} bytes), before anything is computed."
+    )
+    return _error(program, held, held, budget_bytes, alone, f'a budget above {held} bytes; budget="least" finds it')
+
+
+def _error(
+    program: StepProgram, resident_bytes: int, peak_bytes: int, budget_bytes: int, headline: str, enough: str
+) -> BudgetError:
+    groups = argument_groups(program)
+    occupants = _occupants(groups, resident_bytes, peak_bytes)
+    lines = [
+        headline,
         "There, these are live:",
-        *(f"  {format_bytes(group.size_bytes)}  {group.sentence}" for group in groups[:_MOST_GROUPS]),
-        f"  {format_bytes(max(resident - arguments, 0))}  results that take over no argument's buffer",
-        f"  {format_bytes(max(peak_bytes - resident, 0))}  intermediate values",
+        *(f"  {format_bytes(occupant.bytes)}  {occupant.name}" for occupant in occupants),
         "What would lower it:",
-        *(f"  - {remedy}" for remedy in _remedies(groups, resident, peak_bytes, budget_bytes)),
+        *(f"  - {remedy}" for remedy in _remedies(groups, resident_bytes, peak_bytes, budget_bytes)),
+        f"  - {enough}",
     ]
-    return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes)
+    return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes, occupants=occupants)
 
 
-def _remedies(groups: tuple[ArgumentGroup, ...], resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:
+def _occupants(groups: Sequence[ArgumentGroup], resident_bytes: int, peak_bytes: int) -> list[Occupant]:
+    shown, rest = groups[:_MOST_GROUPS], groups[_MOST_GROUPS:]
+    arguments = sum(group.size_bytes for group in groups)
+    rows = [(group.sentence, group.size_bytes) for group in shown]
+    rows.append(("other arguments", sum(group.size_bytes for group in rest)))
+    rows.append(("results that take over no argument's buffer", resident_bytes - arguments))
+    rows.append(("intermediate values", peak_bytes - max(resident_bytes, arguments)))
+    return [Occupant(name, "", "", size) for name, size in rows if size > 0]
+
+
+def _remedies(groups: Sequence[ArgumentGroup], resident_bytes: int, peak_bytes: int, budget_bytes: int) -> list[str]:
     remedies = [*donation_warnings(groups)]
     for group in groups:
         if group.role != "batch" and group.size_bytes >= _TELLING * budget_bytes:
@@ -45,11 +75,10 @@ def _remedies(groups: tuple[ArgumentGroup, ...], resident: int, peak_bytes: int,
                 f"{group.name}: {group.role} {format_bytes(group.size_bytes)} of {format_bytes(budget_bytes)}:"
                 f" {_advice(group.role)}"
             )
-    if peak_bytes - resident >= _TELLING * budget_bytes:
-        remedies.append(
-            f"a smaller batch, or sharding it: {format_bytes(peak_bytes - resident)} are intermediate values"
-        )
-    return [*remedies, f"a budget of at least {peak_bytes} bytes"]
+    computed = peak_bytes - resident_bytes
+    if computed >= _TELLING * budget_bytes:
+        remedies.append(f"a smaller batch, or sharding it: {format_bytes(computed)} are intermediate values")
+    return remedies
 
 
 def _advice(role: str) -> str:

@@ -14,8 +14,14 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
+from jaxremat.graph.unrolled import unrolled
+from jaxremat.planner.solver_schedules import GRAINS, require_size, steps_within
+from jaxremat.solvers.base import Solver
+from jaxremat.solvers.mincut.barriers import PARTS, barriers_between
+from jaxremat.solvers.mincut.boundary import in_two_parts
 from jaxremat.solvers.mincut.search import Candidate, Search
-from jaxremat.step.mountains import Section, best_cut, mountains, section
+from jaxremat.solvers.mincut.structure import Structure
+from jaxremat.step.mountains import Section, best_cut, cut_at, last_reader, mountains, section
 
 _MOST_ROUNDS = 3  # benchmarks/constants.py
 _MOST_AIMS = 4  # as many corrections of an aim by what a prediction was off by
@@ -57,7 +63,7 @@ class StepSearch:
     @functools.cached_property
     def plain(self) -> Schedule:
         """The program as it stands."""
-        return judged(self.graph, np.arange(self.graph.num_nodes, dtype=np.int32), ())
+        return in_order(self.graph)
 
     def fit(self, budget_bytes: int) -> Schedule:
         """The cheapest schedule found, in one round of cuts, whose replayed peak is within the budget; or the one with
@@ -103,14 +109,58 @@ class StepSearch:
 
     def _round(self, schedule: Schedule, least_bytes: int) -> Round:
         """Mountains of at least a height of the program that a schedule is, each cut where that gains the most."""
-        graph, run_seconds = unrolled(self.graph, schedule.steps), self._run_seconds[schedule.steps]
-        live = replay(graph, np.arange(graph.num_nodes)).live_bytes
+        graph = unrolled(self.graph, schedule.steps, schedule.steps.size)
+        run_seconds = self._run_seconds[schedule.steps]
+        live = _live_bytes(graph)
+        least = max(least_bytes - graph.resident_bytes, int(live.max()) // 2)
         found = []
-        for first, end in mountains(live - graph.resident_bytes):
-            if live[first:end].max() >= least_bytes:
-                part, cut = _cut(graph, run_seconds, live, first, end)
-                found.append((part, Search(cut, np.concatenate([[np.inf], run_seconds[first:end]]))))
+        for first, end in mountains(live):
+            while first < end and live[first:end].max() >= least:
+                found.append(_searched(graph, run_seconds, live, first, end))
+                first = found[-1][0].end
         return Round(self.graph, schedule, tuple(found))
+
+
+class SolverSearch:
+    """Schedules of one flat program by a solver of graphs, which has one answer per budget.
+
+    Args:
+      graph: the program, in an order that runs.
+      solver: the solver.
+      seed: for solvers that draw random numbers.
+    """
+
+    def __init__(self, graph: Graph, solver: Solver, seed: int):
+        require_size(graph, solver)
+        self.graph = graph
+        self._ask = functools.cache(lambda budget_bytes: steps_within(graph, budget_bytes, solver, seed))
+
+    @functools.cached_property
+    def plain(self) -> Schedule:
+        """The program as it stands."""
+        return in_order(self.graph)
+
+    def fit(self, budget_bytes: int) -> Schedule:
+        """The solver's schedule for a replayed peak, or the one with the smallest peak that it reaches."""
+        if self.plain.peak_bytes <= budget_bytes:
+            return self.plain
+        grain = max(1, self.plain.peak_bytes // GRAINS)
+        steps = self._ask(max(1, budget_bytes // grain * grain))
+        parts = Structure(in_two_parts(self.graph)).parts(PARTS)
+        return judged(self.graph, steps, barriers_between(self.graph, steps, steps.size, parts))
+
+    @property
+    def smallest(self) -> Schedule:
+        """The schedule with the smallest replayed peak that the solver reaches."""
+        return self.fit(1)
+
+    def smallest_few(self) -> list[Schedule]:
+        """The same alone."""
+        return [self.smallest]
+
+    def descend(self, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> Schedule:
+        """The same: a solver sees no prediction."""
+        return self.smallest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,42 +249,33 @@ def _aimed(round_: Round, limit_bytes: int, held: Callable[[Schedule], np.ndarra
 
 def turn_of(graph: Graph, run_seconds: np.ndarray) -> int:
     """The node at which the highest mountain of a program is cut."""
-    live = replay(graph, np.arange(graph.num_nodes)).live_bytes - graph.resident_bytes
+    live = _live_bytes(graph)
     first, end = max(mountains(live), key=lambda bounds: live[bounds[0] : bounds[1]].max())
-    part, cut = _cut(graph, run_seconds, live, first, end)
-    return part.first + int(cut.backward.argmax()) - 1 if cut.backward.any() else part.end
+    part, search = _searched(graph, run_seconds, live, first, end)
+    late = search.graph.backward
+    return part.first + int(late.argmax()) - 1 if late.any() else part.end
 
 
-def _cut(graph: Graph, run_seconds: np.ndarray, live: np.ndarray, first: int, end: int) -> tuple[Section, Graph]:
+def _live_bytes(graph: Graph) -> np.ndarray:
+    """[N] of a program in order, without what is live throughout."""
+    return replay(graph, np.arange(graph.num_nodes)).live_bytes - graph.resident_bytes
+
+
+def _searched(graph: Graph, run_seconds: np.ndarray, live: np.ndarray, first: int, end: int) -> tuple[Section, Search]:
+    """A mountain, cut where that gains the most, up to where the last of what may be made again is read."""
     part = section(graph, first, end)
     seconds = np.concatenate([[np.inf], run_seconds[first:end]])
-    return part, best_cut(part.graph, seconds, np.concatenate([[0], live[first:end]]))
+    cut = best_cut(part.graph, seconds, np.concatenate([[0], live[first:end]]))
+    last = last_reader(cut, seconds)
+    if last:
+        part, turn = section(graph, first, first + last), int(cut.backward.argmax())
+        cut, seconds = cut_at(part.graph, turn), seconds[: last + 1]
+    return part, Search(cut, seconds)
 
 
-def unrolled(graph: Graph, steps: np.ndarray) -> Graph:
-    """The graph of a schedule: node t is step t, and what a node makes again is a value of its own."""
-    latest = np.full(graph.num_values, -1, np.int64)
-    source: list[int] = []
-    producer: list[int] = []
-    reads: list[tuple[int, int]] = []
-    for step, node in enumerate(steps.tolist()):
-        reads += [(int(latest[value]), step) for value in graph.values_read[node]]
-        for value in graph.values_of[node]:
-            latest[value] = len(source)
-            source.append(value)
-            producer.append(step)
-    is_output = np.zeros(len(source), bool)
-    is_output[latest[graph.is_output]] = True
-    return Graph(
-        costs=graph.costs[steps],
-        workspace_bytes=graph.workspace_bytes[steps],
-        value_bytes=graph.value_bytes[np.asarray(source, np.int64)],
-        producer=np.asarray(producer, np.int32),
-        reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
-        is_output=is_output,
-        resident_bytes=graph.resident_bytes,
-        pinned=graph.pinned[steps],
-    )
+def in_order(graph: Graph) -> Schedule:
+    """A program as it stands."""
+    return judged(graph, np.arange(graph.num_nodes, dtype=np.int32), ())
 
 
 def judged(graph: Graph, steps: np.ndarray, barriers: tuple[int, ...]) -> Schedule:

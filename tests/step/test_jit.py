@@ -169,7 +169,9 @@ def test_plan_hangs_on_no_name_stack(monkeypatch):
         ({"budget": 0.5, "donate_argnums": 5}, "takes 2"),
         ({"budget": 0.5, "static_argnums": 0, "donate_argnums": 0}, "both static and donated"),
         ({"budget": 0.5, "verify": "hope"}, "compile, replay"),
-        ({"budget": 0.5, "allow": "magic"}, "offload, chunk, narrow"),
+        ({"budget": 0.5, "allow": "magic"}, "chunk, offload"),
+        ({"budget": 0.5, "allow": "chunk"}, "jaxremat.remat around the loss"),
+        ({"budget": 0.5, "allow": "offload"}, "no link"),
         ({"budget": 0.5, "solver": "rotor"}, "auto"),
     ],
 )
@@ -179,6 +181,19 @@ def test_bad_options_are_refused_with_the_remedy(options, words):
 
     with pytest.raises(jaxremat.ArgumentError, match=words):
         jaxremat.jit(step, **options)(jnp.ones(3), jnp.ones(3))
+
+
+@pytest.mark.parametrize("solver", ["fastsa", "chen", "mincut"])
+def test_other_solvers_plan_steps_too(solver):
+    step, args = deep(256)
+    planned = jaxremat.jit(step, budget=0.7, donate_argnums=0, solver=solver, seed=3, verify="replay")
+    plan = planned.plan(*args)
+    assert plan.peak_bytes <= plan.budget_bytes and plan.solver == plan.summary()["solver"] == solver
+    again = jaxremat.jit(step, budget=0.7, donate_argnums=0, solver=solver, seed=3, verify="replay").plan(*args)
+    assert again.decision == plan.decision
+    arrays = jax.tree.map(lambda s: jnp.full(s.shape, 0.1, s.dtype), args)
+    expected = step(*arrays)
+    assert_same(planned(*arrays), expected)
 
 
 def test_unhashable_static_argument_is_named():

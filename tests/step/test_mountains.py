@@ -4,7 +4,7 @@ import pytest
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.step.mountains import best_cut, mountains, section
-from jaxremat.step.scheduling import StepSearch, unrolled
+from jaxremat.step.scheduling import StepSearch
 
 
 def gradient_graph(layers, size=10, start=0):
@@ -53,11 +53,3 @@ def test_both_mountains_are_lowered():
     assert found.peak_bytes == replay(graph, found.steps).peak_bytes
     again = np.flatnonzero(np.bincount(found.steps) > 1)
     assert again.min() < 32 <= again.max()
-
-
-def test_schedule_as_a_graph_of_its_own_replays_alike():
-    graph = two_mountains()
-    steps = StepSearch(graph, graph.costs).smallest.steps
-    own = unrolled(graph, steps)
-    assert own.num_nodes == steps.size
-    np.testing.assert_array_equal(replay(own, np.arange(steps.size)).live_bytes, replay(graph, steps).live_bytes)

@@ -16,13 +16,13 @@ from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.solvers.mincut.layout import Layout
 from jaxremat.solvers.mincut.structure import Structure
 
-_PARTS = 64  # benchmarks/constants.py; fewer parts, fewer barriers
+PARTS = 64  # benchmarks/constants.py; fewer parts, fewer barriers
 
 
 def with_barriers(graph: Graph, layout: Layout, barriers: tuple[int, ...] | None = None) -> ScheduledProgram:
     """The record of a layout; by default with a barrier wherever recomputation moves on to another part."""
     if barriers is None:
-        barriers = barriers_between(graph, layout.steps, layout.start, Structure(graph).parts(_PARTS))
+        barriers = barriers_between(graph, layout.steps, layout.start, Structure(graph).parts(PARTS))
     return schedule_program(graph, layout.steps, backward_start=layout.start, barriers=barriers)
 
 

@@ -1,0 +1,98 @@
+"""Outcomes of which pairs of scans may leave values in the host's memory, between their first and their second scan.
+
+A scan copies while it computes: an iteration's values travel under the next one. A scan whose copies take longer than
+its computation waits for the link. As in `planner.transfers`, copies are told to take a share of their time, and the
+share is bisected to where no scan waits; the outcome that really takes the least time counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.planner.correction import Correction
+from jaxremat.planner.transfers import LARGEST_SHARE, SMALLEST_SHARE, at_share, require_link
+from jaxremat.step.outcome import Outcome, Posed
+from jaxremat.step.planner import ProgramPlanner, SearchFor, by_peak, predict, step_planner
+from jaxremat.step.program import StepProgram
+from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes
+
+_PROBES = 4
+
+
+class HostPlanner:
+    """Outcomes with and without the host, for any budget.
+
+    Args:
+      program: the step.
+      device: what it runs on.
+      search_for: as of `ProgramPlanner`.
+
+    Raises:
+      ArgumentError: for a device without a link to a host's memory.
+    """
+
+    def __init__(self, program: StepProgram, device: Device, search_for: SearchFor):
+        require_link(device)
+        self._device = device
+        self._planner = functools.partial(step_planner, program, search_for=search_for)
+        self._own = self._planner(device)
+        self._at_share: dict[float, ProgramPlanner] = {}
+        self._told: dict[Outcome, Outcome] = {}
+
+    @property
+    def plain(self) -> Outcome:
+        """The step as it stands."""
+        return self._own.plain
+
+    def predicted(self, limit: int) -> Correction[Outcome, None]:
+        """The cheapest outcome whose predicted peak is within a limit."""
+        correction = self._own.predicted(limit)
+        if not self._own.has_pairs:
+            return correction
+        low, high = SMALLEST_SHARE, LARGEST_SHARE
+        for _ in range(_PROBES):
+            share = float(np.sqrt(low * high))
+            found = self._with_host(share).predicted(limit)
+            outcome = (found.best or found.smallest).candidate
+            correction = correction.with_more([self._honest(outcome)], predict, limit)
+            crowded = found.best is not None and self._waits(outcome)
+            low, high = (share, high) if crowded else (low, share)
+        return correction
+
+    def smallest_few(self, number: int) -> list[Outcome]:
+        """Outcomes of small replayed peak, no two alike."""
+        hosted = map(self._honest, self._with_host(SMALLEST_SHARE).smallest_few(number))
+        return sorted([*self._own.smallest_few(number), *hosted], key=by_peak)[:number]
+
+    def _with_host(self, share: float) -> ProgramPlanner:
+        """The planner to which a copy takes a share of its time."""
+        if share not in self._at_share:
+            forms = (*LOSSLESS, HOST.form)
+            self._at_share[share] = self._planner(at_share(self._device, share), storages=forms)
+        return self._at_share[share]
+
+    def _waits(self, outcome: Outcome) -> bool:
+        """Whether any scan waits for the link."""
+        computing, copying = _seconds(outcome.posed, self._device)
+        return bool((copying > computing).any())
+
+    def _honest(self, outcome: Outcome) -> Outcome:
+        """The outcome at the cost of the real link: one object per outcome."""
+        if outcome not in self._told:
+            seconds = np.maximum(*_seconds(outcome.posed, self._device))
+            graph = dataclasses.replace(outcome.posed.graph, costs=seconds)
+            schedule = dataclasses.replace(outcome.schedule, cost=float(seconds[outcome.schedule.steps].sum()))
+            posed = dataclasses.replace(outcome.posed, graph=graph, device=self._device)
+            self._told[outcome] = Outcome(posed, schedule, outcome.decision)
+        return self._told[outcome]
+
+
+def _seconds(posed: Posed, device: Device) -> tuple[np.ndarray, np.ndarray]:
+    """[N] what each node computes, and what it copies over a device's link."""
+    copied = np.asarray([sum(transferred_bytes(eqn)) for eqn in posed.joint.eqns], float)
+    told, real = posed.device.host_bytes_per_second or np.inf, device.sustained_host_bytes_per_second or np.inf
+    return np.maximum(posed.graph.costs - copied / told, 0.0), copied / real
