@@ -142,6 +142,7 @@ Sweep = tuple[Callable[[], list[Score]], Sequence[Any]]
 SWEEPS: dict[str, Sweep] = {
     "step.mountains._PLACES": (steps, (3, 6, 12, 24)),
     "step.mountains._AS_MUCH": (steps, (0.5, 0.8, 0.95, 1.0)),
+    "step.mountains._DEAR": (steps, (1, 3, 10, 30, 100)),
     "step.scheduling._MOST_ROUNDS": (steps, (1, 2, 3, 5)),
     "step.scheduling._GAIN": (steps, (0.005, 0.02, 0.1)),
     "step.planner._REFINEMENTS": (steps, (3, 6, 9)),
@@ -169,7 +170,7 @@ SWEEPS: dict[str, Sweep] = {
     "solvers.fastsa._SQUEEZE_COST_WEIGHT": (annealed, (0.0, 0.02, 0.1)),
     "solvers.fastsa._TIGHT_COST_WEIGHT": (annealed, (0.05, 0.2, 1.0)),
     "solvers.mincut.layout._NORM": (gradients, (8, 64, 512)),
-    "solvers.mincut.barriers._PARTS": (gradients, (16, 64, 256)),
+    "solvers.mincut.barriers.PARTS": (gradients, (16, 64, 256)),
 }
 """By constant: what is scored, and at which values."""
 

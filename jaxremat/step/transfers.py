@@ -20,7 +20,7 @@ from jaxremat.step.planner import ProgramPlanner, SearchFor, by_peak, predict, s
 from jaxremat.step.program import StepProgram
 from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes
 
-_PROBES = 4
+_PROBES = 4  # halvings of the ratio between two shares: to 70 %
 
 
 class HostPlanner:
