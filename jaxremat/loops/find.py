@@ -13,7 +13,8 @@ from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.loops.body import Body, Loop
 from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal, fingerprint
+from jaxremat.trace.fingerprint import fingerprint
+from jaxremat.trace.joint import Primal
 
 _FEWEST_EQUATIONS = 3  # in a branch that is worth a decision
 

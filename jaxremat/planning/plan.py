@@ -35,7 +35,8 @@ from jaxremat.show.described import Described
 from jaxremat.show.progress import track
 from jaxremat.show.sentences import explanation_lines, turning_sentence
 from jaxremat.trace.arguments import Call
-from jaxremat.trace.joint import Primal, apply_flat, describe, read_primal
+from jaxremat.trace.fingerprint import describe
+from jaxremat.trace.joint import Primal, apply_flat, read_primal
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

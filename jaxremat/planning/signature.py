@@ -9,7 +9,8 @@ import jax
 
 from jaxremat.base.errors import PlanMismatchError
 from jaxremat.trace.arguments import Call, call_of
-from jaxremat.trace.joint import Primal, describe
+from jaxremat.trace.fingerprint import describe
+from jaxremat.trace.joint import Primal
 
 
 class HasSignature(Protocol):

@@ -23,7 +23,7 @@ from jaxremat.planner.decision import Decision
 from jaxremat.planning import version_one
 from jaxremat.planning.version_one import DecisionOne
 from jaxremat.report.values import Value
-from jaxremat.trace.joint import describe
+from jaxremat.trace.fingerprint import describe
 
 FORMAT, VERSION = "jaxremat plan", 2
 _REMEDY = "plan again and save the result"

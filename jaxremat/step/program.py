@@ -16,7 +16,8 @@ from jaxremat.base.compat import Jaxpr, Literal
 from jaxremat.cost.sharding import device_share
 from jaxremat.step.rewriting import inlined_throughout
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal, fingerprint, with_explicit_captures
+from jaxremat.trace.fingerprint import fingerprint
+from jaxremat.trace.joint import Joint, Primal, with_explicit_captures
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +23,7 @@ from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import ArgumentError, RefError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
+from jaxremat.trace.fingerprint import fingerprint
 from jaxremat.trace.nnx_state import naming_what_is_closed_over
 from jaxremat.trace.round_trips import RoundTrip, round_trips_in, with_round_trips
 
@@ -230,47 +229,6 @@ def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any
 
 def cotangent_shape(atom) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, **compat.placement(atom.aval.to_ct_aval()))
-
-
-def fingerprint(jaxpr: Jaxpr, seed: str = "") -> str:
-    """A digest of what a jaxpr computes: primitives, parameters, shapes and wiring, not the values of constants."""
-    digest = hashlib.sha256(seed.encode())
-    for line in describe(jaxpr):
-        digest.update(line.encode())
-    return digest.hexdigest()
-
-
-def describe(jaxpr: Jaxpr) -> list[str]:
-    """One line per input and equation, the same for equal programs in any process."""
-    number: dict[Var, int] = {}
-
-    def refer(atom) -> str:
-        return f"%{number[atom]}" if isinstance(atom, Var) else f"{atom.val}:{atom.aval.str_short()}"
-
-    lines = []
-    for var in (*jaxpr.constvars, *jaxpr.invars):
-        number[var] = len(number)
-        lines.append(f"input {var.aval.str_short()}")
-    for eqn in jaxpr.eqns:
-        reads = ",".join(map(refer, eqn.invars))
-        for var in eqn.outvars:
-            number[var] = len(number)
-        makes = ",".join(v.aval.str_short() for v in eqn.outvars)
-        lines.append(f"{eqn.primitive.name}({reads})->{makes} {_stable_params(eqn)}")
-    lines.append("return " + ",".join(map(refer, jaxpr.outvars)))
-    return lines
-
-
-def _stable_params(eqn: Eqn) -> str:
-    parts = []
-    for key, value in sorted(eqn.params.items()):
-        if compat.is_jaxpr(value):
-            parts.append(f"{key}={'|'.join(describe(value))}")
-        elif isinstance(value, tuple) and value and all(map(compat.is_jaxpr, value)):
-            parts.append(f"{key}={';'.join('|'.join(describe(v)) for v in value)}")
-        elif not callable(value):
-            parts.append(f"{key}={re.sub(r'0x[0-9a-f]+', '', str(value))}")
-    return " ".join(parts)
 
 
 def _refuse_refs(jaxpr: Jaxpr) -> None:

@@ -13,7 +13,8 @@ from joint_programs import array, primitives
 
 from jaxremat.cost.pricing import price
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import describe, trace_joint
+from jaxremat.trace.fingerprint import describe
+from jaxremat.trace.joint import trace_joint
 
 X, W = array(3, 4), array(4, 4, seed=1)
 
