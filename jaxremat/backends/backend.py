@@ -41,7 +41,7 @@ class Backend:
       pool_variable: of the environment, which sets that part; empty where nothing does.
       stacked_products_last: in a loop's body, contractions that nothing but a stack reads run after all others.
       products_compute_operands: contractions compute what they read, whoever else does.
-      ties_transfers: barriers hold copies over the host's link to their places outside of loops, too.
+      ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
       tile: rows and columns of the tiles in which arrays lie in memory, the last ones filled up; None where entries lie
         side by side.
       element_work: where loops are fused by what that saves, arithmetic operations per element of primitives that take

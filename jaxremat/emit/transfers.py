@@ -1,7 +1,8 @@
-"""What ties copies to the host's memory, and back, to the computation around them.
+"""What ties copies to the host's memory, and back, to the computation around them; and what is kept narrow likewise.
 
-XLA cancels a copy to the host with the copy back; with a barrier between them it puts off the first until right before
-the second, and the readers of what came back until the end of the program. Three ties hold it to the schedule:
+XLA cancels a copy to the host with the copy back, and a rounding with the widening after it; with a barrier between
+them it puts off the first until right before the second, and the readers of what came back until the end of the
+program. Three ties hold it to the schedule:
 
 - what was copied to the host passes through one barrier with the next value that is copied, so it is there by then;
 - what is fetched enters through one barrier with a cotangent, before the copy back and again before it is read;
@@ -18,12 +19,12 @@ from collections.abc import Sequence, Set
 from jaxremat.base.compat import Eqn, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
-from jaxremat.trace.round_trips import HOST, RoundTrip
+from jaxremat.trace.round_trips import UNDONE, RoundTrip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transfers:
-    """The values of a scheduled program that wait in the host's memory outside of loops.
+    """The values of a scheduled program that wait in the host's memory, or narrow, outside of loops.
 
     Attributes:
       joint: the program.
@@ -35,8 +36,8 @@ class Transfers:
 
     @functools.cached_property
     def taken(self) -> tuple[RoundTrip, ...]:
-        """The round trips over the link, in the order of the program."""
-        return tuple(trip for trip in self.joint.round_trips if trip.form == HOST.form and trip.stored in self.saved)
+        """The round trips that XLA would undo, in the order of the program."""
+        return tuple(trip for trip in self.joint.round_trips if trip.form in UNDONE and trip.stored in self.saved)
 
     @functools.cached_property
     def ends(self) -> frozenset[Var]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from jaxremat.backends.devices import Device
 from jaxremat.base.errors import ArgumentError, EmissionError
 from jaxremat.loops.find import find
@@ -18,6 +20,7 @@ from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.origins import names_in
+from jaxremat.trace.round_trips import LOSSLESS, NARROW
 
 
 def planner_for(
@@ -26,7 +29,7 @@ def planner_for(
     solver: Solver,
     emit: str,
     seed: int,
-    offload: bool = False,
+    allow: Set[str] = frozenset(),
     host_budget_bytes: int | None = None,
 ) -> Planner:
     """The planner of a program for a form of emission.
@@ -36,29 +39,32 @@ def planner_for(
       solver: "auto" for the default search; another one decides schedules alone.
       emit: one of `decision.FORMS`.
       seed: for solvers that draw random numbers.
-      offload: whether values may wait in the host's memory, at most `host_budget_bytes` of it.
+      allow: "offload" for values that may wait in the host's memory, at most `host_budget_bytes` of it; "narrow" for
+        values that may be rounded meanwhile, where they do not wait on the host.
 
     Raises:
       ArgumentError: for a solver that does not decide this form, or does not take this program.
       EmissionError: if the program has nothing that the form could save.
     """
+    for permission in sorted(allow & {"offload", "narrow"}):
+        if emit != "schedule" or solver.name != Auto.name:
+            raise ArgumentError(
+                f"allow={permission!r} takes emit='schedule' and solver='auto': in others values wait as they are"
+            )
     if solver.name != Auto.name:
         if emit != "schedule":
             raise ArgumentError(f"solver={solver.name!r} decides schedules: emit='schedule', not {emit!r}")
         return SolverPlanner(primal, device, solver, seed)
-    if offload:
-        if emit != "schedule":
-            raise ArgumentError(f"allow='offload' takes emit='schedule', not {emit!r}: those stay on the device")
-        by_time = device.backend.ties_transfers and not find(primal)
-        return (TimedTransferPlanner if by_time else TransferPlanner)(primal, device, host_budget_bytes)
-    makers = {"schedule": _schedule_planner, "names": _names_planner, "segments": _segments_planner}
-    return makers[emit](primal, device)
-
-
-def _schedule_planner(primal: Primal, device: Device) -> Planner:
+    if emit != "schedule":
+        return {"names": _names_planner, "segments": _segments_planner}[emit](primal, device)
+    storages = (*LOSSLESS, *([NARROW.form] if "narrow" in allow else []))
+    if "offload" in allow:
+        if device.backend.ties_transfers and not find(primal):
+            return TimedTransferPlanner(primal, device, host_budget_bytes)
+        return TransferPlanner(primal, device, host_budget_bytes, storages)
     if not device.backend.barrier_parts:
-        return SchedulePlanner(primal, device)
-    return TimedLoopPlanner(primal, device) if find(primal) else TimedPlanner(primal, device)
+        return SchedulePlanner(primal, device, storages)
+    return (TimedLoopPlanner if find(primal) else TimedPlanner)(primal, device, storages)
 
 
 def _segments_planner(primal: Primal, device: Device) -> Planner:

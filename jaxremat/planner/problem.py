@@ -16,7 +16,7 @@ from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.find import find
 from jaxremat.trace.joint import Joint, Primal, differentiate
-from jaxremat.trace.round_trips import HOST
+from jaxremat.trace.round_trips import UNDONE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,8 +84,8 @@ def pose(
 def outside_loops(primal: Primal, device: Device, storages: tuple[str, ...]) -> tuple[str, ...]:
     """The forms in which values outside of loops may wait.
 
-    There XLA undoes a copy to the host, unless it is tied to what runs around it: that is known how to do for programs
-    without loops, where the backend lets it.
+    There XLA undoes copies to the host, and rounding, unless they are tied to what runs around them: it is known how to
+    do that in programs without loops, where the backend lets it.
     """
     ties = device.backend.ties_transfers and not find(primal)
-    return tuple(form for form in storages if ties or form != HOST.form)
+    return tuple(form for form in storages if ties or form not in UNDONE)

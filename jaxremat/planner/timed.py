@@ -85,6 +85,7 @@ class TimedPlanner:
     Args:
       primal: the program.
       device: what its seconds and bytes are for.
+      storages: forms in which values may wait for the backward.
     """
 
     may_leave_alone = True
@@ -92,8 +93,9 @@ class TimedPlanner:
     peak_doubt = 0.05  # of unrolled programs on an H200: see prediction.md
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device):
+    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS):
         self.primal = primal
+        self.storages = storages
         self.as_written: FlatFunction = primal.as_written
         self.device = device
         self._made: dict[bytes, TimedOutcome] = {}
@@ -119,7 +121,7 @@ class TimedPlanner:
 
     def leaving(self, saved_bytes: int) -> TimedOutcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
-        return self._emitted(SchedulePlanner(self.primal, self.device).leaving(saved_bytes).program)
+        return self._emitted(SchedulePlanner(self.primal, self.device, self.storages).leaving(saved_bytes).program)
 
     def least(self) -> Sequence[TimedOutcome]:
         """Outcomes of small predicted peak, the smallest first."""
@@ -227,7 +229,7 @@ class TimedPlanner:
 
     @functools.cached_property
     def _problem(self) -> Problem:
-        return pose(self.primal, self.device, storages=LOSSLESS)
+        return pose(self.primal, self.device, storages=self.storages)
 
     @functools.cached_property
     def _kernels(self) -> tuple[np.ndarray, frozenset[Var]]:

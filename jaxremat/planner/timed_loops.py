@@ -17,6 +17,7 @@ from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.planner.timed import TimedOutcome, by_peak, fastest
 from jaxremat.trace.joint import Primal
+from jaxremat.trace.round_trips import LOSSLESS
 
 _TOLD_APART = 1.01  # where times differ less than the prediction can tell, fewer bytes are better
 
@@ -27,6 +28,7 @@ class TimedLoopPlanner:
     Args:
       primal: the program.
       device: what its seconds and bytes are for.
+      storages: forms in which values may wait for the backward.
     """
 
     may_leave_alone = True
@@ -34,8 +36,8 @@ class TimedLoopPlanner:
     peak_doubt = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device):
-        self._schedules = SchedulePlanner(primal, device)
+    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS):
+        self._schedules = SchedulePlanner(primal, device, storages)
         self._timed: dict[int, tuple[ScheduleOutcome, TimedOutcome]] = {}
 
     @functools.cached_property

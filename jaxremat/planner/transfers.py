@@ -46,6 +46,7 @@ class TransferPlanner:
       primal: the program.
       device: what it runs on.
       host_budget_bytes: the most that may wait on the host; None for any amount.
+      storages: other forms in which values may wait for the backward.
 
     Raises:
       ArgumentError: for a device without a link to a host's memory.
@@ -56,11 +57,13 @@ class TransferPlanner:
     peak_doubt = 0.0
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None):
+    def __init__(
+        self, primal: Primal, device: Device, host_budget_bytes: int | None, storages: tuple[str, ...] = LOSSLESS
+    ):
         require_link(device)
         self.device = device
         self.host_budget_bytes = host_budget_bytes
-        self.own = SchedulePlanner(primal, device)
+        self.own = SchedulePlanner(primal, device, storages)
         self.as_written: FlatFunction = primal.as_written
         self._with_host: dict[float, SchedulePlanner] = {}
         self._told: dict[int, tuple[ScheduleOutcome, ScheduleOutcome]] = {}
@@ -96,7 +99,7 @@ class TransferPlanner:
     def _at_share(self, share: float) -> SchedulePlanner:
         """The planner to which a copy takes a share of its time."""
         if share not in self._with_host:
-            forms = (*LOSSLESS, HOST.form)
+            forms = (HOST.form, *self.own.storages)
             self._with_host[share] = SchedulePlanner(self.own.primal, at_share(self.device, share), forms)
         return self._with_host[share]
 

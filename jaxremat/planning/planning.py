@@ -36,6 +36,10 @@ from jaxremat.trace.joint import Primal, read_primal
 
 logger = logging.getLogger("jaxremat")
 
+_ROUNDED = (
+    "values may wait rounded to bfloat16, each off by up to 2**-9 of itself: plan.check_grads(fun, *args) says by how"
+    " much gradients differ"
+)
 _MOST_COMPILATIONS = 8  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_TIMED = 2  # the second is aimed by what the first was off by
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
@@ -128,7 +132,8 @@ class Planning:
         start = time.perf_counter()
         self.primal = self._read()
         loss = told_of_loss(self.primal) if request.is_loss else ()
-        self.told = (*loss, *(f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks))
+        in_chunks = (f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks)
+        self.told = (*loss, *in_chunks, *([_ROUNDED] if "narrow" in request.allow else []))
         self.planner = self._new_planner()
         self.plain = self.planner.plain
         self._solve_seconds = time.perf_counter() - start
@@ -142,7 +147,7 @@ class Planning:
             request.solver,
             request.emit,
             request.seed,
-            offload="offload" in request.allow,
+            request.allow,
             host_budget_bytes=request.host_budget_bytes,
         )
 

@@ -17,9 +17,9 @@ from jaxremat.trace.arguments import arrays_only, checked_argnums
 from jaxremat.trace.calls import called
 
 VERIFICATIONS = ("compile", "replay")
-PERMISSIONS = ("chunk", "offload")
-"""What may be allowed because it is not free of consequences: "chunk" changes values up to rounding, "offload" takes
-memory of the host."""
+PERMISSIONS = ("chunk", "narrow", "offload")
+"""What may be allowed because it is not free of consequences: "chunk" changes values up to rounding, "narrow" rounds
+what waits for the backward to bfloat16, "offload" takes memory of the host."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

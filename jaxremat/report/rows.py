@@ -11,7 +11,7 @@ from jaxremat.report.values import Value
 
 ACTIONS = ("save", "recompute", "defer")
 _LEAST_SHARE = 3e-4  # of the whole: a row that rounds to 0.0 %
-_WAITING = {"bits": ", as bits", "host": ", on the host"}
+_WAITING = {"bits": ", as bits", "host": ", on the host", "bfloat16": ", as bfloat16"}
 """What is said of values that wait in another form."""
 
 

@@ -32,7 +32,7 @@ def layered(ws, x):
 
 def planner(args=None, target=H200, host_budget_bytes=None):
     return planner_for(
-        read_primal(layered, args or shapes(), 0, False), target, Auto(), "schedule", 0, True, host_budget_bytes
+        read_primal(layered, args or shapes(), 0, False), target, Auto(), "schedule", 0, {"offload"}, host_budget_bytes
     )
 
 

@@ -33,8 +33,8 @@ def test_what_a_loop_stacks_on_the_host_takes_no_bytes_of_the_device():
     planning = planner()
     outcome = planning._at_share(1e-3).fit(int(0.8 * planning.plain.replayed_bytes))
     told = transfers_of(outcome, H200)
-    assert told.out_bytes >= STACK_BYTES
-    assert outcome.replayed_bytes <= planning.plain.replayed_bytes - STACK_BYTES
+    assert told.out_bytes >= STACK_BYTES // 2, "as many iterations as the budget asks for"
+    assert outcome.replayed_bytes <= planning.plain.replayed_bytes - told.out_bytes
     stacks = [v for eqn in outcome.problem.joint.eqns if eqn.primitive.name == "scan" for v in eqn.outvars]
     waiting = [v for v in stacks if jaxprs.is_on_host(v)]
     assert waiting and all(jaxprs.size_bytes(v) == 0 and jaxprs.array_bytes(v) > 0 for v in waiting)
