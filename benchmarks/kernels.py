@@ -17,12 +17,13 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from models import MODELS, Bottleneck, Convolutional, Sequence, Transformer
+from models import MODELS, Bottleneck, Convolutional, Llama, Patches, Scanned, Sequence, Transformer
 from zoo import HAND, by_hand
 
 import jaxremat
@@ -39,14 +40,21 @@ _LIMIT_SHARE = 0.8 * 0.95  # XLA's pass starts at this part of a GPU's memory: `
 def gpt_in_bfloat16(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
     """A GPT that fills a GPU's kernels: 16 x 512 tokens, parameters in float32, all else in bfloat16."""
     block = wrap(Transformer)
-    model = Sequence(lambda name: block(causal=True, name=name), width=512, vocab=1024)
+    return _language_loss(Sequence(lambda name: block(causal=True, name=name), width=512, vocab=1024))
+
+
+def _language_loss(model: nn.Module) -> tuple[Callable, tuple]:
     tokens = jax.ShapeDtypeStruct((16, 512), jnp.int32)
 
     def loss(params, tokens):
-        logits = model.apply(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), tokens).astype(jnp.float32)
+        logits = model.apply(_in_bfloat16(params), tokens).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
 
     return loss, (jax.eval_shape(model.init, jax.random.key(0), tokens), tokens)
+
+
+def _in_bfloat16(params):
+    return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
 
 
 def resnet_50(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
@@ -60,7 +68,31 @@ def resnet_50(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
     return loss, (jax.eval_shape(model.init, jax.random.key(0), images), images, labels)
 
 
-LARGE = {"GPT, bfloat16": gpt_in_bfloat16, "ResNet-50": resnet_50}
+def llama_scanned(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
+    """RMS norms, grouped queries and SwiGLU, one block scanned over 8 layers, in bfloat16."""
+    block = wrap(Llama)
+    return _language_loss(Scanned(lambda causal: block(), width=512))
+
+
+def vit_in_bfloat16(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
+    """A ViT of 6 blocks on 64 images of 224 x 224 in patches of 16, in bfloat16."""
+    block = wrap(Transformer)
+    model = Patches(lambda name: block(name=name), patch=16, width=384)
+    images, labels = jax.ShapeDtypeStruct((64, 224, 224, 3), jnp.bfloat16), jax.ShapeDtypeStruct((64,), jnp.int32)
+
+    def loss(params, images, labels):
+        logits = model.apply(_in_bfloat16(params), images).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    return loss, (jax.eval_shape(model.init, jax.random.key(0), images), images, labels)
+
+
+LARGE = {
+    "GPT, bfloat16": gpt_in_bfloat16,
+    "ResNet-50": resnet_50,
+    "LLaMA, scanned, bfloat16": llama_scanned,
+    "ViT, bfloat16": vit_in_bfloat16,
+}
 """Models as large as what people train; makers as in `models.MODELS`."""
 
 
@@ -119,7 +151,7 @@ def compiled(model: Callable, choice: str, target: str) -> Compiled:
     """One program of a model, compiled for a target."""
     kind, _, fraction = choice.partition(":")
     if HAND.get(kind):
-        return compiled_for(*by_hand(model, HAND[kind](), False), target)
+        return compiled_for(*by_hand(model, HAND[kind](), model is llama_scanned), target)
     loss, args = model(lambda block: block)
     if kind == "plan":
         plan = jaxremat.plan(loss, *args, budget=float(fraction), target=target)
