@@ -87,6 +87,11 @@ def _joined(fusion: Fusion) -> Iterable[list[int]]:
     return groups.values()
 
 
+def _reduces_inside(fusion: Fusion, kernel: int) -> bool:
+    """Whether a kernel goes over rows more than once, as that of a softmax does: it stays by itself."""
+    return any(fusion.program.ops[index].kind == "reduce" for index in fusion.loops.get(kernel, ()) if index != kernel)
+
+
 class _Joins:
     """Kernels on their way to be joined.
 
@@ -104,7 +109,7 @@ class _Joins:
             before = [self.level[buffer] for buffer in fusion.buffers_read[kernel] if buffer in self.level]
             self.level[kernel] = 1 + max(before, default=0)
         loops = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice"}
-        self.is_loop = {kernel for kernel in fusion.kernels if ops[kernel].kind in loops}
+        self.is_loop = {k for k in fusion.kernels if ops[k].kind in loops and not _reduces_inside(fusion, k)}
         self.elements = {
             kernel: max(ops[index].elements for index in (kernel, *fusion.buffers_read[kernel]))
             for kernel in self.is_loop

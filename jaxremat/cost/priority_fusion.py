@@ -17,6 +17,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fused import Fusion, reachable, written_bytes
 from jaxremat.cost.hlo_model import Op, Program
+from jaxremat.cost.softmax import RowKernel, row_kernels
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 _LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead
@@ -55,6 +56,7 @@ class _Fuser:
         self.consumers = _CONSUMERS | _PRODUCTS if device.backend.products_compute_operands else _CONSUMERS
         self.element_work = device.backend.element_work or {}
         self.outputs = set(program.outputs)
+        self.rows: set[int] = set()
         self.sizes = [float(op.size_bytes) for op in self.ops]
         self.written = [float(written_bytes(self.ops, op)) for op in self.ops]
         self.live = reachable(program)
@@ -83,6 +85,8 @@ class _Fuser:
         for index in self.live:
             if self.ops[index].kind == "dot":
                 self._take_operands(index)
+        for kernel in row_kernels(self.program, self.users):
+            self._as_one(kernel)
         queue = [(-saved, index) for index in self.live if (saved := self._saved(index)) > 0]
         heapq.heapify(queue)
         while queue:
@@ -97,6 +101,22 @@ class _Fuser:
                 if (gain := self._saved(neighbour)) > 0:
                     heapq.heappush(queue, (-gain, neighbour))
         return self._fusion()
+
+    def _as_one(self, rows: RowKernel) -> None:
+        """One kernel that reads every buffer once, and that no one computes again."""
+        if not rows.inside <= self.kernels.keys():
+            return
+        self.rows.add(rows.root)
+        kernel = self.kernels[rows.root]
+        for index in rows.inside:
+            part = self.kernels.pop(index)
+            self.readers.pop(index)
+            kernel.work, kernel.inside = kernel.work + part.work, kernel.inside | part.inside
+            kernel.reads = kernel.reads | part.reads
+            for read in part.reads.keys() - rows.inside:
+                self.readers[read] = (self.readers[read] - {index}) | {rows.root}
+        kernel.reads = {read: min(share, 1.0) for read, share in kernel.reads.items() if read not in rows.inside}
+        kernel.seconds = self._seconds(rows.root, kernel.work, kernel.reads)
 
     def _take_operands(self, product: int) -> None:
         """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads
@@ -140,7 +160,9 @@ class _Fuser:
     def _saved(self, index: int) -> float:
         """Seconds that fusing a producer into all its readers saves; 0 where it cannot be."""
         producer, readers = self.kernels.get(index), self.readers.get(index)
-        if producer is None or not readers or index in self.outputs or self.ops[index].kind not in _PRODUCERS:
+        if producer is None or not readers or index in self.outputs | self.rows:
+            return 0.0
+        if self.ops[index].kind not in _PRODUCERS:
             return 0.0
         before, after = producer.seconds, 0.0
         for reader in readers:

@@ -56,8 +56,8 @@ def test_fusing_never_writes_more(readers):
     assert len(written(fun, X)) == readers
 
 
-def test_a_softmax_is_made_again_by_its_gradient():
-    """Four kernels read the exponentials; two of them are sums of rows for the other two, and count for nothing."""
+def test_a_softmax_leaves_its_exponentials_to_its_gradient():
+    """The kernel over its rows ends with them: compiled for an H200, they are written once and read three times."""
 
     def weights(scores):
         rows, columns = (jax.lax.broadcasted_iota(jnp.float32, scores.shape, axis) for axis in (0, 1))
@@ -70,4 +70,4 @@ def test_a_softmax_is_made_again_by_its_gradient():
 
     half = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.bfloat16)
     names = written(fun, half(16384, 1024), half(1024, 1024), half(16384, 1024))
-    assert "exp" not in names and names.count("dot_general") == 1
+    assert names.count("exp") == 1 and names.count("dot_general") == 1
