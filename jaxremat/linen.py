@@ -38,8 +38,9 @@ def remat(
       keep: what a call may leave behind for its backward beside its inputs, which is what `nn.remat` bounds: bytes,
         text, or a fraction of what its backward reads. 0 is full rematerialization.
       budget: instead of `keep`, as in `jaxremat.plan`, of the program of one call: it bounds its inputs, its gradients
-        and what it computes. Below the least that is
-        reached it takes the least, with a warning. A fraction is of the module's own gradient program.
+        and what it computes. Below what is reached, it takes
+        the least that its peak and what it leaves behind come to together, with a warning. A fraction is of the
+        module's own gradient program.
       variables, rngs: collections and random streams to lift, as in `flax.linen.remat`.
       static_argnums: arguments that are no arrays, as in `flax.linen.remat`: `self` is number 0.
       static_argnames: the same, where they are given as keywords.

@@ -33,8 +33,9 @@ def remat(
       keep: what a call may leave behind for its backward beside its inputs, which is what `nnx.remat` bounds: bytes,
         text, or a fraction of what its backward reads. 0 is full rematerialization.
       budget: instead of `keep`, as in `jaxremat.plan`, of the program of one call: it bounds its inputs, its gradients
-        and what it computes. Below the least that is
-        reached it takes the least, with a warning. A fraction is of the call's own gradient program.
+        and what it computes. Below what is reached, it takes
+        the least that its peak and what it leaves behind come to together, with a warning. A fraction is of the
+        call's own gradient program.
       static_argnums, static_argnames: arguments that are no arrays, by position or by name; `self` is number 0.
       methods: of a class, the methods to plan.
       options: `solver`, `target`, `emit`, `verify` and `seed`, as in `jaxremat.remat`.

@@ -241,6 +241,12 @@ def is_ref(aval) -> bool:
     return isinstance(aval, _state.AbstractRef)
 
 
+def mapped_axes(jaxpr: Jaxpr) -> set[str]:
+    """Names along which a jaxpr communicates, and which `vmap` binds around it rather than a mesh."""
+    names = {str(effect.name) for effect in jaxpr.effects if isinstance(effect, _core.NamedAxisEffect)}
+    return names - set(jax.sharding.get_abstract_mesh().manual_axes)
+
+
 def differentiations(inputs: Sequence) -> list[str]:
     """The differentiations that some of the inputs take part in, the one to be applied first first: "forward" or
     "reverse". As far as is known here: inside a `jit`, nothing is known of what is around it.

@@ -74,8 +74,8 @@ class ArgumentError(JaxrematError, ValueError):
     """An argument cannot be understood; the message names what is accepted."""
 
 
-class RefError(ArgumentError):
-    """A function touches a mutable `jax.Ref` from outside, which recomputation would touch again."""
+class UnplannableError(ArgumentError):
+    """A function has to run as it is written: decorators leave it so, and plans refuse it."""
 
 
 class TargetError(JaxrematError):

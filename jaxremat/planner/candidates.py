@@ -58,7 +58,7 @@ class CheckpointOutcome:
     @functools.cached_property
     def peak_bytes(self) -> int:
         """The predicted peak of the emitted program, as JAX differentiates it."""
-        if is_below_model_threshold(self.problem.graph, self.problem.device):
+        if is_below_model_threshold(self.problem.joint, self.problem.graph, self.problem.device):
             return self.timeline.peak_bytes
         emitted = self.form.emitted(self.problem.primal, self.problem.device)
         estimate = estimate_memory(

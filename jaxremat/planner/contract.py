@@ -90,6 +90,11 @@ class SavingPlanner(Protocol):
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
 
 
+def left_behind(outcome: Outcome) -> int:
+    """Bytes that the forward leaves to the backward, inputs of the program aside."""
+    return int(outcome.problem.graph.value_bytes[outcome.program.saved].sum())
+
+
 def cheapest_within[O: Outcome](outcomes: Sequence[O], replayed_bytes: int) -> O:
     """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
     within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]

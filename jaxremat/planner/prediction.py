@@ -2,7 +2,8 @@
 
 The replay ranks schedules value by value; a compiler fuses values away, copies others and chooses its own order. The
 prediction writes the program that would be emitted and follows the compiler's rules through it. Toy programs are
-replayed instead, which is about as near for them and takes no time (`benchmarks/threshold.py`).
+replayed instead, which is about as near for them and takes no time (`benchmarks/threshold.py`), except where the
+compiler works in a wider dtype than the program's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.base.compat import Jaxpr
+from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.cost.flops import is_contraction
 from jaxremat.cost.memory import MemoryEstimate, estimate_memory, live_bytes
 from jaxremat.cost.pricing import Shares, shares
@@ -33,7 +34,7 @@ def predict(joint: Joint, graph: Graph, program: ScheduledProgram, device: Devic
       program: its schedule.
       device: what it is compiled for.
     """
-    if is_below_model_threshold(graph, device):
+    if is_below_model_threshold(joint, graph, device):
         return replay(graph, program.steps)
     script = write_script(joint, program, device.backend.unfenced(joint.eqns))
     emitted = _emitted(joint, script)
@@ -79,9 +80,19 @@ def _on_one_device(
     return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
 
 
-def is_below_model_threshold(graph: Graph, device: Device) -> bool:
-    """Whether a program is too small for the memory model of a device."""
-    return graph.resident_bytes + int(graph.value_bytes.sum()) < device.backend.smallest_modelled_bytes
+def is_below_model_threshold(joint: Joint, graph: Graph, device: Device) -> bool:
+    """Whether a program is too small for the memory model of a device: copies in a wider dtype matter at any size."""
+    small = graph.resident_bytes + int(graph.value_bytes.sum()) < device.backend.smallest_modelled_bytes
+    return small and not _is_widened(joint.eqns, device.backend.widened_products)
+
+
+def _is_widened(eqns: Sequence[Eqn], dtypes: frozenset[str]) -> bool:
+    """Whether some contraction, in loops too, is of one of the dtypes."""
+    products = [eqn for eqn in eqns if is_contraction(eqn)]
+    inside = (body.eqns for eqn in eqns for body in jaxprs.subjaxprs(eqn))
+    return any(str(jaxprs.dtype_of(atom)) in dtypes for eqn in products for atom in eqn.invars) or any(
+        _is_widened(body, dtypes) for body in inside
+    )
 
 
 def _emitted(joint: Joint, script: Script) -> Jaxpr:

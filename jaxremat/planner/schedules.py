@@ -17,7 +17,7 @@ from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.contract import Outcome, Planner, left_behind
 from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
@@ -67,7 +67,7 @@ class ScheduleOutcome:
     @property
     def saved_bytes(self) -> int:
         """What the forward leaves to the backward, inputs of the program aside."""
-        return int(self.problem.graph.value_bytes[self.program.saved].sum())
+        return left_behind(self)
 
 
 class SchedulePlanner:

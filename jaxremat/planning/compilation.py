@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from jaxremat.backends.devices import Device
+from jaxremat.base.errors import TargetError
 from jaxremat.compiled.compile import CompiledGradient, compile_for
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.trace.joint import Primal
@@ -20,8 +21,13 @@ def compile_program(primal: Primal, flat: FlatFunction, has_aux: bool, device: D
       device: what to compile for; the inputs keep their shardings.
 
     Raises:
-      TargetError: if this machine cannot compile for the device; the message names what to install.
+      TargetError: if this machine cannot compile for the device, with what to install; and inside a shard_map.
     """
+    if axes := jax.sharding.get_abstract_mesh().manual_axes:
+        raise TargetError(
+            f"a part of a shard_map over {', '.join(map(repr, axes))} cannot be compiled by itself: plan the whole"
+            ' function, or trust the prediction with verify="replay"'
+        )
 
     def program(*inputs):
         return jax.tree.unflatten(primal.out_tree, flat(*inputs))

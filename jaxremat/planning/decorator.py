@@ -14,7 +14,7 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes, keep_bytes
 from jaxremat.base.compat import Literal, Var
-from jaxremat.base.errors import ArgumentError, RefError
+from jaxremat.base.errors import ArgumentError, UnplannableError
 from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.memory import PLANS, Memory
@@ -72,7 +72,8 @@ def remat(
     Raises:
       ArgumentError: for an option that cannot be understood, and for static arguments that the function does not have.
       EmissionError: for a function that changes a module it closes over, and in forward mode.
-      BudgetError: when the function is differentiated and nothing that was found fits.
+      BudgetError: when a loss is differentiated and nothing that was found fits. A function that returns anything but
+        one number is a block of a larger program: it takes the least, as in `jaxremat.linen.remat`, with a warning.
     """
     options: dict[str, Any] = {"solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
     static: dict[str, Any] = {"static_argnums": static_argnums, "static_argnames": static_argnames}
@@ -143,14 +144,14 @@ class PlanOnce:
         traces: Memory[_Traced] = Memory(_MOST_TRACES)
 
         @functools.wraps(fun)
-        def planned(placed, *args, **kwargs):
+        def planned(placed, /, *args, **kwargs):
             calls = calls_of(fun, args, kwargs, placed)
             for call in calls:
                 if known := traces.known(call.key):
                     return known(call.arrays)
             try:
                 call, primal = first_that_traces(calls, has_aux)
-            except RefError as error:
+            except UnplannableError as error:
                 logger.warning("%s stays as it is: %s", self.name, error)
                 return calls[-1].of_arrays(*calls[-1].arrays)
             traced = _Traced(primal, _forwarding(primal, self._emitted))
@@ -178,7 +179,7 @@ class PlanOnce:
 
         self._warn_of_mesh(primal)
         request = checked_request(flat, tuple(primal.inputs), argnums=primal.wrt, has_aux=True, **self.options)
-        request = dataclasses.replace(request, is_loss=False, refuses=not self.least)
+        request = dataclasses.replace(request, is_loss=False, refuses=not self.least and _is_loss(primal))
         made = plan_for(request, **self.bounds)
         logger.info("%s: %s", self.name, _summary(made))
         return made.decision
@@ -231,6 +232,12 @@ class PlanOnce:
         return run
 
 
+def _is_loss(primal: Primal) -> bool:
+    """Whether one number is differentiated; otherwise the program is a block of a larger one."""
+    results = [jaxprs.shape_of(primal.jaxpr.outvars[i]) for i in primal.cotangents_of]
+    return len(results) == 1 and not results[0].shape
+
+
 def _reverses(primal: Primal) -> bool:
     return has_reverse_mode(primal.jaxpr, [True] * len(primal.jaxpr.invars))
 
@@ -271,7 +278,8 @@ def _forwarding(primal: Primal, emit: Callable[[Primal], Callable]) -> Callable[
 def _summary(made: Plan) -> str:
     plain, peak = format_bytes(made.baseline_peak_bytes), format_bytes(made.peak_bytes)
     if made.decision.emit == "plain":
-        return f"fits as it is: {plain} within {format_bytes(made.budget_bytes)}"
+        takes = plain if made.compiled is None else format_bytes(made.compiled.peak_bytes)
+        return f"stays as it is: {takes} for {format_bytes(made.budget_bytes)}"
     return (
         f"planned for {format_bytes(made.budget_bytes)} on {made.target}: peak {peak} of {plain}, {made.overhead:+.1%}"
         f" time, in {made.solve_seconds:.1f} s"

@@ -17,7 +17,7 @@ from jaxremat.chunk.candidates import rewritten
 from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.choose import planner_for
-from jaxremat.planner.contract import Outcome, Planner, SavingPlanner
+from jaxremat.planner.contract import Outcome, Planner, SavingPlanner, left_behind
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.budget_error import refusal
@@ -50,6 +50,7 @@ _NEAR_MISS_ROOM = 0.1  # about the worst of predictions: prediction.md
 
 def plan(
     fun: Callable,
+    /,
     *args,
     budget: Budget,
     argnums: int | Sequence[int] = 0,
@@ -181,10 +182,13 @@ class Planning:
         if budget == LEAST:
             outcome, peak_bytes = self._least(compiles)
             return self._plan(outcome, peak_bytes)
-        limit = budget_bytes(budget, self.plain_peak_bytes, usable_bytes(self.request.device))
+        limit = self._limit(budget, self.plain_peak_bytes)
         if self.fits_as_written(limit):
             return self._plan(self.plain, limit)
-        return self._plan(self._compiled(limit) if compiles else self._predicted_or_compiled(limit), limit)
+        return self._plan(self._compiled(limit), limit) if compiles else self._predicted_or_compiled(budget, limit)
+
+    def _limit(self, budget: Budget, plain_peak_bytes: int) -> int:
+        return budget_bytes(budget, plain_peak_bytes, usable_bytes(self.request.device))
 
     def fits_as_written(self, limit: int) -> bool:
         """Whether nothing has to be done; a program in chunks is compiled to know only if it is predicted to fit."""
@@ -207,18 +211,21 @@ class Planning:
         outcome = self.planner.leaving(keep_bytes(keep, self.planner.plain.saved_bytes))
         return self._plan(outcome, outcome.peak_bytes)
 
-    def _predicted_or_compiled(self, limit: int) -> Outcome:
-        """The cheapest outcome that is predicted to fit; a prediction alone refuses nothing."""
+    def _predicted_or_compiled(self, budget: Budget, limit: int) -> Plan:
+        """The cheapest plan that is predicted to fit. A prediction alone refuses nothing: the compiler is asked before,
+        and a fraction may then be one of what it says of the program as written."""
         predicted = self._predicted(limit)
         if predicted.best is not None:
-            return predicted.best.candidate
+            return self._plan(predicted.best.candidate, limit)
         if not self.request.refuses:
-            return predicted.smallest.candidate
+            return self._plan(self._least(compiles=False)[0], limit)
         logger.info("nothing is predicted to fit in %s; compiling to be sure", format_bytes(limit))
         try:
-            return self._compiled(limit)
+            limit = max(limit, self._limit(budget, self.plain_report.peak_bytes))
         except TargetError:
-            return predicted.smallest.candidate
+            return self._plan(predicted.smallest.candidate, limit)
+        fits = self.planner.may_leave_alone and self.plain_report.peak_bytes <= limit
+        return self._plan(self.plain if fits else self._compiled(limit), limit)
 
     def _compiled(self, limit: int) -> Outcome:
         """The cheapest outcome whose compiled peak is within the limit."""
@@ -270,13 +277,24 @@ class Planning:
         it again.
         """
         start = time.perf_counter()
-        by_peak = sorted([*self._new_planner().least(), self.plain], key=lambda outcome: outcome.peak_bytes)
+        tried = [*self._leaving_least(), *self._new_planner().least(), self.plain]
+        by_peak = sorted(tried, key=self._size)
         self._solve_seconds += time.perf_counter() - start
         if not compiles:
             return by_peak[0], by_peak[0].peak_bytes
         peaks = [(self._measure(outcome)[0], outcome) for outcome in by_peak[:_MOST_LEAST]]
         peak_bytes, outcome = min(peaks, key=lambda pair: pair[0])
         return outcome, peak_bytes
+
+    def _size(self, outcome: Outcome) -> int:
+        """The peak; of a block, beside what an equal one before it left behind: a program is made of several."""
+        return outcome.peak_bytes + (0 if self.request.refuses else left_behind(outcome))
+
+    def _leaving_least(self) -> list[Outcome]:
+        """Of a block, what leaves nothing behind where that can be."""
+        if self.request.refuses or not isinstance(self.planner, SavingPlanner):
+            return []
+        return [self.planner.leaving(0)]
 
     def _predicted(self, limit: int) -> Correction[Outcome, None]:
         """The cheapest outcome whose predicted peak is within the limit."""
@@ -315,14 +333,14 @@ class Planning:
         return refusal(smallest, peak_bytes, limit, schedule_bytes=other_bytes, may_chunk="chunk" in self.request.allow)
 
     def _plan(self, outcome: Outcome, limit: int) -> Plan:
-        report = self.plain_report if self._is_compiled_plain(outcome) else None
-        _, report = self._reports.get(id(outcome), (outcome, report))
+        report = self._report_of(outcome)
+        written = self._written
         return Plan(
             decision=self._decision(outcome),
             outcome=outcome,
             budget_bytes=limit,
             peak_bytes=outcome.peak_bytes,
-            baseline_peak_bytes=self._written.plain_peak_bytes,
+            baseline_peak_bytes=written.plain_peak_bytes if report is None else written.plain_report.peak_bytes,
             overhead=self._overhead(outcome, report),
             compiled=report,
             compilations=len(self._reports) + int("plain_report" in vars(self)),
@@ -337,16 +355,15 @@ class Planning:
         """Extra time as a fraction: by the roofline of what was compiled, where there is one, or else predicted."""
         if report is None or report.seconds is None:
             return outcome.cost / self._written.plain.cost - 1
-        return report.seconds / self._written.plain_seconds - 1
+        plain_seconds = self._written.plain_report.seconds
+        assert plain_seconds is not None  # of the same device
+        return report.seconds / plain_seconds - 1
 
-    @property
-    def plain_seconds(self) -> float:
-        """Time of the program as written: by the roofline where plans are compiled for an accelerator."""
-        seconds = self.plain_report.seconds if self.request.verify == "compile" else None
-        return self.plain.cost if seconds is None else seconds
-
-    def _is_compiled_plain(self, outcome: Outcome) -> bool:
-        return outcome is self.plain and self.request.verify == "compile"
+    def _report_of(self, outcome: Outcome) -> MemoryReport | None:
+        """What the compiler says of an outcome, where it was asked."""
+        if id(outcome) in self._reports:
+            return self._reports[id(outcome)][1]
+        return self.plain_report if outcome is self.plain and "plain_report" in vars(self) else None
 
     def _decision(self, outcome: Outcome) -> Decision:
         request = self.request

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
+from typing import Any
 
 from jaxremat.base.errors import ArgumentError
 
@@ -47,8 +48,8 @@ def static_arguments(
     Raises:
       ArgumentError: for a number or a name that the function does not have.
     """
-    numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    numbers = _several("static_argnums", static_argnums, int)
+    names = _several("static_argnames", static_argnames, str)
     try:
         parameters = inspect.signature(fun).parameters
     except (TypeError, ValueError):  # functions written in C tell nothing
@@ -65,6 +66,13 @@ def static_arguments(
         frozenset({*numbers, *(positional.index(name) for name in names if name in positional)}),
         frozenset({*names, *(positional[i] for i in numbers if 0 <= i < len(positional))}),
     )
+
+
+def _several(option: str, given: Any, kind: type) -> tuple:
+    items = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if not all(isinstance(item, kind) for item in items):
+        raise ArgumentError(f"{option}={given!r} has to be {kind.__name__}, or several of them")
+    return items
 
 
 def _require(fun: Callable, option: str, given: Sequence, known: Sequence, parameters: Sequence[str]) -> None:

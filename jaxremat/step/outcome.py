@@ -98,10 +98,14 @@ class Outcome:
         """The emitted program under the target's memory model."""
         return estimate_memory(self.jaxpr, self.posed.device)
 
+    @property
+    def _is_small(self) -> bool:
+        return is_below_model_threshold(self.posed.joint, self.posed.graph, self.posed.device)
+
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The predicted timeline of the emitted program."""
-        if not self.posed.is_body and is_below_model_threshold(self.posed.graph, self.posed.device):
+        if not self.posed.is_body and self._is_small:
             return replay(self.posed.graph, self.schedule.steps)
         return timeline_of(self.posed.joint, self.posed.graph, self.estimate, *self._emitted, self.cost)
 

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
-from jaxremat.base.errors import ArgumentError, RefError
+from jaxremat.base.errors import ArgumentError, UnplannableError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
 from jaxremat.trace.fingerprint import fingerprint
@@ -168,12 +168,13 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
 
     Raises:
       ArgumentError: if `argnums` is out of range, or there is nothing to differentiate.
-      RefError: if it touches a `jax.Ref` from outside.
+      UnplannableError: if it touches a `jax.Ref` from outside, or communicates along an axis of a `vmap` from outside.
       EmissionError: if it changes a module of Flax NNX that it closes over.
     """
     with naming_what_is_closed_over():
         program = jaxprs.read(fun, *args)
     _refuse_refs(program.jaxpr)
+    _refuse_mapped_axes(program.jaxpr)
     captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
     jaxpr = jaxprs.inline_calls(raw := with_explicit_captures(program.jaxpr, captured))
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
@@ -233,9 +234,19 @@ def cotangent_shape(atom) -> jax.ShapeDtypeStruct:
 
 def _refuse_refs(jaxpr: Jaxpr) -> None:
     if any(compat.is_ref(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)):
-        raise RefError(
+        raise UnplannableError(
             "the function reads or changes a jax.Ref from outside: running a part of it again would change it again."
             " Take its value as an argument, and return the new one."
+        )
+
+
+def _refuse_mapped_axes(jaxpr: Jaxpr) -> None:
+    """A schedule differentiates one example's program; what another example adds to its gradient it cannot see."""
+    names = compat.mapped_axes(jaxpr)
+    if names:
+        raise UnplannableError(
+            f"the function communicates along {', '.join(map(repr, sorted(names)))}, an axis of a vmap around it: that"
+            " has no gradient of its own. Take the whole vmap, or parts that do not communicate."
         )
 
 

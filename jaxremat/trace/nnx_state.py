@@ -68,7 +68,7 @@ def _lost(what: str) -> EmissionError:
     return EmissionError(
         f"the function changes {what}, and the change would be lost. Decorate a function that takes the module as an"
         " argument with jaxremat.nnx.remat or jaxremat.remat, which carry its state; or split it with flax.nnx.split,"
-        " and return the new state as auxiliary data."
+        " merge it inside with copy=True, and return the new state as auxiliary data."
     )
 
 
@@ -111,7 +111,7 @@ def carrying_state(fun: Callable, transform: Callable[[Callable], Callable], has
         return (None, *state), out
 
     @functools.wraps(fun)
-    def stateful(placed, *args, **kwargs):
+    def stateful(placed, /, *args, **kwargs):
         split = general.split_inputs(of_trees, ctxtag=_TAG)
         return nnx.update_context(_TAG)(split)(lambda: placed, args, kwargs)
 

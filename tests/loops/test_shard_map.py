@@ -144,6 +144,47 @@ def test_the_gradient_is_taken_inside():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("wrap", [lambda fun: fun, lambda fun: lambda ws, x: (fun(ws, x), x)], ids=["loss", "block"])
+def test_where_nothing_fits_inside_the_least_is_taken_and_told(wrap, caplog):
+    """A part of a shard_map cannot be compiled by itself, and a prediction alone does not refuse."""
+    step = lambda fun: jax.shard_map(
+        jax.grad(lambda ws, x: jax.tree.leaves(fun(ws, x))[0]),
+        mesh=mesh_of(AxisType.Auto), in_specs=(P(), P("data")), out_specs=P(),
+    )  # fmt: skip
+    planned = jax.jit(step(jaxremat.remat(wrap(sums_between_layers), budget=100)))(W, X)
+    for a, b in zip(planned, jax.jit(step(sums_between_layers))(W, X), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert "over budget" in caplog.text
+    with pytest.raises(jaxremat.JaxrematError, match="part of a shard_map over 'data'"):
+        jax.jit(step(jaxremat.remat(sums_between_layers, budget=100, verify="compile")))(W, X)
+
+
+def gathered(ws, x):
+    for w in ws:
+        x = x + lax.psum_scatter(jnp.tanh(lax.all_gather(x, "data", tiled=True) @ w), "data", tiled=True)
+    return lax.pmean(jnp.mean(x**2), "data")
+
+
+def passed_on(ws, x):
+    for w in ws:
+        x = layer(lax.ppermute(x, "data", [(0, 0)]), w)
+    return lax.pmean(jnp.mean(x**2), "data")
+
+
+def dropped(ws, x):
+    key = jax.random.fold_in(jax.random.key(0), lax.axis_index("data"))
+    for w in ws:
+        x = layer(x, w) * jax.random.bernoulli(key, 0.5, x.shape)
+    return lax.pmean(jnp.mean(x**2), "data")
+
+
+@pytest.mark.parametrize("local", [sums_between_layers, gathered, passed_on, dropped], ids=lambda f: f.__name__)
+def test_a_refusal_is_told_where_the_body_communicates(local):
+    with pytest.raises(jaxremat.BudgetError) as refused:
+        jaxremat.plan(over(local, mesh_of(AxisType.Auto)), W, X, budget=100)
+    assert sum(occupant.bytes for occupant in refused.value.occupants) == refused.value.min_peak_bytes
+
+
 ON_FOUR_DEVICES = """
 import json, sys
 import jax, jax.numpy as jnp

@@ -13,6 +13,8 @@ from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import BARRIER_SCOPES
 from jaxremat.planner.prediction import is_below_model_threshold, predict
 from jaxremat.planner.problem import pose
+from jaxremat.planning.planning import Planning
+from jaxremat.planning.request import checked_request
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import read_primal
 
@@ -42,9 +44,35 @@ def large():
 
 def test_toy_programs_are_replayed():
     problem, search = search_of(32)
-    assert is_below_model_threshold(problem.graph, CPU) and not is_below_model_threshold(large()[0].graph, CPU)
+    assert is_below_model_threshold(problem.joint, problem.graph, CPU)
+    assert not is_below_model_threshold(large()[0].joint, large()[0].graph, CPU)
     predicted = predict(problem.joint, problem.graph, search.smallest.program, CPU)
     assert predicted.live_bytes.tolist() == replay(problem.graph, search.smallest.program.steps).live_bytes.tolist()
+
+
+def scanned(ws, x):
+    return jnp.mean(jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, jnp.stack(ws))[0] ** 2)
+
+
+def convolved(ws, x):
+    x = x.reshape(16, 16, 16, -1)
+    for w in ws:
+        x = x + jnp.tanh(jax.lax.conv(x.swapaxes(1, 3), w[:, :, None, None], (1, 1), "SAME")).swapaxes(1, 3)
+    return jnp.mean(x**2)
+
+
+def rectified(ws, x):
+    return jnp.mean(functools.reduce(lambda x, w: x + jax.nn.relu(x @ w), ws, x) ** 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("fun", [scanned, convolved, rectified], ids=lambda f: f.__name__)
+def test_toy_programs_of_half_precision_hold_what_products_read_in_float32(fun, dtype):
+    """XLA:CPU widens what a product reads, and holds it until the backward reads it again."""
+    args = [jax.ShapeDtypeStruct((64, 64), dtype)] * 5, jax.ShapeDtypeStruct((4096, 64), dtype)
+    planning = Planning(checked_request(fun, args, target="cpu", verify="replay"))
+    compiled = planning.plain_report.peak_bytes
+    assert 0.8 * compiled <= planning.plain.peak_bytes <= 1.05 * compiled
 
 
 @pytest.mark.parametrize("target", ["cpu", "h200"])

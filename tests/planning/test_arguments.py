@@ -142,12 +142,25 @@ def test_static_arguments_by_number_and_name_given_by_position_and_keyword(stati
         ({"static_argnums": (0, -7)}, "static_argnums names -7"),
         ({"static_argnames": "dpeth"}, "static_argnames names 'dpeth'"),
         ({"static_argnames": ("depth", "finale")}, "static_argnames names 'finale'"),
+        ({"static_argnums": "depth"}, "static_argnums='depth' has to be int"),
+        ({"static_argnames": 2}, "static_argnames=2 has to be str"),
+        ({"static_argnames": ("depth", 2)}, "has to be str, or several"),
     ],
 )
 def test_static_arguments_that_the_function_does_not_have(static, told):
     for decorator in (jaxremat.remat, pytest.importorskip("jaxremat.nnx").remat):
         with pytest.raises(jaxremat.ArgumentError, match=told):
             decorator(layers, budget=1.0, **static)
+
+
+def test_arguments_may_have_the_names_of_ours():
+    def loss(w, x, placed=1.0, fun=None, args=1.0, kwargs=1.0, self=1.0, primal="tanh"):
+        return placed * args * kwargs * self * jnp.sum(getattr(jnp, primal)(x @ w))
+
+    named = {"placed": 2.0, "fun": "f", "args": 3.0, "kwargs": 4.0, "self": 5.0, "primal": "sin"}
+    expected = jax.grad(loss)(W, X, **named)
+    for ours in plan_and_decorator(loss, W, X, **named):
+        assert_same(jax.grad(ours)(W, X, **named), expected)
 
 
 def test_static_arguments_of_a_linen_module():

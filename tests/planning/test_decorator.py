@@ -1,5 +1,6 @@
 """`jaxremat.remat`: one plan per program, shapes and differentiated arguments; otherwise the plain function."""
 
+import dataclasses
 import logging
 import threading
 
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gradient_programs import count
+from jax import lax
 
 import jaxremat
+from jaxremat.planning.planning import Planning
+from jaxremat.planning.request import checked_request
 
 
 def layered(ws, x):
@@ -93,6 +97,37 @@ def test_not_differentiated_is_the_plain_function():
 def test_a_budget_that_nothing_fits_in_is_told_where_it_is_differentiated():
     with pytest.raises(jaxremat.BudgetError):
         jax.grad(jaxremat.remat(layered, budget=10))(WEIGHTS, X)
+
+
+def test_a_fraction_is_of_the_compiled_program_where_the_compiler_has_to_be_heard():
+    """Nothing is predicted to fit, and the program as written takes more than was predicted."""
+    planning = Planning(checked_request(layered, (WEIGHTS, X), verify="replay"))
+    compiled = dataclasses.replace(planning.plain_report, peak_bytes=4 * planning.plain_report.peak_bytes)
+    vars(planning)["plain_report"] = compiled
+    made = planning.plan(0.15)
+    assert made.compiled.peak_bytes <= made.budget_bytes == int(0.15 * compiled.peak_bytes)
+
+
+def normalized(x):
+    return (x - lax.pmean(x, "batch")) / jnp.sqrt(lax.pmean(x**2, "batch") + 1e-3)
+
+
+ALONG_A_BATCH = {
+    "of every example": lambda ws, x: lax.pmean(layered(ws, x), "batch"),
+    "of differences": lambda ws, x: (layered(ws, x) - lax.pmean(layered(ws, x), "batch")) ** 2,
+    "batch normalization": lambda ws, x: layered(ws, normalized(x)),
+    "its position": lambda ws, x: layered(ws, x) * (1 + lax.axis_index("batch")),
+}
+
+
+@pytest.mark.parametrize("emit", ["schedule", "segments"])
+@pytest.mark.parametrize("local", ALONG_A_BATCH.values(), ids=ALONG_A_BATCH)
+def test_what_communicates_along_a_vmap_around_it_stays_as_it_is(local, emit, caplog):
+    over = lambda fun: lambda ws, x: jnp.mean(jax.vmap(fun, (None, 0), axis_name="batch")(ws, x))
+    x = X.reshape(4, 64, 16)
+    ours = jax.jit(jax.grad(over(jaxremat.remat(local, budget=0.8, emit=emit))))
+    assert_close(ours(WEIGHTS[:3], x), jax.grad(over(local))(WEIGHTS[:3], x))
+    assert "axis of a vmap" in caplog.text
 
 
 def test_keywords_and_static_arguments():

@@ -159,6 +159,23 @@ def test_what_cannot_be_understood_is_told_at_once(options, told):
         jaxremat.remat(mlp, **options)
 
 
+BLOCKS = {
+    "function": lambda **bound: jaxremat.remat(mlp, **bound),
+    "of several results": lambda **bound: lambda p, x: jaxremat.remat(lambda p, x: (mlp(p, x), x), **bound)(p, x)[0],
+    "nnx": lambda **bound: jaxremat.nnx.remat(mlp, **bound),
+    "closure": lambda **bound: lambda p, x: jaxremat.remat(lambda x: mlp(p, x), **bound)(x),
+}
+
+
+@pytest.mark.parametrize("bound", [{"budget": 1000}, {"budget": "least"}, {"budget": 0.01}], ids=str)
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_a_block_whose_own_peak_cannot_be_lowered_leaves_nothing_behind(block, bound):
+    """What a block takes while it runs is the same; the program around it holds less."""
+    p = params(3)
+    assert peak_bytes(chain(block(**bound)), p, X) <= 1.02 * peak_bytes(chain(jax.checkpoint(mlp)), p, X)
+    assert_same(jax.grad(chain(block(**bound)))(p, X), jax.grad(chain(mlp))(p, X))
+
+
 def test_a_block_below_its_least_takes_the_least_and_says_so(caplog):
     p = params(1)[0]
     block = jaxremat.nnx.remat(lambda p, x: jnp.sum(mlp(p, x)), budget=1000)

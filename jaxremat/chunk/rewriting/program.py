@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -82,12 +83,17 @@ def _seen(jaxpr: Jaxpr, finder: Finder) -> Jaxpr:
 def _findings(seen: Jaxpr, finder: Finder) -> Iterator[Finding]:
     yield from finder(seen)
     for eqn in seen.eqns:
-        for body in walk.bodies(eqn):
-            yield from find(body, finder)
+        yield from _inside(eqn, finder)
+
+
+def _inside(eqn: Eqn, finder: Finder) -> Iterator[Finding]:
+    with compat.in_body_of(eqn):
+        found = [find(body, finder) for body in walk.bodies(eqn)]
+    return itertools.chain.from_iterable(found)
 
 
 def _run_equation(eqn: Eqn, values: list, finder: Finder) -> list:
-    if not any(f.replaced for body in walk.bodies(eqn) for f in find(body, finder)):
+    if not any(f.replaced for f in _inside(eqn, finder)):
         return compat.bind(eqn, values)
     return walk.rerun(eqn, values, functools.partial(run, finder=finder))
 
