@@ -1,12 +1,13 @@
-"""Command line: `python -m jaxremat plan module:function`, `show plan.json`, `targets`.
+"""Command line: `python -m jaxremat plan module:function`, `show plan.json`, `targets`, `selftest`.
 
-Exit status: 0, done; 1, no plan fits the budget; 2, the command, its program or its file cannot be used. What goes
-wrong is told on standard error, in a sentence.
+Exit status: 0, done; 1, no plan fits the budget, or a promise does not hold; 2, the command, its program or its file
+cannot be used. What goes wrong is told on standard error, in a sentence.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -14,6 +15,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
 
 import jaxremat
 from jaxremat.backends.devices import DEVICES
@@ -24,6 +27,7 @@ from jaxremat.planner.decision import FORMS
 from jaxremat.planning.load import load_plan
 from jaxremat.planning.planning import plan
 from jaxremat.planning.request import VERIFICATIONS
+from jaxremat.planning.selftest import promises
 from jaxremat.planning.storage import read_plan
 from jaxremat.report.records import records_of
 from jaxremat.report.report import Numbers
@@ -32,7 +36,10 @@ from jaxremat.solvers.registry import SOLVERS
 
 DONE, DOES_NOT_FIT, CANNOT_BE_USED = 0, 1, 2  # exit statuses, as docs/reading-a-plan.md has them
 _PROGRAM = "module:function that takes no arguments and returns (function to plan, tuple of its arguments)"
-_EPILOGUE = "exit status: 0, done; 1, no plan fits the budget; 2, the command, its program or its file cannot be used"
+_EPILOGUE = (
+    "exit status: 0, done; 1, no plan fits the budget, or a promise does not hold; 2, the command, its program or its"
+    " file cannot be used"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         options.run(options)
-    except BudgetError as error:
+    except (BudgetError, BrokenPromise) as error:
         return _failed(error, DOES_NOT_FIT)
     except (JaxrematError, OSError) as error:
         return _failed(error, CANNOT_BE_USED)
@@ -87,6 +94,30 @@ def show_targets(options: argparse.Namespace) -> None:
     for device, problem in found:
         memory = f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else "this machine"
         print(f"{device.name:<8}  {device.platform:<5} {memory:>12}  {'works' if not problem else 'no: ' + problem}")
+
+
+def run_selftest(options: argparse.Namespace) -> None:
+    """Prints each promise as it is tried.
+
+    Raises:
+      BrokenPromise: if one does not hold.
+    """
+    device = jax.devices()[0]
+    print(f"jaxremat {jaxremat.__version__}, jax {jax.__version__}, {device.device_kind}", file=sys.stderr)
+    tried = []
+    for promise in promises():
+        tried.append(promise)
+        if not options.json:
+            print(promise, flush=True)
+    if options.json:
+        _print_json([dataclasses.asdict(promise) for promise in tried])
+    broken = [promise.name for promise in tried if not promise.holds]
+    if broken:
+        raise BrokenPromise(f"{len(broken)} of {len(tried)} promises do not hold here: {'; '.join(broken)}")
+
+
+class BrokenPromise(JaxrematError):
+    """What the library promises does not hold on this machine."""
 
 
 def load_program(name: str) -> tuple[Callable, tuple]:
@@ -153,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     showing = _command(commands, "show", run_show, "print a plan file")
     showing.add_argument("file", help="what `plan --save` or Plan.save wrote")
     showing.add_argument("--program", help=f"{_PROGRAM}: shows the timeline and the costs too")
+    _command(commands, "selftest", run_selftest, "try on this JAX and device what the library promises (a minute)")
     _command(commands, "targets", show_targets, "list the devices that this machine can compile for")
     return parser
 

@@ -7,6 +7,7 @@ import show_programs
 
 import jaxremat
 from jaxremat.__main__ import CANNOT_BE_USED, DOES_NOT_FIT, DONE, main
+from jaxremat.planning.selftest import Promise
 
 PLAN = ["plan", "show_programs:tower_program", "--verify", "replay"]
 
@@ -42,6 +43,23 @@ def test_json_is_for_machines(tmp_path, capsys):
     assert {value["action"] for value in made["values"]} <= {"save", "recompute"}
     assert main(["show", str(path), "--json"]) == DONE
     assert json.loads(capsys.readouterr().out)["summary"]["budget_bytes"] == made["summary"]["budget_bytes"]
+
+
+@pytest.mark.slow
+def test_the_promises_hold_here(capsys):
+    assert main(["selftest"]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12 and all(line.startswith("holds") for line in lines)
+
+
+def test_a_promise_that_does_not_hold_is_told(monkeypatch, capsys):
+    tried = [Promise("saving, schedule", True, "60%"), Promise("gradients, names", False, "differ by 2")]
+    monkeypatch.setattr("jaxremat.__main__.promises", lambda: iter(tried))
+    assert main(["selftest"]) == DOES_NOT_FIT
+    told = capsys.readouterr()
+    assert "FAILS  gradients, names" in told.out and "1 of 2 promises do not hold" in told.err
+    assert main(["selftest", "--json"]) == DOES_NOT_FIT
+    assert [promise["holds"] for promise in json.loads(capsys.readouterr().out)] == [True, False]
 
 
 def test_it_knows_its_version(capsys):

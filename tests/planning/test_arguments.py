@@ -15,7 +15,7 @@ W = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16)) / 4, jnp.float32)
 X = jnp.asarray(np.random.default_rng(1).normal(size=(256, 16)), jnp.float32)
 
 
-def plan_and_decorator(fun, *args, **kwargs):
+def plan_and_decorator(fun, /, *args, **kwargs):
     """The function by a plan for a call, and decorated."""
     plan = jaxremat.plan(fun, *args, budget=1.0, verify="replay", **kwargs)
     return plan.apply(fun), jaxremat.remat(fun, budget=1.0)
