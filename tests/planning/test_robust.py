@@ -1,6 +1,7 @@
 """The same plan every time, in every thread and process, under every configuration; nothing global changes."""
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from random_programs import arguments, random_program
 
 import jaxremat
+from jaxremat.base.errors import TargetError
 
 SEED = 11
 
@@ -97,3 +99,33 @@ def test_a_plan_made_under_one_precision_runs_under_another():
     finally:
         jax.config.update("jax_debug_nans", before)
     np.testing.assert_allclose(jax.jit(jax.grad(fun))(w, x), ours, rtol=1e-3, atol=1e-5)
+
+
+def scanned(ws, x):
+    return jnp.mean(jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, jnp.stack(ws))[0] ** 2)
+
+
+def attending(ws, x):
+    for w in ws:
+        x = x + jax.nn.softmax((x @ w) @ x.T) @ x
+    return jnp.mean(x**2)
+
+
+def unrolled(ws, x):
+    return jnp.mean(functools.reduce(lambda x, w: x + jnp.tanh(x @ w), ws, x) ** 2)
+
+
+@pytest.mark.parametrize("budget", [1000, 0.01])
+@pytest.mark.parametrize("target", ["tpu-v5e", "h200"])
+@pytest.mark.parametrize("fun", [scanned, attending, unrolled], ids=lambda f: f.__name__)
+def test_a_prediction_alone_refuses_nothing_where_no_compiler_is(fun, target, budget, monkeypatch):
+    """The smallest plan is made, and says that it is over the budget."""
+
+    def not_here(*_, **__):
+        raise TargetError("not installed")
+
+    monkeypatch.setattr("jaxremat.planning.planning.compile_program", not_here)
+    args = [jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)] * 4, jax.ShapeDtypeStruct((512, 64), jnp.bfloat16)
+    made = jaxremat.plan(fun, *args, budget=budget, target=target, verify="replay")
+    assert made.peak_bytes <= made.baseline_peak_bytes and made.compiled is None
+    assert any("over budget" in told and str(made.peak_bytes) in told for told in made.warnings)
