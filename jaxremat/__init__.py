@@ -1,49 +1,53 @@
-"""Give any JAX function and a number of bytes; get back the same function whose compiled gradient fits."""
+"""Give any JAX function and a number of bytes; get back the same function whose compiled gradient fits.
+
+The public names are those of the stub beside this file. Each is imported when it is first asked for: `import jaxremat`
+takes next to no time, and a command line that prints its version does not load JAX.
+"""
 
 import importlib
 import importlib.metadata
+import re
+import sys
+import types
+from pathlib import Path
 
-from jaxremat import attention as attention
-from jaxremat import chunk as chunk
-from jaxremat import compact as compact
-from jaxremat import solvers as solvers
-from jaxremat.backends.calibration import calibrate as calibrate
-from jaxremat.base.errors import ArgumentError as ArgumentError
-from jaxremat.base.errors import BudgetError as BudgetError
-from jaxremat.base.errors import EmissionError as EmissionError
-from jaxremat.base.errors import GradientError as GradientError
-from jaxremat.base.errors import GraphError as GraphError
-from jaxremat.base.errors import JaxrematError as JaxrematError
-from jaxremat.base.errors import PlanMismatchError as PlanMismatchError
-from jaxremat.base.errors import TargetError as TargetError
-from jaxremat.graph.graph import Chain as Chain
-from jaxremat.graph.graph import Graph as Graph
-from jaxremat.graph.replay import Timeline as Timeline
-from jaxremat.graph.replay import replay as replay
-from jaxremat.planning.decorator import remat as remat
-from jaxremat.planning.load import load_plan as load_plan
-from jaxremat.planning.pareto import Front as Front
-from jaxremat.planning.pareto import pareto as pareto
-from jaxremat.planning.plan import Plan as Plan
-from jaxremat.planning.planning import plan as plan
-from jaxremat.planning.tracing import trace as trace
-from jaxremat.planning.verification import Verification as Verification
-from jaxremat.planning.verification import verify as verify
-from jaxremat.solvers import Solution as Solution
-from jaxremat.solvers import solve as solve
-from jaxremat.step import LargestBatch as LargestBatch
-from jaxremat.step import StepPlan as StepPlan
-from jaxremat.step import jit as jit
-from jaxremat.step import largest_batch as largest_batch
+_HOME_OF = {
+    name: home for home, name in re.findall(r"^from (\S+) import (\w+)", Path(__file__ + "i").read_text(), re.MULTILINE)
+}
+_WITH_FLAX = ("linen", "nnx")
 
-try:
-    __version__ = importlib.metadata.version("jaxremat")
-except importlib.metadata.PackageNotFoundError:  # imported from a folder that nobody installed
-    __version__ = "unknown"
+
+class _Package(types.ModuleType):
+    """The package: a public name comes before a room of that name, which imports would put in its place."""
+
+    def __setattr__(self, name: str, value) -> None:
+        is_room = isinstance(value, types.ModuleType) and _HOME_OF.get(name, "jaxremat") != "jaxremat"
+        if not is_room:
+            super().__setattr__(name, value)
 
 
 def __getattr__(name: str):
-    """`jaxremat.linen` and `jaxremat.nnx` need Flax: they are imported when they are first asked for."""
-    if name in ("linen", "nnx"):
+    if name in _WITH_FLAX or _HOME_OF.get(name) == "jaxremat":
         return importlib.import_module(f"jaxremat.{name}")
-    raise AttributeError(f"module 'jaxremat' has no attribute {name!r}")
+    if name == "__version__":
+        found = _version()
+    elif name in _HOME_OF:
+        found = getattr(importlib.import_module(_HOME_OF[name]), name)
+    else:
+        raise AttributeError(f"module 'jaxremat' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME_OF, *_WITH_FLAX, "__version__"])
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("jaxremat")
+    except importlib.metadata.PackageNotFoundError:  # imported from a folder that nobody installed
+        return "unknown"
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,12 +1,15 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import show_programs
 
 import jaxremat
-from jaxremat.__main__ import CANNOT_BE_USED, DOES_NOT_FIT, DONE, main
+from jaxremat.__main__ import main
+from jaxremat.commands import CANNOT_BE_USED, DOES_NOT_FIT, DONE
 from jaxremat.planning.selftest import Promise
 
 PLAN = ["plan", "show_programs:tower_program", "--verify", "replay"]
@@ -54,7 +57,7 @@ def test_the_promises_hold_here(capsys):
 
 def test_a_promise_that_does_not_hold_is_told(monkeypatch, capsys):
     tried = [Promise("saving, schedule", True, "60%"), Promise("gradients, names", False, "differ by 2")]
-    monkeypatch.setattr("jaxremat.__main__.promises", lambda: iter(tried))
+    monkeypatch.setattr("jaxremat.commands.promises", lambda: iter(tried))
     assert main(["selftest"]) == DOES_NOT_FIT
     told = capsys.readouterr()
     assert "FAILS  gradients, names" in told.out and "1 of 2 promises do not hold" in told.err
@@ -94,3 +97,17 @@ def test_unknown_options_are_usage_errors(capsys):
         main([*PLAN, "--budget", "0.5", "--solver", "magic"])
     assert done.value.code == CANNOT_BE_USED
     assert "mincut" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_it_tells_its_version_and_its_help_without_loading_jax(option):
+    loads = f"from jaxremat.__main__ import main\ntry: main([{option!r}])\nfinally: assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{loads}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "jaxremat" in done.stdout
+
+
+def test_the_package_loads_nothing_until_it_is_asked_for_something():
+    asks = "import sys, jaxremat\nassert 'jax' not in sys.modules\njaxremat.trace\nassert callable(jaxremat.trace)"
+    done = subprocess.run([sys.executable, "-c", f"{asks}\nassert 'optax' not in sys.modules"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

@@ -23,6 +23,7 @@ RANKS = (
     ("planning",),
     ("step",),
     ("linen", "nnx"),
+    ("commands",),
     ("__init__", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

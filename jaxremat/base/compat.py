@@ -24,12 +24,14 @@ from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src import ad_util as _ad_util
 from jax._src import config as _config
 from jax._src import core as _core
+from jax._src import effects as _effects
 from jax._src import mesh as _mesh
 from jax._src import shard_map as _shard_map
 from jax._src import source_info_util as _source
 from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import batching as _batching
 from jax._src.interpreters import partial_eval as _partial_eval
+from jax._src.lax import lax as _lax
 from jax._src.state import types as _state
 from jax.sharding import AxisType
 
@@ -76,6 +78,72 @@ def bind(eqn: Eqn, inputs: list) -> list:
     with _source.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
         out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def variable_like(atom: Atom) -> Var:
+    """A new variable of the type of another."""
+    return Var(atom.aval)
+
+
+def constant(value) -> Atom:
+    """What stands for a constant in a program: a literal for a number, else a variable."""
+    aval = _core.typeof(value)
+    return Literal(value, aval) if _core.is_literalable(value) else Var(aval)
+
+
+def stack_of(*eqns: Eqn) -> Any:
+    """The name stack of equations one inside the other, the outermost first; false where it is empty."""
+    return sum((eqn.source_info.name_stack for eqn in eqns), _source.NameStack())
+
+
+def placed_like(eqn: Eqn, other: Eqn) -> Eqn:
+    """An equation at the place in the source, and in the name stack, of another."""
+    return eqn.replace(source_info=other.source_info)
+
+
+def rewired(eqn: Eqn, invars: list[Atom], outvars: list[Var], within: Any = ()) -> Eqn:
+    """An equation that reads and makes other variables, and stands within a name stack."""
+    source = eqn.source_info
+    if within:
+        source = source.replace(name_stack=within + source.name_stack)
+    effects = _moved_effects(eqn, invars) if eqn.effects else eqn.effects
+    return eqn.replace(invars=invars, outvars=outvars, source_info=source, effects=effects)
+
+
+def _moved_effects(eqn: Eqn, invars: list[Atom]) -> set:
+    """The effects of an equation; those on what it reads are on other variables then."""
+    now = {old: new for old, new in zip(eqn.invars, invars) if isinstance(old, Var)}
+    on_inputs = _effects.JaxprInputEffect
+    return {effect.replace(now[effect.input]) if isinstance(effect, on_inputs) else effect for effect in eqn.effects}
+
+
+def folded(eqn: Eqn, reads: Sequence[Atom]) -> list[Literal] | None:
+    """The results of an equation that JAX works out while it traces, since it reads literals only; else None."""
+    rule = _partial_eval.const_fold_rules.get(eqn.primitive)
+    literals = [atom.val for atom in reads if isinstance(atom, Literal)]
+    if rule is None or len(literals) < len(reads):
+        return None
+    avals = [var.aval for var in eqn.outvars]
+    values = rule(literals, eqn.params, avals)
+    return None if values is None else [Literal(value, aval) for value, aval in zip(values, avals)]
+
+
+def barrier(invars: list[Atom]) -> Eqn:
+    """An optimization barrier around some variables."""
+    return _core.new_jaxpr_eqn(invars, [Var(v.aval) for v in invars], _lax.optimization_barrier_p, {}, _core.no_effects)
+
+
+def assembled(like: Jaxpr, eqns: Sequence[Eqn], outvars: Sequence[Atom], constants: dict[Var, Any]) -> Jaxpr:
+    """A program of equations, with the inputs and the number of results of another."""
+    names = list(constants)
+    return like.replace(
+        constvars=names,
+        consts=list(constants.values()),
+        eqns=list(eqns),
+        outvars=list(outvars),
+        effects=_partial_eval.make_jaxpr_effects(names, like.invars, outvars, eqns),
+        debug_info=like.debug_info,
+    )
 
 
 def derivative_rule(eqn: Eqn) -> Callable[..., list]:
@@ -176,6 +244,11 @@ def scan_arity(eqn: Eqn) -> tuple[int, int]:
 def mark(x, name: str):
     """An identity with a name that survives differentiation, whatever the remat flags; for analysis only."""
     return _ad_checkpoint.name_p.bind(x, name=name)
+
+
+def as_mark(eqn: Eqn, name: str) -> Eqn:
+    """An equation that names its input, whatever the remat flags, in the form of `mark`."""
+    return eqn.replace(primitive=_ad_checkpoint.name_p, params={"name": name})
 
 
 def linear_checkpoint(fun: Callable) -> Callable:

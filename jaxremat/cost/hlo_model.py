@@ -8,6 +8,7 @@ optimization barrier), and contractions get the transposed copies that their ope
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Container, Hashable, Sequence
 
@@ -89,7 +90,7 @@ class Op:
     flops: float = 0.0
     runs: int = 1
 
-    @property
+    @functools.cached_property
     def elements(self) -> int:
         return math.prod(self.shape)
 
@@ -180,8 +181,7 @@ class _Lowering:
     def _fenced(self, reads: tuple[int, ...], like: Sequence[Var]) -> list[int]:
         """The same values behind an optimization barrier."""
         fence = self._append(Op("barrier", reads, (), "", 0, self._equation))
-        fenced = [_op("fenced", (fence, read), var) for var, read in zip(like, reads)]
-        return [self._append(dataclasses.replace(op, equation=self._equation)) for op in fenced]
+        return [self._append(self._op("fenced", (fence, read), var)) for var, read in zip(like, reads)]
 
     def _many(self, eqn: Eqn, env: dict[Var, int]) -> None:
         reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
@@ -190,22 +190,20 @@ class _Lowering:
                 env[var] = self._add("slice", reads, var, ("split", k, _params_key(eqn)))
             return
         begins = self._stacks(eqn) if not self._backend.breadth_first else {}
-        reads = (*reads, *begins.values())
-        base = self._append(Op(eqn.primitive.name, reads, (), "", 0, self._equation, bodies=bodies_of(eqn)))
+        reads, bodies = (*reads, *begins.values()), bodies_of(eqn)
+        runs = trip_count(eqn) if bodies else 1
+        base = self._append(Op(eqn.primitive.name, reads, (), "", 0, self._equation, bodies=bodies, runs=runs))
         taken = self._taken_over(eqn, reads) | begins
         for k, var in enumerate(eqn.outvars):
-            part = dataclasses.replace(_op("part", (base,), var), equation=self._equation, takes_over=taken.get(k, -1))
-            env[var] = self._append(part)
+            env[var] = self._append(self._op("part", (base,), var, takes_over=taken.get(k, -1)))
 
     def _stacks(self, eqn: Eqn) -> dict[int, int]:
         """What a scan stacks, by result: it begins as zeros, which are written."""
         if eqn.primitive.name != "scan":
             return {}
         _, num_carry = compat.scan_arity(eqn)
-        zeros = [_op("broadcast", (), var) for var in eqn.outvars[num_carry:]]
-        return {
-            k: self._append(dataclasses.replace(op, equation=self._equation)) for k, op in enumerate(zeros, num_carry)
-        }
+        zeros = [self._op("broadcast", (), var) for var in eqn.outvars[num_carry:]]
+        return {k: self._append(op) for k, op in enumerate(zeros, num_carry)}
 
     def _taken_over(self, eqn: Eqn, reads: tuple[int, ...]) -> dict[int, int]:
         """For a scan, the carries that no one else reads: its results live in their buffers. Carries that start as the
@@ -244,8 +242,7 @@ class _Lowering:
             reads = self._searched_windows(eqn, reads)
         if name == "concatenate":
             rows = eqn.params["dimension"] == len(_shape(out)) - 1 > 0
-            made = dataclasses.replace(_op(name, reads, out), equation=self._equation, splits_rows=rows)
-            return self._keyed(made, _params_key(eqn))
+            return self._keyed(self._op(name, reads, out, splits_rows=rows), _params_key(eqn))
         if name in MOVING:
             return self._add(name, reads, out, _params_key(eqn))
         return self._add(name, reads, out, None if eqn.effects else _params_key(eqn))
@@ -390,9 +387,9 @@ class _Lowering:
         if dtype in library or widened.isdisjoint({dtype, *(self.ops[read].dtype for read in reads)}):
             return self._add(kind, reads, out, key, in_library=dtype in library)
         wide = tuple(self._float32(read) if self.ops[read].dtype in widened else read for read in reads)
-        template = dataclasses.replace(_op(kind, wide, out), dtype="float32", size_bytes=4 * math.prod(_shape(out)))
-        product = dataclasses.replace(template, equation=self._equation, in_library="float32" in library)
-        made = self._keyed(product, key)
+        product = self._op(kind, wide, out, in_library="float32" in library)
+        wide_bytes = 4 * math.prod(_shape(out))
+        made = self._keyed(dataclasses.replace(product, dtype="float32", size_bytes=wide_bytes), key)
         return made if dtype == "float32" else self._add("convert_element_type", (made,), out, dtype)
 
     def _float32(self, read: int) -> int:
@@ -418,8 +415,15 @@ class _Lowering:
         return self._keyed(dataclasses.replace(template, constant=constant), constant)
 
     def _add(self, kind: str, reads: tuple[int, ...], out: Var, key: Hashable, *, in_library: bool = False) -> int:
-        op = dataclasses.replace(_op(kind, reads, out), equation=self._equation, in_library=in_library)
+        op = self._op(kind, reads, out, in_library=in_library)
         return self._append(op) if key is None else self._keyed(op, key)
+
+    def _op(self, kind: str, reads: tuple[int, ...], out: Var, **more) -> Op:
+        """An operation of the equation at hand."""
+        size_bytes = jaxprs.size_bytes(out)
+        if kind in CONTRACTIONS:
+            more["flops"] = equation_flops(self._eqn)
+        return Op(kind, reads, _shape(out), _dtype(out), size_bytes, self._equation, **more)
 
     def _keyed(self, op: Op, key: Hashable) -> int:
         """Merges equal operations, whatever the order of operands that may change places."""
@@ -430,10 +434,6 @@ class _Lowering:
         return self._known[identity]
 
     def _append(self, op: Op) -> int:
-        if op.kind in CONTRACTIONS:
-            op = dataclasses.replace(op, flops=equation_flops(self._eqn))
-        elif op.bodies:
-            op = dataclasses.replace(op, runs=trip_count(self._eqn))
         self.ops.append(op)
         return len(self.ops) - 1
 
@@ -452,7 +452,12 @@ def _shape(atom: Atom) -> tuple[int, ...]:
 
 
 def _dtype(atom: Atom) -> str:
-    return str(getattr(atom.aval, "dtype", ""))
+    return _dtype_name(getattr(atom.aval, "dtype", ""))
+
+
+@functools.cache
+def _dtype_name(dtype) -> str:
+    return str(dtype)
 
 
 def _free_size(atom: Atom, contract: Sequence[int], batch: Sequence[int]) -> int:
@@ -482,7 +487,11 @@ def _conv_in_library(eqn: Eqn) -> bool:
     )
 
 
-def _params_key(eqn: Eqn) -> str:
-    if not eqn.params:
-        return ""
-    return repr([(k, v) for k, v in sorted(eqn.params.items()) if k not in ("sharding", "out_sharding")])
+def _params_key(eqn: Eqn) -> Hashable:
+    """What tells an equation from another of the same primitive."""
+    key = tuple((name, value) for name, value in sorted(eqn.params.items()) if name not in ("sharding", "out_sharding"))
+    try:
+        hash(key)
+    except TypeError:
+        return repr(key)
+    return key

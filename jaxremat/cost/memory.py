@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import CONTRACTIONS, Body, Op, alone, lower_body
@@ -55,14 +56,15 @@ class MemoryEstimate:
         return self.argument_bytes + self.output_bytes + self.temp_bytes
 
 
-def estimate_memory(jaxpr: Jaxpr, device: Device) -> MemoryEstimate:
-    """Predicts the memory of a jaxpr compiled for a device."""
-    return estimate_body(alone(jaxpr), device)
+def estimate_memory(jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None) -> MemoryEstimate:
+    """Predicts the memory of a jaxpr compiled for a device, of which some bodies of loops may be known already."""
+    return estimate_body(alone(jaxpr), device, known or KnownBodies())
 
 
-def estimate_body(body: Body, device: Device) -> MemoryEstimate:
+def estimate_body(body: Body, device: Device, known: KnownBodies) -> MemoryEstimate:
     """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
     backend = device.backend
+    inside = functools.partial(estimate_body, device=device, known=known)
     fusion = fuse(lower_body(body, backend), device)
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
     if backend.stacked_products_last:
@@ -71,7 +73,7 @@ def estimate_body(body: Body, device: Device) -> MemoryEstimate:
     spans = _laid_out(_buffer_spans(fusion, order), ops, backend.tile)
     buffers = _in_main_memory(spans, len(order), device.vector_memory_bytes)
     rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in buffers]
-    bodies = {k: [estimate_body(inner, device) for inner in ops[k].bodies] for k in order}
+    bodies = {k: [known.once("memory", inner, inside) for inner in ops[k].bodies] for k in order}
     return MemoryEstimate(
         argument_bytes=sum(map(jaxprs.size_bytes, body.jaxpr.invars)),
         output_bytes=sum(map(jaxprs.size_bytes, body.jaxpr.outvars)),

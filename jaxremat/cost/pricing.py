@@ -10,6 +10,7 @@ import numpy as np
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.flops import (
     body_seconds,
     equation_flops,
@@ -19,7 +20,7 @@ from jaxremat.cost.flops import (
     written_bytes,
 )
 from jaxremat.cost.fusion import materialised
-from jaxremat.cost.hlo_model import bodies_of
+from jaxremat.cost.hlo_model import alone, bodies_of
 from jaxremat.cost.memory import estimate_body
 from jaxremat.cost.sharding import device_fraction, device_share
 from jaxremat.graph.graph import Graph
@@ -31,18 +32,19 @@ from jaxremat.trace.round_trips import transferred_bytes
 _VIEWS = ALIASING | {"transpose"}
 
 
-def price(joint: Joint, device: Device | None = None) -> Graph:
+def price(joint: Joint, device: Device | None = None, known: KnownBodies | None = None) -> Graph:
     """The joint graph: node i is equation i of `joint.jaxpr`, in seconds and bytes on a device.
 
     Args:
       joint: the program.
       device: None is the default backend's.
+      known: bodies of loops whose costs are known on that device already.
 
     Inputs of the program are resident, and so are its outputs: a compiled program holds their buffers throughout.
     An output value therefore occupies nothing of its own in the graph, and nor does a constant. What a loop's body
     needs is its workspace.
     """
-    device = device or resolve_target(None)
+    device, known = device or resolve_target(None), known or KnownBodies()
     eqns = joint.eqns
     value_of: dict[Var, int] = {}
     producer: list[int] = []
@@ -61,8 +63,8 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
     own_bytes[_renamed_gradients(joint, value_of)] = 0
     own_bytes[[value_of[v] for eqn in joint.constants for v in eqn.outvars]] = 0
     return Graph(
-        costs=_direct_seconds(joint, device) * share.run,
-        workspace_bytes=np.ceil(np.asarray([_workspace_bytes(eqn, device) for eqn in eqns]) * share.run).astype(
+        costs=_direct_seconds(joint, device, known) * share.run,
+        workspace_bytes=np.ceil(np.asarray([_workspace_bytes(eqn, device, known) for eqn in eqns]) * share.run).astype(
             np.int64
         ),
         value_bytes=own_bytes,
@@ -77,13 +79,14 @@ def price(joint: Joint, device: Device | None = None) -> Graph:
     )
 
 
-def _direct_seconds(joint: Joint, device: Device) -> np.ndarray:
+def _direct_seconds(joint: Joint, device: Device, known: KnownBodies) -> np.ndarray:
     """[N] time of each equation in the program without round trips; those take nothing unless they are taken."""
     direct = joint.direct or joint
     written = materialised(direct.jaxpr, device)
     trips = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
     seconds = np.zeros(len(joint.eqns))
-    seconds[[id(eqn) not in trips for eqn in joint.eqns]] = [_seconds(eqn, device, written) for eqn in direct.eqns]
+    direct_seconds = [_seconds(eqn, device, written, known) for eqn in direct.eqns]
+    seconds[[id(eqn) not in trips for eqn in joint.eqns]] = direct_seconds
     return seconds
 
 
@@ -183,16 +186,16 @@ def _takes_over(reader: Eqn, var: Var) -> bool:
     return reader.primitive.name in _VIEWS
 
 
-def program_seconds(jaxpr: Jaxpr, device: Device) -> float:
+def program_seconds(jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None) -> float:
     """Time of one run of a program on a device, its fusions counted."""
-    written = materialised(jaxpr, device)
-    return sum(_seconds(eqn, device, written) for eqn in jaxpr.eqns)
+    written, known = materialised(jaxpr, device), known or KnownBodies()
+    return sum(_seconds(eqn, device, written, known) for eqn in jaxpr.eqns)
 
 
-def _seconds(eqn: Eqn, device: Device, written: dict[Var, bool]) -> float:
+def _seconds(eqn: Eqn, device: Device, written: dict[Var, bool], known: KnownBodies) -> float:
     """Time of one equation; an element-wise one that is fused into its readers moves no bytes of its own."""
     if eqn.primitive.name in LOOPS:
-        return device.launch_seconds + _loop_seconds(eqn, device)
+        return device.launch_seconds + _loop_seconds(eqn, device, known)
     if transferred := sum(transferred_bytes(eqn)):
         return _transfer_seconds(transferred, device)
     if is_contraction(eqn) or jaxprs.subjaxprs(eqn):
@@ -202,13 +205,15 @@ def _seconds(eqn: Eqn, device: Device, written: dict[Var, bool]) -> float:
     return max(arithmetic, size / device.bandwidth_bytes_per_second)
 
 
-def _loop_seconds(eqn: Eqn, device: Device) -> float:
+def _loop_seconds(eqn: Eqn, device: Device, known: KnownBodies) -> float:
     """Time of what runs inside an equation: by its kernels, where loops are fused by what that saves."""
     if device.backend.element_work is None:
-        return body_seconds(eqn, lambda body: program_seconds(body, device))
-    seconds = [estimate_body(body, device).seconds for body in bodies_of(eqn)]
-    inside = max(seconds) if eqn.primitive.name == "cond" else trip_count(eqn) * sum(seconds)
-    return inside + _transfer_seconds(sum(transferred_bytes(eqn)), device)
+        inside = functools.partial(program_seconds, device=device, known=known)
+        return body_seconds(eqn, lambda body: known.once("seconds", alone(body), lambda once: inside(once.jaxpr)))
+    estimate = functools.partial(estimate_body, device=device, known=known)
+    seconds = [known.once("memory", body, estimate).seconds for body in bodies_of(eqn)]
+    total = max(seconds) if eqn.primitive.name == "cond" else trip_count(eqn) * sum(seconds)
+    return total + _transfer_seconds(sum(transferred_bytes(eqn)), device)
 
 
 def _transfer_seconds(transferred_bytes: int, device: Device) -> float:
@@ -216,6 +221,7 @@ def _transfer_seconds(transferred_bytes: int, device: Device) -> float:
     return transferred_bytes / device.host_bytes_per_second if device.host_bytes_per_second else 0.0
 
 
-def _workspace_bytes(eqn: Eqn, device: Device) -> int:
+def _workspace_bytes(eqn: Eqn, device: Device, known: KnownBodies) -> int:
     """Bytes that the bodies of a loop or branch need while they run."""
-    return max((estimate_body(body, device).temp_bytes for body in bodies_of(eqn)), default=0)
+    inside = functools.partial(estimate_body, device=device, known=known)
+    return max((known.once("memory", body, inside).temp_bytes for body in bodies_of(eqn)), default=0)

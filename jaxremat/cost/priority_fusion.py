@@ -41,24 +41,29 @@ class _Kernel:
       work: arithmetic operations.
       reads: how much of each buffer it reads; more than 1 where parts are read several times.
       inside: the operations that it runs.
+      moved_bytes: what it reads and writes.
       seconds: what it takes.
     """
 
     work: float
     reads: dict[int, float]
     inside: set[int]
+    moved_bytes: float = 0.0
     seconds: float = 0.0
 
 
 class _Fuser:
     def __init__(self, program: Program, device: Device):
-        self.program, self.ops, self.device = program, program.ops, device
+        self.program, self.ops = program, program.ops
+        self.bandwidth, self.flops = device.bandwidth_bytes_per_second, device.vector_flops_per_second
         self.consumers = _CONSUMERS | _PRODUCTS if device.backend.products_compute_operands else _CONSUMERS
         self.element_work = device.backend.element_work or {}
         self.outputs = set(program.outputs)
         self.rows: set[int] = set()
         self.sizes = [float(op.size_bytes) for op in self.ops]
         self.written = [float(written_bytes(self.ops, op)) for op in self.ops]
+        self.is_producer = [op.kind in _PRODUCERS for op in self.ops]
+        self.is_consumer = [op.kind in self.consumers for op in self.ops]
         self.live = reachable(program)
         self.users: list[list[int]] = [[] for _ in self.ops]
         self.kernels: dict[int, _Kernel] = {}
@@ -77,9 +82,16 @@ class _Fuser:
         work = op.elements * self.element_work.get(op.kind, 1)
         if op.kind == "reduce":
             work = sum(self.ops[read].elements for read in op.reads)
-        self.kernels[index] = _Kernel(float(work), reads, {index}, self._seconds(index, float(work), reads))
+        self.kernels[index] = self._timed(index, _Kernel(float(work), reads, {index}))
         for read in reads:
             self.readers[read].add(index)
+
+    def _timed(self, root: int, kernel: _Kernel) -> _Kernel:
+        """A kernel with what it moves and takes worked out."""
+        read = sum(self.sizes[buffer] * min(share, 1.0) for buffer, share in kernel.reads.items())
+        kernel.moved_bytes = self.written[root] + read
+        kernel.seconds = self._seconds(kernel.work, kernel.moved_bytes)
+        return kernel
 
     def run(self) -> Fusion:
         for index in self.live:
@@ -87,18 +99,18 @@ class _Fuser:
                 self._take_operands(index)
         for kernel in row_kernels(self.program, self.users):
             self._as_one(kernel)
-        queue = [(-saved, index) for index in self.live if (saved := self._saved(index)) > 0]
+        gains = {index: gain for index in self.live if (gain := self._saved(index)) > 0}
+        queue = [(-gain, index) for index, gain in gains.items()]
         heapq.heapify(queue)
         while queue:
             expected, index = heapq.heappop(queue)
-            saved = self._saved(index)
-            if saved <= 0:
-                continue
-            if queue and saved < -queue[0][0] and saved < -expected:
-                heapq.heappush(queue, (-saved, index))
-                continue
+            if gains.get(index) != -expected:
+                continue  # no longer so: what it is now stands elsewhere in the queue
+            del gains[index]
             for neighbour in self._fused(index):
+                gains.pop(neighbour, None)
                 if (gain := self._saved(neighbour)) > 0:
+                    gains[neighbour] = gain
                     heapq.heappush(queue, (-gain, neighbour))
         return self._fusion()
 
@@ -116,7 +128,7 @@ class _Fuser:
             for read in part.reads.keys() - rows.inside:
                 self.readers[read] = (self.readers[read] - {index}) | {rows.root}
         kernel.reads = {read: min(share, 1.0) for read, share in kernel.reads.items() if read not in rows.inside}
-        kernel.seconds = self._seconds(rows.root, kernel.work, kernel.reads)
+        self._timed(rows.root, kernel)
 
     def _take_operands(self, product: int) -> None:
         """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads
@@ -132,7 +144,7 @@ class _Fuser:
         """A product spreads a constant or a row itself; others read it as before."""
         kernel, spread = self.kernels[product], self.kernels[index]
         kernel.work, kernel.reads = _merged(kernel, index, spread)
-        kernel.seconds = self._seconds(product, kernel.work, kernel.reads)
+        self._timed(product, kernel)
         for read in spread.reads:
             self.readers[read].add(product)
         self.readers[index].discard(product)
@@ -160,36 +172,43 @@ class _Fuser:
     def _saved(self, index: int) -> float:
         """Seconds that fusing a producer into all its readers saves; 0 where it cannot be."""
         producer, readers = self.kernels.get(index), self.readers.get(index)
-        if producer is None or not readers or index in self.outputs | self.rows:
+        if producer is None or not readers or not self.is_producer[index]:
             return 0.0
-        if self.ops[index].kind not in _PRODUCERS:
+        if index in self.outputs or index in self.rows:
             return 0.0
-        before, after = producer.seconds, 0.0
+        saved = producer.seconds
         for reader in readers:
-            kernel = self.kernels[reader]
-            if self.ops[reader].kind not in self.consumers:
+            if not self.is_consumer[reader]:
                 return 0.0
             if self._normalises(index, reader):
                 continue
-            work, reads = _merged(kernel, index, producer)
-            if len(reads) > _MOST_READS:
+            kernel = self.kernels[reader]
+            together = self._seconds_together(kernel, index, producer)
+            if together is None:
                 return 0.0
-            before += kernel.seconds
-            after += self._seconds(reader, work, reads)
-        return before - after
+            saved += kernel.seconds - together
+        return saved
+
+    def _seconds_together(self, kernel: _Kernel, index: int, producer: _Kernel) -> float | None:
+        """What a kernel takes that runs a producer of its own; None where it would read too many buffers."""
+        reads, sizes = kernel.reads, self.sizes
+        share = reads[index]
+        moved, number = kernel.moved_bytes - sizes[index] * (share if share < 1.0 else 1.0), len(reads) - 1
+        for read, part in producer.reads.items():
+            before, part = reads.get(read, 0.0), share * part
+            number += read not in reads
+            if before < 1.0:
+                moved += sizes[read] * ((before + part if before + part < 1.0 else 1.0) - before)
+        return None if number > _MOST_READS else self._seconds(kernel.work + share * producer.work, moved)
 
     def _normalises(self, index: int, reader: int) -> bool:
         """Whether a reader sums the rows of a value for another reader of it: a softmax, say, is one kernel."""
         rows = self.ops[reader].kind == "reduce" and self.ops[reader].shape == self.ops[index].shape[:-1]
         return rows and any(reader in self.kernels[other].reads for other in self.readers[index])
 
-    def _seconds(self, root: int, work: float, reads: dict[int, float]) -> float:
-        moved = self.written[root]
-        for buffer, share in reads.items():
-            moved += self.sizes[buffer] * share if share < 1.0 else self.sizes[buffer]
-        memory = moved / self.device.bandwidth_bytes_per_second
-        arithmetic = work / self.device.vector_flops_per_second
-        return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * min(arithmetic, memory)
+    def _seconds(self, work: float, moved_bytes: float) -> float:
+        memory, arithmetic = moved_bytes / self.bandwidth, work / self.flops
+        return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * (arithmetic if arithmetic < memory else memory)
 
     def _fused(self, index: int) -> set[int]:
         """Fuses a producer into its readers; returns the producers whose saving that changes."""
@@ -201,7 +220,7 @@ class _Fuser:
             kernel = self.kernels[reader]
             kernel.work, kernel.reads = _merged(kernel, index, producer)
             kernel.inside |= producer.inside
-            kernel.seconds = self._seconds(reader, kernel.work, kernel.reads)
+            self._timed(reader, kernel)
             affected |= {reader, *kernel.reads}
             for read in producer.reads:
                 self.readers[read].add(reader)

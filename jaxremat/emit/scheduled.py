@@ -20,12 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Var
+from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import EmissionError
 from jaxremat.emit.transfers import Transfers
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.splice import Env, Splice, at
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,6 +160,28 @@ def _run_segments(segments: Sequence[Segment], same: Mapping[Var, Var], env: dic
         env.update((v, inside[v]) for v in _made(segment.eqns, same))
 
 
+def emitted_program(joint: Joint, script: Script) -> Jaxpr:
+    """Forward and backward of a script as one program: what `run_forward`, then `run_backward` are traced to."""
+    program = Splice(joint.jaxpr)
+    forward = program.inputs
+    _put_segments(program, (Segment(script.constants, ()), *script.forward), script.same, forward)
+    backward = program.inputs | {v: forward[v] for v in script.residuals}
+    _put_segments(program, (Segment(script.constants, ()), *script.backward), script.same, backward)
+    outputs = [at(forward, atom) for atom in joint.outputs]
+    return program.program([*outputs, *(at(backward, atom) for atom in joint.gradients)])
+
+
+def _put_segments(program: Splice, segments: Sequence[Segment], same: Mapping[Var, Var], env: Env) -> None:
+    for segment in segments:
+        outside = {v: env[v] for v in segment.fenced if v not in segment.passed}
+        env.update(program.put_barrier(segment.through, env) if segment.through else {})
+        for eqn in segment.eqns:
+            program.put(eqn, env)
+            env.update((same[v], env[v]) for v in eqn.outvars if v in same)
+        made = set(_made(segment.eqns, same))
+        env.update((v, value) for v, value in outside.items() if v not in made)
+
+
 def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joint, Script]]) -> Callable[..., list]:
     """The flat primal function whose gradient runs a script.
 
@@ -258,14 +281,13 @@ def _sources(
 ) -> tuple[Var, ...]:
     """What the recomputed equations of a segment read from outside, what it reads that came over the link, and the
     cotangents that it reads."""
-    forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.backward) if not late}
-    again = [eqn for eqn in eqns if id(eqn) in forward or id(eqn) in repeated]
+    early, inputs = joint.early_values, set(joint.inputs)
+    again = [eqn for eqn in eqns if id(eqn) in repeated or any(v in early for v in eqn.outvars)]
     read = _read_from_outside(joint, eqns, free, repeated, transfers)
     if not again and transfers.ends.isdisjoint(read):
         return ()
-    values = {v for eqn in joint.eqns if id(eqn) in forward for v in eqn.outvars} | set(joint.inputs)
     wanted = {v for eqn in again for v in eqn.invars if isinstance(v, Var)} | transfers.ends
-    return tuple(v for v in read if v in wanted or v not in values)
+    return tuple(v for v in read if v in wanted or (v not in early and v not in inputs))
 
 
 def _constants(joint: Joint) -> dict[Var, Any]:

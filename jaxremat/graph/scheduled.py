@@ -114,11 +114,9 @@ def _backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
 
 def saved_before(wiring: Wiring, tail: np.ndarray) -> np.ndarray:
     """[K] values that a stretch running to the end reads before it makes them."""
-    made = np.zeros(wiring.num_values, bool)
-    saved = np.zeros(wiring.num_values, bool)
-    for node in tail.tolist():
-        for value in wiring.values_read[node]:
-            saved[value] |= not made[value]
-        for value in wiring.values_of[node]:
-            made[value] = True
-    return np.flatnonzero(saved).astype(np.int32)
+    made: set[int] = set()
+    saved: set[int] = set()
+    for node in dict.fromkeys(tail.tolist()):
+        saved.update(value for value in wiring.values_read[node] if value not in made)
+        made.update(wiring.values_of[node])
+    return np.asarray(sorted(saved), np.int32)

@@ -11,6 +11,7 @@ relative of Griewank's treeverse, Optimization Methods and Software 1992, and of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -77,6 +78,7 @@ class Loops:
         self.device = device
         self.found = find(primal)
         self.emitter = Emitter(storages)
+        self._at: dict[float, tuple[LoopOption, ...]] = {}
         self._hulls: dict[tuple[Body, tuple[LoopDecision, ...], bool], IterationHull] = {}
 
     def emitted(self, decisions: Sequence[LoopDecision]) -> Callable[[Sequence], list]:
@@ -85,7 +87,13 @@ class Loops:
 
     def decide(self, seconds_per_byte: float) -> tuple[LoopDecision, ...]:
         """The cheapest decision for each loop when holding one byte costs `seconds_per_byte`, deterministic."""
-        return tuple(self.estimate(loop, seconds_per_byte).decision for loop in self.found)
+        return tuple(option.decision for option in self.at(seconds_per_byte))
+
+    def at(self, seconds_per_byte: float) -> tuple[LoopOption, ...]:
+        """The same with what each decision is expected to take."""
+        if seconds_per_byte not in self._at:
+            self._at[seconds_per_byte] = tuple(self.estimate(loop, seconds_per_byte) for loop in self.found)
+        return self._at[seconds_per_byte]
 
     def estimate(self, loop: Loop, seconds_per_byte: float) -> LoopOption:
         """The cheapest decision for one loop, at any depth, with what it is expected to take."""
@@ -137,6 +145,11 @@ class Loops:
         """Whether what runs again in an iteration waits behind barriers. The two passes over a shard_map meet in one
         flat program, where nothing else keeps it apart from what ran before."""
         return self.device.backend.fences_loop_bodies or loop.kind == "shard_map"
+
+
+def in_one_piece(seconds_per_byte: float) -> float:
+    """A price near another one at which no loop falls into the pieces that it falls into there."""
+    return (1 + _EARLY_SURCHARGE) * seconds_per_byte
 
 
 def at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], seconds_per_byte: float) -> LoopOption:
@@ -191,6 +204,7 @@ def _uniform(hull: IterationHull, choice: _Choice, length: int, inner: tuple[Loo
     return LoopOption(held, transient + choice.option.transient_bytes, seconds, LoopDecision(pieces, inner))
 
 
+@functools.lru_cache(maxsize=64)  # few bodies, and prices one after another
 def _choices(hull: IterationHull, length: int) -> list[_Choice]:
     """Plain and nested ways to treat `length` iterations, on their lower hull, from the most bytes to the fewest."""
     found = []

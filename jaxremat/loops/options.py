@@ -22,7 +22,7 @@ from jaxremat.loops.body import Body, scripted
 from jaxremat.loops.decision import Piece
 from jaxremat.loops.stacking import judged_by_kernels
 from jaxremat.solvers.mincut.assemble import assemble_parts
-from jaxremat.solvers.mincut.cut import cheapest_cut
+from jaxremat.solvers.mincut.cut import CutNetwork
 from jaxremat.solvers.mincut.structure import Structure, ends_of_groups
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
@@ -54,7 +54,7 @@ class IterationOption:
     premium_bytes: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class IterationHull:
     """The lower convex hull of an iteration's options, from the most stacked bytes to the fewest.
 
@@ -184,8 +184,10 @@ def _hull(body: Body, graph: Graph, run_seconds: np.ndarray, size: np.ndarray) -
     only_kept = np.zeros(graph.num_values, bool)
     only_kept[: body.num_carry] = True
 
+    network = CutNetwork(graph, run_seconds, needed)
+
     def cut(seconds_per_byte: float) -> tuple[float, float, np.ndarray]:
-        kept, again = cheapest_cut(graph, seconds_per_byte * size + graph.keep_costs, run_seconds, needed, only_kept)
+        kept, again = network.cheapest(seconds_per_byte * size + graph.keep_costs, only_kept)
         seconds = run_seconds[again & np.isfinite(run_seconds)].sum() + graph.keep_costs[kept].sum()
         return float(size[kept].sum()), float(seconds), kept
 
@@ -217,14 +219,13 @@ def _checkpointed(body: Body, graph: Graph, run_seconds: np.ndarray, kept: np.nd
     forward, start = assemble_parts(graph, kept)
     alone = dataclasses.replace(graph, is_output=np.zeros_like(graph.is_output))
     structure = Structure(alone)
+    network = CutNetwork(alone, run_seconds, structure.needed)
     mean = graph.costs.sum() / max(int(alone.value_bytes.sum()), 1)
     found: dict[bytes, IterationOption] = {}
     for (parts, groups), keep_price in itertools.product(_PARTS, (mean, _LARGEST_PRICE)):
         ends = structure.boundaries(parts)
         passing = structure.crossing_values(ends) | kept
-        inside, _ = cheapest_cut(
-            alone, keep_price * alone.value_bytes + alone.keep_costs, run_seconds, structure.needed, passing
-        )
+        inside, _ = network.cheapest(keep_price * alone.value_bytes + alone.keep_costs, passing)
         ends = ends_of_groups(ends, groups)
         group = np.searchsorted(ends, np.arange(graph.num_nodes))
         steps = assemble_parts(alone, inside | kept, group, structure.crossing_values(ends) | kept)[0]

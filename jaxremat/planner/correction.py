@@ -64,9 +64,9 @@ def correct[C: Candidate, M](
 ) -> Correction[C, M]:
     """Finds the cheapest candidate whose measured peak is within the budget.
 
-    What is expected is taken to be off by a constant, learnt anew from each trial; once one candidate fits and another
-    does not, the next is sought between them. What does not fit is the answer to every aim from its own expected peak
-    on.
+    What is expected is taken to be off by a constant, learnt anew from each trial: where that is next to nothing, and
+    leaves no room above an aim that fitted, it is over. Once one candidate fits and another does not, the next is
+    sought between them. What does not fit is the answer to every aim from its own expected peak on.
 
     Args:
       propose: from an aim, in bytes, to the cheapest candidate that is expected to stay below it.
@@ -83,21 +83,22 @@ def correct[C: Candidate, M](
         candidate = propose(aim)
         tried = next((trial for trial in trials if trial.candidate is candidate), None)
         if tried is None:
-            if len(trials) == most_trials:
-                break
             peak_bytes, measurement = measure(candidate)
             tried = Trial(candidate, measurement, peak_bytes)
             trials.append(tried)
         slack = budget_bytes - tried.peak_bytes
+        learnt = expected(candidate) + slack - int(_SAFETY * budget_bytes)
         if slack >= 0:
             fits = max(fits or 0, aim)
-            if slack <= _CLOSE_ENOUGH * budget_bytes:
+            is_right = abs(tried.peak_bytes - expected(candidate)) <= _CLOSE_ENOUGH * budget_bytes
+            nothing_more = is_right and fails is None and (1 + _CLOSE_ENOUGH) * learnt <= fits
+            if slack <= _CLOSE_ENOUGH * budget_bytes or nothing_more:
                 break
         else:
             fails = min(fails or aim, aim, expected(candidate))
-        if fits and fails and fails - fits <= _SAFETY * budget_bytes:
+        if len(trials) == most_trials or (fits and fails and fails - fits <= _SAFETY * budget_bytes):
             break
-        aim = _next_aim(expected(candidate) + slack - int(_SAFETY * budget_bytes), fits, fails)
+        aim = _next_aim(learnt, fits, fails)
     return _concluded(trials, budget_bytes, len(trials))
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Eqn, Jaxpr
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.flops import is_contraction
 from jaxremat.cost.memory import MemoryEstimate, estimate_memory, live_bytes
 from jaxremat.cost.pricing import Shares, shares
-from jaxremat.emit.scheduled import Script, Segment, run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import Script, Segment, emitted_program, write_script
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram
@@ -26,20 +26,23 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
 
-def predict(joint: Joint, graph: Graph, program: ScheduledProgram, device: Device) -> Timeline:
+def predict(
+    joint: Joint, graph: Graph, program: ScheduledProgram, device: Device, known: KnownBodies | None = None
+) -> Timeline:
     """The timeline of a scheduled program as compiled: one step per kernel, one span per buffer.
 
     Args:
       joint, graph: the program.
       program: its schedule.
       device: what it is compiled for.
+      known: bodies of loops whose costs on the device are known already.
     """
     if is_below_model_threshold(joint, graph, device):
         return replay(graph, program.steps)
     script = write_script(joint, program, device.backend.unfenced(joint.eqns))
-    emitted = _emitted(joint, script)
+    emitted = emitted_program(joint, script)
     node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
-    estimate = estimate_memory(emitted, device)
+    estimate = estimate_memory(emitted, device, known)
     replayed = float(graph.costs[program.steps].sum())
     cost = estimate.seconds if device.backend.barrier_parts else replayed
     return timeline_of(joint, graph, estimate, emitted, node_of, cost)
@@ -92,18 +95,6 @@ def _is_widened(eqns: Sequence[Eqn], dtypes: frozenset[str]) -> bool:
     inside = (body.eqns for eqn in eqns for body in jaxprs.subjaxprs(eqn))
     return any(str(jaxprs.dtype_of(atom)) in dtypes for eqn in products for atom in eqn.invars) or any(
         _is_widened(body, dtypes) for body in inside
-    )
-
-
-def _emitted(joint: Joint, script: Script) -> Jaxpr:
-    """The emitted gradient program."""
-
-    def gradient(inputs, cotangents):
-        outputs, residuals = run_forward(joint, script, inputs)
-        return outputs, run_backward(joint, script, residuals, cotangents)
-
-    return jax.make_jaxpr(gradient)(
-        [jaxprs.shape_of(v) for v in joint.inputs], [jaxprs.shape_of(v) for v in joint.cotangents]
     )
 
 

@@ -8,6 +8,7 @@ import functools
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import again_seconds
 from jaxremat.graph.graph import Graph
@@ -30,6 +31,7 @@ class Problem:
       graph: the joint program in bytes and seconds on the device.
       device: what it is planned for.
       storages: forms in which values may wait for the backward.
+      known: bodies of loops whose costs on the device are known.
     """
 
     primal: Primal
@@ -38,6 +40,7 @@ class Problem:
     graph: Graph
     device: Device
     storages: tuple[str, ...] = ()
+    known: KnownBodies = dataclasses.field(default_factory=KnownBodies)
 
     @functools.cached_property
     def run_seconds(self) -> np.ndarray:
@@ -66,6 +69,7 @@ def pose(
     decisions: tuple[LoopDecision, ...] = (),
     loops: Loops | None = None,
     storages: tuple[str, ...] = (),
+    known: KnownBodies | None = None,
 ) -> Problem:
     """The problem of a program for a device, with its loops decided, or left alone.
 
@@ -75,10 +79,12 @@ def pose(
       decisions: one per loop, or none.
       loops: the program's loops on the device, where they were found before.
       storages: forms in which values may wait for the backward.
+      known: bodies of loops whose costs on the device are known from another problem.
     """
+    known = known or KnownBodies()
     run = (loops or Loops(primal, device, storages)).emitted(decisions) if decisions else None
     joint = differentiate(primal, run, outside_loops(primal, device, storages))
-    return Problem(primal, decisions, joint, price(joint, device), device, storages)
+    return Problem(primal, decisions, joint, price(joint, device, known), device, storages, known)
 
 
 def outside_loops(primal: Primal, device: Device, storages: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram
-from jaxremat.loops.decide import Loops
+from jaxremat.loops.decide import Loops, in_one_piece
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.contract import Outcome, Planner, left_behind
 from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
@@ -26,8 +27,9 @@ from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 _LOOP_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade
-_REFINEMENTS = 10  # halvings of the ratio between two prices, 1.8: to 0.1 %
-_STRIDE = 4  # of the prices, at first: a whole order of magnitude
+_MOST_PRICES = 6  # tried for one limit: each is a program that is traced and searched
+_HALVINGS = 12  # of the ratio between two prices, a million: to 0.4 %
+_CLOSE = 0.002  # of the limit: less than a prediction can tell
 _MOST_LEAST = 24  # predicted, some of them compiled
 _MOST_LOOP_DECISIONS = 3  # those in which one cut goes lowest, each then searched to the end
 _APART = 1.005  # half a per cent: less than a prediction can tell
@@ -57,7 +59,8 @@ class ScheduleOutcome:
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The predicted timeline of the emitted program."""
-        return predict(self.problem.joint, self.problem.graph, self.program, self.problem.device)
+        problem = self.problem
+        return predict(problem.joint, problem.graph, self.program, problem.device, problem.known)
 
     @property
     def peak_bytes(self) -> int:
@@ -89,6 +92,7 @@ class SchedulePlanner:
         self.as_written: FlatFunction = primal.as_written
         self.device = device
         self.storages = storages
+        self._known = KnownBodies()
         self._searches: dict[tuple[LoopDecision, ...], tuple[Problem, Search]] = {}
         self._outcomes: dict[tuple[tuple[LoopDecision, ...], bytes, str], ScheduleOutcome] = {}
 
@@ -102,15 +106,11 @@ class SchedulePlanner:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
         if not self._loops.found or self.plain.replayed_bytes <= replayed_bytes:
             return self._fit_at(None, replayed_bytes)
-        prices = self._loop_prices
-        fits = [i for i in range(0, len(prices), _STRIDE) if self._fits_quickly(prices[i], replayed_bytes)]
-        if not fits:
-            return self._fit_deeply(replayed_bytes)
-        high, low = fits[0], fits[0] - _STRIDE
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._fits_quickly(prices[middle], replayed_bytes) else (middle, high)
-        return self._refined(prices[max(low, 0)], prices[high], replayed_bytes)
+        lowest, highest = self._loop_prices[0], self._loop_prices[-1]
+        if self._fits_quickly(lowest, replayed_bytes):
+            return self._fit_at(lowest, replayed_bytes)
+        within = list(self._approached(lowest, highest, replayed_bytes))
+        return min(within, key=_by_cost) if within else self._fit_deeply(replayed_bytes)
 
     @functools.cached_property
     def smallest(self) -> ScheduleOutcome:
@@ -161,17 +161,44 @@ class SchedulePlanner:
     def _fits_quickly(self, price: float, replayed_bytes: int) -> bool:
         return self._posed(self._decisions(price))[1].fit_quickly(replayed_bytes) is not None
 
-    def _refined(self, too_low: float, enough: float, replayed_bytes: int) -> ScheduleOutcome:
-        within = []
-        for _ in range(_REFINEMENTS):
-            middle = float(np.sqrt(too_low * enough))
-            problem, search = self._posed(self._decisions(middle))
+    def _approached(self, too_low: float, enough: float, replayed_bytes: int) -> Iterator[ScheduleOutcome]:
+        """What fits on the way to the smallest price of loops at which the program does, and right above it, where no
+        loop falls into pieces: those take time of their own.
+
+        What loops are estimated to hold is off by about as much at one price as at the next: the price that is tried
+        next is the one at which they hold as much less, or more, as the program is above, or below, the limit.
+        """
+        price, fits = too_low, False
+        for _ in range(_MOST_PRICES):
+            price = self._next_price(price, too_low, enough, replayed_bytes)
+            problem, search = self._posed(self._decisions(price))
             found = search.fit_quickly(replayed_bytes)
-            too_low, enough = (too_low, middle) if found else (middle, enough)
             if found:
-                within.append(self._outcome(problem, found))
-        within += [self._fit_at(price, replayed_bytes) for price in (too_low, enough)]
-        return min((outcome for outcome in within if outcome.replayed_bytes <= replayed_bytes), key=_by_cost)
+                yield self._outcome(problem, found)
+            too_low, enough, fits = (too_low, price, True) if found else (price, enough, fits)
+            if self._held_bytes(too_low) - self._held_bytes(enough) <= _CLOSE * replayed_bytes:
+                break
+        if not fits and not self._fits_quickly(enough, replayed_bytes):
+            return
+        for price in (too_low, enough, in_one_piece(enough)):
+            outcome = self._fit_at(price, replayed_bytes)
+            if outcome.replayed_bytes <= replayed_bytes:
+                yield outcome
+
+    def _next_price(self, price: float, too_low: float, enough: float, replayed_bytes: int) -> float:
+        """Between two prices, the one at which loops hold what the program at a price has room for."""
+        _, search = self._posed(self._decisions(price))
+        wanted = self._held_bytes(price) + replayed_bytes - search.plain.peak_bytes
+        if not self._held_bytes(too_low) > wanted >= self._held_bytes(enough):
+            return float(np.sqrt(too_low * enough))
+        for _ in range(_HALVINGS):
+            middle = float(np.sqrt(too_low * enough))
+            too_low, enough = (too_low, middle) if self._held_bytes(middle) <= wanted else (middle, enough)
+        return enough
+
+    def _held_bytes(self, price: float) -> int:
+        """What loops are estimated to hold at a price."""
+        return sum(option.held_bytes + option.transient_bytes for option in self._loops.at(price))
 
     def _fit_at(self, price: float | None, replayed_bytes: int) -> ScheduleOutcome:
         problem, search = self._posed(self._decisions(price))
@@ -193,7 +220,7 @@ class SchedulePlanner:
 
     def _posed(self, decisions: tuple[LoopDecision, ...]) -> tuple[Problem, Search]:
         if decisions not in self._searches:
-            problem = pose(self.primal, self.device, decisions, self._loops, self.storages)
+            problem = pose(self.primal, self.device, decisions, self._loops, self.storages, self._known)
             self._searches[decisions] = problem, Search(problem.graph, problem.run_seconds)
         return self._searches[decisions]
 

@@ -99,6 +99,7 @@ class TimedPlanner:
         self.as_written: FlatFunction = primal.as_written
         self.device = device
         self._made: dict[bytes, TimedOutcome] = {}
+        self._at_point: dict[SearchPoint, TimedOutcome] = {}
 
     @functools.cached_property
     def plain(self) -> TimedOutcome:
@@ -141,8 +142,23 @@ class TimedPlanner:
     @functools.cached_property
     def _range(self) -> list[TimedOutcome]:
         """The whole range, from everything kept to next to nothing; and what people keep by hand."""
-        points = [SearchPoint(price, segments) for segments in _SEGMENTS for price in self._search.prices]
+        points = [SearchPoint(price, segments) for segments, prices in self._prices.items() for price in prices]
         return [self.plain, *self._by_hand(), *map(self._at, points)]
+
+    @functools.cached_property
+    def _prices(self) -> dict[int, list[float]]:
+        """By number of segments, the prices worth a prediction: of those that give the same schedule the last, and none
+        at which recomputation itself takes more bytes than a lower price does."""
+        return {segments: self._falling(segments) for segments in _SEGMENTS}
+
+    def _falling(self, segments: int) -> list[float]:
+        price_of: dict[int, float] = {}
+        least = np.inf
+        for price in self._search.prices:
+            candidate = self._search.candidate(SearchPoint(price, segments))
+            if candidate.peak_bytes <= least:
+                price_of[id(candidate)], least = price, candidate.peak_bytes
+        return list(price_of.values())
 
     def _by_hand(self) -> Iterator[TimedOutcome]:
         """Checkpoints around every block, as `jax.checkpoint` runs them: a barrier where each block begins again."""
@@ -156,7 +172,8 @@ class TimedPlanner:
 
     def _between(self, peak_bytes: int) -> Iterator[TimedOutcome]:
         """Outcomes at prices between one that is too low for a peak and the next one, which is enough."""
-        for segments, (low, high) in itertools.product(_SEGMENTS, itertools.pairwise(self._search.prices)):
+        pairs = [(segments, pair) for segments, prices in self._prices.items() for pair in itertools.pairwise(prices)]
+        for segments, (low, high) in pairs:
             too_low, enough = (self._at(SearchPoint(price, segments)).peak_bytes for price in (low, high))
             if too_low <= peak_bytes or enough > peak_bytes:
                 continue
@@ -172,8 +189,7 @@ class TimedPlanner:
         backward = after[self._problem.graph.backward[after]]
         if best.program.is_in_order or not backward.size:
             return
-        prices = self._search.prices
-        for segments in _SEGMENTS:
+        for segments, prices in self._prices.items():
             peaks = [self._at(SearchPoint(price, segments)).peak_bytes for price in prices]
             fits = [i for i, peak in enumerate(peaks) if peak <= peak_bytes]
             for price in prices[max(fits[0] - 1, 0) : fits[0] + 1] if fits else ():
@@ -184,7 +200,9 @@ class TimedPlanner:
             yield self._emitted(outcome.program, self._structure.parts(int(factor * self._parts)))
 
     def _at(self, point: SearchPoint) -> TimedOutcome:
-        return self._emitted(self._search.candidate(point).program)
+        if point not in self._at_point:
+            self._at_point[point] = self._emitted(self._search.candidate(point).program)
+        return self._at_point[point]
 
     def _emitted(self, program: ScheduledProgram, part: np.ndarray | None = None) -> TimedOutcome:
         """A schedule with a barrier before each part of the forward that runs again."""

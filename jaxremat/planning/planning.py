@@ -26,6 +26,7 @@ from jaxremat.planning.compilation import compile_program
 from jaxremat.planning.hosts import agree
 from jaxremat.planning.load import restored
 from jaxremat.planning.plan import Plan
+from jaxremat.planning.plan_cache import cached
 from jaxremat.planning.request import Request, checked_request
 from jaxremat.planning.signature import signature_of
 from jaxremat.planning.storage import parse_plan, plan_text
@@ -40,7 +41,7 @@ _ROUNDED = (
     "values may wait rounded to bfloat16, each off by up to 2**-9 of itself: plan.check_grads(fun, *args) says by how"
     " much gradients differ"
 )
-_MOST_COMPILATIONS = 8  # two learn by how much the prediction is off, the others halve what is left: to 2 %
+_MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_TIMED = 2  # the second is aimed by what the first was off by
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _MOST_LEAST = 3  # compilations: the smallest peak is wanted, not the smallest prediction
@@ -112,8 +113,8 @@ def plan_for(request: Request, budget: Budget | None, keep: Budget | None = None
         return plan_with_chunks(planning, budget) if "chunk" in request.allow else planning.plan(budget)
 
     if jax.process_count() == 1:
-        return make()
-    received = agree(lambda: plan_text(make()).encode()).decode()
+        return cached(request, (budget, keep), make)
+    received = agree(lambda: plan_text(cached(request, (budget, keep), make)).encode()).decode()
     return restored(parse_plan(received, "the plan of process 0"), request.fun, request.args, {})
 
 
@@ -307,7 +308,7 @@ class Planning:
             self.planner.fit,
             measure,
             limit,
-            most_trials=_MOST_PREDICTIONS,
+            most_trials=1 if self.planner.predicts_time else _MOST_PREDICTIONS,
             first_aim=max(1, limit + self.plain.replayed_bytes - self.plain.peak_bytes),
             expected=lambda outcome: outcome.replayed_bytes,
         )

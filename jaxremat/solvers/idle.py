@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 
 from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import link
 
 
 def without_idle_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
@@ -21,19 +24,25 @@ def without_idle_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
 
 def needed_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
     """[T] bool: the steps that `without_idle_runs` leaves."""
-    wanted, ran_later = graph.is_output.tolist(), [False] * graph.num_nodes
-    first_run = np.zeros(graph.num_nodes, np.int64)
-    first_run[schedule[::-1]] = np.arange(schedule.size)[::-1]
-    is_first = (first_run[schedule] == np.arange(schedule.size)).tolist()
-    values_of, values_read = graph.values_of, graph.values_read
-    needed = np.zeros(schedule.size, bool)
-    for step, node in reversed(list(enumerate(schedule.tolist()))):
-        read_later = any([wanted[value] for value in values_of[node]])
-        if not read_later and (ran_later[node] or not is_first[step]):
+    links = link(graph, schedule)
+    made_at = links.step[links.read]
+    readers = np.bincount(made_at, minlength=schedule.size)
+    readers += np.bincount(links.step[links.last_of(graph.is_output)], minlength=schedule.size)
+    needed = np.ones(schedule.size, bool)
+    waiting = (-np.flatnonzero(readers == 0)).tolist()  # a heap: the last steps first
+    reads_from = np.searchsorted(links.reader, np.arange(schedule.size + 1))
+    runs = np.bincount(schedule, minlength=graph.num_nodes)
+    is_first = np.zeros(schedule.size, bool)
+    is_first[np.unique(schedule, return_index=True)[1]] = True
+    heapq.heapify(waiting)
+    while waiting:
+        step = -heapq.heappop(waiting)
+        if is_first[step] and runs[schedule[step]] == 1:
             continue
-        needed[step] = ran_later[node] = True
-        for value in values_of[node]:
-            wanted[value] = False
-        for value in values_read[node]:
-            wanted[value] = True
+        needed[step] = False
+        runs[schedule[step]] -= 1
+        for source in made_at[reads_from[step] : reads_from[step + 1]].tolist():
+            readers[source] -= 1
+            if not readers[source]:
+                heapq.heappush(waiting, -source)
     return needed

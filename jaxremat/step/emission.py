@@ -17,6 +17,7 @@ from jaxremat.emit.scheduled import Segment
 from jaxremat.step.scheduling import Schedule
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.splice import Splice, at
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +63,16 @@ class Script:
     def emitted(self) -> tuple[Jaxpr, list[Eqn]]:
         """What `run` emits, and the equation that each one stems from; a barrier counts as what follows."""
         sources = [eqn for s in self.stretches for eqn in ((s.eqns[:1] if s.fenced else ()) + s.eqns)]
-        jaxpr = jax.make_jaxpr(lambda *inputs: self.run(inputs))(*map(jaxprs.shape_of, self.jaxpr.invars))
+        program = Splice(self.jaxpr)
+        env = program.inputs
+        for stretch in self.stretches:
+            outside = {v: env[v] for v in stretch.fenced}
+            env.update(program.put_barrier(stretch.fenced, env) if stretch.fenced else {})
+            for eqn in stretch.eqns:
+                program.put(eqn, env)
+            made = {v for eqn in stretch.eqns for v in eqn.outvars}
+            env.update((v, value) for v, value in outside.items() if v not in made)
+        jaxpr = program.program([at(env, atom) for atom in self.jaxpr.outvars])
         if len(jaxpr.eqns) != len(sources):
             raise AssertionError(f"emission wrote {len(jaxpr.eqns)} equations for {len(sources)} steps")
         return jaxpr, sources

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.memory import MemoryEstimate, estimate_memory
 from jaxremat.cost.pricing import price
 from jaxremat.graph.graph import Graph
@@ -31,12 +32,14 @@ class Posed:
       graph: the same in bytes and seconds.
       device: what they are for.
       is_body: whether it runs inside a loop, where inputs and outputs are counted outside.
+      known: bodies of loops whose costs on the device are known.
     """
 
     joint: Joint
     graph: Graph
     device: Device
     is_body: bool
+    known: KnownBodies
 
     def run_seconds(self, *, again_scans: bool = True) -> np.ndarray:
         """[N] what running each node again is taken to cost; `again_scans`: whether loops may."""
@@ -46,13 +49,19 @@ class Posed:
 
 
 def pose_program(
-    jaxpr: Jaxpr, device: Device, shardings: tuple = (), alias_bytes: int = 0, *, is_body: bool = False
+    jaxpr: Jaxpr,
+    device: Device,
+    shardings: tuple = (),
+    alias_bytes: int = 0,
+    *,
+    is_body: bool = False,
+    known: KnownBodies | None = None,
 ) -> Posed:
     """A flat program on a device; what lives in the buffer of a donated input is not counted twice."""
-    joint = whole_program(jaxpr, shardings)
-    graph = price(joint, device)
+    joint, known = whole_program(jaxpr, shardings), known or KnownBodies()
+    graph = price(joint, device, known)
     resident_bytes = 0 if is_body else graph.resident_bytes - alias_bytes
-    return Posed(joint, dataclasses.replace(graph, resident_bytes=resident_bytes), device, is_body)
+    return Posed(joint, dataclasses.replace(graph, resident_bytes=resident_bytes), device, is_body, known)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +105,7 @@ class Outcome:
     @functools.cached_property
     def estimate(self) -> MemoryEstimate:
         """The emitted program under the target's memory model."""
-        return estimate_memory(self.jaxpr, self.posed.device)
+        return estimate_memory(self.jaxpr, self.posed.device, self.posed.known)
 
     @property
     def _is_small(self) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Eqn, Jaxpr
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.pricing import shares
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
@@ -47,6 +48,7 @@ class ProgramPlanner:
       is_body: whether it runs inside a loop, where inputs and outputs are counted outside.
       storages: forms in which values may wait between the scans of a pair.
       search_for: the search of a graph, from it and what running each of its nodes again is taken to cost.
+      known: bodies of loops whose costs on the device are known.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ProgramPlanner:
         is_body: bool = False,
         storages: tuple[str, ...] = LOSSLESS,
         search_for: SearchFor = StepSearch,
+        known: KnownBodies | None = None,
     ):
         self.jaxpr = jaxpr
         self.device = device
@@ -67,6 +70,7 @@ class ProgramPlanner:
         self._is_body = is_body
         self._storages = storages
         self._search_for = search_for
+        self._known = known or KnownBodies()
         self._posed_as: dict[tuple, tuple[Posed, Schedules]] = {}
         self._outcomes: dict[ProgramDecision, Outcome] = {}
         self._loops_of: dict[ProgramDecision, tuple[tuple[LoopDecision, ...], Bodies]] = {}
@@ -196,7 +200,12 @@ class ProgramPlanner:
         if (position, k) not in self._inside:
             body = bodies_of(self.jaxpr.eqns[position])[k]
             self._inside[position, k] = ProgramPlanner(
-                body, self.device, is_body=True, storages=self._storages, search_for=self._search_for
+                body,
+                self.device,
+                is_body=True,
+                storages=self._storages,
+                search_for=self._search_for,
+                known=self._known,
             )
         return self._inside[position, k]
 
@@ -219,7 +228,9 @@ class ProgramPlanner:
             new = {(position, k): outcome.jaxpr for position, k, outcome in bodies}
             emitted = emit_pairs(self.jaxpr, self._pairs.found, pairs) if pairs else {}
             jaxpr = rewritten(self.jaxpr, {**emitted, **with_bodies(self.jaxpr, new)})
-            posed = pose_program(jaxpr, self.device, self._shardings, self._alias_bytes, is_body=self._is_body)
+            posed = pose_program(
+                jaxpr, self.device, self._shardings, self._alias_bytes, is_body=self._is_body, known=self._known
+            )
             self._posed_as[key] = posed, self._search_for(posed.graph, posed.run_seconds(again_scans=not pairs))
         return self._posed_as[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
 from jaxremat.trace.arguments import arrays_and_tree
 from jaxremat.trace.primitives import CALLS, CHECKPOINTS, OWN_RULES
+from jaxremat.trace.splice import Env, Splice, at
 
 Rule = Callable[[Eqn, list], list | None]
 
@@ -102,15 +104,6 @@ def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: S
     return [value_of(env, atom) for atom in jaxpr.outvars]
 
 
-def inline_rule(eqn: Eqn, inputs: list) -> list | None:
-    """A rule for `evaluate` that flattens call-like equations, at every depth outside loops and custom rules."""
-    body, name = inlined_body(eqn), compat.name_of(eqn)
-    with compat.at_position_of(eqn):
-        if body is not None:
-            return evaluate(body, inputs, inline_rule)
-        return None if name is None else [compat.mark(inputs[0], name)]
-
-
 def inlining(body_of: Callable[[Eqn], Jaxpr | None]) -> Rule:
     """A rule for `evaluate` that replaces equations by the bodies that `body_of` gives, at every depth of them."""
 
@@ -126,7 +119,22 @@ def inlining(body_of: Callable[[Eqn], Jaxpr | None]) -> Rule:
 
 def inline_calls(jaxpr: Jaxpr) -> Jaxpr:
     """The same program with jit, closed_call and remat equations replaced by their bodies; dead code removed."""
-    return traced_with(jaxpr, inline_rule)
+    flat = Splice(jaxpr)
+    env = flat.inputs
+    _put_flat(flat, jaxpr, env)
+    return compat.without_dead_code(flat.program([at(env, atom) for atom in jaxpr.outvars]))
+
+
+def _put_flat(flat: Splice, jaxpr: Jaxpr, env: Env, within: Any = ()) -> None:
+    """Puts in the equations of a program, at every depth outside loops and custom rules."""
+    for eqn in jaxpr.eqns:
+        body, name = inlined_body(eqn), compat.name_of(eqn)
+        if body is not None:
+            inner = flat.constants_of(body) | dict(zip(body.invars, (at(env, atom) for atom in eqn.invars)))
+            _put_flat(flat, body, inner, within + compat.stack_of(eqn) if within else compat.stack_of(eqn))
+            env.update(zip(eqn.outvars, (at(inner, atom) for atom in body.outvars)))
+        else:
+            flat.put(eqn if name is None else compat.as_mark(eqn, name), env, within)
 
 
 def traced_with(jaxpr: Jaxpr, rule: Rule) -> Jaxpr:
@@ -191,11 +199,13 @@ def array_bytes(atom: Atom) -> int:
     if not hasattr(aval, "shape"):
         return 0
     dtype = aval.dtype
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
-        itemsize = int(np.prod(jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).shape)) * 4
-    else:
-        itemsize = np.dtype(dtype).itemsize
-    return int(np.prod(aval.shape, dtype=object)) * itemsize
+    itemsize = dtype.itemsize if isinstance(dtype, np.dtype) else _key_bytes(dtype)
+    return math.prod(aval.shape) * itemsize
+
+
+def _key_bytes(dtype) -> int:
+    """Bytes of one element of an extended dtype: the raw words of a typed PRNG key."""
+    return math.prod(jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).shape) * 4
 
 
 def subjaxprs(eqn: Eqn) -> list[Jaxpr]:

@@ -119,6 +119,11 @@ class Joint:
         return backward
 
     @functools.cached_property
+    def early_values(self) -> frozenset[Var]:
+        """What the equations of the forward make."""
+        return frozenset(v for eqn, late in zip(self.eqns, self.backward) if not late for v in eqn.outvars)
+
+    @functools.cached_property
     def values(self) -> tuple[Var, ...]:
         """[V] every value that an equation makes, in order: value ids count through them."""
         return tuple(v for eqn in self.eqns for v in eqn.outvars)

@@ -10,17 +10,18 @@ run in one stretch of a schedule, the restored value is the source itself (`Join
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.splice import Splice, at
 
 BITS_PER_BYTE = 8  # so many masks in a byte
 _STORE, _RESTORE = "store_as_", "restore_from_"
@@ -122,17 +123,26 @@ def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Ja
     if not chosen:
         return jaxpr
 
-    def run(*inputs):
-        env: dict[Var, Any] = dict(zip(jaxpr.constvars, compat.consts_of(jaxpr))) | dict(zip(jaxpr.invars, inputs))
-        restored: dict[Var, Any] = {}
-        for eqn, is_late in zip(jaxpr.eqns, late):
-            seen = env | restored if is_late else env
-            env.update(zip(eqn.outvars, compat.bind(eqn, [jaxprs.value_of(seen, atom) for atom in eqn.invars])))
-            with compat.at_position_of(eqn):
-                restored.update((v, _there_and_back(env[v], chosen[v])) for v in eqn.outvars if v in chosen)
-        return [jaxprs.value_of(env, atom) for atom in jaxpr.outvars]
+    program, way = Splice(jaxpr), functools.cache(_traced_trip)
+    early, later = program.inputs, program.inputs
+    for eqn, is_late in zip(jaxpr.eqns, late):
+        env = later if is_late else early
+        program.put(eqn, env)
+        made = {v: env[v] for v in eqn.outvars}
+        early.update(made)
+        later.update(made)
+        for var in filter(chosen.__contains__, eqn.outvars):
+            trip = way(jaxprs.shape_of(var), chosen[var])
+            later[var] = _put_trip(program, trip, made[var], eqn)
+    return program.program([at(early, atom) for atom in jaxpr.outvars])
 
-    return jax.make_jaxpr(run)(*map(jaxprs.shape_of, jaxpr.invars))
+
+def _put_trip(program: Splice, trip: Jaxpr, source: Atom, maker: Eqn) -> Atom:
+    """Adds a round trip where its source is made; returns what comes back."""
+    env = {trip.invars[0]: source}
+    for eqn in trip.eqns:
+        program.put(compat.placed_like(eqn, maker), env)
+    return at(env, trip.outvars[0])
 
 
 def round_trips_in(jaxpr: Jaxpr) -> tuple[RoundTrip, ...]:
@@ -162,6 +172,10 @@ def _storage_of(var: Var, forms: Sequence[str]) -> Storage | None:
         return None
     shape = jaxprs.shape_of(var)
     return next((storage for storage in map(STORAGES.__getitem__, forms) if storage.takes(shape)), None)
+
+
+def _traced_trip(shape: jax.ShapeDtypeStruct, storage: Storage) -> Jaxpr:
+    return jax.make_jaxpr(lambda x: _there_and_back(x, storage))(shape)
 
 
 def _there_and_back(x, storage: Storage):

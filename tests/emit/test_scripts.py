@@ -11,14 +11,15 @@ import pytest
 from emitted import ARGS, FORMS, array, assert_same, counts, network, network_plan
 from jax import lax
 
+from jaxremat.base import compat
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import emitted_program, run_backward, run_forward, write_script
 from jaxremat.graph.scheduled import in_order, schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import trace_joint
+from jaxremat.trace.joint import describe, trace_joint
 
 
 def branching(w, x, key):
@@ -76,6 +77,22 @@ def test_any_schedule_computes_the_same(name, seed):
             outputs, residuals = run_forward(joint, script, inputs)
             gradients = run_backward(joint, script, residuals, cotangents)
             assert_same([*outputs, *gradients], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name,seed", [("network", 6), ("branching", 7)])
+def test_a_program_put_together_is_the_one_that_the_passes_are_traced_to(name, seed):
+    joint, graph, _, _ = joint_of(name)
+    shapes = [list(map(jaxprs.shape_of, part)) for part in (joint.inputs, joint.cotangents)]
+    for program in random_schedules(graph, seed, 6):
+        script = write_script(joint, program)
+
+        def passes(inputs, cotangents, script=script):
+            outputs, residuals = run_forward(joint, script, inputs)
+            return outputs, run_backward(joint, script, residuals, cotangents)
+
+        made = emitted_program(joint, script)
+        compat.check_jaxpr(made)
+        assert describe(made) == describe(jax.make_jaxpr(passes)(*shapes))
 
 
 @pytest.mark.parametrize("name,seed", [("network", 2), ("branching", 3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,18 +51,28 @@ class _Assembly:
         self.kept = kept
         self.value_group = value_group.tolist()
         self.left = left
-        self.available = left.tolist()
+        self.available = (left | graph.backward[graph.producer]).tolist()
         self.restored = {last}
         self.steps = forward_part(graph, left)
         self.producer = graph.producer.tolist()
 
     def run(self) -> np.ndarray:
-        available, values_read = self.available, self.graph.values_read
-        for node in np.flatnonzero(self.graph.backward).tolist():
-            if not all(available[value] for value in values_read[node]):
-                self._provide([node])
-            self._step(node)
-        return np.asarray(self.steps, np.int32)
+        late = np.flatnonzero(self.graph.backward)
+        done = 0
+        for place in np.flatnonzero(self._may_miss[late]).tolist():
+            self.steps.extend(late[done:place].tolist())
+            done = place
+            self._provide([int(late[place])])
+        return np.asarray([*self.steps, *late[done:].tolist()], np.int32)
+
+    @functools.cached_property
+    def _may_miss(self) -> np.ndarray:
+        """[N] bool: nodes that read forward values that the forward does not leave."""
+        value, node = self.graph.reads.T
+        missing = ~self.left & ~self.graph.backward[self.graph.producer]
+        may_miss = np.zeros(self.graph.num_nodes, bool)
+        may_miss[node[missing[value]]] = True
+        return may_miss
 
     def _provide(self, readers: list[int]) -> None:
         """Runs what `readers` need and is not available, restoring groups first."""

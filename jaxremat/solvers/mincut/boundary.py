@@ -21,7 +21,7 @@ import numpy as np
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.solvers.mincut.assemble import assemble_parts
-from jaxremat.solvers.mincut.cut import cheapest_cut
+from jaxremat.solvers.mincut.cut import CutNetwork
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out
 from jaxremat.solvers.mincut.structure import SEGMENTS, Structure, early_surcharge
 
@@ -56,6 +56,7 @@ class BoundarySearch:
         self._run_costs = self.structure.rerun_costs if keeps_outputs else graph.rerun_costs
         self._keep_seconds = graph.keep_costs if keep_seconds is None else keep_seconds
         self._has_backward = bool(graph.backward.any())
+        self._crossing = functools.cache(lambda segments: crossing_segments(self.structure, segments))
         self._made: dict[SearchPoint, Layout] = {}
         self._laid_out: dict[bytes, Layout] = {}
 
@@ -66,7 +67,7 @@ class BoundarySearch:
 
     def fit(self, budget_bytes: int) -> Layout | None:
         """The cheapest layout whose replayed peak is within the budget, None where there is none."""
-        points = [SearchPoint(0.0, segments) for segments in SEGMENTS]
+        points = [SearchPoint(0.0, segments) for segments in self._shapes]
         best = self._cheapest(points, budget_bytes, None)
         if best is None:
             return None
@@ -76,7 +77,7 @@ class BoundarySearch:
     def smallest_of_each_shape(self) -> list[Layout]:
         """For every number of segments, the layout with the smallest replayed peak, smallest first."""
         prices = self.prices[3:]
-        least = [min((self.at(SearchPoint(price, k)) for price in prices), key=by_peak) for k in SEGMENTS]
+        least = [min((self.at(SearchPoint(price, k)) for price in prices), key=by_peak) for k in self._shapes]
         return sorted(least, key=by_peak)
 
     def at(self, point: SearchPoint) -> Layout:
@@ -90,6 +91,11 @@ class BoundarySearch:
                 )
             self._made[point] = self._laid_out[kept.tobytes()]
         return self._made[point]
+
+    @functools.cached_property
+    def _shapes(self) -> list[int]:
+        """Numbers of segments, no two of which keep the same values over their boundaries."""
+        return list({self._crossing(segments).tobytes(): segments for segments in reversed(SEGMENTS)}.values())[::-1]
 
     @functools.cached_property
     def prices(self) -> list[float]:
@@ -127,16 +133,25 @@ class BoundarySearch:
 
     def _kept(self, point: SearchPoint) -> np.ndarray:
         graph, structure = self.graph, self.structure
-        must_keep = structure.crossing_values(structure.boundaries(point.segments)) | self._stays
+        must_keep = self._crossing(point.segments) | self._stays
         at_a_price = (structure.first_backward_read > point.peak_node) & ~self._stays
         keep_price = point.price * early_surcharge(graph) * at_a_price * graph.value_bytes + self._keep_seconds
-        return cheapest_cut(graph, keep_price, self._run_costs, structure.needed, must_keep)[0]
+        return self._network.cheapest(keep_price, must_keep)[0]
+
+    @functools.cached_property
+    def _network(self) -> CutNetwork:
+        return CutNetwork(self.graph, self._run_costs, self.structure.needed)
 
     def _peak_node(self, layout: Layout) -> int:
         """The first backward node at or after the peak."""
         later = layout.steps[layout.peak_step :]
         backward = later[self.graph.backward[later]]
         return int(backward[0]) if backward.size else 0
+
+
+def crossing_segments(structure: Structure, segments: int) -> np.ndarray:
+    """[V] bool: what passes from one of about so many segments of the forward to a later one."""
+    return structure.crossing_values(structure.boundaries(segments))
 
 
 def in_two_parts(graph: Graph) -> Graph:

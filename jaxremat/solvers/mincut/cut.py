@@ -44,44 +44,82 @@ def cheapest_cut(
     Returns:
       (kept [V] bool, again [N] bool).
     """
-    n, v = graph.num_nodes, graph.num_values
-    source, sink = n + v, n + v + 1
-    forward_node = ~graph.backward
-    forward_value = forward_node[graph.producer]
-    may_run = np.isfinite(run_price)
-    finite_price = np.where(may_run, run_price, 0.0)
-    only_kept = forward_value & (must_keep | ~may_run[graph.producer])
-    keep_all = keep_price[needed & forward_value].sum()
-    run_all = finite_price[forward_node].sum() + keep_price[only_kept].sum()
-    scale = _LARGEST_FLOW / 2 / (min(keep_all, run_all) or keep_all or 1.0)  # both are cuts: none finite saturates
-    unlimited = np.int64(_LARGEST_FLOW)
-    keep = np.minimum(np.ceil(keep_price * scale), unlimited)
-    run = np.where(may_run, np.minimum(np.ceil(finite_price * scale), unlimited), unlimited)
-    values, nodes = np.flatnonzero(forward_value), np.flatnonzero(forward_node)
-    wanted = np.flatnonzero(needed & forward_value)
-    read_value, read_node = graph.reads.T
-    inner = forward_node[read_node]
-    producer = graph.producer[values]
-    forced = must_keep[values]
-    arcs = [
-        (np.full(wanted.size, source), n + wanted, np.full(wanted.size, unlimited)),
-        (n + values[~forced], producer[~forced], keep[values[~forced]]),
-        (n + values[forced], np.full(int(forced.sum()), sink), keep[values[forced]]),
-        (nodes, np.full(nodes.size, sink), run[nodes]),
-        (read_node[inner], n + read_value[inner], np.full(int(inner.sum()), unlimited)),
-    ]
-    rows, columns, capacity = (np.concatenate(part) for part in zip(*arcs))
-    network = scipy.sparse.csr_matrix((capacity.astype(np.int32), (rows, columns)), shape=(n + v + 2, n + v + 2))
-    reached = _source_side(network, scipy.sparse.csgraph.maximum_flow(network, source, sink).flow, source)
-    again = reached[:n] & forward_node
-    available = reached[n : n + v] & forward_value
-    return available & (must_keep | ~again[graph.producer]), again
+    return CutNetwork(graph, run_price, needed).cheapest(keep_price, must_keep)
 
 
-def _source_side(network: scipy.sparse.csr_matrix, flow: scipy.sparse.csr_matrix, source: int) -> np.ndarray:
-    residual = (network - flow).tocsr()
-    residual.data[residual.data < 0] = 0
-    residual.eliminate_zeros()
-    reached = np.zeros(network.shape[0], bool)
-    reached[scipy.sparse.csgraph.breadth_first_order(residual, source, return_predecessors=False)] = True
-    return reached
+class CutNetwork:
+    """The network of a graph's cuts: from one price to another, only its capacities change.
+
+    Args:
+      graph, run_price, needed: as in `cheapest_cut`.
+    """
+
+    def __init__(self, graph: Graph, run_price: np.ndarray, needed: np.ndarray):
+        n, v = graph.num_nodes, graph.num_values
+        source, sink = n + v, n + v + 1
+        self._graph = graph
+        self._source = source
+        self._forward_node = ~graph.backward
+        self._forward_value = self._forward_node[graph.producer]
+        self._may_run = np.isfinite(run_price)
+        self._run_price = np.where(self._may_run, run_price, 0.0)
+        self._wanted = needed & self._forward_value
+        self._values, self._nodes = np.flatnonzero(self._forward_value), np.flatnonzero(self._forward_node)
+        read_value, read_node = graph.reads[self._forward_node[graph.reads[:, 1]]].T
+        wanted = np.flatnonzero(self._wanted)
+        to_sink = lambda size: np.full(size, sink)
+        arcs = [
+            (np.full(wanted.size, source), n + wanted),
+            (read_node, n + read_value),
+            (self._nodes, to_sink(self._nodes.size)),
+            (n + self._values, graph.producer[self._values]),
+            (n + self._values, to_sink(self._values.size)),
+        ]
+        rows, columns = (np.concatenate(part).astype(np.int64) for part in zip(*arcs))
+        self._pattern, self._place = _with_reverse_arcs(rows, columns, n + v + 2)
+        self._unlimited = wanted.size + read_node.size
+
+    def cheapest(self, keep_price: np.ndarray, must_keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `cheapest_cut`, for one way to price what is kept."""
+        n, producer = self._graph.num_nodes, self._graph.producer
+        reached = self._source_side(self._capacities(keep_price, must_keep))
+        again = reached[:n] & self._forward_node
+        available = reached[n : self._source] & self._forward_value
+        return available & (must_keep | ~again[producer]), again
+
+    def _capacities(self, keep_price: np.ndarray, must_keep: np.ndarray) -> np.ndarray:
+        """One per arc, in whole parts of the price of a cut that is known."""
+        only_kept = self._forward_value & (must_keep | ~self._may_run[self._graph.producer])
+        keep_all = keep_price[self._wanted].sum()
+        run_all = self._run_price[self._forward_node].sum() + keep_price[only_kept].sum()
+        scale = _LARGEST_FLOW / 2 / (min(keep_all, run_all) or keep_all or 1.0)  # both are cuts: none finite saturates
+        keep = np.minimum(np.ceil(keep_price * scale), _LARGEST_FLOW)[self._values]
+        run = np.where(self._may_run, np.minimum(np.ceil(self._run_price * scale), _LARGEST_FLOW), _LARGEST_FLOW)
+        forced = must_keep[self._values]
+        unlimited = np.full(self._unlimited, _LARGEST_FLOW)
+        return np.concatenate([unlimited, run[self._nodes], np.where(forced, 0, keep), np.where(forced, keep, 0)])
+
+    def _source_side(self, capacities: np.ndarray) -> np.ndarray:
+        """[N + V + 2] bool: what can be reached from the source once no more flows."""
+        network = self._pattern
+        network.data[self._place] = capacities
+        flow = scipy.sparse.csgraph.maximum_flow(network, self._source, self._source + 1).flow
+        open_arcs = network.data > flow.data
+        before = np.concatenate([[0], np.cumsum(open_arcs)])
+        ends = network.indices[open_arcs]
+        residual = scipy.sparse.csr_matrix((np.ones(ends.size), ends, before[network.indptr]), shape=network.shape)
+        reached = np.zeros(network.shape[0], bool)
+        reached[scipy.sparse.csgraph.breadth_first_order(residual, self._source, return_predecessors=False)] = True
+        return reached
+
+
+def _with_reverse_arcs(rows: np.ndarray, columns: np.ndarray, size: int) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """(a matrix with an entry for every arc and its reverse, which is how `maximum_flow` lays flows out; the place of
+    each arc among its entries)."""
+    arcs, reverse = rows * size + columns, columns * size + rows
+    entries = np.unique(np.concatenate([arcs, reverse]))
+    row, column = np.divmod(entries, size)
+    starts = np.searchsorted(row, np.arange(size + 1))
+    data = np.zeros(entries.size, np.int32)
+    matrix = scipy.sparse.csr_matrix((data, column.astype(np.int32), starts.astype(np.int32)), shape=(size, size))
+    return matrix, np.searchsorted(entries, arcs)

@@ -22,7 +22,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.unrolled import unrolled
 from jaxremat.solvers.idle import needed_runs
 from jaxremat.solvers.mincut.assemble import assemble_parts
-from jaxremat.solvers.mincut.cut import cheapest_cut
+from jaxremat.solvers.mincut.cut import CutNetwork
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out, lower_hull, undominated
 from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 
@@ -86,6 +86,10 @@ class PeakCut:
         return Structure(self._program)
 
     @functools.cached_property
+    def _network(self) -> CutNetwork:
+        return CutNetwork(self._program, self._structure.rerun_costs, self._structure.needed)
+
+    @functools.cached_property
     def _boundaries(self) -> list[np.ndarray]:
         found = [self._structure.boundaries(segments) for segments in _SEGMENTS]
         return list({ends.tobytes(): ends for ends in found}.values())
@@ -114,7 +118,7 @@ class PeakCut:
         prices = price * early_surcharge(program) * program.value_bytes
         keep_price = np.where(self._live_anyway, 0.0, prices)
         must_keep = structure.crossing_values(boundaries) | program.is_output
-        return cheapest_cut(program, keep_price, structure.rerun_costs, structure.needed, must_keep)[0]
+        return self._network.cheapest(keep_price, must_keep)[0]
 
     def _at(self, kept: np.ndarray, boundaries: np.ndarray, price: float) -> Layout:
         order, _ = assemble_parts(self._program, kept)
