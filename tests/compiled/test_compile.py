@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxremat import __main__ as command_line
+from jaxremat import commands as command_line
 from jaxremat.backends.devices import DEVICES
 from jaxremat.base.errors import ArgumentError, TargetError
 from jaxremat.compiled import targets
