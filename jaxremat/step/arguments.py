@@ -14,6 +14,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from jaxremat.base.errors import ArgumentError
+from jaxremat.trace.nnx_state import call_without_changes
 
 Where = int | str
 """A positional argument, or a keyword."""
@@ -56,7 +57,7 @@ class StepCall:
 
         def bound(*leaves):
             args, kwargs = self.rebuild(leaves)
-            return fun(*args, **kwargs)
+            return call_without_changes(fun, args, kwargs)
 
         return bound
 

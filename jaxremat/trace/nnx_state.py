@@ -32,16 +32,19 @@ def call_without_changes(fun: Callable, args: Sequence, kwargs: Mapping) -> Any:
     """What a function of trees returns.
 
     Raises:
-      EmissionError: where it changes the state of a module among its arguments: they are copies, and it would be lost.
+      EmissionError: where it changes the state of a module among its arguments, and does not return it: arguments are
+        copies, and the change would be lost.
     """
     if not holds_modules((args, kwargs)):
         return fun(*args, **kwargs)
     before = _leaves_by_path((args, kwargs))
     out = fun(*args, **kwargs)
     after = _leaves_by_path((args, kwargs))
+    returned = set(map(id, jax.tree.leaves(out)))
     changed = [path for path in {**before, **after} if before.get(path) is not after.get(path)]
-    if changed:
-        raise _lost(f"the state at {', '.join(changed[:3])} of a module among its arguments")
+    lost = [path for path in changed if id(after.get(path)) not in returned]
+    if lost:
+        raise _lost(f"the state at {', '.join(lost[:3])} of a module among its arguments")
     return out
 
 
@@ -68,7 +71,8 @@ def _lost(what: str) -> EmissionError:
     return EmissionError(
         f"the function changes {what}, and the change would be lost. Decorate a function that takes the module as an"
         " argument with jaxremat.nnx.remat or jaxremat.remat, which carry its state; or split it with flax.nnx.split,"
-        " merge it inside with copy=True, and return the new state as auxiliary data."
+        " merge it inside with copy=True, and return the module, or its new state: from a loss as auxiliary data, from"
+        " a step as a result."
     )
 
 

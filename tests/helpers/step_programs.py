@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
+from flax.training import train_state
 
 WIDTH, DEPTH, BATCH = 16, 4, 64
 
@@ -193,10 +199,115 @@ def evaluation():
     return step, (_weights(), _data()), ()
 
 
+class _Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        for _ in range(DEPTH):
+            x = x + nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(WIDTH)(x)))
+            x = nn.Dropout(0.1, deterministic=not train)(x)
+        return x
+
+
+class _State(train_state.TrainState):
+    stats: Any
+
+
+def linen_train_state():
+    """Flax Linen: a TrainState with batch statistics, dropout by the count of the step, metrics in a dictionary."""
+    net, x = _Net(), _data()
+    variables = net.init(jax.random.key(0), x, train=False)
+    state = _State.create(
+        apply_fn=net.apply, params=variables["params"], tx=optax.adamw(1e-2), stats=variables["batch_stats"]
+    )
+
+    def step(state, x):
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(1), state.step)}
+
+        def loss(params):
+            variables = {"params": params, "batch_stats": state.stats}
+            out, new = state.apply_fn(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)
+            return (out**2).mean(), new["batch_stats"]
+
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return state.apply_gradients(grads=grads, stats=stats), {"loss": value, "norm": optax.tree.norm(grads)}
+
+    return step, (state.replace(step=jnp.int32(0)), x), 0
+
+
+class _Module(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(DEPTH)])
+        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = x + jnp.tanh(layer(x))
+        return self.drop(self.norm(x))
+
+
+def nnx_trained(model, optimizer, x):
+    """Changes the module and the optimizer in place."""
+    value, grads = nnx.value_and_grad(lambda model: (model(x) ** 2).mean())(model)
+    optimizer.update(model, grads)
+    return value
+
+
+def nnx_modules():
+    model = _Module(nnx.Rngs(0))
+    return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param), _data()
+
+
+def nnx_optimizer():
+    """Flax NNX: module and optimizer split and merged, statistics and random counts in their state."""
+    *modules, x = nnx_modules()
+    definition, state = nnx.split(modules)
+
+    def step(state, x):
+        modules = nnx.merge(definition, state)
+        value = nnx_trained(*modules, x)
+        return nnx.state(modules), value
+
+    return step, (state, x), 0
+
+
+def equinox_model():
+    """Equinox: what is no array is static, gradients by `eqx.filter_value_and_grad`."""
+    model = eqx.nn.MLP(WIDTH, WIDTH, WIDTH, DEPTH, key=jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_array)
+
+    @eqx.filter_value_and_grad
+    def graded(model, x):
+        return (jax.vmap(model)(x) ** 2).mean()
+
+    def step(params, x):
+        value, grads = graded(eqx.combine(params, static), x)
+        return eqx.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, eqx.filter(grads, eqx.is_array))), value
+
+    return step, (params, _data()), 0
+
+
+def loss_scaled():
+    """Mixed precision: a scaled loss in bfloat16, an update behind `lax.cond` where gradients are finite."""
+    optimizer = optax.adam(1e-2)
+
+    def step(state, x):
+        half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
+        scaled = lambda params: _loss(half(params), half(x)).astype(jnp.float32) * state["scale"]
+        value, grads = jax.value_and_grad(scaled)(state["params"])
+        grads = jax.tree.map(lambda g: g / state["scale"], grads)
+        finite = jnp.isfinite(optax.tree.norm(grads))
+        new = jax.lax.cond(finite, lambda: _updated(optimizer, grads, state), lambda: state)
+        return {**new, "scale": jnp.where(finite, state["scale"] * 2, state["scale"] / 2)}, value / state["scale"]
+
+    return step, ({**_state(_weights(), optimizer), "scale": jnp.float32(64)}, _data()), 0
+
+
 STEPS = {
     make.__name__: make
     for make in (
-        adam, auxiliary, scanned, accumulated, epochs, two_players, meta, low_rank, linearized, evaluation
+        adam, auxiliary, scanned, accumulated, epochs, two_players, meta, low_rank, linearized, evaluation,
+        linen_train_state, nnx_optimizer, equinox_model, loss_scaled,
     )
 }  # fmt: skip
 

@@ -51,6 +51,85 @@ def test_second_call_traces_nothing_and_donated_buffers_are_gone():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0]) if leaf.size > 1)
 
 
+def test_modules_that_are_returned_keep_what_a_step_changes_in_them():
+    def step(model, optimizer, x):
+        value = step_programs.nnx_trained(model, optimizer, x)
+        return model, optimizer, value
+
+    def losses(jitted):
+        *modules, x = step_programs.nnx_modules()
+        found = []
+        for _ in range(3):
+            *modules, value = jitted(*modules, x)
+            found.append(float(value))
+        return found
+
+    planned = jaxremat.jit(step, budget="least", donate_argnums=(0, 1), verify="replay")
+    np.testing.assert_allclose(losses(planned), losses(jax.jit(step, donate_argnums=(0, 1))), rtol=1e-4)
+
+
+def test_change_of_a_module_that_would_be_lost_is_refused():
+    with pytest.raises(jaxremat.EmissionError, match=r"kernel.*return the module"):
+        jaxremat.jit(step_programs.nnx_trained, budget="least")(*step_programs.nnx_modules())
+
+
+@pytest.mark.parametrize("given", [{"donate_argnames": "params"}, {"donate_argnums": 0}])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_names_and_numbers_of_donated_arguments_follow_from_each_other(given, by_name):
+    params, x = step_programs._weights(), step_programs._data()
+
+    def step(params, x):
+        value, grads = jax.value_and_grad(step_programs._loss)(params, x)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+    planned = jaxremat.jit(step, budget="least", verify="replay", **given)
+    assert planned.plan(params, x).program.alias_bytes == sum(w.nbytes for w in params)
+    planned(params=params, x=x) if by_name else planned(params, x)
+    assert all(w.is_deleted() for w in params)
+
+
+def test_static_argument_by_name_may_be_given_by_position():
+    def step(x, double=False):
+        return jnp.tanh(jnp.tanh(2 * x if double else x))
+
+    planned = jaxremat.jit(step, budget="least", static_argnames="double", verify="replay")
+    x = jnp.linspace(0, 1, 8)
+    assert_same(planned(x, True), step(2 * x))
+
+
+def test_budget_below_arguments_and_results_is_refused_before_anything_is_searched(monkeypatch):
+    step, args, donated = step_programs.adam()
+    monkeypatch.setattr("jaxremat.step.planner.ProgramPlanner.fit", None)
+    monkeypatch.setattr("jaxremat.step.planning.StepPlanning.plain_report", None)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(args))
+    with pytest.raises(jaxremat.BudgetError, match="arguments and results alone") as caught:
+        jaxremat.jit(step, budget=size - 100, donate_argnums=donated).plan(*args)
+    assert caught.value.min_peak_bytes >= size
+    assert sum(occupant.bytes for occupant in caught.value.occupants) == caught.value.min_peak_bytes
+
+
+def test_effects_inside_of_loops_happen_once_per_iteration():
+    seen = []
+
+    def step(weights, batches):
+        def one(total, x):
+            def loss(weights):
+                h = step_programs._forward(weights, x)
+                jax.debug.callback(lambda v: seen.append(float(v)), h[0, 0])
+                return (step_programs._forward(weights, h) ** 2).mean()
+
+            return jax.tree.map(jnp.add, total, jax.grad(loss)(weights)), None
+
+        return jax.lax.scan(one, jax.tree.map(jnp.zeros_like, weights), batches)[0]
+
+    args = step_programs._weights(6), jnp.stack([step_programs._data(256, seed=i) for i in range(3)])
+    planned = jaxremat.jit(step, budget="least", verify="replay")
+    assert planned.plan(*args).decision.bodies
+    planned(*args)
+    jax.effects_barrier()
+    assert len(seen) == 3
+
+
 def deep(batch=4096):
     """Sixteen layers whose activations are most of the peak."""
     params = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 16
