@@ -18,7 +18,7 @@ from jaxremat.solvers.mincut.cut import cheapest_cut
 
 _PLACES = 12  # benchmarks/constants.py
 _AS_MUCH = 0.95  # benchmarks/constants.py
-_DEAR = 10  # times the mean price of a byte; benchmarks/constants.py
+_DEAR = 30  # times the mean price of a byte; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -203,7 +203,7 @@ class _Net(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         for _ in range(DEPTH):
-            x = x + nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(WIDTH)(x)))
+            x = x + nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(WIDTH, use_bias=False)(x)))
             x = nn.Dropout(0.1, deterministic=not train)(x)
         return x
 
