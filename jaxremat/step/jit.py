@@ -33,6 +33,10 @@ from jaxremat.step.transfers import HostPlanner
 logger = logging.getLogger("jaxremat")
 
 _VERIFICATIONS = ("compile", "replay")
+_OF_A_LOSS = {
+    "chunk": "parts of a program are cut into chunks before it is differentiated, and a step has been already",
+    "narrow": "what may be rounded is told by what waits for a backward, and a step has no backward of its own",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +59,10 @@ class StepOptions:
         if self.verify not in _VERIFICATIONS:
             raise ArgumentError(f"verify={self.verify!r} is unknown; choose one of {', '.join(_VERIFICATIONS)}")
         require_graphs(self.solver)
-        if "chunk" in self.allow:
+        for permission in sorted(self.allow & _OF_A_LOSS.keys()):
             raise ArgumentError(
-                "allow='chunk' does not hold for whole steps: parts of a program are cut into chunks before it is"
-                " differentiated, and a step has been differentiated already. Give it to jaxremat.remat around the loss"
-                " inside the step"
+                f"allow={permission!r} does not hold for whole steps: {_OF_A_LOSS[permission]}. Give it to"
+                " jaxremat.remat around the loss inside the step"
             )
 
     @functools.cached_property
@@ -101,7 +104,8 @@ def jit(
       verify: "compile" compiles and corrects until the step fits; "replay" trusts the prediction.
       allow: "offload" lets what a scan stacks for its gradient wait in the host's memory, where the target has a link
         to one. Parameters and optimizer state stay where the caller has put them: a compiled step holds the buffers of
-        its arguments throughout, so that moving them between their uses would free nothing.
+        its arguments throughout, so that moving them between their uses would free nothing. "chunk" and "narrow" belong
+        to the loss: give them to `jaxremat.remat` around it, inside the step.
       seed: for solvers that draw random numbers; the default search draws none.
 
     Returns:
@@ -272,7 +276,10 @@ class PlannedStep:
             key = self._key(call)
             if key not in self._plans:
                 self._plans[key] = self._made(call)
-                logger.info("%s: %s", getattr(self._fun, "__name__", "step"), _told(self._plans[key]))
+                name = getattr(self._fun, "__name__", "step")
+                logger.info("%s: %s", name, _told(self._plans[key]))
+                for warning in self._plans[key].warnings:
+                    logger.warning("%s: %s", name, warning)
             return self._plans[key]
 
     def _program(self, call: StepCall) -> StepProgram:
