@@ -62,7 +62,7 @@ class StepOptions:
         for permission in sorted(self.allow & _OF_A_LOSS.keys()):
             raise ArgumentError(
                 f"allow={permission!r} does not hold for whole steps: {_OF_A_LOSS[permission]}. Give it to"
-                " jaxremat.remat around the loss inside the step"
+                " jaxremat.plan of the loss, and differentiate plan.apply(loss) inside the step"
             )
 
     @functools.cached_property
@@ -105,7 +105,7 @@ def jit(
       allow: "offload" lets what a scan stacks for its gradient wait in the host's memory, where the target has a link
         to one. Parameters and optimizer state stay where the caller has put them: a compiled step holds the buffers of
         its arguments throughout, so that moving them between their uses would free nothing. "chunk" and "narrow" belong
-        to the loss: give them to `jaxremat.remat` around it, inside the step.
+        to the loss: give them to `jaxremat.plan` of it, and differentiate `plan.apply(loss)` inside the step.
       seed: for solvers that draw random numbers; the default search draws none.
 
     Returns:

@@ -122,7 +122,8 @@ class StepPlan(Described):
         write_step_plan(path, self)
 
     def __str__(self) -> str:
-        return f"{super().__str__()}\n\n{holders_text(self)}"
+        warnings = [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join([super().__str__(), "", holders_text(self), *warnings])
 
     def __repr__(self) -> str:
         budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)
