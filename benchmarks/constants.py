@@ -5,8 +5,8 @@
 
 One line per value, the one in use marked. `least`: the smallest replayed peak, as a share of the program as it stands.
 `extra`: extra time by the cost model within budgets of 75, 60 and 45 % of it. `missed`: of those, how many were not
-met. Each is the mean, or the sum, over a few programs as traced for a CPU; `seconds` is the time that all took.
-The last results are in `results/constants.md`.
+met. Each is the mean, or the sum, over a few programs as traced for a CPU, or for an H200 where names are chosen;
+`seconds` is the time that all took. The last results are in `results/constants.md`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ def gated(layers, x):
 
 def scanned(layers, x):
     return jnp.mean(jax.lax.scan(lambda x, layer: (attended(layer, x), None), x, layers)[0] ** 2)
+
+
+def branched(layers, x):
+    """All layers in a branch: a loop of one iteration."""
+    return jax.lax.cond(x[0, 0] > 0, gated, lambda _, x: jnp.mean(x), layers, x)
 
 
 def attended(layer, x):
@@ -111,16 +116,16 @@ def score(planner: Any) -> Score:
     return Score(smallest.replayed_bytes / plain.replayed_bytes, extra, len(SHARES) - len(met))
 
 
-def gradients(emit: str = "schedule") -> list[Score]:
-    auto = solver_named("auto")
-    return [score(planner_for(read_primal(f, args, 0, False), CPU, auto, emit, 0)) for f, args in GRADIENTS]
+def gradients(emit: str = "schedule", target: str = "cpu") -> list[Score]:
+    device, auto = resolve_target(target), solver_named("auto")
+    return [score(planner_for(read_primal(f, args, 0, False), device, auto, emit, 0)) for f, args in GRADIENTS]
 
 
 @functools.cache
 def step_programs() -> tuple:
     """The steps, flat."""
     steps = []
-    for loss, args in (*GRADIENTS[::2], (penalised, ([GATED[0][0]] * 3, GATED[1]))):
+    for loss, args in (GRADIENTS[0], GRADIENTS[2], (penalised, ([GATED[0][0]] * 3, GATED[1]))):
         state = jax.eval_shape(optax.adam(1e-3).init, args[0])
         leaves, tree = jax.tree.flatten((args[0], state, *args[1:]))
         flat = lambda *leaves, loss=loss, tree=tree: trained(loss)(*jax.tree.unflatten(tree, leaves))
@@ -133,11 +138,16 @@ def steps() -> list[Score]:
     return [score(ProgramPlanner(jaxpr, CPU)) for jaxpr in step_programs()]
 
 
+def in_branches() -> list[Score]:
+    """What loops of one iteration decide."""
+    return [score(planner_for(read_primal(branched, GATED, 0, False), CPU, solver_named("auto"), "schedule", 0))]
+
+
 def annealed() -> list[Score]:
     return [score(planner_for(read_primal(gated, GATED, 0, False), CPU, FastSA(), "schedule", 0))]
 
 
-named = functools.partial(gradients, "names")
+named = functools.partial(gradients, "names", "h200")  # in one checkpoint: CPUs take a checkpoint per piece
 Sweep = tuple[Callable[[], list[Score]], Sequence[Any]]
 SWEEPS: dict[str, Sweep] = {
     "step.mountains._PLACES": (steps, (3, 6, 12, 24)),
@@ -152,7 +162,7 @@ SWEEPS: dict[str, Sweep] = {
     "planner.checkpoints._READ_AT_ONCE": (named, (0.0, 0.05, 0.15, 0.5, 1.0)),
     "planner.checkpoints._REFINEMENTS": (named, (0, 2, 5, 8)),
     "planner.checkpoints._PIECES": (named, ((2, 4, 8, 16), (2, 3, 4, 6, 8, 12, 16, 24, 32), tuple(range(2, 33)))),
-    "loops.options._EARLY_SURCHARGE": (gradients, (0.0, 0.02, 0.05, 0.2)),
+    "loops.options._EARLY_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),
     "loops.options._LITTLE": (gradients, (0.0, 0.01, 0.05)),
     "loops.options._MOST_OPTIONS": (gradients, (8, 24, 48, 96)),
     "loops.decide._MOST_PIECES": (gradients, (1, 2, 3, 4)),
