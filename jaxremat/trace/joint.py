@@ -25,6 +25,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
 from jaxremat.trace.fingerprint import fingerprint
 from jaxremat.trace.nnx_state import naming_what_is_closed_over
+from jaxremat.trace.primitives import REDUCTIONS_OVER_AXES
 from jaxremat.trace.round_trips import RoundTrip, round_trips_in, with_round_trips
 
 
@@ -173,16 +174,17 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
 
     Raises:
       ArgumentError: if `argnums` is out of range, or there is nothing to differentiate.
-      UnplannableError: if it touches a `jax.Ref` from outside, or communicates along an axis of a `vmap` from outside.
+      UnplannableError: if it touches a `jax.Ref` from outside, or returns what it reduced along an axis of a `vmap`
+        from outside.
       EmissionError: if it changes a module of Flax NNX that it closes over.
     """
     with naming_what_is_closed_over():
         program = jaxprs.read(fun, *args)
     _refuse_refs(program.jaxpr)
-    _refuse_mapped_axes(program.jaxpr)
     captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
     jaxpr = jaxprs.inline_calls(raw := with_explicit_captures(program.jaxpr, captured))
     outputs = _differentiated_outputs(program.out_tree, has_aux, jaxpr)
+    _refuse_shared_results([jaxpr.outvars[i] for i in outputs], jaxpr)
     shardings = tuple(map(mesh_sharding, (*captured, *jax.tree.leaves(tuple(args)))))
     if argnums is None:
         wrt = _inexact(jaxpr.invars)
@@ -245,14 +247,24 @@ def _refuse_refs(jaxpr: Jaxpr) -> None:
         )
 
 
-def _refuse_mapped_axes(jaxpr: Jaxpr) -> None:
-    """A schedule differentiates one example's program; what another example adds to its gradient it cannot see."""
+def _refuse_shared_results(results: Sequence, jaxpr: Jaxpr) -> None:
+    """What all examples of a vmap around share has one cotangent, and a rule of our own would get one per example."""
     names = compat.mapped_axes(jaxpr)
-    if names:
+    if names and any(atom not in _apart(jaxpr) for atom in jaxprs.vars_of(results)):
         raise UnplannableError(
-            f"the function communicates along {', '.join(map(repr, sorted(names)))}, an axis of a vmap around it: that"
-            " has no gradient of its own. Take the whole vmap, or parts that do not communicate."
+            f"the function returns what it reduced along {', '.join(map(repr, sorted(names)))}, an axis of a vmap"
+            " around it: all examples share it. Decorate what holds the whole vmap, or what comes before the reduction."
         )
+
+
+def _apart(jaxpr: Jaxpr) -> set[Var]:
+    """Values that each example of a vmap around a program has for itself, taking its inputs to be such."""
+    apart = set(jaxpr.invars)
+    for eqn in jaxpr.eqns:
+        reads = [v in apart for v in jaxprs.vars_of(eqn.invars)]
+        if eqn.primitive.name not in REDUCTIONS_OVER_AXES and (any(reads) or eqn.primitive.name == "axis_index"):
+            apart.update(eqn.outvars)
+    return apart
 
 
 def mesh_sharding(leaf) -> NamedSharding | None:

@@ -66,6 +66,9 @@ LOOPS = {
 }
 """Control flow, and the parameters that hold bodies, which run apart from what surrounds the equation."""
 
+REDUCTIONS_OVER_AXES = _names("psum psum_invariant pmax pmin all_gather all_gather_invariant")
+"""What gives every example of a `vmap`, or every device, the same."""
+
 IN_LIBRARY = _names(
     """abs add add_any ceil convert_element_type cos div erf exp expm1 floor integer_pow log log1p logistic max min mul
     neg one_minus_square pow round rsqrt sign sin sqrt square sub tan tanh"""

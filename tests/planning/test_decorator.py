@@ -112,22 +112,37 @@ def normalized(x):
     return (x - lax.pmean(x, "batch")) / jnp.sqrt(lax.pmean(x**2, "batch") + 1e-3)
 
 
-ALONG_A_BATCH = {
-    "of every example": lambda ws, x: lax.pmean(layered(ws, x), "batch"),
-    "of differences": lambda ws, x: (layered(ws, x) - lax.pmean(layered(ws, x), "batch")) ** 2,
+SHARED = {
+    "a mean of losses": lambda ws, x: lax.pmean(layered(ws, x), "batch"),
+    "all of them": lambda ws, x: jnp.mean(lax.all_gather(layered(ws, x), "batch") ** 2),
+    "what a sum leads to": lambda ws, x: jnp.sin(lax.psum(layered(ws, x), "batch")) * ws[0].size,
+}
+APART = {
+    "differences": lambda ws, x: (layered(ws, x) - lax.pmean(layered(ws, x), "batch")) ** 2,
     "batch normalization": lambda ws, x: layered(ws, normalized(x)),
-    "its position": lambda ws, x: layered(ws, x) * (1 + lax.axis_index("batch")),
+    "a position": lambda ws, x: layered(ws, x) * (1 + lax.axis_index("batch")),
 }
 
 
+def over_a_batch(fun):
+    return lambda ws, x: jnp.mean(jax.vmap(fun, (None, 0), axis_name="batch")(ws, x))
+
+
 @pytest.mark.parametrize("emit", ["schedule", "segments"])
-@pytest.mark.parametrize("local", ALONG_A_BATCH.values(), ids=ALONG_A_BATCH)
-def test_what_communicates_along_a_vmap_around_it_stays_as_it_is(local, emit, caplog):
-    over = lambda fun: lambda ws, x: jnp.mean(jax.vmap(fun, (None, 0), axis_name="batch")(ws, x))
+@pytest.mark.parametrize("local", SHARED.values(), ids=SHARED)
+def test_what_all_examples_of_a_vmap_share_stays_as_it_is(local, emit, caplog):
     x = X.reshape(4, 64, 16)
-    ours = jax.jit(jax.grad(over(jaxremat.remat(local, budget=0.8, emit=emit))))
-    assert_close(ours(WEIGHTS[:3], x), jax.grad(over(local))(WEIGHTS[:3], x))
+    ours = jax.jit(jax.grad(over_a_batch(jaxremat.remat(local, budget=0.8, emit=emit))))
+    assert_close(ours(WEIGHTS[:3], x), jax.grad(over_a_batch(local))(WEIGHTS[:3], x))
     assert "axis of a vmap" in caplog.text
+
+
+@pytest.mark.parametrize("local", APART.values(), ids=APART)
+def test_what_examples_of_a_vmap_tell_each_other_is_planned(local, caplog):
+    x = X.reshape(4, 64, 16)
+    planned = over_a_batch(jaxremat.remat(local, budget=0.8))
+    assert_close(jax.jit(jax.grad(planned))(WEIGHTS[:3], x), jax.grad(over_a_batch(local))(WEIGHTS[:3], x))
+    assert "axis of a vmap" not in caplog.text
 
 
 def test_keywords_and_static_arguments():
