@@ -160,7 +160,7 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[_Span]:
             buffer = home.get(read, read)
             same = buffer in step_of and ops[buffer].size_bytes == ops[kernel].size_bytes
             given_up = same and buffer not in taken | returned and last[buffer] == step_of[kernel]
-            if given_up and _writes_over(fusion, kernel, read):
+            if given_up and _writes_over(fusion, kernel, read) and not _lies_in_a_tuple(fusion, read):
                 taken.add(buffer)
                 end[buffer] = step_of[kernel] - 1
                 if kernel in returned | free:
@@ -211,7 +211,18 @@ def _writes_over(fusion: Fusion, kernel: int, buffer: int) -> bool:
 
 def _renamed(fusion: Fusion, kernel: int) -> int:
     """The buffer that a kernel's result names: what was fenced or viewed under another shape, or its own."""
-    ops = fusion.program.ops
+    return _names(fusion, kernel)[-1]
+
+
+def _lies_in_a_tuple(fusion: Fusion, kernel: int) -> bool:
+    """Whether a result is one of several of a loop or a branch: nobody writes over those (heap_simulator.cc lets only
+    direct users of what made a buffer share it)."""
+    return any(fusion.program.ops[name].kind == "part" for name in _names(fusion, kernel))
+
+
+def _names(fusion: Fusion, kernel: int) -> list[int]:
+    """A kernel, and what its result is another name of, up to the one whose buffer it is."""
+    ops, names = fusion.program.ops, [kernel]
     while True:
         op = ops[kernel]
         if op.kind == "fenced":
@@ -221,4 +232,5 @@ def _renamed(fusion: Fusion, kernel: int) -> int:
         elif op.kind == "bitcast" and fusion.buffers_read.get(kernel, {}).keys() == set(op.reads):
             kernel = op.reads[0]
         else:
-            return kernel
+            return names
+        names.append(kernel)

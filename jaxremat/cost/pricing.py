@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Hashable, Sequence
 
+import jax
 import numpy as np
 
 from jaxremat.backends.devices import Device, resolve_target
@@ -20,7 +22,7 @@ from jaxremat.cost.flops import (
     written_bytes,
 )
 from jaxremat.cost.fusion import materialised
-from jaxremat.cost.hlo_model import alone, bodies_of
+from jaxremat.cost.hlo_model import Body, alone, bodies_of
 from jaxremat.cost.memory import estimate_body
 from jaxremat.cost.sharding import device_fraction, device_share
 from jaxremat.graph.graph import Graph
@@ -64,9 +66,7 @@ def price(joint: Joint, device: Device | None = None, known: KnownBodies | None 
     own_bytes[[value_of[v] for eqn in joint.constants for v in eqn.outvars]] = 0
     return Graph(
         costs=_direct_seconds(joint, device, known) * share.run,
-        workspace_bytes=np.ceil(np.asarray([_workspace_bytes(eqn, device, known) for eqn in eqns]) * share.run).astype(
-            np.int64
-        ),
+        workspace_bytes=np.ceil(_workspace_bytes(eqns, device, known) * share.run).astype(np.int64),
         value_bytes=own_bytes,
         producer=np.asarray(producer, np.int32),
         reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
@@ -221,7 +221,20 @@ def _transfer_seconds(transferred_bytes: int, device: Device) -> float:
     return transferred_bytes / device.host_bytes_per_second if device.host_bytes_per_second else 0.0
 
 
-def _workspace_bytes(eqn: Eqn, device: Device, known: KnownBodies) -> int:
-    """Bytes that the bodies of a loop or branch need while they run."""
+def _workspace_bytes(eqns: Sequence[Eqn], device: Device, known: KnownBodies) -> np.ndarray:
+    """[N] what each equation needs while it runs, beside what it reads and makes: the bodies of a loop or branch; the
+    copies that a contraction makes of operands that lie otherwise."""
     inside = functools.partial(estimate_body, device=device, known=known)
-    return max((known.once("memory", body, inside).temp_bytes for body in bodies_of(eqn)), default=0)
+    alike: dict[Hashable, Sequence[Body]] = {}
+
+    def bodies(eqn: Eqn) -> Sequence[Body]:
+        if not is_contraction(eqn):
+            return bodies_of(eqn)
+        shapes = tuple(map(jaxprs.shape_of, eqn.invars))
+        key = (eqn.primitive.name, *((shape.shape, shape.dtype) for shape in shapes), str(eqn.params))
+        if key not in alike:
+            alike[key] = (alone(jax.make_jaxpr(lambda *operands: compat.bind(eqn, list(operands)))(*shapes)),)
+        return alike[key]
+
+    needed = [max((known.once("memory", body, inside).temp_bytes for body in bodies(eqn)), default=0) for eqn in eqns]
+    return np.asarray(needed, np.int64)

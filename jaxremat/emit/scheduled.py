@@ -93,9 +93,13 @@ def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = f
     for (first, _), stretch in zip(bounded, parts):
         if stretch:
             segments[first >= start].append(cut.segment(stretch, has_barrier=first > 0, is_late=first >= start))
+    residuals = _residuals(joint, program, part(start, len(eqns)))
+    if program.barrier_scope == "order":
+        segments[False] = cut.in_order(segments[False], [*residuals, *jaxprs.vars_of(joint.outputs)])
+        segments[True] = cut.in_order(segments[True], jaxprs.vars_of(joint.gradients))
     return Script(
         forward=tuple(segments[False]),
-        residuals=_residuals(joint, program, part(start, len(eqns))),
+        residuals=residuals,
         backward=tuple(segments[True]),
         constants=joint.constants,
         same=transfers.same,
@@ -116,7 +120,7 @@ class _Cut:
         counts = collections.Counter(id(eqn) for stretch in stretches for eqn in stretch)
         self.joint, self.transfers, self.free = joint, transfers, free
         self.repeated = {eqn for eqn, count in counts.items() if count > 1}
-        self.enters = {"all": _read_from_outside, "sources": _sources}[program.barrier_scope]
+        self.enters = _sources if program.barrier_scope == "sources" else _read_from_outside
         self.ran: set[int] = set()
         self.waiting: tuple[Var, ...] = ()
 
@@ -132,6 +136,19 @@ class _Cut:
         self.ran.update(map(id, stretch))
         self.waiting += self.transfers.left_waiting(stretch)
         return made
+
+    def in_order(self, segments: Sequence[Segment], given_out: Sequence[Var]) -> list[Segment]:
+        """The segments such that all of one is made before the next begins: what later ones read, or is given out,
+        passes the next one's barrier."""
+        wanted = {v for v in given_out if not jaxprs.is_on_host(v)}
+        ordered: list[Segment] = []
+        for before, segment in zip(reversed(segments[:-1]), reversed(segments[1:])):
+            read = _read_from_outside(self.joint, segment.eqns, self.free, self.repeated, self.transfers)
+            wanted = (wanted - {*_made(segment.eqns, self.transfers.same)}) | {*read}
+            ahead = wanted.difference(segment.through)
+            also = [v for v in _made(before.eqns, self.transfers.same) if v in ahead] if segment.fenced else []
+            ordered.append(dataclasses.replace(segment, passed=(*segment.passed, *also)))
+        return [*segments[:1], *reversed(ordered)]
 
 
 def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, list]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-BARRIER_SCOPES = ("all", "sources")
+BARRIER_SCOPES = ("all", "sources", "order")
 
 
 class Wiring(Protocol):
@@ -38,7 +38,7 @@ class ScheduledProgram:
       barriers: steps of the backward at which a stretch behind an optimization barrier opens, ascending.
       barrier_scope: what enters through a barrier: "all" that its stretch reads from outside; or only the "sources" of
         what it recomputes, with the cotangents it reads, which suits programs so small that buffers cost more than
-        order.
+        order; or as "all" in strict "order": what a stretch made for later ones passes the next barrier, too.
       saved: values that the forward leaves for the backward, ascending; inputs of the program are not among them.
     """
 

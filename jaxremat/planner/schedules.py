@@ -14,14 +14,16 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.cost.bodies import KnownBodies
+from jaxremat.cost.flops import is_contraction
 from jaxremat.graph.replay import Timeline
-from jaxremat.graph.scheduled import ScheduledProgram
+from jaxremat.graph.scheduled import BARRIER_SCOPES, ScheduledProgram
 from jaxremat.loops.decide import Loops, in_one_piece
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.contract import Outcome, Planner, left_behind
 from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
+from jaxremat.solvers.mincut.barriers import barriers_at_turns
 from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
@@ -118,11 +120,11 @@ class SchedulePlanner:
         return min((self._outcome(problem, search.smallest) for problem, search in self._small), key=_by_peak)
 
     def least(self) -> list[ScheduleOutcome]:
-        """Outcomes of small replayed peak, no two alike, with either scope of barriers."""
+        """Outcomes of small replayed peak, no two alike, with barriers of every scope."""
         each = [self._outcome(p, candidate) for p, search in self._small for candidate in search.small_ones()]
         by_size = {id(outcome): outcome for outcome in sorted(each, key=_by_peak)}
-        distinct = _apart(list(by_size.values()))[: _MOST_LEAST // 2]
-        return [*distinct, *map(self._with_sources_behind_barriers, distinct)]
+        distinct = _apart(list(by_size.values()))[: _MOST_LEAST // len(BARRIER_SCOPES)]
+        return [*distinct, *map(self._with_sources_behind_barriers, distinct), *map(self._followed_closely, distinct)]
 
     def leaving(self, saved_bytes: int) -> ScheduleOutcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside; the one that
@@ -230,6 +232,14 @@ class SchedulePlanner:
 
     def _with_sources_behind_barriers(self, outcome: ScheduleOutcome) -> ScheduleOutcome:
         program = dataclasses.replace(outcome.program, barrier_scope="sources")
+        return self._once(dataclasses.replace(outcome, program=program))
+
+    def _followed_closely(self, outcome: ScheduleOutcome) -> ScheduleOutcome:
+        """The outcome with barriers that let the compiler choose little of the order, and join no contraction with what
+        reads it: a reduction that takes whole chains in needs what they read, constants in full among that."""
+        contractions = np.asarray([is_contraction(eqn) for eqn in outcome.problem.joint.eqns])
+        turns = barriers_at_turns(outcome.problem.graph, outcome.program.steps, contractions)
+        program = dataclasses.replace(outcome.program, barriers=turns, barrier_scope="order")
         return self._once(dataclasses.replace(outcome, program=program))
 
     def _once(self, outcome: ScheduleOutcome) -> ScheduleOutcome:

@@ -44,7 +44,7 @@ _ROUNDED = (
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_TIMED = 2  # the second is aimed by what the first was off by
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
-_MOST_LEAST = 3  # compilations: the smallest peak is wanted, not the smallest prediction
+_MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 _MOST_NEAR_MISSES = 4  # compilations that may still find a cheaper one
 _NEAR_MISS_ROOM = 0.1  # about the worst of predictions: prediction.md
 
@@ -275,7 +275,7 @@ class Planning:
         """The outcome with the smallest peak that is known, and that peak: compiled, or else predicted.
 
         What is tried comes from a planner that was asked for no budget before, so that whoever asks for this peak finds
-        it again.
+        it again. As long as something is predicted to need less than what was compiled, that is compiled, too.
         """
         start = time.perf_counter()
         tried = [*self._leaving_least(), *self._new_planner().least(), self.plain]
@@ -283,9 +283,14 @@ class Planning:
         self._solve_seconds += time.perf_counter() - start
         if not compiles:
             return by_peak[0], by_peak[0].peak_bytes
-        peaks = [(self._measure(outcome)[0], outcome) for outcome in by_peak[:_MOST_LEAST]]
-        peak_bytes, outcome = min(peaks, key=lambda pair: pair[0])
-        return outcome, peak_bytes
+        smallest, peak_bytes = by_peak[0], self._measure(by_peak[0])[0]
+        for outcome in by_peak[1:_MOST_LEAST]:
+            if outcome.peak_bytes >= peak_bytes:
+                break
+            compiled_bytes = self._measure(outcome)[0]
+            if compiled_bytes < peak_bytes:
+                smallest, peak_bytes = outcome, compiled_bytes
+        return smallest, peak_bytes
 
     def _size(self, outcome: Outcome) -> int:
         """The peak; of a block, beside what an equal one before it left behind: a program is made of several."""

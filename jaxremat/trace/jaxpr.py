@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -177,9 +177,9 @@ def dtype_of(atom: Atom) -> Any:
     return aval.dtype
 
 
-def is_constant(eqn: Eqn) -> bool:
-    """Whether an equation spreads a number over an array, or counts."""
-    return eqn.primitive.name in ("broadcast_in_dim", "iota") and not vars_of(eqn.invars)
+def is_constant(eqn: Eqn, constants: Set[Var] = frozenset()) -> bool:
+    """Whether an equation spreads a number, or one of some constants, over an array, or counts."""
+    return eqn.primitive.name in ("broadcast_in_dim", "iota") and constants.issuperset(vars_of(eqn.invars))
 
 
 def is_on_host(atom: Atom) -> bool:

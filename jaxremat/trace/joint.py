@@ -159,8 +159,15 @@ class Joint:
 
     @functools.cached_property
     def constants(self) -> tuple[Eqn, ...]:
-        """Equations that spread a number over an array, or count: compilers write their results where they are read."""
-        return tuple(filter(jaxprs.is_constant, self.eqns))
+        """Equations that spread a number over an array, perhaps over several in a row, or count: compilers write their
+        results where they are read."""
+        made: set[Var] = set()
+        found = []
+        for eqn in self.eqns:
+            if jaxprs.is_constant(eqn, made):
+                made.update(eqn.outvars)
+                found.append(eqn)
+        return tuple(found)
 
 
 def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | None, has_aux: bool) -> Primal:

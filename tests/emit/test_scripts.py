@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax import lax
 from jaxremat.base import compat
 from jaxremat.cost.pricing import price
 from jaxremat.emit.scheduled import emitted_program, run_backward, run_forward, write_script
-from jaxremat.graph.scheduled import in_order, schedule_program
+from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.solvers.mincut.structure import Structure
@@ -47,14 +48,14 @@ def joint_of(name):
 
 
 def random_schedules(graph, seed, number):
-    """Schedules that keep some values, on one level and on two, with either scope of barriers."""
+    """Schedules that keep some values, on one level and on two, with barriers of any scope."""
     rng = np.random.default_rng(seed)
     needed = Structure(graph).needed
     for k in range(number):
         kept = needed & (rng.random(graph.num_values) < rng.choice([0.0, 0.3, 0.7]))
         group = np.cumsum(rng.random(graph.num_nodes) < 0.1) if k % 2 else None
         schedule, start = assemble_parts(graph, kept, group, kept & (rng.random(graph.num_values) < 0.5))
-        yield schedule_program(graph, schedule, backward_start=start, barrier_scope=("all", "sources")[k // 2 % 2])
+        yield schedule_program(graph, schedule, backward_start=start, barrier_scope=BARRIER_SCOPES[k // 2 % 3])
 
 
 def read_from(joint, eqns):
@@ -124,6 +125,25 @@ def test_recomputation_waits_behind_what_it_reads_and_a_cotangent(name, seed):
             assert set(segment.fenced) & (late | set(joint.cotangents))
             segments += 1
     assert segments > 40
+
+
+@pytest.mark.parametrize("name,seed", [("network", 6), ("branching", 7)])
+def test_in_strict_order_all_of_a_stretch_is_made_before_the_next_begins(name, seed):
+    """What a stretch makes for later ones, or gives out, passes the barrier that the next one stands behind."""
+    joint, graph, _, _ = joint_of(name)
+    passed = 0
+    for program in random_schedules(graph, seed, 10):
+        script = write_script(joint, dataclasses.replace(program, barrier_scope="order"))
+        segments = script.backward
+        for k, (before, after) in enumerate(itertools.pairwise(segments), start=1):
+            wanted = set(jaxprs.vars_of(joint.gradients))
+            for later in reversed(segments[k:]):
+                wanted = wanted - {v for eqn in later.eqns for v in eqn.outvars} | read_from(joint, later.eqns)
+            made = {v for eqn in before.eqns for v in eqn.outvars}
+            assert made & wanted <= {*after.fenced, *after.passed}
+            assert set(after.passed) == made & wanted - set(after.fenced)
+            passed += len(after.passed)
+    assert passed > 10
 
 
 def test_a_schedule_that_repeats_nothing_has_no_barrier():

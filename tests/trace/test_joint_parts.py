@@ -51,9 +51,10 @@ def test_constants_belong_to_both_parts():
     fun.defvjp(lambda x: (run(x), ()), lambda _, g: (g * jnp.full(g.shape, 3.0) * lax.iota(jnp.float32, 4),))
     joint = trace_joint(fun, X)
     made = [eqn.primitive.name for eqn in joint.constants]
-    assert made.count("iota") == 2 and made.count("broadcast_in_dim") == 1
+    assert made.count("iota") == 2 and made.count("broadcast_in_dim") >= 1
     assert primitives(joint.jaxpr).count("broadcast_in_dim") > 1
-    assert all(not jaxprs.vars_of(eqn.invars) for eqn in joint.constants)
+    spread = {v for eqn in joint.constants for v in eqn.outvars}
+    assert all(spread.issuperset(jaxprs.vars_of(eqn.invars)) for eqn in joint.constants)
     ids = set(map(id, joint.constants))
     assert not any(late for eqn, late in zip(joint.eqns, joint.backward) if id(eqn) in ids)
 

@@ -51,6 +51,20 @@ def barriers_between(graph: Graph, steps: np.ndarray, start: int, part: np.ndarr
     return tuple(barriers)
 
 
+def barriers_at_turns(graph: Graph, steps: np.ndarray, ends: np.ndarray) -> tuple[int, ...]:
+    """Steps at which a schedule turns back to run something again, or from the forward to the backward, and those
+    after nodes that end a stretch: a compiler that runs first what is ready first then follows it closely.
+
+    Args:
+      graph: the graph.
+      steps: [T] the schedule.
+      ends: [N] bool, the nodes after which a stretch ends in any case.
+    """
+    earlier, later = steps[:-1], steps[1:]
+    turns = (later < earlier) | (graph.backward[later] & ~graph.backward[earlier]) | ends[earlier]
+    return tuple((np.flatnonzero(turns) + 1).tolist())
+
+
 def _is_late_or_again(backward: np.ndarray, steps: np.ndarray, start: int) -> np.ndarray:
     """[T] bool: steps that repeat a node, and forward nodes that run in the backward."""
     again = np.ones(steps.size, bool)
