@@ -89,6 +89,15 @@ def test_a_smaller_budget_does_not_cost_less_on_a_chain(length):
     assert costs[-1] == search.plain.cost < costs[0]
 
 
+@pytest.mark.parametrize("graph", [random_joint_graph(np.random.default_rng(seed), forward=20) for seed in (1, 6)])
+def test_a_smaller_budget_does_not_cost_less(graph):
+    """To 1 %: what one cut adds at most without a search for less."""
+    search = Search(graph)
+    budgets = budgets_for(search, 10)
+    costs = np.asarray([search.fit(budget).cost for budget in budgets])
+    assert (costs <= 1.01 * np.minimum.accumulate(costs)).all()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_budget_down_to_the_smallest_is_kept(seed):
     search = Search(random_joint_graph(np.random.default_rng(10 + seed), forward=24))
