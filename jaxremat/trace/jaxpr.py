@@ -179,7 +179,7 @@ def dtype_of(atom: Atom) -> Any:
 
 def is_constant(eqn: Eqn, constants: Set[Var] = frozenset()) -> bool:
     """Whether an equation spreads a number, or one of some constants, over an array, or counts."""
-    return eqn.primitive.name in ("broadcast_in_dim", "iota") and constants.issuperset(vars_of(eqn.invars))
+    return eqn.primitive.name in ("broadcast_in_dim", "iota") and all(v in constants for v in vars_of(eqn.invars))
 
 
 def is_on_host(atom: Atom) -> bool:

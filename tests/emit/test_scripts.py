@@ -20,7 +20,8 @@ from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import describe, trace_joint
+from jaxremat.trace.fingerprint import describe
+from jaxremat.trace.joint import trace_joint
 
 
 def branching(w, x, key):
