@@ -253,11 +253,10 @@ def as_mark(eqn: Eqn, name: str) -> Eqn:
 
 def linear_checkpoint(fun: Callable) -> Callable:
     """`jax.checkpoint(fun, prevent_cse=False)` for functions that are transposed, which JAX_REMAT3's form cannot be."""
-    checkpointed = jax.checkpoint(fun, prevent_cse=False)
 
     def run(*args):
-        with _config.remat3(False):
-            return checkpointed(*args)
+        with _config.remat3(False):  # jax 0.11 asks when it decorates, later ones when they run
+            return jax.checkpoint(fun, prevent_cse=False)(*args)
 
     return run
 
