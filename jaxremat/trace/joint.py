@@ -257,7 +257,7 @@ def _refuse_refs(jaxpr: Jaxpr) -> None:
 def _refuse_shared_results(results: Sequence, jaxpr: Jaxpr) -> None:
     """What all examples of a vmap around share has one cotangent, and a rule of our own would get one per example."""
     names = compat.mapped_axes(jaxpr)
-    if names and any(atom not in _apart(jaxpr) for atom in jaxprs.vars_of(results)):
+    if names and not _apart(jaxpr).issuperset(jaxprs.vars_of(results)):
         raise UnplannableError(
             f"the function returns what it reduced along {', '.join(map(repr, sorted(names)))}, an axis of a vmap"
             " around it: all examples share it. Decorate what holds the whole vmap, or what comes before the reduction."
