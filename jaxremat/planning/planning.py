@@ -45,7 +45,6 @@ _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the other
 _MOST_TIMED = 2  # the second is aimed by what the first was off by
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
-_MOST_NEAR_MISSES = 4  # compilations that may still find a cheaper one
 _NEAR_MISS_ROOM = 0.1  # about the worst of predictions: prediction.md
 
 
@@ -251,7 +250,8 @@ class Planning:
                 raise self._refusal(outcome, peak_bytes, limit)
             return outcome
         best = correction.best.candidate
-        for outcome in self.planner.near_misses(best, int(_NEAR_MISS_ROOM * limit))[:_MOST_NEAR_MISSES]:
+        left = _MOST_COMPILATIONS - correction.trials
+        for outcome in self.planner.near_misses(best, int(_NEAR_MISS_ROOM * limit))[:left]:
             if outcome.cost < best.cost and self._measure(outcome)[0] <= limit:
                 best = outcome
         return best
