@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+import jaxremat
 from jaxremat.backends.devices import resolve_target
 from jaxremat.planner.timed_transfers import TimedTransferPlanner
 from jaxremat.planner.transfers import TransferPlanner, transfers_of
@@ -54,3 +55,22 @@ def test_unrolled_copies_take_effect_and_are_predicted():
     assert report.peak_bytes <= 1.05 * outcome.peak_bytes
     assert report.peak_bytes < 0.9 * min(each.peak_bytes for each in planner.own.least())
     assert report.seconds is not None and abs(report.seconds / outcome.cost - 1) < 0.1
+
+
+@pytest.mark.aot
+def test_what_a_scan_of_a_step_stacks_lies_on_the_host():
+    """Layers so wide that a copy hides behind a product: one of two stacks of 4 GiB waits on the host."""
+    layers, width = 4, 16384
+
+    def step(ws, x):
+        def loss(ws):
+            return jnp.mean(lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, ws)[0] ** 2)
+
+        value, grads = jax.value_and_grad(loss)(ws)
+        return ws - 0.1 * grads, value
+
+    ws, x = (jax.ShapeDtypeStruct(dims, jnp.float32) for dims in ((layers, width, width), (width, width)))
+    planned = jaxremat.jit(step, budget=0.85, donate_argnums=0, target="h200", allow="offload")
+    plan = planned.plan(ws, x)
+    assert plan.compiled.host_bytes >= layers * width * width * 4
+    assert plan.compiled.peak_bytes <= plan.budget_bytes
