@@ -4,9 +4,9 @@
     python benchmarks/steps.py gated    # those whose name contains a word
 
 For each program and share: `jaxremat.remat(loss, budget=share)` inside the step, compiled, takes so many bytes. The
-same step by `jaxremat.jit` gets these as its budget, to a thousandth of the step as written. `peak`: compiled, as a share of the step as written.
-`FLOPs`: of contractions, beyond those of the step as written. `planning`: process time, compilations excluded; the loss
-alone, at the same share, in parentheses. The last results are in `results/steps.md`.
+same step by `jaxremat.jit` gets these as its budget, to a thousandth of the step as written. `peak`: compiled, as a
+share of the step as written. `FLOPs`: of contractions, beyond those of the step as written. `planning`: process time,
+compilations excluded; the loss alone, at the same share, in parentheses. The last results are in `results/steps.md`.
 """
 
 from __future__ import annotations
