@@ -19,8 +19,8 @@ from jaxremat.compiled.compile import compile_gradient
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import plan
 
-_DEPTH, _WIDTH, _ROWS = 12, 64, 16384
-_SHARE = 0.7
+_DEPTH, _WIDTH, _ROWS = 12, 64, 16384  # values of 4 MiB, so that the program is modelled and not replayed
+_SHARE = 0.7  # of the bytes of the plain program: what is asked of each form
 _MOST_BELOW = 0.15
 """By how much a prediction may be too low: docs/limits.md says where it is that much."""
 
