@@ -30,6 +30,7 @@ from jaxremat.planning.plan_cache import cached
 from jaxremat.planning.request import Request, checked_request
 from jaxremat.planning.signature import signature_of
 from jaxremat.planning.storage import parse_plan, plan_text
+from jaxremat.show.progress import Status
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_parameters
 from jaxremat.trace import jaxpr as jaxprs
@@ -139,6 +140,7 @@ class Planning:
         self.plain = self.planner.plain
         self._solve_seconds = time.perf_counter() - start
         self._reports: dict[int, tuple[Outcome, MemoryReport]] = {}
+        self._status = Status("planning")
 
     def _new_planner(self) -> Planner:
         request = self.request
@@ -178,6 +180,10 @@ class Planning:
         Raises:
           BudgetError: if nothing that was found fits.
         """
+        with self._status:
+            return self._planned(budget)
+
+    def _planned(self, budget: Budget) -> Plan:
         compiles = self.request.verify == "compile"
         if budget == LEAST:
             outcome, peak_bytes = self._least(compiles)
@@ -307,6 +313,7 @@ class Planning:
         start = time.perf_counter()
 
         def measure(outcome: Outcome) -> tuple[int, None]:
+            self._status.tell(f"{format_bytes(outcome.peak_bytes)} predicted, {len(self._reports)} compiled")
             return outcome.peak_bytes, None
 
         correction = correct(
@@ -325,6 +332,7 @@ class Planning:
     def _measure(self, outcome: Outcome) -> tuple[int, MemoryReport]:
         """(compiled peak, report) of an outcome, compiled once."""
         if id(outcome) not in self._reports:
+            self._status.tell(f"compiling what is predicted to take {format_bytes(outcome.peak_bytes)}")
             emitted = outcome.form.emitted(self.primal, self.request.device)
             report = compile_program(self.primal, emitted, self.request.has_aux, self.request.device).report
             logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))

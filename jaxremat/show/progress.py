@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxremat.show.display import notebook_shell
 from jaxremat.show.terminal import has_rich
 
-_WIDTH = 28
+_WIDTH = 28  # columns: a bar, its name and its numbers fit in 80
+_PATIENCE_SECONDS = 2.0  # what is done by then needs no line
 
 
 def track[T](items: Sequence[T], what: str) -> Iterator[T]:
@@ -19,6 +21,37 @@ def track[T](items: Sequence[T], what: str) -> Iterator[T]:
     if sys.stderr is not None and sys.stderr.isatty():
         return _with_rich(items, what) if has_rich() else _in_terminal(items, what)
     return iter(items)
+
+
+class Status:
+    """A line about long work in a terminal, from two seconds on; it is gone in the end, however the work ends.
+
+    Args:
+      what: the work.
+    """
+
+    def __init__(self, what: str):
+        self.what = what
+        self._begin = time.monotonic()
+        self._width = 0
+
+    def __enter__(self) -> Status:
+        self._begin = time.monotonic()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._write("")
+
+    def tell(self, text: str) -> None:
+        """Shows how far the work is, where someone has been waiting."""
+        if time.monotonic() - self._begin >= _PATIENCE_SECONDS and sys.stderr is not None and sys.stderr.isatty():
+            self._write(f"{self.what}: {text}")
+
+    def _write(self, line: str) -> None:
+        if line or self._width:
+            sys.stderr.write("\r" + line.ljust(self._width) + ("" if line else "\r"))
+            sys.stderr.flush()
+            self._width = len(line)
 
 
 def _in_notebook[T](items: Sequence[T], what: str) -> Iterator[T]:
