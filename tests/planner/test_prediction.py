@@ -69,6 +69,8 @@ def rectified(ws, x):
 @pytest.mark.parametrize("fun", [scanned, convolved, rectified], ids=lambda f: f.__name__)
 def test_toy_programs_of_half_precision_hold_what_products_read_in_float32(fun, dtype):
     """XLA:CPU widens what a product reads, and holds it until the backward reads it again."""
+    if fun is scanned and jax.__version_info__ < (0, 12):
+        pytest.skip("jaxlib 0.11 stacks in float32 what a scan keeps: docs/limits.md")
     args = [jax.ShapeDtypeStruct((64, 64), dtype)] * 5, jax.ShapeDtypeStruct((4096, 64), dtype)
     planning = Planning(checked_request(fun, args, target="cpu", verify="replay"))
     compiled = planning.plain_report.peak_bytes
