@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 from jaxremat.backends.devices import resolve_target
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.hlo_model import bodies_of
 from jaxremat.cost.memory import estimate_body, estimate_memory
 
@@ -29,18 +30,18 @@ def traffic_seconds(entries):
 
 
 def test_a_loop_reads_a_slice_where_it_is():
-    estimate = estimate_body(body_of(lambda x, w: (jnp.sin(x) + w, None)), H200)
+    estimate = estimate_body(body_of(lambda x, w: (jnp.sin(x) + w, None)), H200, KnownBodies())
     assert estimate.temp_bytes == 0
     assert estimate.seconds == pytest.approx(traffic_seconds(3) + H200.launch_seconds)
 
 
 def test_a_product_reads_a_copy_of_its_slice():
-    estimate = estimate_body(body_of(lambda x, w: (x @ w, None)), H200)
+    estimate = estimate_body(body_of(lambda x, w: (x @ w, None)), H200, KnownBodies())
     assert estimate.temp_bytes == ENTRY_BYTES
 
 
 def test_what_is_stacked_is_written_in_place_by_a_kernel_of_its_own():
-    stacking = estimate_body(body_of(lambda x, w: (jnp.sin(x) + w, x)), H200)
+    stacking = estimate_body(body_of(lambda x, w: (jnp.sin(x) + w, x)), H200, KnownBodies())
     assert stacking.seconds == pytest.approx(traffic_seconds(5) + 2 * H200.launch_seconds)
 
 
@@ -58,6 +59,6 @@ def test_stacks_begin_as_zeros():
 
 def test_weight_gradients_wait_for_what_the_next_iteration_needs():
     """Their operands are held until then."""
-    both = estimate_body(body_of(lambda x, w: (jnp.cos(jnp.sin(x) @ w), jnp.sin(x).T @ x)), H200)
-    one = estimate_body(body_of(lambda x, w: (jnp.cos(jnp.sin(x) @ w), None)), H200)
+    both = estimate_body(body_of(lambda x, w: (jnp.cos(jnp.sin(x) @ w), jnp.sin(x).T @ x)), H200, KnownBodies())
+    one = estimate_body(body_of(lambda x, w: (jnp.cos(jnp.sin(x) @ w), None)), H200, KnownBodies())
     assert both.temp_bytes > one.temp_bytes

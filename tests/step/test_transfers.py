@@ -28,8 +28,8 @@ def planned(budget, **options):
 
 def test_a_stack_may_wait_on_the_host_where_nothing_else_fits():
     with pytest.raises(jaxremat.BudgetError):
-        planned(0.8).plan(*ARGS)
-    plan = planned(0.8, allow="offload").plan(*ARGS)
+        planned(0.82).plan(*ARGS)
+    plan = planned(0.82, allow="offload").plan(*ARGS)
     assert plan.peak_bytes <= plan.budget_bytes and "host" in plan.decision.storages
     assert 0 <= plan.overhead < 0.2
     out_bytes, back_bytes = zip(*map(transferred_bytes, plan.outcome.jaxpr.eqns))
@@ -37,7 +37,7 @@ def test_a_stack_may_wait_on_the_host_where_nothing_else_fits():
 
 
 def test_plan_with_the_host_is_the_same_from_a_file(tmp_path):
-    first, second = (planned(0.8, allow="offload") for _ in range(2))
+    first, second = (planned(0.82, allow="offload") for _ in range(2))
     plan = first.plan(*ARGS)
     plan.save(tmp_path / "plan.json")
     assert second.load_plan(tmp_path / "plan.json", *ARGS).decision == plan.decision

@@ -7,7 +7,7 @@ import pytest
 
 from jaxremat.base import compat
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import describe
+from jaxremat.trace.fingerprint import describe
 
 W, X = jnp.full((4, 4), 0.3), jnp.ones((3, 4))
 
