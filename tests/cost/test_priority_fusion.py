@@ -50,6 +50,16 @@ def test_a_softmax_is_one_kernel_beside_its_sums():
     assert "exp" not in names and names.count("dot_general") == 2 and "div" in names
 
 
+def test_what_is_divided_by_the_sum_of_its_row_is_not_written():
+    """Compiled for an H200, this is one kernel over the rows."""
+
+    def shares(x):
+        entries = jnp.tanh(x)
+        return entries / jnp.sum(entries, -1, keepdims=True)
+
+    assert "tanh" not in written(shares, X)
+
+
 @pytest.mark.parametrize("readers", [2, 5])
 def test_fusing_never_writes_more(readers):
     fun = lambda x: tuple(jnp.flip(x - 1.0, i % 2) * float(i + 2) for i in range(readers))
