@@ -21,6 +21,7 @@ import numpy as np
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.primitives import LOOPS
 from jaxremat.trace.splice import Splice, at
 
 BITS_PER_BYTE = 8  # so many masks in a byte
@@ -157,14 +158,16 @@ def round_trips_in(jaxpr: Jaxpr) -> tuple[RoundTrip, ...]:
 
 
 def transferred_bytes(eqn: Eqn) -> tuple[int, int]:
-    """Bytes that an equation copies (to the host, from the host), all trips of a loop counted."""
-    if _form(eqn, _STORE) == HOST.form:
-        return jaxprs.array_bytes(eqn.outvars[0]), 0
-    if _form(eqn, _RESTORE) == HOST.form:
-        return 0, jaxprs.array_bytes(eqn.outvars[0])
+    """Bytes that an equation copies (to the host, from the host): what it makes there, and what it reads of there; all
+    trips of loops inside it counted."""
     trips = int(eqn.params["length"]) if eqn.primitive.name == "scan" else 1
-    each = [transferred_bytes(inner) for body in jaxprs.subjaxprs(eqn) for inner in body.eqns]
-    return trips * sum(out for out, _ in each), trips * sum(back for _, back in each)
+    inner = (each for body in jaxprs.subjaxprs(eqn) for each in body.eqns if each.primitive.name in LOOPS)
+    out, back = zip((0, 0), *map(transferred_bytes, inner))
+    return _host_bytes(eqn.outvars) + trips * sum(out), _host_bytes(eqn.invars) + trips * sum(back)
+
+
+def _host_bytes(atoms: Sequence[Atom]) -> int:
+    return sum(jaxprs.array_bytes(v) for v in atoms if jaxprs.is_on_host(v))
 
 
 def _storage_of(var: Var, forms: Sequence[str]) -> Storage | None:
