@@ -32,10 +32,11 @@ def check_program(seed, verify):
         again = jaxremat.plan(fun, *args, budget=error.min_peak_bytes, argnums=(0, 1), verify=verify)
         assert again.budget_bytes == error.min_peak_bytes, told
         return False
-    if verify == "compile":
-        assert plan.compiled.peak_bytes <= plan.budget_bytes, told
-    else:
-        assert plan.peak_bytes <= plan.budget_bytes, told
+    assert plan.compiled or verify == "replay", told
+    known_bytes = (
+        plan.compiled.peak_bytes if plan.compiled else plan.peak_bytes
+    )  # a prediction that refuses is compiled
+    assert known_bytes <= plan.budget_bytes, told
     plain = jax.jit(jax.grad(fun, (0, 1)))(*args)
     planned = jax.jit(jax.grad(plan.apply(fun), (0, 1)))(*args)
     assert relative_difference(plain, planned) < 1e-4, told
