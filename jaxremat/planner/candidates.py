@@ -50,6 +50,10 @@ class CheckpointOutcome:
     cost: float
     settings: Any = None
 
+    def at_cost(self, seconds: float) -> CheckpointOutcome:
+        """The same checkpoints at another cost."""
+        return dataclasses.replace(self, cost=seconds)
+
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The replay, value by value."""

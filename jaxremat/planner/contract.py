@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram
@@ -32,6 +32,8 @@ class Outcome(Protocol):
     def timeline(self) -> Timeline: ...
     @property
     def peak_bytes(self) -> int: ...
+    def at_cost(self, seconds: float) -> Self:
+        """The same at another cost."""
 
 
 class Planner(Protocol):

@@ -69,6 +69,10 @@ class ScheduleOutcome:
         """The predicted peak."""
         return self.timeline.peak_bytes
 
+    def at_cost(self, seconds: float) -> ScheduleOutcome:
+        """The same schedule at another cost."""
+        return dataclasses.replace(self, cost=seconds)
+
     @property
     def saved_bytes(self) -> int:
         """What the forward leaves to the backward, inputs of the program aside."""

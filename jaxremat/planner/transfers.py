@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from jaxremat.base.errors import ArgumentError
 from jaxremat.loops.find import find
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
+from jaxremat.planner.schedules import SchedulePlanner
+from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes
 
@@ -53,8 +55,6 @@ class TransferPlanner:
     """
 
     may_leave_alone = True
-    predicts_time = False
-    peak_doubt = 0.0
     more_capable: Planner | None = None
 
     def __init__(
@@ -63,20 +63,23 @@ class TransferPlanner:
         require_link(device)
         self.device = device
         self.host_budget_bytes = host_budget_bytes
-        self.own = SchedulePlanner(primal, device, storages)
+        self._primal, self._storages = primal, storages
+        self._planner: Any = TimedLoopPlanner if device.backend.barrier_parts else SchedulePlanner
+        self.own: Planner = self._planner(primal, device, storages)
+        self.predicts_time, self.peak_doubt = self.own.predicts_time, self.own.peak_doubt
         self.as_written: FlatFunction = primal.as_written
-        self._with_host: dict[float, SchedulePlanner] = {}
-        self._told: dict[int, tuple[ScheduleOutcome, ScheduleOutcome]] = {}
+        self._with_host: dict[float, Planner] = {}
+        self._told: dict[int, tuple[Outcome, Outcome]] = {}
 
     @property
-    def plain(self) -> ScheduleOutcome:
+    def plain(self) -> Outcome:
         """The program as it stands."""
         return self.own.plain
 
-    def fit(self, replayed_bytes: int) -> ScheduleOutcome:
+    def fit(self, replayed_bytes: int) -> Outcome:
         """The cheapest outcome within a replayed peak, transfers counted, or the one with the smallest peak."""
         found = [self.own.fit(replayed_bytes)]
-        if not find(self.own.primal):
+        if not find(self._primal):
             return found[0]
         low, high = SMALLEST_SHARE, LARGEST_SHARE
         for _ in range(_PROBES):
@@ -87,7 +90,7 @@ class TransferPlanner:
             low, high = (share, high) if crowded else (low, share)
         return cheapest_within(found, replayed_bytes)
 
-    def least(self) -> Sequence[ScheduleOutcome]:
+    def least(self) -> Sequence[Outcome]:
         """Outcomes of small replayed peak."""
         each = self._allowed(self._at_share(SMALLEST_SHARE).least())
         return sorted([*self.own.least(), *each], key=lambda outcome: outcome.replayed_bytes)
@@ -96,14 +99,14 @@ class TransferPlanner:
         """None: the prediction tells schedules apart well enough."""
         return ()
 
-    def _at_share(self, share: float) -> SchedulePlanner:
+    def _at_share(self, share: float) -> Planner:
         """The planner to which a copy takes a share of its time."""
         if share not in self._with_host:
-            forms = (HOST.form, *self.own.storages)
-            self._with_host[share] = SchedulePlanner(self.own.primal, at_share(self.device, share), forms)
+            forms = (HOST.form, *self._storages)
+            self._with_host[share] = self._planner(self._primal, at_share(self.device, share), forms)
         return self._with_host[share]
 
-    def _is_too_much(self, outcome: ScheduleOutcome) -> bool:
+    def _is_too_much(self, outcome: Outcome) -> bool:
         """Whether the link, or the host, is more than full."""
         transfers = transfers_of(outcome, self.device)
         return transfers.exposed_seconds > 0 or transfers.out_bytes > self._most_bytes
@@ -112,15 +115,16 @@ class TransferPlanner:
     def _most_bytes(self) -> float:
         return np.inf if self.host_budget_bytes is None else self.host_budget_bytes
 
-    def _allowed(self, outcomes: Sequence[ScheduleOutcome]) -> list[ScheduleOutcome]:
+    def _allowed(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Outcomes within the host's budget, their time told with their transfers."""
         return [self._honest(o) for o in outcomes if transfers_of(o, self.device).out_bytes <= self._most_bytes]
 
-    def _honest(self, outcome: ScheduleOutcome) -> ScheduleOutcome:
+    def _honest(self, outcome: Outcome) -> Outcome:
         """The outcome at the cost of the real link: one object per outcome."""
         if id(outcome) not in self._told:
-            cost = computation_seconds(outcome) + transfers_of(outcome, self.device).exposed_seconds
-            self._told[id(outcome)] = outcome, dataclasses.replace(outcome, cost=cost)
+            computation = outcome.cost if self.predicts_time else computation_seconds(outcome)
+            shown = transfers_of(outcome, self.device).exposed_seconds
+            self._told[id(outcome)] = outcome, outcome.at_cost(computation + shown)
         return self._told[id(outcome)][1]
 
 
@@ -142,8 +146,8 @@ def transfers_of(outcome: Outcome, device: Device) -> Transfers:
     return Transfers(out, back, float(exposed))
 
 
-def computation_seconds(outcome: ScheduleOutcome) -> float:
-    """Time of an outcome without its transfers."""
+def computation_seconds(outcome: Outcome) -> float:
+    """Time of a replayed outcome without its transfers; what is timed by its kernels has none in it."""
     return float(_node_seconds(outcome)[outcome.program.steps].sum())
 
 
