@@ -15,12 +15,13 @@ pytestmark = pytest.mark.aot
 V5E = resolve_target("tpu-v5e")
 MIB = 2**20
 WIDE, WEIGHTS = (jax.ShapeDtypeStruct(dims, jnp.bfloat16) for dims in ((131072, 1024), (1024, 1024)))
-BESIDE, BEYOND, NARROW = (jax.ShapeDtypeStruct(dims, jnp.float32) for dims in ((4096, 1024), (65536, 1024), (2**24, 3)))
+BESIDE, BEYOND, NARROW = (jax.ShapeDtypeStruct(dims, jnp.float32) for dims in ((4096, 1024), (65536, 1024), (2**24, 5)))
 
 
 def kept_apart(x):
-    """Written whole, and read from another place."""
-    return lax.optimization_barrier(x * 2.0)[::-1] + 1.0
+    """Written whole, and read by two sums."""
+    made = lax.optimization_barrier(x * 2.0)
+    return jnp.sum(made, 0), jnp.sum(lax.optimization_barrier(made) * made, 0)
 
 
 RULES = {
