@@ -83,7 +83,8 @@ def plan(
       seed: for solvers that draw random numbers.
       allow: permissions for what is not free of consequences: "chunk" lets attention, loss heads and token-wise
         MLPs run in chunks where that is the cheaper way to fit; values and gradients then agree up to rounding.
-        "offload" lets values wait in the host's memory, where the target has a link to one.
+        "offload" lets values wait in the host's memory, where the target has a link to one. "narrow" lets float32
+        values wait as bfloat16: each is then off by at most 2**-9 of itself, and gradients by what follows from that.
       host_budget: the most that may wait on the host, in bytes or text; any amount by default.
 
     Returns:
