@@ -77,18 +77,24 @@ LAYERS = [(shape(WIDTH, 2 * WIDTH), shape(WIDTH, 2 * WIDTH), shape(2 * WIDTH, WI
 X = shape(BATCH, WIDTH)
 
 
-def gated() -> Program:
-    """AdamW behind a clipped gradient: every gradient lives to the end."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+def of_one_gradient(objective, optimizer) -> Callable[[Wrap], Callable]:
+    """Makes the step that takes the gradient of an objective, wrapped, and updates by it."""
 
     def make(wrap: Wrap):
         def step(state, x):
-            value, grads = jax.value_and_grad(wrap(loss))(state["params"], x)
+            value, grads = jax.value_and_grad(wrap(objective))(state["params"], x)
             return updated(optimizer, grads, state), value
 
         return step
 
-    return Program(make, (state_of(LAYERS, optimizer), X), loss, (LAYERS, X))
+    return make
+
+
+def gated() -> Program:
+    """AdamW behind a clipped gradient: every gradient lives to the end."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+    return Program(of_one_gradient(loss, optimizer), (state_of(LAYERS, optimizer), X), loss, (LAYERS, X))
 
 
 def scanned() -> Program:
@@ -97,14 +103,7 @@ def scanned() -> Program:
     stacked = tuple(shape(DEPTH, *layer.shape) for layer in LAYERS[0])
     over = lambda layers, x: jnp.mean(jax.lax.scan(lambda x, layer: (forward([layer], x), None), x, layers)[0] ** 2)
 
-    def make(wrap: Wrap):
-        def step(state, x):
-            value, grads = jax.value_and_grad(wrap(over))(state["params"], x)
-            return updated(optimizer, grads, state), value
-
-        return step
-
-    return Program(make, (state_of(stacked, optimizer), X), over, (stacked, X))
+    return Program(of_one_gradient(over, optimizer), (state_of(stacked, optimizer), X), over, (stacked, X))
 
 
 def accumulated() -> Program:

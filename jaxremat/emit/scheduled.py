@@ -155,7 +155,7 @@ def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, l
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint) | dict(zip(joint.inputs, inputs, strict=True))
     _run(script.constants, env)
-    _run_segments(script.forward, script.same, env)
+    run_segments(script.forward, env, script.same)
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
 
@@ -164,11 +164,15 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence, cotangents: 
     env = _constants(joint) | dict(zip(script.residuals, residuals, strict=True))
     env.update(zip(joint.cotangents, cotangents, strict=True))
     _run(script.constants, env)
-    _run_segments(script.backward, script.same, env)
+    run_segments(script.backward, env, script.same)
     return [jaxprs.value_of(env, v) for v in joint.gradients]
 
 
-def _run_segments(segments: Sequence[Segment], same: Mapping[Var, Var], env: dict[Var, Any]) -> None:
+_NOTHING: Mapping[Var, Var] = types.MappingProxyType({})
+
+
+def run_segments(segments: Sequence[Segment], env: dict[Var, Any], same: Mapping[Var, Var] = _NOTHING) -> None:
+    """Runs segments one after another; `env` holds what is known before, and then what they have made."""
     for segment in segments:
         behind = dict(zip(segment.through, _behind_barrier([env[v] for v in segment.through])))
         env.update((v, behind[v]) for v in segment.passed)
@@ -181,14 +185,15 @@ def emitted_program(joint: Joint, script: Script) -> Jaxpr:
     """Forward and backward of a script as one program: what `run_forward`, then `run_backward` are traced to."""
     program = Splice(joint.jaxpr)
     forward = program.inputs
-    _put_segments(program, (Segment(script.constants, ()), *script.forward), script.same, forward)
+    put_segments(program, (Segment(script.constants, ()), *script.forward), forward, script.same)
     backward = program.inputs | {v: forward[v] for v in script.residuals}
-    _put_segments(program, (Segment(script.constants, ()), *script.backward), script.same, backward)
+    put_segments(program, (Segment(script.constants, ()), *script.backward), backward, script.same)
     outputs = [at(forward, atom) for atom in joint.outputs]
     return program.program([*outputs, *(at(backward, atom) for atom in joint.gradients)])
 
 
-def _put_segments(program: Splice, segments: Sequence[Segment], same: Mapping[Var, Var], env: Env) -> None:
+def put_segments(program: Splice, segments: Sequence[Segment], env: Env, same: Mapping[Var, Var] = _NOTHING) -> None:
+    """Puts what `run_segments` runs into a program."""
     for segment in segments:
         outside = {v: env[v] for v in segment.fenced if v not in segment.passed}
         env.update(program.put_barrier(segment.through, env) if segment.through else {})

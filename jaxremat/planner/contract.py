@@ -73,22 +73,14 @@ class Planner(Protocol):
         """Cheaper outcomes that are expected to need little more than `best`, the least demanding first."""
 
 
-class SavingOutcome(Outcome, Protocol):
-    """An outcome that knows what its forward leaves behind."""
-
-    @property
-    def saved_bytes(self) -> int:
-        """What the forward leaves to the backward, inputs of the program aside."""
-
-
 @runtime_checkable
 class SavingPlanner(Protocol):
     """A planner that bounds what the forward leaves to the backward, not the peak."""
 
     @property
-    def plain(self) -> SavingOutcome: ...
+    def plain(self) -> Outcome: ...
 
-    def leaving(self, saved_bytes: int) -> SavingOutcome:
+    def leaving(self, saved_bytes: int) -> Outcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
 
 

@@ -93,5 +93,7 @@ def outside_loops(primal: Primal, device: Device, storages: tuple[str, ...]) -> 
     There XLA undoes copies to the host, and rounding, unless they are tied to what runs around them: it is known how to
     do that in programs without loops, where the backend lets it.
     """
-    ties = device.backend.ties_transfers and not find(primal)
-    return tuple(form for form in storages if ties or form not in UNDONE)
+    lasting = tuple(form for form in storages if form not in UNDONE)
+    if lasting == storages or (device.backend.ties_transfers and not find(primal)):
+        return storages
+    return lasting

@@ -73,11 +73,6 @@ class ScheduleOutcome:
         """The same schedule at another cost."""
         return dataclasses.replace(self, cost=seconds)
 
-    @property
-    def saved_bytes(self) -> int:
-        """What the forward leaves to the backward, inputs of the program aside."""
-        return left_behind(self)
-
 
 class SchedulePlanner:
     """Schedules by the default search.
@@ -136,8 +131,8 @@ class SchedulePlanner:
         prices = [None, *(self._loop_prices if self._loops.found else ())]
         posed = [self._posed(self._decisions(price)) for price in prices]
         outcomes = [self._outcome(problem, search.leaving(saved_bytes)) for problem, search in posed]
-        within = [outcome for outcome in outcomes if outcome.saved_bytes <= saved_bytes]
-        return min(within, key=_by_cost) if within else min(outcomes, key=lambda outcome: outcome.saved_bytes)
+        within = [outcome for outcome in outcomes if left_behind(outcome) <= saved_bytes]
+        return min(within, key=_by_cost) if within else min(outcomes, key=left_behind)
 
     def at_all_prices(self) -> list[ScheduleOutcome]:
         """The program with its loops as decided at each price, and with checkpoints around every iteration, the flat

@@ -22,7 +22,7 @@ from jaxremat.cost.kernels import seconds_by_equation
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
 from jaxremat.planner.by_hand import POLICIES, blocks_of, kept_by_hand
-from jaxremat.planner.contract import Outcome, Planner, left_behind
+from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
@@ -68,11 +68,6 @@ class TimedOutcome:
     def cost(self) -> float:
         """The predicted seconds."""
         return self.timeline.cost
-
-    @property
-    def saved_bytes(self) -> int:
-        """What the forward leaves to the backward, inputs of the program aside."""
-        return left_behind(self)
 
     def at_cost(self, seconds: float) -> TimedOutcome:
         """The same schedule at another cost."""

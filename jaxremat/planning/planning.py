@@ -215,7 +215,7 @@ class Planning:
         """
         if not isinstance(self.planner, SavingPlanner):
             raise ArgumentError("keep=... decides schedules of the default search: emit='schedule' and solver='auto'")
-        outcome = self.planner.leaving(keep_bytes(keep, self.planner.plain.saved_bytes))
+        outcome = self.planner.leaving(keep_bytes(keep, left_behind(self.planner.plain)))
         return self._plan(outcome, outcome.peak_bytes)
 
     def _predicted_or_compiled(self, budget: Budget, limit: int) -> Plan:

@@ -9,11 +9,10 @@ from collections.abc import Sequence, Set
 
 import jax
 import numpy as np
-from jax import lax
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
-from jaxremat.emit.scheduled import Segment
+from jaxremat.emit.scheduled import Segment, put_segments, run_segments
 from jaxremat.step.scheduling import Schedule
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
@@ -38,14 +37,7 @@ class Script:
         """From flat inputs to flat outputs."""
         env = dict(zip(self.jaxpr.constvars, compat.consts_of(self.jaxpr)))
         env.update(zip(self.jaxpr.invars, inputs, strict=True))
-        for stretch in self.stretches:
-            inside = dict(env)
-            if stretch.fenced:
-                inside.update(zip(stretch.fenced, lax.optimization_barrier([env[v] for v in stretch.fenced])))
-            for eqn in stretch.eqns:
-                made = compat.bind(eqn, [jaxprs.value_of(inside, v) for v in eqn.invars])
-                inside.update(zip(eqn.outvars, made, strict=True))
-            env.update((v, inside[v]) for eqn in stretch.eqns for v in eqn.outvars)
+        run_segments(self.stretches, env)
         return [jaxprs.value_of(env, v) for v in self.jaxpr.outvars]
 
     @functools.cached_property
@@ -65,13 +57,7 @@ class Script:
         sources = [eqn for s in self.stretches for eqn in ((s.eqns[:1] if s.fenced else ()) + s.eqns)]
         program = Splice(self.jaxpr)
         env = program.inputs
-        for stretch in self.stretches:
-            outside = {v: env[v] for v in stretch.fenced}
-            env.update(program.put_barrier(stretch.fenced, env) if stretch.fenced else {})
-            for eqn in stretch.eqns:
-                program.put(eqn, env)
-            made = {v for eqn in stretch.eqns for v in eqn.outvars}
-            env.update((v, value) for v, value in outside.items() if v not in made)
+        put_segments(program, self.stretches, env)
         jaxpr = program.program([at(env, atom) for atom in self.jaxpr.outvars])
         if len(jaxpr.eqns) != len(sources):
             raise AssertionError(f"emission wrote {len(jaxpr.eqns)} equations for {len(sources)} steps")

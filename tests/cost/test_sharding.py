@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from mesh_process import result_on_devices
 
 from jaxremat.cost.sharding import device_fraction, is_collective
 from jaxremat.trace.joint import trace_joint
@@ -119,12 +115,7 @@ print("RESULT", json.dumps([peak(loss), rows]))
 
 @pytest.fixture(scope="module")
 def on_a_mesh():
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": flags}
-    run = subprocess.run([sys.executable, "-c", MESH_PROGRAM], env=environment, text=True, capture_output=True)
-    lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT")]
-    assert lines, run.stderr[-2000:]
-    return json.loads(lines[0].removeprefix("RESULT"))
+    return result_on_devices(8, MESH_PROGRAM)
 
 
 def test_mesh_gradients_and_shardings(on_a_mesh):

@@ -1,11 +1,7 @@
 """Meshes of every kind of axes: gradients are the plain ones, and a budget is one device's share."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from mesh_process import result_on_devices
 
 PROGRAM = """
 import json, logging, io, sys
@@ -82,12 +78,7 @@ print("RESULT", json.dumps([rows, told]))
 
 @pytest.fixture(scope="module")
 def found():
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": flags}
-    run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, text=True, capture_output=True, check=False)
-    lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT")]
-    assert lines, run.stderr[-2000:]
-    return json.loads(lines[0].removeprefix("RESULT"))
+    return result_on_devices(4, PROGRAM)
 
 
 def test_gradients_are_the_plain_ones(found):

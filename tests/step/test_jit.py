@@ -130,21 +130,9 @@ def test_effects_inside_of_loops_happen_once_per_iteration():
     assert len(seen) == 3
 
 
-def deep(batch=4096):
-    """Sixteen layers whose activations are most of the peak."""
-    params = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 16
-    x = jax.ShapeDtypeStruct((batch, 64), jnp.float32)
-
-    def step(params, x):
-        value, grads = jax.value_and_grad(step_programs._loss)(params, x)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
-
-    return step, (params, x)
-
-
 @pytest.mark.parametrize("budget", [0.7, 0.5])
 def test_compiled_step_keeps_to_its_budget(budget):
-    step, args = deep()
+    step, args = step_programs.deep(16, 4096)
     written = peak_bytes(jax.jit(step, donate_argnums=0).lower(*args).compile())
     planned = jaxremat.jit(step, budget=budget, donate_argnums=0)
     assert peak_bytes(planned.lower(*args).compile()) <= budget * written
@@ -154,14 +142,14 @@ def test_compiled_step_keeps_to_its_budget(budget):
 
 
 def test_step_that_fits_is_left_alone_to_the_letter():
-    step, args = deep(256)
+    step, args = step_programs.deep(16, 256)
     planned = jaxremat.jit(step, budget="1GiB", donate_argnums=0)
     assert planned.plan(*args).is_plain
     assert str(planned.trace(*args).jaxpr) == str(jax.jit(step, donate_argnums=0).trace(*args).jaxpr)
 
 
 def test_peak_counts_a_donated_buffer_once():
-    step, args = deep(256)
+    step, args = step_programs.deep(16, 256)
     donated = jaxremat.jit(step, budget=1.0, donate_argnums=0).plan(*args)
     kept = jaxremat.jit(step, budget=1.0).plan(*args)
     size = sum(4 * 64 * 64 for _ in args[0])
@@ -171,7 +159,7 @@ def test_peak_counts_a_donated_buffer_once():
 
 
 def test_planned_step_under_other_transformations():
-    step, args = deep(32)
+    step, args = step_programs.deep(16, 32)
     arrays = jax.tree.map(lambda s: jnp.full(s.shape, 0.1, s.dtype), args)
     planned = jaxremat.jit(step, budget="least", verify="replay")
     assert_same(jax.jit(planned)(*arrays), step(*arrays))
@@ -233,7 +221,7 @@ def test_plan_hangs_on_no_name_stack(monkeypatch):
     """The same schedule where every debugging name is gone."""
     from jaxremat.base import compat
 
-    step, args = deep(256)
+    step, args = step_programs.deep(16, 256)
     named = jaxremat.jit(step, budget="least", verify="replay").plan(*args)
     monkeypatch.setattr(compat, "name_stack", lambda eqn: "")
     bare = jaxremat.jit(step, budget="least", verify="replay").plan(*args)
@@ -265,7 +253,7 @@ def test_bad_options_are_refused_with_the_remedy(options, words):
 
 @pytest.mark.parametrize("solver", ["fastsa", "chen", "mincut"])
 def test_other_solvers_plan_steps_too(solver):
-    step, args = deep(256)
+    step, args = step_programs.deep(16, 256)
     planned = jaxremat.jit(step, budget=0.7, donate_argnums=0, solver=solver, seed=3, verify="replay")
     plan = planned.plan(*args)
     assert plan.peak_bytes <= plan.budget_bytes and plan.solver == plan.summary()["solver"] == solver
@@ -294,6 +282,6 @@ def test_refusal_says_who_holds_what():
 
 
 def test_device_budget_is_the_pool_less_a_margin():
-    step, args = deep(8)
+    step, args = step_programs.deep(16, 8)
     plan = jaxremat.jit(step, budget="device", target="h200", verify="replay").plan(*args)
     assert plan.budget_bytes == usable_bytes(resolve_target("h200"))

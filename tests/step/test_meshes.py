@@ -1,11 +1,7 @@
 """Steps on a mesh of four devices, in a process of its own: the budget is one device's share."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from mesh_process import result_on_devices
 
 PROGRAM = """
 import json
@@ -51,12 +47,7 @@ print("RESULT", json.dumps([ratios, error, new[0].sharding == expected[0].shardi
 
 @pytest.fixture(scope="module")
 def found():
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": flags}
-    run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, text=True, capture_output=True, check=False)
-    lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT")]
-    assert lines, run.stderr[-2000:]
-    return json.loads(lines[0].removeprefix("RESULT"))
+    return result_on_devices(4, PROGRAM)
 
 
 def test_budget_is_one_devices_share(found):

@@ -1,5 +1,3 @@
-import jax
-import jax.numpy as jnp
 import pytest
 import step_programs
 
@@ -8,20 +6,9 @@ from jaxremat.step.holders import argument_groups
 from jaxremat.step.program import trace_step
 
 
-def deep(batch=2048):
-    params = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 8
-    x = jax.ShapeDtypeStruct((batch, 64), jnp.float32)
-
-    def step(params, x):
-        value, grads = jax.value_and_grad(step_programs._loss)(params, x)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
-
-    return step, (params, x)
-
-
 @pytest.fixture(scope="module")
 def planned():
-    step, args = deep()
+    step, args = step_programs.deep(8, 2048)
     jitted = jaxremat.jit(step, budget=0.7, donate_argnums=0, verify="replay")
     return jitted, args, jitted.plan(*args)
 
@@ -40,7 +27,7 @@ def test_plan_says_who_holds_what(planned):
 def test_plan_from_a_file_emits_the_same_program_and_solves_nothing(planned, tmp_path, monkeypatch):
     jitted, args, plan = planned
     plan.save(tmp_path / "plan.json")
-    step, _ = deep()
+    step, _ = step_programs.deep(8, 2048)
     other = jaxremat.jit(step, budget=0.7, donate_argnums=0, verify="replay")
     monkeypatch.setattr("jaxremat.step.planning.StepPlanning.plan", None)
     read = other.load_plan(tmp_path / "plan.json", *args)
@@ -52,7 +39,7 @@ def test_plan_from_a_file_emits_the_same_program_and_solves_nothing(planned, tmp
 def test_plan_for_another_step_is_refused_with_the_difference(planned, tmp_path):
     _, _, plan = planned
     plan.save(tmp_path / "plan.json")
-    step, args = deep(1024)
+    step, args = step_programs.deep(8, 1024)
     with pytest.raises(jaxremat.PlanMismatchError, match=r"x float32\[2048,64\], given x float32\[1024,64\]"):
         jaxremat.jit(step, budget=0.7, donate_argnums=0).load_plan(tmp_path / "plan.json", *args)
     (tmp_path / "plan.json").write_text("{}")
