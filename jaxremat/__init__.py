@@ -10,6 +10,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 _HOME_OF = {
     name: home for home, name in re.findall(r"^from (\S+) import (\w+)", Path(__file__ + "i").read_text(), re.MULTILINE)
@@ -20,13 +21,13 @@ _WITH_FLAX = ("linen", "nnx")
 class _Package(types.ModuleType):
     """The package: a public name comes before a room of that name, which imports would put in its place."""
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         is_room = isinstance(value, types.ModuleType) and _HOME_OF.get(name, "jaxremat") != "jaxremat"
         if not is_room:
             super().__setattr__(name, value)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _WITH_FLAX or _HOME_OF.get(name) == "jaxremat":
         return importlib.import_module(f"jaxremat.{name}")
     if name == "__version__":

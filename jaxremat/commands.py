@@ -117,7 +117,7 @@ class BrokenPromise(JaxrematError):
     """What the library promises does not hold on this machine."""
 
 
-def load_program(name: str) -> tuple[Callable, tuple]:
+def load_program(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The function and arguments that `module:function` returns.
 
     Raises:
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Callable) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: Callable[..., Any]) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=COMMANDS[name], epilog=EPILOGUE)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

@@ -26,7 +26,7 @@ def remat(
     static_argnums: int | tuple[int, ...] = (),
     static_argnames: str | Iterable[str] = (),
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
-    **options,
+    **options: Any,
 ) -> Any:
     """A module class, or a method of one, whose gradient is planned for a budget where it is differentiated.
 
@@ -85,7 +85,14 @@ def _name_of(target: Any, method: str = "__call__") -> str:
 
 
 def _lifting(
-    fun: Callable, name: str, *, variables, rngs, static_argnums, static_argnames, **options
+    fun: Callable[..., Any],
+    name: str,
+    *,
+    variables: Any,
+    rngs: Any,
+    static_argnums: Any,
+    static_argnames: Any,
+    **options: Any,
 ) -> dict[str, Any]:
     return {
         "once": PlanOnce(name, least=True, **options),
@@ -95,12 +102,14 @@ def _lifting(
     }
 
 
-def _planned(fn: Callable, once: PlanOnce, variables, rngs, static: StaticArguments) -> Callable:
+def _planned(
+    fn: Callable[..., Any], once: PlanOnce, variables: Any, rngs: Any, static: StaticArguments
+) -> Callable[..., Any]:
     """The lifted transformation: state goes in and comes out as arguments and results of the planned function."""
 
-    def inner(scope_fn, repack_fn, variable_groups, rng_groups, *args, **kwargs):
+    def inner(scope_fn: Any, repack_fn: Any, variable_groups: Any, rng_groups: Any, *args: Any, **kwargs: Any) -> Any:
         @functools.wraps(fn)
-        def pure(variable_groups, rng_groups, *args, **kwargs):
+        def pure(variable_groups: Any, rng_groups: Any, *args: Any, **kwargs: Any) -> Any:
             scope = scope_fn(variable_groups, rng_groups)
             return fn(scope, *args, **kwargs), repack_fn(scope)
 

@@ -22,7 +22,7 @@ def remat(
     static_argnums: int | tuple[int, ...] = (),
     static_argnames: str | Iterable[str] = (),
     methods: Iterable[str] = ("__call__",),
-    **options,
+    **options: Any,
 ) -> Any:
     """A module class, an unbound method, or a function of modules, whose gradient is planned for a budget.
 
@@ -66,5 +66,5 @@ def remat(
     return type(module)(module.__name__, (module,), {**planned, **identity})
 
 
-def _planned(fun: Callable, name: str, static: dict, options: dict) -> Callable:
+def _planned(fun: Callable[..., Any], name: str, static: dict[Any, Any], options: dict[Any, Any]) -> Callable[..., Any]:
     return decorated(fun, PlanOnce(name, least=True, **options), static_arguments(fun, **static))

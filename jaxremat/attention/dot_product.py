@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base.dtypes import promoted
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.shapes import Bool, Float, Integer
 from jaxremat.chunk.tiling.softmax import Scores, softmax_mean
 from jaxremat.chunk.tiling.tiles import Span, Tiling, Window, attention_tiling
 
@@ -22,22 +26,22 @@ _PRECISION = {jnp.dtype(jnp.bfloat16): lax.DotAlgorithmPreset.BF16_BF16_F32}
 
 
 def dot_product_attention(
-    query: jax.typing.ArrayLike,
-    key: jax.typing.ArrayLike,
-    value: jax.typing.ArrayLike,
-    bias: jax.typing.ArrayLike | None = None,
-    mask: jax.typing.ArrayLike | None = None,
+    query: Float[ArrayLike, "*batch queries heads depth"],
+    key: Float[ArrayLike, "*batch keys key_heads depth"],
+    value: Float[ArrayLike, "*batch keys key_heads depth"],
+    bias: Float[ArrayLike, ...] | None = None,
+    mask: Bool[ArrayLike, ...] | None = None,
     *,
     scale: float | None = None,
     is_causal: bool = False,
-    query_seq_lengths: jax.typing.ArrayLike | None = None,
-    key_value_seq_lengths: jax.typing.ArrayLike | None = None,
+    query_seq_lengths: Integer[ArrayLike, " _"] | None = None,
+    key_value_seq_lengths: Integer[ArrayLike, " _"] | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     implementation: str | None = None,
     return_residual: bool = False,
     query_chunk_size: int | None = None,
     key_chunk_size: int | None = None,
-):
+) -> Any:
     """Computes what `jax.nn.dot_product_attention` computes, one tile of scores at a time.
 
     Values and derivatives of every order and mode agree with it up to rounding. Masks and biases are read where they
@@ -122,7 +126,9 @@ class _Inputs:
     key_lengths: jax.Array | None  # [B]
 
     @classmethod
-    def of(cls, *, query, key, value, bias, mask, query_lengths, key_lengths) -> _Inputs:
+    def of(
+        cls, *, query: Any, key: Any, value: Any, bias: Any, mask: Any, query_lengths: Any, key_lengths: Any
+    ) -> _Inputs:
         query, key, value = (_with_rank_4(x) for x in (query, key, value))
         batch, keys, key_heads, depth = key.shape
         if value.shape != key.shape or query.shape[::3] != (batch, depth) or query.shape[2] % key_heads:
@@ -181,7 +187,7 @@ class _ScoreTile:
     tiling: Tiling
     scale: float
 
-    def __call__(self, blocks, reads) -> jax.Array:
+    def __call__(self, blocks: Any, reads: Any) -> jax.Array:
         named = dict(zip(self.names, blocks))
         query, key = named["query"], named["key"]
         scores = lax.dot_general(
@@ -199,7 +205,7 @@ class _ScoreTile:
             scores = jnp.where(mask, scores, -jnp.inf)
         return scores
 
-    def _masks(self, named, reads):
+    def _masks(self, named: Any, reads: Any) -> Iterator[Any]:
         if "mask" in named:
             yield named["mask"]
         query = self.tiling.positions(reads, 3)[None, None, None, :, None]
@@ -222,7 +228,7 @@ def _band(is_causal: bool, window: tuple[int, int] | None) -> tuple[int | None, 
     return left, right
 
 
-def _fill_empty_rows(out, lse, value):
+def _fill_empty_rows(out: Any, lse: Any, value: Any) -> Any:
     """Rows without a key get the mean of the values, and the log-sum-exp of equal scores far below all others."""
     empty = jnp.isneginf(lse)
     mean = value.astype(lse.dtype).mean(2)[:, :, None, None]
@@ -230,14 +236,14 @@ def _fill_empty_rows(out, lse, value):
     return jnp.where(empty[..., None], mean.astype(out.dtype), out), jnp.where(empty, far_below, lse)
 
 
-def _with_rank_4(x) -> jax.Array:
+def _with_rank_4(x: Any) -> jax.Array:
     x = jnp.asarray(x)
     if x.ndim not in (3, 4):
         raise ArgumentError(f"expected [batch, length, heads, depth] or [length, heads, depth], got shape {x.shape}")
     return x if x.ndim == 4 else x[None]
 
 
-def _grouped(name: str, x, *, key_heads: int, groups: int, box: tuple[int, ...]):
+def _grouped(name: str, x: Any, *, key_heads: int, groups: int, box: tuple[int, ...]) -> Any:
     if x is None:
         return None
     x = jnp.asarray(x)
@@ -248,7 +254,7 @@ def _grouped(name: str, x, *, key_heads: int, groups: int, box: tuple[int, ...])
     return x.reshape(x.shape[0], *heads, *x.shape[2:])
 
 
-def _per_batch(name: str, x, batch: int):
+def _per_batch(name: str, x: Any, batch: int) -> Any:
     if x is None:
         return None
     x = jnp.asarray(x)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ class _SubgraphTile:
     tiling: Tiling
     axes: tuple[int, ...]  # of the scores as the program has them, in the order of the box; unit axes first
 
-    def __call__(self, blocks, reads) -> jax.Array:
+    def __call__(self, blocks: Any, reads: Any) -> jax.Array:
         (scores,) = self.subgraph.compute(blocks, reads, self.tiling)
         return jnp.transpose(scores, self.axes).reshape(self.tiling.sizes)
 
@@ -52,7 +53,7 @@ class _SubgraphTile:
 class AttentionFinder:
     """Finds attention in one jaxpr; about `entries` scores in a tile, chunk sizes as in `dot_product_attention`."""
 
-    def __init__(self, entries: int, query_chunk_size: int | None = None, key_chunk_size: int | None = None):
+    def __init__(self, entries: int, query_chunk_size: int | None = None, key_chunk_size: int | None = None) -> None:
         self.entries, self.query_chunk_size, self.key_chunk_size = entries, query_chunk_size, key_chunk_size
 
     def body_of(self, eqn: Eqn) -> Jaxpr | None:
@@ -69,7 +70,7 @@ class AttentionFinder:
                 found += [f for side in (0, 1) if (f := self._match(eqn, side, jaxpr, made_by, readers)) is not None]
         return found
 
-    def _match(self, mix: Eqn, side: int, jaxpr: Jaxpr, made_by, readers) -> Finding | None:
+    def _match(self, mix: Eqn, side: int, jaxpr: Jaxpr, made_by: Any, readers: Any) -> Finding | None:
         """What the product `mix` is, if its operand `side` is a softmax; None if it is not."""
         contract, batch = mix.params["dimension_numbers"]
         weights = mix.invars[side]
@@ -101,19 +102,19 @@ class AttentionFinder:
         )
 
 
-def _box_order(shape, key_axis: int, batch) -> list[int]:
+def _box_order(shape: Any, key_axis: int, batch: Any) -> list[int]:
     """Axes of the weights as the box has them: batch, other rows, queries (the longest row axis), keys."""
     rows = [axis for axis in range(len(shape)) if axis != key_axis and axis not in batch]
     rows.sort(key=lambda axis: shape[axis])
     return [*batch, *rows, key_axis]
 
 
-def _inverse_window(order, shape) -> Window:
+def _inverse_window(order: Any, shape: Any) -> Window:
     """How the weights follow the box; an axis of length 1 follows nothing, so that reshapes may drop it."""
     return tuple(None if n == 1 else Span(order.index(axis)) for axis, n in enumerate(shape))
 
 
-def _trace_softmax(weights: Var, window: Window, key: int, made_by) -> _Softmax | None:
+def _trace_softmax(weights: Var, window: Window, key: int, made_by: Any) -> _Softmax | None:
     """Follows the weights up to the scores; None where they are not a softmax over box axis `key`."""
     var, window, eqns = _through_carriers(weights, window, made_by)
     divide = made_by.get(var)
@@ -140,7 +141,7 @@ def _trace_softmax(weights: Var, window: Window, key: int, made_by) -> _Softmax 
     return _Softmax(scores, window, eqns)
 
 
-def _through_carriers(var: Var, window: Window, made_by) -> tuple[Var, Window, list[Eqn]]:
+def _through_carriers(var: Var, window: Window, made_by: Any) -> tuple[Var, Window, list[Eqn]]:
     eqns = []
     while (eqn := made_by.get(var)) is not None and compat.primitive_name(eqn) in _CARRIERS:
         windows = operand_windows(eqn, window)
@@ -152,7 +153,7 @@ def _through_carriers(var: Var, window: Window, made_by) -> tuple[Var, Window, l
     return var, window, eqns
 
 
-def _reduced(atom, primitive: str, axis: int, of: Var, made_by, through) -> list[Eqn] | None:
+def _reduced(atom: Any, primitive: str, axis: int, of: Var, made_by: Any, through: Any) -> list[Eqn] | None:
     """The equations that make `atom` the reduction of `of` along `axis`, broadcast back; None if it is not."""
     follows = tuple(Span(i) if n != 1 else None for i, n in enumerate(shape_of(of).shape))
     if len(shape_of(atom).shape) != len(follows):
@@ -176,11 +177,11 @@ def _reduced(atom, primitive: str, axis: int, of: Var, made_by, through) -> list
     return None
 
 
-def _maker(atom, made_by) -> Eqn | None:
+def _maker(atom: Any, made_by: Any) -> Eqn | None:
     return None if isinstance(atom, Literal) else made_by.get(atom)
 
 
-def _reaches(atom, primitive: str, of: Var, made_by, depth: int = 8) -> bool:
+def _reaches(atom: Any, primitive: str, of: Var, made_by: Any, depth: int = 8) -> bool:
     """Whether `atom` is made, in a few equations, from the reduction of `of`."""
     eqn = _maker(atom, made_by)
     if eqn is None or depth == 0:
@@ -190,7 +191,9 @@ def _reaches(atom, primitive: str, of: Var, made_by, depth: int = 8) -> bool:
     return any(_reaches(a, primitive, of, made_by, depth - 1) for a in eqn.invars)
 
 
-def _score_subgraph(softmax: _Softmax, batch_rank: int, box, made_by) -> tuple[TiledSubgraph, tuple[int, ...]]:
+def _score_subgraph(
+    softmax: _Softmax, batch_rank: int, box: Any, made_by: Any
+) -> tuple[TiledSubgraph, tuple[int, ...]]:
     """The equations that make the scores, cut at what does not span both queries and keys."""
     key, rows = len(box) - 1, set(range(batch_rank, len(box) - 1))
 
@@ -204,7 +207,7 @@ def _score_subgraph(softmax: _Softmax, batch_rank: int, box, made_by) -> tuple[T
     return tiled_subgraph(made_by, [(softmax.scores, window)], inside), (*units, *axes)
 
 
-def _read_elsewhere(inside: set[int], mix: Eqn, jaxpr: Jaxpr, readers) -> str:
+def _read_elsewhere(inside: set[int], mix: Eqn, jaxpr: Jaxpr, readers: Any) -> str:
     """Where a value that depends on a product of the subgraph is read by an equation outside; empty if nowhere."""
     dependent: set[Var] = set()
     for eqn in jaxpr.eqns:
@@ -220,11 +223,11 @@ def _read_elsewhere(inside: set[int], mix: Eqn, jaxpr: Jaxpr, readers) -> str:
     return ""
 
 
-def _variable(atom) -> tuple[Var, ...]:
+def _variable(atom: Any) -> tuple[Var, ...]:
     return () if isinstance(atom, Literal) else (atom,)
 
 
-def _emit(mix: Eqn, side: int, order: list[int], tile: _SubgraphTile, values: list) -> jax.Array:
+def _emit(mix: Eqn, side: int, order: list[int], tile: _SubgraphTile, values: list[Any]) -> jax.Array:
     """The product of weights and values in the layout and dtype that the program expects."""
     contract, batch = mix.params["dimension_numbers"]
     *operands, value = values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxremat.attention.pattern import AttentionFinder
 from jaxremat.backends.devices import resolve_target
@@ -12,12 +13,12 @@ from jaxremat.chunk.rewriting.finding import Report
 
 
 def rewrite(
-    fun: Callable,
+    fun: Callable[..., Any],
     *,
     query_chunk_size: int | None = None,
     key_chunk_size: int | None = None,
     target: str | None = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """Returns `fun` with every softmax attention in it computed one tile of scores at a time.
 
     Found is what people write: scores from any einsum, scaled before or after, biased, masked by `where` with any

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def _matrix_rates(sheet: Device) -> tuple[float, float, float, float]:
     return rates[0], rates[1], rates[2], rates[3]
 
 
-def _matrix_flops(dtype, sheet: Device) -> float:
+def _matrix_flops(dtype: Any, sheet: Device) -> float:
     """FLOP/s of a square contraction; that of the data sheet where the device does not take the dtype."""
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         return sheet.matrix_flops(np.float64)
@@ -60,7 +61,7 @@ def _matrix_flops(dtype, sheet: Device) -> float:
 def _vector_flops(sheet: Device) -> float:
     """FLOP/s of a chain of multiplications and additions in one loop."""
 
-    def chain(x):
+    def chain(x: Any) -> Any:
         for _ in range(_CHAIN):
             x = x * x + x
         return x
@@ -80,7 +81,7 @@ def _launch_seconds() -> float:
     return _seconds(jax.jit(_apart), jnp.ones(8, jnp.float32)) / _CHAIN
 
 
-def _apart(x):
+def _apart(x: Any) -> Any:
     """A chain of element-wise kernels, kept apart by barriers."""
     for _ in range(_CHAIN):
         x = jax.lax.optimization_barrier(x + 1)
@@ -96,7 +97,7 @@ def _host_bandwidth(device: jax.Device) -> float:
     return array.nbytes / max(up, down)
 
 
-def _seconds(run: Callable, argument) -> float:
+def _seconds(run: Callable[..., Any], argument: Any) -> float:
     """The fastest of several measurements of one run, after one that compiles."""
     jax.block_until_ready(run(argument))
     best, spent = math.inf, 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +65,7 @@ class Device:
         """What long copies over the host's link reach."""
         return _SUSTAINED * self.host_bytes_per_second if self.host_bytes_per_second else None
 
-    def matrix_flops(self, dtype) -> float:
+    def matrix_flops(self, dtype: Any) -> float:
         """Peak FLOP/s of contractions of a dtype."""
         rank = int(np.ceil(np.log2(max(np.dtype(dtype).itemsize, 1))))
         return self.matrix_flops_per_second[min(rank, 3)]

@@ -53,16 +53,16 @@ def check_jaxpr(jaxpr: Jaxpr) -> None:
     _core.check_jaxpr(jaxpr)
 
 
-def is_jaxpr(x) -> bool:
+def is_jaxpr(x: Any) -> bool:
     return isinstance(x, Jaxpr)
 
 
-def consts_of(jaxpr: Jaxpr) -> list:
+def consts_of(jaxpr: Jaxpr) -> list[Any]:
     """The constants that a jaxpr carries, one per `constvars`."""
     return list(jaxpr.consts)
 
 
-def with_constants_as_inputs(jaxpr: Jaxpr) -> tuple[Jaxpr, list]:
+def with_constants_as_inputs(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
     """The same jaxpr with its constants as leading inputs, and their values."""
     return _partial_eval.convert_constvars_jaxpr(jaxpr), list(jaxpr.consts)
 
@@ -72,7 +72,7 @@ def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
     return _partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
-def bind(eqn: Eqn, inputs: list) -> list:
+def bind(eqn: Eqn, inputs: list[Any]) -> list[Any]:
     """Applies an equation's primitive to new inputs, under its own context, name stack and source position."""
     stack = _source.current_name_stack() + eqn.source_info.name_stack
     with _source.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
@@ -85,7 +85,7 @@ def variable_like(atom: Atom) -> Var:
     return Var(atom.aval)
 
 
-def constant(value) -> Atom:
+def constant(value: Any) -> Atom:
     """What stands for a constant in a program: a literal for a number, else a variable."""
     aval = _core.typeof(value)
     return Literal(value, aval) if _core.is_literalable(value) else Var(aval)
@@ -110,7 +110,7 @@ def rewired(eqn: Eqn, invars: list[Atom], outvars: list[Var], within: Any = ()) 
     return eqn.replace(invars=invars, outvars=outvars, source_info=source, effects=effects)
 
 
-def _moved_effects(eqn: Eqn, invars: list[Atom]) -> set:
+def _moved_effects(eqn: Eqn, invars: list[Atom]) -> set[Any]:
     """The effects of an equation; those on what it reads are on other variables then."""
     now = {old: new for old, new in zip(eqn.invars, invars) if isinstance(old, Var)}
     on_inputs = _effects.JaxprInputEffect
@@ -146,7 +146,7 @@ def assembled(like: Jaxpr, eqns: Sequence[Eqn], outvars: Sequence[Atom], constan
     )
 
 
-def derivative_rule(eqn: Eqn) -> Callable[..., list]:
+def derivative_rule(eqn: Eqn) -> Callable[..., list[Any]]:
     """The rule of a `custom_jvp_call`: from its inputs, then their tangents, to its outputs, then theirs."""
     _, rule = eqn.primitive.get_bind_params(eqn.params)["subfuns"]
     return rule.call_wrapped
@@ -181,14 +181,14 @@ def _manual_axes(eqn: Eqn) -> Iterator[None]:
         yield
 
 
-def zeros_of(aval) -> Any:
+def zeros_of(aval: Any) -> Any:
     """Zeros of an abstract value, sharded over and varying along the same axes; keys of zeros for PRNG keys."""
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+    if jax.numpy.issubdtype(aval.dtype, jax.dtypes.extended):
         return jax.lax.full(aval.shape, 0, aval.dtype)
     return _ad_util.zeros_like_aval(aval)
 
 
-def placement(aval) -> dict[str, Any]:
+def placement(aval: Any) -> dict[str, Any]:
     """What an abstract array says of meshes, as arguments of ShapeDtypeStruct: how it is sharded over explicit axes,
     and along which manual axes it varies."""
     mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
@@ -241,7 +241,7 @@ def scan_arity(eqn: Eqn) -> tuple[int, int]:
     return eqn.params["num_consts"], eqn.params["num_carry"]
 
 
-def mark(x, name: str):
+def mark(x: Any, name: str) -> Any:
     """An identity with a name that survives differentiation, whatever the remat flags; for analysis only."""
     return _ad_checkpoint.name_p.bind(x, name=name)
 
@@ -251,10 +251,10 @@ def as_mark(eqn: Eqn, name: str) -> Eqn:
     return eqn.replace(primitive=_ad_checkpoint.name_p, params={"name": name})
 
 
-def linear_checkpoint(fun: Callable) -> Callable:
+def linear_checkpoint(fun: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.checkpoint(fun, prevent_cse=False)` for functions that are transposed, which JAX_REMAT3's form cannot be."""
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         with _config.remat3(False):  # jax 0.11 asks when it decorates, later ones when they run
             return jax.checkpoint(fun, prevent_cse=False)(*args)
 
@@ -303,12 +303,12 @@ def checkpoint_that_asks() -> Jaxpr | None:
     return None
 
 
-def trace_context():
+def trace_context() -> Any:
     """What a traced program depends on beside its function and arguments: precision, axis names, the mesh."""
     return _config.trace_context()
 
 
-def is_ref(aval) -> bool:
+def is_ref(aval: Any) -> bool:
     """Whether an abstract value is that of a mutable `jax.Ref`."""
     return isinstance(aval, _state.AbstractRef)
 
@@ -319,7 +319,7 @@ def mapped_axes(jaxpr: Jaxpr) -> set[str]:
     return names - set(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def differentiations(inputs: Sequence) -> list[str]:
+def differentiations(inputs: Sequence[Any]) -> list[str]:
     """The differentiations that some of the inputs take part in, the one to be applied first first: "forward" or
     "reverse". As far as is known here: inside a `jit`, nothing is known of what is around it.
     """
@@ -331,23 +331,23 @@ def differentiations(inputs: Sequence) -> list[str]:
     return [passing[tag] for tag in order if tag in passing]
 
 
-def primal_of(x):
+def primal_of(x: Any) -> Any:
     """The value under the differentiations that are passing through it."""
     while isinstance(x, _ad.JVPTracer | _ad.LinearizeTracer):
         x = x.primal
     return x
 
 
-def have_tangents(inputs: Sequence) -> list[bool]:
+def have_tangents(inputs: Sequence[Any]) -> list[bool]:
     """Which of some values a differentiation is passing through, as far as is known here."""
     return [any(True for _ in _tangents(x)) for x in inputs]
 
 
-def _tangents(x) -> Iterator[tuple[Any, str]]:
+def _tangents(x: Any) -> Iterator[tuple[Any, str]]:
     """(tag, kind) of every differentiation in which a value has a tangent."""
     while isinstance(x, _ad.JVPTracer | _ad.LinearizeTracer | _batching.BatchTracer):
         if isinstance(x, _ad.LinearizeTracer):
             yield x._trace.tag, "reverse" if x._trace.is_vjp else "forward"
-        elif isinstance(x, _ad.JVPTracer) and not isinstance(x.tangent, _ad.Zero):
+        elif isinstance(x, _ad.JVPTracer) and not isinstance(x.tangent, _ad_util.Zero):
             yield x._trace.tag, "forward" if _config.use_direct_linearize.value else "reverse"
         x = x.val if isinstance(x, _batching.BatchTracer) else x.primal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 
 class JaxrematError(Exception):
@@ -38,13 +39,15 @@ class BudgetError(JaxrematError):
         graphs, whose nodes have no program.
     """
 
-    def __init__(self, message: str, *, min_peak_bytes: int, budget_bytes: int, occupants: Sequence[Occupant] = ()):
+    def __init__(
+        self, message: str, *, min_peak_bytes: int, budget_bytes: int, occupants: Sequence[Occupant] = ()
+    ) -> None:
         super().__init__(message)
         self.min_peak_bytes = int(min_peak_bytes)
         self.budget_bytes = int(budget_bytes)
         self.occupants = tuple(occupants)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         rebuilt = functools.partial(
             BudgetError,
             min_peak_bytes=self.min_peak_bytes,

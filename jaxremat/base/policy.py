@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import weakref
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import jax
 
@@ -19,7 +20,7 @@ _LOOKED_AT: weakref.WeakSet[compat.Jaxpr] = weakref.WeakSet()
 
 
 @dataclasses.dataclass(frozen=True, init=False)
-class NamePolicy(compat.NamesToSave):
+class NamePolicy(compat.NamesToSave):  # type: ignore[misc]  # which class, JAX decides
     """Saves the values that carry one of some names, recomputes everything else.
 
     Works wherever a `jax.checkpoint` policy does: `flax.linen.remat`, `flax.nnx.remat`, `equinox.filter_checkpoint`.
@@ -32,16 +33,16 @@ class NamePolicy(compat.NamesToSave):
     names: tuple[str, ...]
     put_by_plan: bool = dataclasses.field(default=False, compare=False, repr=False)
 
-    def __init__(self, names: Iterable[str], put_by_plan: bool = False):
+    def __init__(self, names: Iterable[str], put_by_plan: bool = False) -> None:
         names = tuple(names)
         object.__setattr__(self, "names", tuple(sorted(set(names))))
         object.__setattr__(self, "put_by_plan", put_by_plan)
         object.__setattr__(self, "saveable_names", frozenset(names))  # the field of jax 0.11's class
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return NamePolicy, (self.names, self.put_by_plan)
 
-    def __call__(self, primitive, *avals, **params):
+    def __call__(self, primitive: Any, *avals: Any, **params: Any) -> Any:
         if self.put_by_plan:
             _require_names(self.names, compat.checkpoint_that_asks())
         return jax.checkpoint_policies.save_only_these_names(*self.names)(primitive, *avals, **params)

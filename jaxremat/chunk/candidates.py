@@ -92,7 +92,7 @@ def _finder(kind: str, entries: int) -> Finder:
 class _Only:
     """The finder of one choice."""
 
-    def __init__(self, chunk: Chunked):
+    def __init__(self, chunk: Chunked) -> None:
         self._chunk, self._finder = chunk, _finder(chunk.kind, chunk.entries)
 
     def body_of(self, eqn: Eqn) -> Jaxpr | None:

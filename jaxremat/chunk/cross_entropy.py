@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +12,20 @@ from jax import lax
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base.dtypes import promoted
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.shapes import Float, Integer
 from jaxremat.chunk.tiling.softmax import Scores, log_sum_exp
 from jaxremat.chunk.tiling.tiles import Span, attention_tiling
 
 
 def softmax_cross_entropy(
-    hidden: jax.Array,
-    embedding: jax.Array,
-    labels: jax.Array,
+    hidden: Float[jax.Array, "*tokens width"],
+    embedding: Float[jax.Array, "width vocabulary"],
+    labels: Integer[jax.Array, "*tokens"],
     *,
-    bias: jax.Array | None = None,
+    bias: Float[jax.Array, " vocabulary"] | None = None,
     token_chunk_size: int | None = None,
     vocabulary_chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "*tokens"]:
     """Computes -log softmax(hidden @ embedding + bias)[label] per token, one tile of logits at a time.
 
     Neither the forward nor the backward pass holds more logits than a tile; they are computed in float32, and once
@@ -70,7 +72,7 @@ def softmax_cross_entropy(
 class _LogitTile:
     dtype: jnp.dtype
 
-    def __call__(self, blocks, reads) -> jax.Array:
+    def __call__(self, blocks: Any, reads: Any) -> jax.Array:
         tokens, embedding, *bias = blocks
         logits = lax.dot(tokens, embedding, preferred_element_type=self.dtype)
         return logits + bias[0].astype(self.dtype)[None] if bias else logits

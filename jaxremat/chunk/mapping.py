@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from jaxremat.chunk.tiling.tiles import Span, Tiling, Window, even_size
 from jaxremat.trace.jaxpr import evaluate, shape_of
 
 
-def map_chunks(fun: Callable, chunk_size: int, *, in_axes: int | tuple[int | None, ...] = 0, out_axes: int = 0):
+def map_chunks(
+    fun: Callable[..., Any], chunk_size: int, *, in_axes: int | tuple[int | None, ...] = 0, out_axes: int = 0
+) -> Any:
     """Returns `fun` computed in chunks along one axis, on which its work must be independent.
 
     Like `jax.lax.map(..., batch_size=chunk_size)` over slices of that axis, but the slices are read where they lie,
@@ -31,7 +34,7 @@ def map_chunks(fun: Callable, chunk_size: int, *, in_axes: int | tuple[int | Non
       A function of the same positional arguments.
     """
 
-    def chunked(*args):
+    def chunked(*args: Any) -> Any:
         axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
         if len(axes) != len(args):
             raise ArgumentError(f"in_axes has {len(axes)} entries for {len(args)} arguments")
@@ -45,7 +48,7 @@ def map_chunks(fun: Callable, chunk_size: int, *, in_axes: int | tuple[int | Non
         in_tree = jax.tree.structure(args)
         out_tree = None
 
-        def flat(*blocks):
+        def flat(*blocks: Any) -> Any:
             nonlocal out_tree
             out, out_tree = jax.tree.flatten(fun(*jax.tree.unflatten(in_tree, blocks)))
             return out

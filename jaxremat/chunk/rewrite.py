@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base.compat import Jaxpr
@@ -11,7 +12,9 @@ from jaxremat.chunk.rewriting.finding import Report
 from jaxremat.chunk.rewriting.loss_head import LossHeadFinder
 
 
-def rewrite(fun: Callable, *, token_chunk_size: int | None = None, target: str | None = None) -> Callable:
+def rewrite(
+    fun: Callable[..., Any], *, token_chunk_size: int | None = None, target: str | None = None
+) -> Callable[..., Any]:
     """Returns `fun` with every loss head computed a chunk of tokens at a time, so that its logits never all exist.
 
     A loss head is a product with a vocabulary axis, followed by a softmax or log-sum-exp over it, of which only values

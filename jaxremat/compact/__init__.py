@@ -5,6 +5,7 @@ imported when they are first used.
 """
 
 import importlib
+from typing import Any
 
 from jaxremat.compact.projection import projection as projection
 from jaxremat.compact.selection import Compression as Compression
@@ -15,7 +16,7 @@ from jaxremat.compact.training import CompActState as CompActState
 __all__ = ["CompAct", "CompActState", "Compression", "default_select", "linen", "nnx", "projection"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in ("linen", "nnx"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

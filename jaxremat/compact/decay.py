@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,13 +11,13 @@ from jaxremat.base import compat
 from jaxremat.trace.jaxpr import vars_of
 
 
-def is_decoupled(update, params) -> bool:
+def is_decoupled(update: Any, params: Any) -> bool:
     """Whether `update(params) -> (updates, state)` is linear in the parameters and keeps nothing of them in its state.
 
     True of AdamW's weight decay; false of an L2 term in the gradient, and of trust ratios.
     """
 
-    def derivative(params, tangents):
+    def derivative(params: Any, tangents: Any) -> Any:
         return jax.jvp(update, (params,), (tangents,))[1][0]
 
     n_params = len(jax.tree.leaves(params))
@@ -24,7 +26,7 @@ def is_decoupled(update, params) -> bool:
     return not _reads(slope, slope.invars[:n_params]) and not _reads(state, state.invars)
 
 
-def decay_rates(update, params, leaves) -> list[jax.Array]:
+def decay_rates(update: Any, params: Any, leaves: Any) -> list[jax.Array]:
     """The factor d of each of the flat `leaves` in update = f(gradient) + d * parameter, a scalar each."""
     flat, treedef = jax.tree.flatten(params)
     ones = [jnp.ones_like(p) if i in leaves else jnp.zeros_like(p) for i, p in enumerate(flat)]
@@ -32,6 +34,6 @@ def decay_rates(update, params, leaves) -> list[jax.Array]:
     return [slopes[i][(0,) * slopes[i].ndim] for i in leaves]
 
 
-def _reads(jaxpr, variables) -> bool:
+def _reads(jaxpr: Any, variables: Any) -> bool:
     read = {v for eqn in jaxpr.eqns for v in vars_of(eqn.invars)} | set(vars_of(jaxpr.outvars))
     return not read.isdisjoint(variables)

@@ -6,10 +6,13 @@ step; `fold` moves what the optimizer put there into the kernel, sets it back to
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxremat.base.shapes import Inexact
 from jaxremat.compact.projection import projection, with_derivative
 from jaxremat.compact.selection import check_rank, rank_of
 
@@ -19,7 +22,13 @@ def layer_rank(rank: int | float, width: int) -> int:
     return min(width, rank_of(check_rank(rank), (width,), (0,)))
 
 
-def compressed_dense(x: jax.Array, kernel: jax.Array, variable: jax.Array, salt, epoch) -> jax.Array:
+def compressed_dense(
+    x: Inexact[jax.Array, "*batch n"],
+    kernel: Inexact[jax.Array, "n m"],
+    variable: Inexact[jax.Array, "r m"],
+    salt: Any,
+    epoch: Any,
+) -> Inexact[jax.Array, "*batch m"]:
     """x @ kernel, whose backward pass keeps x @ P for the gradient of `variable`.
 
     Args:
@@ -37,7 +46,7 @@ def compressed_dense(x: jax.Array, kernel: jax.Array, variable: jax.Array, salt,
     return with_derivative(jnp.matmul, value, left, variable.astype(x.dtype))
 
 
-def fold_kernel(kernel, variable, salt, epoch, scale: float) -> jax.Array:
+def fold_kernel(kernel: Any, variable: Any, salt: Any, epoch: Any, scale: float) -> jax.Array:
     """kernel + scale * P variable; leading axes of all four arguments are stacked layers."""
     if kernel.ndim > 2:
         stacked = {"kernel": kernel, "variable": variable, "salt": salt, "epoch": epoch}
@@ -46,5 +55,5 @@ def fold_kernel(kernel, variable, salt, epoch, scale: float) -> jax.Array:
     return (kernel + scale * (matrix @ variable.astype(matrix.dtype))).astype(kernel.dtype)
 
 
-def _projection(salt, epoch, n: int, r: int) -> jax.Array:
+def _projection(salt: Any, epoch: Any, n: int, r: int) -> jax.Array:
     return projection(jax.random.fold_in(jax.random.key(salt), epoch), n, r)

@@ -43,8 +43,8 @@ class Dense(nn.Module):
     use_bias: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    bias_init: Callable = nn.initializers.zeros_init()
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -64,7 +64,7 @@ class Dense(nn.Module):
         return y if bias is None else y + bias
 
 
-def fold(params, compact, *, scale: float = 0.25, refresh_every: int = 200) -> tuple[Any, Any]:
+def fold(params: Any, compact: Any, *, scale: float = 0.25, refresh_every: int = 200) -> tuple[Any, Any]:
     """Moves an optimizer step from the compressed variables into the full kernels.
 
     Args:

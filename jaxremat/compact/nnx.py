@@ -8,6 +8,7 @@ fold(model)
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxremat.compact.layer import compressed_dense, fold_kernel, layer_rank
 _lecun_normal = nnx.initializers.lecun_normal()
 
 
-class Compact(nnx.Variable):
+class Compact(nnx.Variable[Any]):
     """What a compressed layer holds beside its trainable parameters: full kernel, state of its projection."""
 
 
@@ -43,10 +44,10 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         share: Linear | None = None,
         use_bias: bool = True,
-        dtype=None,
-        param_dtype=jnp.float32,
-        kernel_init: Callable = _lecun_normal,
-    ):
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        kernel_init: Callable[..., Any] = _lecun_normal,
+    ) -> None:
         self.dtype = dtype
         self.full_kernel = Compact(kernel_init(rngs.params(), (in_features, out_features), param_dtype))
         self.kernel = nnx.Param(jnp.zeros((layer_rank(rank, in_features), out_features), param_dtype))

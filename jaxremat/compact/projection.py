@@ -10,15 +10,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.base.dtypes import promoted
+from jaxremat.base.shapes import Float
 
 
-def projection(key: jax.Array, n: int, r: int, dtype=jnp.float32) -> jax.Array:
+def projection(key: jax.Array, n: int, r: int, dtype: Any = jnp.float32) -> Float[jax.Array, "{n} {r}"]:
     """A random projection whose outer product with itself is the identity in expectation.
 
     Args:
@@ -34,7 +36,7 @@ def projection(key: jax.Array, n: int, r: int, dtype=jnp.float32) -> jax.Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def with_derivative(product: Callable, value: jax.Array, left: jax.Array, variable: jax.Array) -> jax.Array:
+def with_derivative(product: Callable[..., Any], value: jax.Array, left: jax.Array, variable: jax.Array) -> jax.Array:
     """`value`, whose derivative along `variable` is `product(left, tangent)`.
 
     It means value + product(left, variable) where the variable is zero, without computing the zero.
@@ -50,14 +52,16 @@ def with_derivative(product: Callable, value: jax.Array, left: jax.Array, variab
 
 
 @with_derivative.defjvp
-def _with_derivative_jvp(product, primals, tangents):
+def _with_derivative_jvp(product: Any, primals: Any, tangents: Any) -> Any:
     value, left, _ = primals
     value_tangent, _, variable_tangent = tangents
     return value, value_tangent + product(left, variable_tangent)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def lift(expand: Callable, draw: Callable, value: jax.Array, variable: jax.Array, key: jax.Array) -> jax.Array:
+def lift(
+    expand: Callable[..., Any], draw: Callable[..., Any], value: jax.Array, variable: jax.Array, key: jax.Array
+) -> jax.Array:
     """`value`, whose cotangent reaches `variable` through a projection that is drawn again in the backward pass.
 
     For weights inside functions that bring their own differentiation rule: the rule's full weight gradient is projected
@@ -74,12 +78,12 @@ def lift(expand: Callable, draw: Callable, value: jax.Array, variable: jax.Array
     return value
 
 
-def _lift_forward(expand, draw, value, variable, key):
+def _lift_forward(expand: Any, draw: Any, value: Any, variable: Any, key: Any) -> Any:
     del expand, draw
     return value, (variable, key)
 
 
-def _lift_backward(expand, draw, residuals, cotangent):
+def _lift_backward(expand: Any, draw: Any, residuals: Any, cotangent: Any) -> Any:
     variable, key = residuals
     pull = jax.linear_transpose(functools.partial(expand, draw(key)), variable)
     return None, pull(cotangent)[0], None

@@ -37,7 +37,7 @@ class Compression:
     rank: int
 
 
-def default_select(path: str, leaf) -> bool:
+def default_select(path: str, leaf: Any) -> bool:
     """The choice of CompAct's authors, by name: every matrix but embeddings, output heads and attention outputs.
 
     The input of an attention's output projection is the attention's own output, which fused attention keeps anyway.
@@ -53,11 +53,11 @@ def default_select(path: str, leaf) -> bool:
     return is_matrix(leaf) and not any(_LEFT_FULL.search(part.lower()) for part in re.split(r"[/.]", path))
 
 
-def is_matrix(leaf) -> bool:
+def is_matrix(leaf: Any) -> bool:
     return len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def named_leaves(params) -> list[tuple[str, Any]]:
+def named_leaves(params: Any) -> list[tuple[str, Any]]:
     """(path, leaf) of every parameter, in the order of the flattened tree."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
@@ -77,7 +77,7 @@ def rank_of(rank: int | float, shape: tuple[int, ...], in_axes: tuple[int, ...])
     return rank if isinstance(rank, int) else max(1, round(rank * width))
 
 
-def make_compression(leaf: int, path: str, weight, in_axes: tuple[int, ...], rank: int | float) -> Compression:
+def make_compression(leaf: int, path: str, weight: Any, in_axes: tuple[int, ...], rank: int | float) -> Compression:
     """Resolves a rank for one weight; raises ArgumentError when it is wider than the weight's input."""
     shape = tuple(weight.shape)
     own, width = rank_of(rank, shape, in_axes), math.prod(shape[a] for a in in_axes)

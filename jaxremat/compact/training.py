@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.shapes import Int32
 from jaxremat.compact.decay import decay_rates, is_decoupled
 from jaxremat.compact.projection import compressed_shape, rank_last
 from jaxremat.compact.selection import (
@@ -49,7 +50,7 @@ class CompActState:
 
     params: Any
     optimizer_state: Any
-    step: jax.Array
+    step: Int32[jax.Array, ""]
     compressions: tuple[Compression, ...] = dataclasses.field(metadata={"static": True})
 
 
@@ -77,7 +78,7 @@ class CompAct:
 
     def __init__(
         self,
-        loss: Callable,
+        loss: Callable[..., Any],
         optimizer: optax.GradientTransformation,
         *,
         rank: int | float,
@@ -86,7 +87,7 @@ class CompAct:
         select: Callable[[str, Any], bool] | None = None,
         seed: int = 0,
         has_aux: bool = False,
-    ):
+    ) -> None:
         if isinstance(refresh_every, bool) or not isinstance(refresh_every, int) or refresh_every < 1:
             raise ArgumentError(f"refresh_every={refresh_every!r} is not a positive number of steps")
         if not scale > 0:
@@ -100,7 +101,7 @@ class CompAct:
         self._seed = seed
         self._has_aux = has_aux
 
-    def init(self, params, *batch) -> CompActState:
+    def init(self, params: Any, *batch: Any) -> CompActState:
         """Prepares training of `params`.
 
         Args:
@@ -132,11 +133,11 @@ class CompAct:
         trainable = _trainable(params, compressions)
         return CompActState(params, self._optimizer.init(trainable), jnp.zeros((), jnp.int32), compressions)
 
-    def trainable(self, state: CompActState):
+    def trainable(self, state: CompActState) -> Any:
         """The parameters, each selected one replaced by its compressed variable: zeros, rank wide on the input axis."""
         return _trainable(state.params, state.compressions)
 
-    def loss(self, trainable, state: CompActState, *batch):
+    def loss(self, trainable: Any, state: CompActState, *batch: Any) -> Any:
         """The loss, whose gradient for a selected leaf of `trainable` is the compressed gradient Pᵀ ∂W.
 
         Selected leaves of `trainable` are read for their derivative only: their value is taken to be zero.
@@ -151,7 +152,7 @@ class CompAct:
         """
         return self._compressed(state, batch)[0](trainable)
 
-    def step(self, state: CompActState, *batch) -> tuple[CompActState, dict[str, Any]]:
+    def step(self, state: CompActState, *batch: Any) -> tuple[CompActState, dict[str, Any]]:
         """One optimizer step; pure, to be jitted with the state donated.
 
         Args:
@@ -168,7 +169,7 @@ class CompAct:
         params, optimizer_state = self._update(state, uses, trainable, gradients, value)
         return CompActState(params, optimizer_state, state.step + 1, state.compressions), metrics
 
-    def _find_in_axes(self, params, batch, chosen: list[int]) -> dict[int, tuple[int, ...]]:
+    def _find_in_axes(self, params: Any, batch: Any, chosen: list[int]) -> dict[int, tuple[int, ...]]:
         uses = self._uses(read(self._loss, params, *batch), params, {i: None for i in chosen})
         if self._select is not None:
             _refuse(uses.refusals, named_leaves(params))
@@ -179,25 +180,25 @@ class CompAct:
         width = lambda i: rank_of(1.0, leaves[i].shape, found[i])
         return {i: axes for i, axes in found.items() if rank_of(self._rank, leaves[i].shape, axes) < width(i)}
 
-    def _guess_in_axes(self, leaves, chosen: list[int]) -> dict[int, tuple[int, ...]]:
+    def _guess_in_axes(self, leaves: Any, chosen: list[int]) -> dict[int, tuple[int, ...]]:
         shapes = {i: leaves[i][1].shape for i in chosen}
         if self._select is None:
             shapes = {i: s for i, s in shapes.items() if len(s) == 2 and rank_of(self._rank, s, (0,)) < s[0]}
         return {i: (len(shape) - 2,) for i, shape in shapes.items()}
 
-    def _uses(self, program, params, in_axes: dict[int, tuple[int, ...] | None]) -> Uses:
+    def _uses(self, program: Any, params: Any, in_axes: dict[int, tuple[int, ...] | None]) -> Uses:
         """What the loss does with the parameters whose leaf numbers are given."""
         wanted = program.jaxpr.outvars[:1] if self._has_aux else program.jaxpr.outvars
         found = []
 
-        def look(*inputs):
+        def look(*inputs: Any) -> None:
             weights = _weights(params, in_axes, inputs)
             found.append(find_uses(program.jaxpr, weights, wanted))
 
         jax.eval_shape(look, *[jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars])
         return found[-1]
 
-    def _compressed(self, state: CompActState, batch) -> tuple[Callable, Uses]:
+    def _compressed(self, state: CompActState, batch: Any) -> tuple[Callable[..., Any], Uses]:
         """The loss as a function of the trainable tree alone, and what it does with the compressed weights."""
         program = read(self._loss, state.params, *batch)
         in_axes: dict[int, tuple[int, ...] | None] = {c.leaf: c.in_axes for c in state.compressions}
@@ -207,7 +208,7 @@ class CompAct:
         wanted = program.jaxpr.outvars[:1] if self._has_aux else program.jaxpr.outvars
         key, full = self._key(state.step), jax.tree.leaves(state.params)
 
-        def loss(trainable):
+        def loss(trainable: Any) -> Any:
             given = jax.tree.leaves(trainable)
             variables = {c.leaf: rank_last(given[c.leaf], c.in_axes) for c in state.compressions}
             mixed = [lax.stop_gradient(full[i]) if i in variables else x for i, x in enumerate(given)]
@@ -219,14 +220,14 @@ class CompAct:
     def _key(self, step: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self._seed), step // self._refresh_every)
 
-    def _update(self, state: CompActState, uses: Uses, trainable, gradients, value) -> tuple[Any, Any]:
+    def _update(self, state: CompActState, uses: Uses, trainable: Any, gradients: Any, value: Any) -> tuple[Any, Any]:
         """The full parameters and the optimizer state after one step."""
-        leaves: list = jax.tree.leaves(state.params)
+        leaves: list[Any] = jax.tree.leaves(state.params)
         treedef: Any = jax.tree.structure(state.params)
         chosen = [c.leaf for c in state.compressions]
         key = self._key(state.step)
 
-        def update(params):
+        def update(params: Any) -> Any:
             extra = {"value": value, "grad": gradients}
             return self._optimizer.update(gradients, state.optimizer_state, params, **extra)
 
@@ -248,7 +249,7 @@ class CompAct:
                 after[c.leaf] = moved_weight(leaves[c.leaf], move, c, late, scale=self._scale, rate=rate)
         return jax.tree.unflatten(treedef, after), optimizer_state
 
-    def _shrunk(self, state: CompActState, uses: Uses):
+    def _shrunk(self, state: CompActState, uses: Uses) -> Any:
         leaves, treedef = jax.tree.flatten(self.trainable(state))
         full, projections = jax.tree.leaves(state.params), Projections(uses, self._key(state.step))
         for c in state.compressions:
@@ -257,7 +258,7 @@ class CompAct:
         return jax.tree.unflatten(treedef, leaves)
 
 
-def _trainable(params, compressions: Sequence[Compression]):
+def _trainable(params: Any, compressions: Sequence[Compression]) -> Any:
     leaves, treedef = jax.tree.flatten(params)
     for c in compressions:
         weight, shape = leaves[c.leaf], compressed_shape(c.shape, c.in_axes, c.rank)
@@ -265,7 +266,7 @@ def _trainable(params, compressions: Sequence[Compression]):
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _variable_sharding(weight, compression: Compression) -> NamedSharding | None:
+def _variable_sharding(weight: Any, compression: Compression) -> NamedSharding | None:
     """The sharding of a concrete weight without its input axes; None where there is nothing to follow."""
     sharding = None if isinstance(weight, jax.core.Tracer) else getattr(weight, "sharding", None)
     if not isinstance(sharding, NamedSharding):
@@ -277,8 +278,11 @@ def _variable_sharding(weight, compression: Compression) -> NamedSharding | None
 
 
 def _weights(
-    params, in_axes: dict[int, tuple[int, ...] | None], inputs: Sequence, variables: dict | None = None
-) -> list:
+    params: Any,
+    in_axes: dict[int, tuple[int, ...] | None],
+    inputs: Sequence[Any],
+    variables: dict[Any, Any] | None = None,
+) -> list[Any]:
     """The inputs of a program, those that are followed wrapped as weights."""
     names = named_leaves(params)
     out = list(inputs)
@@ -288,7 +292,7 @@ def _weights(
     return out
 
 
-def _refuse(refusals: dict[int, str], leaves) -> None:
+def _refuse(refusals: dict[int, str], leaves: Any) -> None:
     if refusals:
         reasons = "; ".join(f"{leaves[i][0]}: {reason}" for i, reason in refusals.items())
         raise ArgumentError(f"cannot be compressed, leave out of `select` -- {reasons}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class Projections:
     uses: Uses
     key: jax.Array
 
-    def of(self, view: _View, i) -> jax.Array:
+    def of(self, view: _View, i: Any) -> jax.Array:
         """The key of layer `i` of a weight."""
         position = jnp.unravel_index(i, view.sizes) if view.sizes else ()
         return group_key(self.uses, self.key, view.compression.leaf, position)
@@ -45,13 +46,15 @@ class Projections:
         return _View(compression, self.uses.layers[compression.leaf])
 
 
-def moved_weight(weight, variable, compression: Compression, projections: Projections, *, scale, rate) -> jax.Array:
+def moved_weight(
+    weight: Any, variable: Any, compression: Compression, projections: Projections, *, scale: Any, rate: Any
+) -> jax.Array:
     """(1 + rate) W + scale * P U for a full weight W and the update U of its compressed variable."""
     view = projections.view(compression)
     wide = promoted(weight.dtype, jnp.float32)
     matrices, variables = view.full(weight), view.small(variable)
 
-    def move(i, w, u):
+    def move(i: Any, w: Any, u: Any) -> Any:
         drawn = projection(projections.of(view, i), w.shape[0], u.shape[0])
         step = lax.dot(drawn, u.astype(drawn.dtype), preferred_element_type=wide)
         return (w.astype(wide) * (1 + rate) + scale * step).astype(w.dtype)
@@ -64,12 +67,12 @@ def moved_weight(weight, variable, compression: Compression, projections: Projec
     return view.restored(moved)
 
 
-def shrunk_weight(weight, compression: Compression, projections: Projections) -> jax.Array:
+def shrunk_weight(weight: Any, compression: Compression, projections: Projections) -> jax.Array:
     """Pᵀ W, shaped like the compressed variable: what an optimizer sees of a weight that it wants to read."""
     view = projections.view(compression)
     matrices = view.full(weight)
 
-    def shrink(i):
+    def shrink(i: Any) -> Any:
         drawn = projection(projections.of(view, i), matrices.shape[1], compression.rank)
         return (drawn.T @ matrices[i]).astype(weight.dtype)
 
@@ -98,18 +101,18 @@ class _View:
     def sizes(self) -> tuple[int, ...]:
         return tuple(self.compression.shape[a] for a in self.layers)
 
-    def full(self, weight) -> jax.Array:
+    def full(self, weight: Any) -> jax.Array:
         width = math.prod(self.compression.shape[a] for a in self.compression.in_axes)
         return weight.transpose(self.order).reshape(math.prod(self.sizes), width, -1)
 
-    def small(self, variable) -> jax.Array:
+    def small(self, variable: Any) -> jax.Array:
         return variable.transpose(self.small_order).reshape(math.prod(self.sizes), self.compression.rank, -1)
 
-    def restored(self, matrices) -> jax.Array:
+    def restored(self, matrices: Any) -> jax.Array:
         shape = [self.compression.shape[a] for a in self.order]
         return matrices.reshape(shape).transpose(_inverse(self.order))
 
-    def restored_small(self, matrices) -> jax.Array:
+    def restored_small(self, matrices: Any) -> jax.Array:
         n_first = len(self.layers) + len(self.compression.in_axes)
         outputs = [self.compression.shape[a] for a in self.order[n_first:]]
         shape = (*self.sizes, self.compression.rank, *outputs)

@@ -89,14 +89,14 @@ class Weight:
             raise UnfollowedError("a reshape merges its input axis with another one")
         return [d for d, flag in enumerate(flags) if flag == {False}]
 
-    def becomes(self, value, dims: Sequence[Dim], variable: Callable) -> Weight:
+    def becomes(self, value: Any, dims: Sequence[Dim], variable: Callable[..., Any]) -> Weight:
         """The weight after one step; `variable` does the same step to the compressed variable."""
         after = dataclasses.replace(self, value=value, dims=tuple(dims))
         moved = None if self.variable is None else variable(self.variable, self.kept, after.kept)
         return dataclasses.replace(after, variable=moved)
 
 
-def whole(parameter: Parameter, value, variable=None) -> Weight:
+def whole(parameter: Parameter, value: Any, variable: Any = None) -> Weight:
     """The view of a parameter as it stands."""
     dims = tuple((Atom(axis, 1, size),) if size > 1 else () for axis, size in enumerate(parameter.shape))
     return Weight(value, variable, parameter, dims)
@@ -133,7 +133,7 @@ def _sliced(dim: Dim, size: int) -> Dim:
     return (Atom(axis, 1, size),) if size > 1 else ()
 
 
-def _same(eqn: Eqn, inputs: list, weight: Weight) -> list:
+def _same(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
     values = compat.bind(eqn, [x.value if isinstance(x, Weight) else x for x in inputs])
     return [
         x.becomes(value, x.dims, lambda z, *_: z) if isinstance(x, Weight) else value
@@ -141,30 +141,30 @@ def _same(eqn: Eqn, inputs: list, weight: Weight) -> list:
     ]
 
 
-def _convert(eqn: Eqn, inputs: list, weight: Weight) -> list:
+def _convert(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
     (value,) = compat.bind(eqn, [weight.value])
     return [weight.becomes(value, weight.dims, lambda z, *_: z.astype(value.dtype))]
 
 
-def _transpose(eqn: Eqn, inputs: list, weight: Weight) -> list:
+def _transpose(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
     order = eqn.params["permutation"]
 
-    def step(z, before, after):
+    def step(z: Any, before: Any, after: Any) -> Any:
         return z.transpose(*[before.index(d) for d in order if d in before], z.ndim - 1)
 
     return [weight.becomes(compat.bind(eqn, [weight.value])[0], [weight.dims[d] for d in order], step)]
 
 
-def _reshape(eqn: Eqn, inputs: list, weight: Weight) -> list:
+def _reshape(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
     (value,) = compat.bind(eqn, [weight.value])
 
-    def step(z, before, after):
+    def step(z: Any, before: Any, after: Any) -> Any:
         return z.reshape(*[value.shape[d] for d in after], z.shape[-1])
 
     return [weight.becomes(value, regroup(weight.dims, value.shape), step)]
 
 
-def _broadcast(eqn: Eqn, inputs: list, weight: Weight) -> list:
+def _broadcast(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
     (value,) = compat.bind(eqn, [weight.value, *inputs[1:]])
     targets = list(eqn.params["broadcast_dimensions"])
     dims: list[Dim] = [(Atom(-1, 1, size),) if size > 1 else () for size in value.shape]
@@ -172,18 +172,18 @@ def _broadcast(eqn: Eqn, inputs: list, weight: Weight) -> list:
         if weight.value.shape[source] == value.shape[target]:
             dims[target] = weight.dims[source]
 
-    def step(z, before, after):
+    def step(z: Any, before: Any, after: Any) -> Any:
         places = [after.index(targets[d]) for d in before]
         return lax.broadcast_in_dim(z, (*[value.shape[d] for d in after], z.shape[-1]), (*places, len(after)))
 
     return [weight.becomes(value, dims, step)]
 
 
-def _cut(weight: Weight, value, slice_variable: Callable) -> Weight:
+def _cut(weight: Weight, value: Any, slice_variable: Callable[..., Any]) -> Weight:
     dims = [_sliced(dim, size) for dim, size in zip(weight.dims, value.shape, strict=True)]
     cut = [d for d, size in enumerate(value.shape) if size != weight.value.shape[d]]
 
-    def step(z, before, after):
+    def step(z: Any, before: Any, after: Any) -> Any:
         if any(d not in before for d in cut):
             raise UnfollowedError("a slice cuts its input axis")
         return slice_variable(z, before)
@@ -191,8 +191,8 @@ def _cut(weight: Weight, value, slice_variable: Callable) -> Weight:
     return weight.becomes(value, dims, step)
 
 
-def _slice(eqn: Eqn, inputs: list, weight: Weight) -> list:
-    def cut(z, kept):
+def _slice(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
+    def cut(z: Any, kept: Any) -> Any:
         starts, limits, strides = (eqn.params[k] for k in ("start_indices", "limit_indices", "strides"))
         pick = lambda xs, last: (*[xs[d] for d in kept], last)
         return lax.slice(z, pick(starts, 0), pick(limits, z.shape[-1]), strides and pick(strides, 1))
@@ -200,11 +200,11 @@ def _slice(eqn: Eqn, inputs: list, weight: Weight) -> list:
     return [_cut(weight, compat.bind(eqn, [weight.value])[0], cut)]
 
 
-def _dynamic_slice(eqn: Eqn, inputs: list, weight: Weight) -> list:
+def _dynamic_slice(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
     _, *starts = inputs
     (value,) = compat.bind(eqn, [weight.value, *starts])
 
-    def cut(z, kept):
+    def cut(z: Any, kept: Any) -> Any:
         zero = jnp.zeros((), starts[0].dtype if starts else jnp.int32)
         sizes = (*[value.shape[d] for d in kept], z.shape[-1])
         return lax.dynamic_slice(z, (*[starts[d] for d in kept], zero), sizes)
@@ -212,7 +212,7 @@ def _dynamic_slice(eqn: Eqn, inputs: list, weight: Weight) -> list:
     return [_cut(weight, value, cut)]
 
 
-def _split(eqn: Eqn, inputs: list, weight: Weight) -> list:
+def _split(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
     axis, sizes = eqn.params["axis"], eqn.params["sizes"]
     starts = np.cumsum((0, *sizes[:-1])).tolist()
     cut = lambda start, size: lambda z, kept: lax.slice_in_dim(z, start, start + size, axis=kept.index(axis))
@@ -220,7 +220,7 @@ def _split(eqn: Eqn, inputs: list, weight: Weight) -> list:
     return [_cut(weight, v, cut(start, size)) for v, start, size in zip(values, starts, sizes, strict=True)]
 
 
-def _scale(eqn: Eqn, inputs: list, weight: Weight) -> list:
+def _scale(eqn: Eqn, inputs: list[Any], weight: Weight) -> list[Any]:
     factors = [x for x in inputs if x is not weight]
     constants = [a for a in eqn.invars if isinstance(a, Literal) and not np.shape(a.val)]
     linear = inputs[0] is weight or eqn.primitive.name == "mul"
@@ -232,7 +232,7 @@ def _scale(eqn: Eqn, inputs: list, weight: Weight) -> list:
     return [weight.becomes(compat.bind(eqn, values)[0], weight.dims, step)]
 
 
-FOLLOW: dict[str, Callable[[Eqn, list, Weight], list]] = {
+FOLLOW: dict[str, Callable[[Eqn, list[Any], Weight], list[Any]]] = {
     "copy": _same,
     "copy_p": _same,
     "name": _same,

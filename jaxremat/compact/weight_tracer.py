@@ -58,20 +58,20 @@ class Uses:
                 self.layers[other] = ()
 
 
-def find_uses(jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom]) -> Uses:
+def find_uses(jaxpr: Jaxpr, inputs: Sequence[Any], wanted: Sequence[Atom]) -> Uses:
     """Follows the weights among `inputs` (their `variable` is None) through the equations that `wanted` needs."""
     uses = Uses()
     WeightTracer(uses, None).run(jaxpr, inputs, wanted)
     return uses
 
 
-def compress(jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom], uses: Uses, key: jax.Array) -> list:
+def compress(jaxpr: Jaxpr, inputs: Sequence[Any], wanted: Sequence[Atom], uses: Uses, key: jax.Array) -> list[Any]:
     """Runs a program whose products with the weights among `inputs` keep projections of their other operand."""
     outputs = WeightTracer(uses, key).run(jaxpr, inputs, wanted)
     return [x.value if isinstance(x, Weight) else x for x in outputs]
 
 
-def group_key(uses: Uses, key: Any, leaf: int, positions: Sequence = ()) -> jax.Array:
+def group_key(uses: Uses, key: Any, leaf: int, positions: Sequence[Any] = ()) -> jax.Array:
     """The key of a weight's projection, at the given positions along its layer axes."""
     return functools.reduce(jax.random.fold_in, positions, jax.random.fold_in(key, uses.group[leaf]))
 
@@ -79,21 +79,21 @@ def group_key(uses: Uses, key: Any, leaf: int, positions: Sequence = ()) -> jax.
 class WeightTracer:
     """The rule of one jaxpr body: what to do with an equation that reads a weight."""
 
-    def __init__(self, uses: Uses, key: jax.Array | None, needed: frozenset[Var] = frozenset()):
+    def __init__(self, uses: Uses, key: jax.Array | None, needed: frozenset[Var] = frozenset()) -> None:
         self.uses = uses
         self.key = key
         self.needed = needed
-        self.repeated: dict = {}
-        self.first: dict = {}
-        self.readers: dict = {}
-        self.projected: dict = {}
+        self.repeated: dict[Any, Any] = {}
+        self.first: dict[Any, Any] = {}
+        self.readers: dict[Any, Any] = {}
+        self.projected: dict[Any, Any] = {}
 
-    def run(self, jaxpr: Jaxpr, inputs: Sequence, wanted: Sequence[Atom] | None = None) -> list:
+    def run(self, jaxpr: Jaxpr, inputs: Sequence[Any], wanted: Sequence[Atom] | None = None) -> list[Any]:
         """Evaluates a body in a scope of its own."""
         needed = live_vars(jaxpr, jaxpr.outvars if wanted is None else wanted)
         return evaluate(jaxpr, inputs, WeightTracer(self.uses, self.key, needed).rule)
 
-    def rule(self, eqn: Eqn, inputs: list) -> list | None:
+    def rule(self, eqn: Eqn, inputs: list[Any]) -> list[Any] | None:
         weights = [x for x in inputs if isinstance(x, Weight)]
         if not weights:
             return self._recognise(eqn, inputs)
@@ -107,7 +107,7 @@ class WeightTracer:
                 self.uses.refuse(weight, str(error), eqn)
             return compat.bind(eqn, plain)
 
-    def _consume(self, eqn: Eqn, inputs: list, weights: list[Weight]) -> list:
+    def _consume(self, eqn: Eqn, inputs: list[Any], weights: list[Weight]) -> list[Any]:
         name = compat.primitive_name(eqn)
         if name == "dot_general":
             return [self._product(eqn, inputs)]
@@ -123,13 +123,13 @@ class WeightTracer:
             return FOLLOW[name](eqn, inputs, weights[0])
         raise UnfollowedError("it is consumed by something other than a matrix product")
 
-    def _inside(self, name: str) -> Callable[[Eqn, list], list] | None:
+    def _inside(self, name: str) -> Callable[[Eqn, list[Any]], list[Any]] | None:
         """How to follow a weight into the bodies of an equation, by the name of its primitive."""
         structured = {"scan": self._scan, "cond": self._cond}
         families = dict.fromkeys(CALLS, self._call) | dict.fromkeys(CHECKPOINTS, self._checkpoint) | structured
         return families.get(name)
 
-    def _recognise(self, eqn: Eqn, inputs: list) -> list | None:
+    def _recognise(self, eqn: Eqn, inputs: list[Any]) -> list[Any] | None:
         """Runs casts and reshapes, remembering which repeat an earlier one: layers may each cast one input."""
         if compat.primitive_name(eqn) not in _SAME_WHEN_REPEATED:
             return None
@@ -140,11 +140,11 @@ class WeightTracer:
         self.first[id(outputs[0])] = outputs[0], first
         return outputs
 
-    def _first(self, x):
+    def _first(self, x: Any) -> Any:
         """The first array of this body that was computed as `x` was."""
         return self.first.get(id(x), (x, x))[1]
 
-    def _product(self, eqn: Eqn, inputs: list) -> jax.Array:
+    def _product(self, eqn: Eqn, inputs: list[Any]) -> jax.Array:
         side = next(i for i, x in enumerate(inputs) if isinstance(x, Weight))
         weight, other = inputs[side], inputs[1 - side]
         if isinstance(other, Weight):
@@ -164,7 +164,7 @@ class WeightTracer:
         product = _Product(side, compressed, eqn.params["precision"], value.dtype)
         return with_derivative(product, value, left, weight.variable)
 
-    def _record(self, weight: Weight, other, pairs: list[tuple[int, int]]) -> None:
+    def _record(self, weight: Weight, other: Any, pairs: list[tuple[int, int]]) -> None:
         """Notes one product: the axes it contracts, who shares its input, and which loops have sliced the weight."""
         parameter, uses = weight.parameter, self.uses
         in_axes = _contracted_axes(weight, [d for d, _ in pairs])
@@ -185,7 +185,7 @@ class WeightTracer:
         positions = [loop.value for axis, loop in weight.layers if axis in folded]
         return group_key(self.uses, self.key, weight.parameter.leaf, positions)
 
-    def _project(self, weight: Weight, other, dims: list[int]) -> jax.Array:
+    def _project(self, weight: Weight, other: Any, dims: list[int]) -> jax.Array:
         """The input with its contracted dimensions replaced by one of width rank, at the end; once per input."""
         leaf = weight.parameter.leaf
         folded = bool(self.uses.layers[leaf]) and tuple(loop for _, loop in weight.layers)
@@ -197,23 +197,23 @@ class WeightTracer:
             self.projected[cached] = other, lax.dot_general(lax.stop_gradient(other), matrix, contraction)
         return self.projected[cached][1]
 
-    def _call(self, eqn: Eqn, inputs: list) -> list:
+    def _call(self, eqn: Eqn, inputs: list[Any]) -> list[Any]:
         body = called_body(eqn)
         assert body is not None
         wanted = [inner for inner, outer in zip(body.outvars, eqn.outvars) if outer in self.needed]
         self.needed |= live_vars(body, wanted)
         return evaluate(body, inputs, self.rule)
 
-    def _checkpoint(self, eqn: Eqn, inputs: list) -> list:
+    def _checkpoint(self, eqn: Eqn, inputs: list[Any]) -> list[Any]:
         (body,) = walk.bodies(eqn)
         return walk.checkpoint_again(eqn, lambda *xs: self._plain(eqn, self.run(body, xs)))(*inputs)
 
-    def _cond(self, eqn: Eqn, inputs: list) -> list:
+    def _cond(self, eqn: Eqn, inputs: list[Any]) -> list[Any]:
         index, *operands = inputs
         branches = [lambda xs, body=body: self._plain(eqn, self.run(body, xs)) for body in eqn.params["branches"]]
         return lax.switch(index, branches, operands)
 
-    def _scan(self, eqn: Eqn, inputs: list) -> list:
+    def _scan(self, eqn: Eqn, inputs: list[Any]) -> list[Any]:
         body, length = eqn.params["jaxpr"], eqn.params["length"]
         n_consts, n_carry = compat.scan_arity(eqn)
         n_fixed = n_consts + n_carry
@@ -223,7 +223,7 @@ class WeightTracer:
                 raise UnfollowedError("a loop carries it and changes it")
         varying = [i for i in range(n_consts, n_fixed) if not isinstance(fixed[i], Weight)]
 
-        def step(carry, slices):
+        def step(carry: Any, slices: Any) -> Any:
             index, taken = slices
             loop = LoopIndex(index)
             scanned = [_taken(x, s, loop) if isinstance(x, Weight) else s for x, s in zip(xs, taken)]
@@ -242,7 +242,7 @@ class WeightTracer:
             fixed[i] = value
         return fixed[n_consts:] + list(ys)
 
-    def _own_rule(self, eqn: Eqn, inputs: list) -> list:
+    def _own_rule(self, eqn: Eqn, inputs: list[Any]) -> list[Any]:
         """Keeps a function's own differentiation rule, and projects the weight gradient that it returns."""
         if self.key is None:
             self._plain(eqn, self.run(eqn.params[OWN_RULES[eqn.primitive.name]], inputs))
@@ -263,7 +263,7 @@ class WeightTracer:
         back = lambda matrix, z: expand(in_dims, shape, matrix, z).astype(weight.value.dtype)
         return lift(back, draw, weight.value, weight.variable, jax.random.key_data(self._key_of(weight)))
 
-    def _plain(self, eqn: Eqn, outputs: list) -> list:
+    def _plain(self, eqn: Eqn, outputs: list[Any]) -> list[Any]:
         """The outputs of a body, where a weight that leaves it is refused."""
         for x in outputs:
             if isinstance(x, Weight):
@@ -276,7 +276,7 @@ class _Product:
     """The product of a compressed input and a compressed variable, laid out like the product that it stands for."""
 
     side: int
-    numbers: tuple
+    numbers: tuple[Any, ...]
     precision: Any
     dtype: Any
 
@@ -285,7 +285,7 @@ class _Product:
         return lax.dot_general(*operands, self.numbers, self.precision, self.dtype)
 
 
-def _compressed_numbers(numbers: tuple, ndims: tuple[int, ...]) -> tuple:
+def _compressed_numbers(numbers: tuple[Any, ...], ndims: tuple[int, ...]) -> tuple[Any, ...]:
     """Dimension numbers after the contracted dimensions of both operands became one, their last."""
     contracted, batch = numbers
     last = tuple((ndim - len(gone),) for ndim, gone in zip(ndims, contracted))
@@ -293,7 +293,7 @@ def _compressed_numbers(numbers: tuple, ndims: tuple[int, ...]) -> tuple:
     return last, moved
 
 
-def live_vars(jaxpr: Jaxpr, wanted: Sequence) -> frozenset[Var]:
+def live_vars(jaxpr: Jaxpr, wanted: Sequence[Any]) -> frozenset[Var]:
     """The variables that the wanted outputs of a jaxpr are computed from."""
     live = set(vars_of(wanted))
     for eqn in reversed(jaxpr.eqns):
@@ -306,7 +306,7 @@ def _has_gradient(var: Var) -> bool:
     return jnp.issubdtype(getattr(var.aval, "dtype", jnp.int32), jnp.inexact)
 
 
-def _place(dim) -> tuple:
+def _place(dim: Any) -> tuple[Any, ...]:
     """Sorts dimensions as the parameter's axes are laid out."""
     return (dim[0].axis, -dim[0].stride) if dim else (-1, 0)
 
@@ -323,7 +323,7 @@ def _contracted_axes(weight: Weight, dims: list[int]) -> tuple[int, ...]:
     return axes
 
 
-def _taken(weight: Weight, slices: tuple, loop: LoopIndex) -> Weight:
+def _taken(weight: Weight, slices: tuple[Any, ...], loop: LoopIndex) -> Weight:
     """The slice of a stacked weight that one iteration reads."""
     value, variable = slices
     atoms, *dims = weight.dims
@@ -332,7 +332,7 @@ def _taken(weight: Weight, slices: tuple, loop: LoopIndex) -> Weight:
     return Weight(value, variable, weight.parameter, tuple(dims), layers)
 
 
-def _leading(weight: Weight) -> tuple:
+def _leading(weight: Weight) -> tuple[Any, ...]:
     if weight.dims and 0 not in weight.kept:
         raise UnfollowedError("a loop slices its input axis")
     return weight.value, weight.variable

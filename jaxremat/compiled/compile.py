@@ -73,8 +73,8 @@ class CompiledGradient:
 
 
 def compile_gradient(
-    fun: Callable,
-    args: Sequence,
+    fun: Callable[..., Any],
+    args: Sequence[Any],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     target: str | None = None,
@@ -94,7 +94,7 @@ def compile_gradient(
     return compile_for(fun, args, argnums, has_aux, target).report
 
 
-def compile_jitted(jitted: Any, args: Sequence, kwargs: Mapping, target: str | None) -> CompiledGradient:
+def compile_jitted(jitted: Any, args: Sequence[Any], kwargs: Mapping[Any, Any], target: str | None) -> CompiledGradient:
     """Compiles what `jax.jit` returned for a target.
 
     Args:
@@ -117,8 +117,8 @@ def compile_jitted(jitted: Any, args: Sequence, kwargs: Mapping, target: str | N
 
 
 def compile_for(
-    fun: Callable,
-    args: Sequence,
+    fun: Callable[..., Any],
+    args: Sequence[Any],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     target: str | None = None,
@@ -129,8 +129,8 @@ def compile_for(
 
 
 def gradient_program(
-    fun: Callable, args: Sequence, argnums: int | Sequence[int] = 0, has_aux: bool = False
-) -> tuple[Callable, tuple]:
+    fun: Callable[..., Any], args: Sequence[Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The function to compile, and its abstract arguments: `value_and_grad`, or the vjp for other than one scalar."""
     inputs = tuple(jax.tree.map(_abstract, tuple(args)))
     out = jax.eval_shape(fun, *inputs)
@@ -140,8 +140,8 @@ def gradient_program(
         return jax.value_and_grad(fun, argnums, has_aux), inputs
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
-    def vjp_program(cotangents, *args):
-        def of_planned(*planned):
+    def vjp_program(cotangents: Any, *args: Any) -> Any:
+        def of_planned(*planned: Any) -> Any:
             full = list(args)
             for position, value in zip(positions, planned):
                 full[position] = value
@@ -158,21 +158,21 @@ def gradient_program(
     return vjp_program, (cotangents, *inputs)
 
 
-def _abstract(leaf) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     aval = jax.typeof(leaf)
     sharding = getattr(leaf, "sharding", None)
     sharding = sharding if isinstance(sharding, NamedSharding) else None
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding, weak_type=getattr(aval, "weak_type", False))
 
 
-def _cotangent_dtype(dtype):
+def _cotangent_dtype(dtype: Any) -> Any:
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else jax.dtypes.float0
 
 
-def _place(inputs: tuple, devices: list, here: bool) -> tuple:
+def _place(inputs: tuple[Any, ...], devices: list[Any], here: bool) -> tuple[Any, ...]:
     """The arguments on the target's devices: meshes are rebuilt there, everything else sits on the first one."""
 
-    def place(leaf):
+    def place(leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf
         if here and not isinstance(getattr(leaf.sharding, "mesh", None), AbstractMesh):
@@ -185,7 +185,7 @@ def _place(inputs: tuple, devices: list, here: bool) -> tuple:
     return jax.tree.map(place, inputs)
 
 
-def _rebuilt(mesh, devices: list):
+def _rebuilt(mesh: Any, devices: list[Any]) -> Any:
     if mesh.size > len(devices):
         raise TargetError(
             f"the arguments are sharded over {mesh.size} devices, the target describes {len(devices)}: "
@@ -195,13 +195,13 @@ def _rebuilt(mesh, devices: list):
     return jax.sharding.Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
 
 
-def _host_bytes(stats) -> int:
+def _host_bytes(stats: Any) -> int:
     """Bytes in the host's memory: arguments, outputs and temporaries."""
     parts = ("argument", "output", "temp")
     return sum(int(getattr(stats, f"host_{part}_size_in_bytes")) for part in parts)
 
 
-def _read(executable, device: Device, compile_seconds: float) -> MemoryReport:
+def _read(executable: Any, device: Device, compile_seconds: float) -> MemoryReport:
     stats = executable.memory_analysis()
     argument, output = int(stats.argument_size_in_bytes), int(stats.output_size_in_bytes)
     temp, alias = int(stats.temp_size_in_bytes), int(stats.alias_size_in_bytes)

@@ -53,7 +53,7 @@ class Link:
       bytes_per_second: each way; None where there is no link.
     """
 
-    def __init__(self, bytes_per_second: float | None):
+    def __init__(self, bytes_per_second: float | None) -> None:
         self._rate = bytes_per_second or float("inf")
         self._free = {True: 0.0, False: 0.0}
         self._arrives: dict[str, float] = {}

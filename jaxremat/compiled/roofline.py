@@ -84,7 +84,7 @@ def roofline(text: str, device: Device) -> Roofline:
 
 
 class _Counter:
-    def __init__(self, module: HloModule, device: Device):
+    def __init__(self, module: HloModule, device: Device) -> None:
         self.module, self.device = module, device
 
     def kernels(self, computation: str, runs: int) -> Iterator[Kernel]:

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -80,7 +81,7 @@ def compiler_lock(device: Device) -> Iterator[None]:
 
 
 @functools.cache
-def _topology(device: Device):
+def _topology(device: Device) -> Any:
     try:
         if device.platform == "cuda":
             config = target_config(device.name)

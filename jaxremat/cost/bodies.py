@@ -32,7 +32,7 @@ def structure(jaxpr: Jaxpr) -> Hashable:
     inputs = (*jaxpr.constvars, *jaxpr.invars)
     number: dict[Var, int] = {var: i for i, var in enumerate(inputs)}
 
-    def refer(atom) -> Hashable:
+    def refer(atom: Any) -> Hashable:
         return number[atom] if isinstance(atom, Var) else (str(atom.val), atom.aval)
 
     lines: list[Hashable] = [tuple(var.aval for var in inputs)]

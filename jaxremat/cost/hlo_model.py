@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Container, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,7 @@ def lower_body(body: Body, backend: Backend) -> Program:
 
 
 class _Lowering:
-    def __init__(self, backend: Backend):
+    def __init__(self, backend: Backend) -> None:
         self.ops: list[Op] = []
         self._known: dict[Hashable, int] = {}
         self._expressions: dict[Hashable, int] = {}
@@ -339,7 +340,7 @@ class _Lowering:
         matrix = all(_free_size(a, c, b) > 1 for a, c, b in zip(eqn.invars, given, batches))
         return self._product("dot", tuple(operands), out, _params_key(eqn), FLOATS if plain and matrix else ())
 
-    def _turned(self, reads: tuple[int, ...], contracts) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    def _turned(self, reads: tuple[int, ...], contracts: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         """Operands, and what is contracted of them, with transposes of matrices folded into the product."""
         turned = [(read, tuple(contract)) for read, contract in zip(reads, contracts)]
         for side, (read, contract) in enumerate(turned):
@@ -418,7 +419,7 @@ class _Lowering:
         op = self._op(kind, reads, out, in_library=in_library)
         return self._append(op) if key is None else self._keyed(op, key)
 
-    def _op(self, kind: str, reads: tuple[int, ...], out: Var, **more) -> Op:
+    def _op(self, kind: str, reads: tuple[int, ...], out: Var, **more: Any) -> Op:
         """An operation of the equation at hand."""
         size_bytes = jaxprs.size_bytes(out)
         if kind in CONTRACTIONS:
@@ -456,7 +457,7 @@ def _dtype(atom: Atom) -> str:
 
 
 @functools.cache
-def _dtype_name(dtype) -> str:
+def _dtype_name(dtype: Any) -> str:
     return str(dtype)
 
 
@@ -464,12 +465,12 @@ def _free_size(atom: Atom, contract: Sequence[int], batch: Sequence[int]) -> int
     return math.prod(size for dim, size in enumerate(_shape(atom)) if dim not in contract and dim not in batch)
 
 
-def _channels_last(dims) -> tuple[int, ...]:
+def _channels_last(dims: Any) -> tuple[int, ...]:
     spatial = len(dims.lhs_spec) - 2
     return (0, spatial + 1, *range(1, spatial + 1))
 
 
-def _kernel_order(dims) -> tuple[int, ...]:
+def _kernel_order(dims: Any) -> tuple[int, ...]:
     spatial = len(dims.rhs_spec) - 2
     return (spatial + 1, spatial, *range(spatial))
 

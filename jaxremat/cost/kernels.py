@@ -102,7 +102,7 @@ class _Joins:
       readers: of each buffer, those of its readers that go through all of it.
     """
 
-    def __init__(self, fusion: Fusion):
+    def __init__(self, fusion: Fusion) -> None:
         ops = fusion.program.ops
         self.level: dict[int, int] = {}
         for kernel in fusion.kernels:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import functools
 import heapq
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def fuse_by_rule(program: Program, backend: Backend) -> Fusion:
 
 
 class _Fuser:
-    def __init__(self, program: Program, backend: Backend):
+    def __init__(self, program: Program, backend: Backend) -> None:
         self.program, self.ops, self.backend = program, program.ops, backend
         self.outputs = set(program.outputs)
         self.expensive = [_is_expensive(self.ops, op, backend) for op in self.ops]
@@ -79,7 +80,7 @@ class _Fuser:
         self.members[root] = group
         self.group.update(dict.fromkeys(group, root))
 
-    def _neighbours(self, reads, root: int, group: list[int]) -> list[tuple[int, bool]]:
+    def _neighbours(self, reads: Any, root: int, group: list[int]) -> list[tuple[int, bool]]:
         """Producers that only this group reads, and the only reader of its root: pairs (operation, upwards)."""
         found = [
             (read, True)

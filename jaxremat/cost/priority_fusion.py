@@ -53,7 +53,7 @@ class _Kernel:
 
 
 class _Fuser:
-    def __init__(self, program: Program, device: Device):
+    def __init__(self, program: Program, device: Device) -> None:
         self.program, self.ops = program, program.ops
         self.bandwidth, self.flops = device.bandwidth_bytes_per_second, device.vector_flops_per_second
         self.consumers = _CONSUMERS | _PRODUCTS if device.backend.products_compute_operands else _CONSUMERS

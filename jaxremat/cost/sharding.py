@@ -74,7 +74,7 @@ def device_share(var: Var, sharding: Any) -> float:
     return 1.0 / _parts(_of_sharding(var, sharding))
 
 
-def _shape(atom) -> tuple[int, ...]:
+def _shape(atom: Any) -> tuple[int, ...]:
     return tuple(getattr(atom.aval, "shape", ()))
 
 
@@ -92,26 +92,26 @@ def _of_sharding(var: Var, sharding: Any) -> Layout:
     return tuple(((f"dimension {i}", parts),) if parts > 1 else () for i, parts in enumerate(divisors))
 
 
-def _of_spec(mesh, spec: PartitionSpec, rank: int) -> Layout:
+def _of_spec(mesh: Any, spec: PartitionSpec, rank: int) -> Layout:
     entries = [*spec, *[None] * (rank - len(spec))]
     return tuple(_named_axes(mesh, entry) for entry in entries)
 
 
-def _named_axes(mesh, entry) -> Axes:
+def _named_axes(mesh: Any, entry: Any) -> Axes:
     if entry is None or entry is PartitionSpec.UNCONSTRAINED:
         return ()
     names = (entry,) if isinstance(entry, str) else tuple(entry)
     return tuple((str(name), int(mesh.shape[name])) for name in names)
 
 
-def _replicated(var) -> Layout:
+def _replicated(var: Var) -> Layout:
     return ((),) * len(_shape(var))
 
 
 def _propagate(jaxpr: Jaxpr, layouts: dict[Var, Layout], late: dict[Var, Var]) -> list[Layout]:
     """Fills in the layout of every variable; returns those of the outputs."""
 
-    def layout(atom) -> Layout:
+    def layout(atom: Any) -> Layout:
         if not isinstance(atom, Var):
             return _replicated(atom)
         if atom not in layouts:

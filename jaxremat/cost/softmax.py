@@ -36,7 +36,7 @@ def row_kernels(program: Program, users: Sequence[Sequence[int]]) -> Iterator[Ro
 
 
 class _Finder:
-    def __init__(self, program: Program, users: Sequence[Sequence[int]]):
+    def __init__(self, program: Program, users: Sequence[Sequence[int]]) -> None:
         self.ops, self.users, self.outputs = program.ops, users, set(program.outputs)
 
     def around(self, exponentials: int) -> RowKernel | None:

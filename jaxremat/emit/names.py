@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -16,19 +17,19 @@ from jaxremat.trace import jaxpr as jaxprs
 Labels = Mapping[tuple[int, int], str]
 
 
-def name_results(index: int, outputs: Sequence, labels: Labels) -> list:
+def name_results(index: int, outputs: Sequence[Any], labels: Labels) -> list[Any]:
     return [checkpoint_name(x, labels[index, k]) if (index, k) in labels else x for k, x in enumerate(outputs)]
 
 
-def emit_repoliced(raw: Jaxpr, names: Sequence[str]) -> Callable[..., list]:
+def emit_repoliced(raw: Jaxpr, names: Sequence[str]) -> Callable[..., list[Any]]:
     """A program in which every checkpoint that the author placed saves the given names and nothing else."""
     policy = NamePolicy(tuple(names))
 
-    def rule(eqn: Eqn, inputs: list) -> list | None:
+    def rule(eqn: Eqn, inputs: list[Any]) -> list[Any] | None:
         body = jaxprs.inlined_body(eqn)
         if body is None:
             return None
-        run: Callable[..., list] = functools.partial(_evaluate_flat, body, rule)
+        run: Callable[..., list[Any]] = functools.partial(_evaluate_flat, body, rule)
         with compat.at_position_of(eqn):
             if jaxprs.is_checkpoint(eqn):
                 run = jax.checkpoint(run, **compat.checkpoint_options(eqn) | {"policy": policy})
@@ -37,5 +38,5 @@ def emit_repoliced(raw: Jaxpr, names: Sequence[str]) -> Callable[..., list]:
     return lambda *inputs: jaxprs.evaluate(raw, inputs, rule)
 
 
-def _evaluate_flat(body: Jaxpr, rule, *inputs) -> list:
+def _evaluate_flat(body: Jaxpr, rule: Any, *inputs: Any) -> list[Any]:
     return jaxprs.evaluate(body, inputs, rule)

@@ -116,7 +116,7 @@ class _Cut:
         transfers: Transfers,
         free: Set[Var],
         stretches: Sequence[Sequence[Eqn]],
-    ):
+    ) -> None:
         counts = collections.Counter(id(eqn) for stretch in stretches for eqn in stretch)
         self.joint, self.transfers, self.free = joint, transfers, free
         self.repeated = {eqn for eqn, count in counts.items() if count > 1}
@@ -151,7 +151,7 @@ class _Cut:
         return [*segments[:1], *reversed(ordered)]
 
 
-def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, list]:
+def run_forward(joint: Joint, script: Script, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint) | dict(zip(joint.inputs, inputs, strict=True))
     _run(script.constants, env)
@@ -159,7 +159,7 @@ def run_forward(joint: Joint, script: Script, inputs: Sequence) -> tuple[list, l
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
 
-def run_backward(joint: Joint, script: Script, residuals: Sequence, cotangents: Sequence) -> list:
+def run_backward(joint: Joint, script: Script, residuals: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
     """One gradient per differentiated input."""
     env = _constants(joint) | dict(zip(script.residuals, residuals, strict=True))
     env.update(zip(joint.cotangents, cotangents, strict=True))
@@ -204,7 +204,9 @@ def put_segments(program: Splice, segments: Sequence[Segment], env: Env, same: M
         env.update((v, value) for v, value in outside.items() if v not in made)
 
 
-def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joint, Script]]) -> Callable[..., list]:
+def emit_scheduled(
+    primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joint, Script]]
+) -> Callable[..., list[Any]]:
     """The flat primal function whose gradient runs a script.
 
     Args:
@@ -219,15 +221,15 @@ def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joi
     """
 
     @jax.custom_vjp
-    def scheduled(*inputs):
+    def scheduled(*inputs: Any) -> Any:
         return jaxprs.evaluate(primal.jaxpr, inputs)
 
-    def forward(*inputs):
+    def forward(*inputs: Any) -> Any:
         joint, script = choose(tuple(i for i, given in enumerate(inputs) if given.perturbed and _has_gradient(given)))
         outputs, residuals = run_forward(joint, script, [given.value for given in inputs])
         return outputs, _Residuals(tuple(residuals), joint, script)
 
-    def backward(saved, cotangents):
+    def backward(saved: Any, cotangents: Any) -> Any:
         planned = saved.joint.primal
         _refuse_auxiliary(planned, cotangents)
         wanted = [_instantiated(cotangents[i], planned.jaxpr.outvars[i]) for i in planned.cotangents_of]
@@ -238,7 +240,7 @@ def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joi
 
     scheduled.defvjp(forward, backward, symbolic_zeros=True)
 
-    def run(*inputs):
+    def run(*inputs: Any) -> Any:
         orders = compat.differentiations(inputs)
         if orders[:1] == ["forward"]:
             raise EmissionError(
@@ -250,11 +252,11 @@ def emit_scheduled(primal: Primal, choose: Callable[[tuple[int, ...]], tuple[Joi
     return run
 
 
-def _behind_barrier(values: Sequence) -> Sequence:
+def _behind_barrier(values: Sequence[Any]) -> Sequence[Any]:
     return lax.optimization_barrier(values) if values else ()
 
 
-def _has_gradient(given) -> bool:
+def _has_gradient(given: Any) -> bool:
     """Integers that another planned function computed count as perturbed, too."""
     return jnp.issubdtype(jax.typeof(given.value).dtype, jnp.inexact)
 
@@ -264,15 +266,15 @@ def _has_gradient(given) -> bool:
 class _Residuals:
     """Residual values on their way from the forward to the backward, with the script that made them."""
 
-    values: tuple
+    values: tuple[Any, ...]
     joint: Joint
     script: Script
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> Any:
         return self.values, (self.joint, self.script)
 
     @classmethod
-    def tree_unflatten(cls, static, values):
+    def tree_unflatten(cls, static: Any, values: Any) -> Any:
         return cls(tuple(values), *static)
 
 
@@ -349,13 +351,13 @@ def _without_returns(joint: Joint, eqns: Sequence[Eqn]) -> list[Eqn]:
     return kept
 
 
-def _instantiated(cotangent, var: Var):
+def _instantiated(cotangent: Any, var: Var) -> Any:
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         return compat.zeros_of(cotangent.aval)
     return cotangent
 
 
-def _refuse_auxiliary(primal: Primal, cotangents: Sequence) -> None:
+def _refuse_auxiliary(primal: Primal, cotangents: Sequence[Any]) -> None:
     zero = jax.custom_derivatives.SymbolicZero
     auxiliary = set(range(len(cotangents))) - set(primal.cotangents_of)
     used = [

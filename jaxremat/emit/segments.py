@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,11 +33,11 @@ class Pieces:
         """[E] the piece of each of `number` equations."""
         return np.searchsorted(np.asarray(self.ends, np.int64), np.arange(number), side="left")
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[Any, Any]:
         return {"ends": list(self.ends), "sunk": list(self.sunk)}
 
     @staticmethod
-    def from_json(data: dict) -> Pieces:
+    def from_json(data: dict[Any, Any]) -> Pieces:
         return Pieces(tuple(data["ends"]), tuple(data["sunk"]))
 
 
@@ -53,7 +54,7 @@ class _Part:
         return any(map(jaxprs.has_effects, self.eqns))
 
 
-def emit_pieces(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[..., list]:
+def emit_pieces(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[..., list[Any]]:
     """The flat primal function whose pieces, all but the last, recompute what is not named.
 
     Args:
@@ -66,8 +67,8 @@ def emit_pieces(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[...,
     policy = NamePolicy(tuple(labels.values())) if labels else None
     constants = dict(zip(primal.jaxpr.constvars, compat.consts_of(primal.jaxpr)))
 
-    def runner(part: _Part) -> Callable:
-        def run(*inputs):
+    def runner(part: _Part) -> Callable[..., Any]:
+        def run(*inputs: Any) -> Any:
             env = constants | dict(zip(part.reads, inputs))
             for eqn in part.eqns:
                 outputs = compat.bind(eqn, [jaxprs.value_of(env, atom) for atom in eqn.invars])
@@ -76,7 +77,7 @@ def emit_pieces(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[...,
 
         return run
 
-    def emitted(*inputs):
+    def emitted(*inputs: Any) -> Any:
         env = constants | dict(zip(primal.jaxpr.invars, inputs))
         for position, part in enumerate(parts):
             run = runner(part)
@@ -88,7 +89,7 @@ def emit_pieces(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[...,
     return emitted
 
 
-def emit_in_one(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[..., list]:
+def emit_in_one(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[..., list[Any]]:
     """The pieces inside one more checkpoint, which saves what is named and nothing else."""
     return jax.checkpoint(emit_pieces(primal, pieces, labels), policy=NamePolicy(tuple(labels.values())))
 
@@ -106,7 +107,9 @@ def _parts(primal: Primal, pieces: Pieces) -> list[_Part]:
     return [_part(primal, members, p, sunk) for p in range(len(members))]
 
 
-def _sunk_under(eqns: Sequence[Eqn], own: Sequence[int], wanted: Sequence, sunk: set[int], maker: dict) -> set[int]:
+def _sunk_under(
+    eqns: Sequence[Eqn], own: Sequence[int], wanted: Sequence[Any], sunk: set[int], maker: dict[Any, Any]
+) -> set[int]:
     """The sunk equations that some equations and some wanted values need."""
     needed: set[int] = set()
     waiting = jaxprs.vars_of([*wanted, *(atom for index in own for atom in eqns[index].invars)])

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxremat.base.errors import GraphError
+from jaxremat.base.shapes import Bool, Float64, Int64, Integer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,20 +38,20 @@ class Graph:
         costs: a copy to other memory, say. Nothing by default, and no part of the replay.
     """
 
-    costs: np.ndarray  # [N] float64
-    workspace_bytes: np.ndarray  # [N] int64
-    value_bytes: np.ndarray  # [V] int64
-    producer: np.ndarray  # [V] int32
-    reads: np.ndarray  # [R, 2] int32
-    is_output: np.ndarray  # [V] bool
+    costs: Float64[np.ndarray, " nodes"]
+    workspace_bytes: Int64[np.ndarray, " nodes"]
+    value_bytes: Int64[np.ndarray, " values"]
+    producer: Integer[np.ndarray, " values"]
+    reads: Integer[np.ndarray, "reads 2"]
+    is_output: Bool[np.ndarray, " values"]
     resident_bytes: int = 0
-    backward: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))  # [N] bool
-    pinned: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))  # [N] bool
+    backward: Bool[np.ndarray, " nodes"] = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    pinned: Bool[np.ndarray, " nodes"] = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     names: tuple[str, ...] = ()
-    rerun_surcharge: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))  # [N] float64
-    keep_costs: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))  # [V] float64
+    rerun_surcharge: Float64[np.ndarray, " nodes"] = dataclasses.field(default_factory=lambda: np.zeros(0))
+    keep_costs: Float64[np.ndarray, " values"] = dataclasses.field(default_factory=lambda: np.zeros(0))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("backward", "pinned"):
             if getattr(self, name).size == 0:
                 object.__setattr__(self, name, np.zeros(self.num_nodes, bool))
@@ -217,16 +219,16 @@ class Chain:
       input_bytes: the input of the first stage, held throughout.
     """
 
-    forward_seconds: np.ndarray  # [L] float64
-    backward_seconds: np.ndarray  # [L] float64
-    output_bytes: np.ndarray  # [L] int64
-    saved_bytes: np.ndarray  # [L] int64
-    gradient_bytes: np.ndarray  # [L] int64
-    forward_overhead_bytes: np.ndarray  # [L] int64
-    backward_overhead_bytes: np.ndarray  # [L] int64
+    forward_seconds: Float64[np.ndarray, " stages"]
+    backward_seconds: Float64[np.ndarray, " stages"]
+    output_bytes: Int64[np.ndarray, " stages"]
+    saved_bytes: Int64[np.ndarray, " stages"]
+    gradient_bytes: Int64[np.ndarray, " stages"]
+    forward_overhead_bytes: Int64[np.ndarray, " stages"]
+    backward_overhead_bytes: Int64[np.ndarray, " stages"]
     input_bytes: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_seconds"):
@@ -261,7 +263,7 @@ class Chain:
         return self.forward_seconds.size
 
 
-def _integers(values, name: str) -> np.ndarray:
+def _integers(values: Any, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.size == 0:
         return np.zeros(0, np.int64)

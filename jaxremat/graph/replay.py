@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxremat.base.errors import GraphError
+from jaxremat.base.shapes import Int32, Int64, Integer
 from jaxremat.graph.graph import Chain, Graph
 
 OPERATION_KINDS = ("forward_all", "forward_checkpoint", "forward_none", "backward")
@@ -30,11 +31,11 @@ class Timeline:
       span_bytes: bytes of each span.
     """
 
-    schedule: np.ndarray  # [T] int32
-    live_bytes: np.ndarray  # [T] int64
+    schedule: Int32[np.ndarray, " steps"]
+    live_bytes: Int64[np.ndarray, " steps"]
     cost: float
-    spans: np.ndarray  # [S, 3] int32
-    span_bytes: np.ndarray  # [S] int64
+    spans: Int32[np.ndarray, "spans 3"]
+    span_bytes: Int64[np.ndarray, " spans"]
 
     @property
     def peak_bytes(self) -> int:
@@ -44,13 +45,13 @@ class Timeline:
     def peak_step(self) -> int:
         return int(self.live_bytes.argmax())
 
-    def live_values(self, step: int) -> np.ndarray:
+    def live_values(self, step: int) -> Int32[np.ndarray, " live"]:
         """[K] int32: the values that are live at a step."""
         value, first, last = self.spans.T
         return value[(first <= step) & (step <= last)]
 
 
-def replay(graph: Graph, schedule: Sequence[int] | np.ndarray) -> Timeline:
+def replay(graph: Graph, schedule: Sequence[int] | Integer[np.ndarray, " steps"]) -> Timeline:
     """Runs a schedule on paper, exactly.
 
     Args:

@@ -8,7 +8,7 @@ that one compiled program serves every graph of its class.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,21 +125,21 @@ def replay_q(tables: GraphTables, node_at: jax.Array) -> Replayed:
     slots = node_at.shape[0]
     padded = tables.producer.shape[0]
 
-    def mark(index, needed, value, new):
+    def mark(index: Any, needed: Any, value: Any, new: Any) -> Any:
         """Sets one value's flag; returns the flags and the change in live quanta."""
         return needed.at[value].set(new), jnp.where(needed[value] == new, 0, jnp.where(new, 1, -1)) * tables.size_q[
             value
         ]
 
-    def step(back, carry):
+    def step(back: Any, carry: Any) -> Any:
         needed, live_q, live = carry
         slot = slots - 1 - back
         runs = node_at[slot] < tables.num_nodes
         node = jnp.where(runs, node_at[slot], 0)
         end = lambda start: jnp.where(runs, start[node + 1], start[node])
 
-        def set_flag(new, value_at):
-            def body(index, pair):
+        def set_flag(new: Any, value_at: Any) -> Any:
+            def body(index: Any, pair: Any) -> Any:
                 flags, change = mark(index, pair[0], value_at(index), new)
                 return flags, pair[1] + change
 

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxremat.base.shapes import Int32
+
 BARRIER_SCOPES = ("all", "sources", "order")
 
 
@@ -42,11 +44,11 @@ class ScheduledProgram:
       saved: values that the forward leaves for the backward, ascending; inputs of the program are not among them.
     """
 
-    steps: np.ndarray  # [T] int32
+    steps: Int32[np.ndarray, " steps"]
     backward_start: int
     barriers: tuple[int, ...]
     barrier_scope: str
-    saved: np.ndarray  # [K] int32
+    saved: Int32[np.ndarray, " saved"]
 
     @property
     def is_in_order(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 
@@ -133,14 +134,16 @@ class Iteration:
         given = {*consts, *slices}
         return tuple(v for v in self.script.residuals if v not in given)
 
-    def forward(self, consts: list, carry: list, slices: list) -> tuple[list, list, list]:
+    def forward(self, consts: list[Any], carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """(carry, results, what is stacked)."""
         outputs, residuals = scheduled.run_forward(self.joint, self.script, [*consts, *carry, *slices])
         values = dict(zip(self.script.residuals, residuals))
         num_carry = self.body.num_carry
         return outputs[:num_carry], outputs[num_carry:], [values[v] for v in self.stacked]
 
-    def backward(self, consts: list, slices: list, stacked: list, cotangents: list) -> tuple[list, list, list]:
+    def backward(
+        self, consts: list[Any], slices: list[Any], stacked: list[Any], cotangents: list[Any]
+    ) -> tuple[list[Any], list[Any], list[Any]]:
         """Gradients of the active (constants, carries, slices)."""
         found = self.run_backward(consts, slices, stacked, cotangents)
         wrt = [jaxprs.dtype_of(self.joint.inputs[i]) for i in self.body.primal.wrt]
@@ -148,7 +151,9 @@ class Iteration:
         a, b = len(self.body.active_consts), len(self.body.active_carry)
         return gradients[:a], gradients[a : a + b], gradients[a + b :]
 
-    def run_backward(self, consts: list, slices: list, stacked: list, cotangents: list) -> list:
+    def run_backward(
+        self, consts: list[Any], slices: list[Any], stacked: list[Any], cotangents: list[Any]
+    ) -> list[Any]:
         """The joint program's gradients."""
         own_consts, _, own_slices = self.body.split(self.joint.inputs)
         values = dict(zip((*own_consts, *own_slices, *self.stacked), (*consts, *slices, *stacked), strict=True))

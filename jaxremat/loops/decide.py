@@ -15,6 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class Loops:
       storages: forms in which values may wait for the backward.
     """
 
-    def __init__(self, primal: Primal, device: Device, storages: Sequence[str] = ()):
+    def __init__(self, primal: Primal, device: Device, storages: Sequence[str] = ()) -> None:
         self.primal = primal
         self.device = device
         self.found = find(primal)
@@ -81,7 +82,7 @@ class Loops:
         self._at: dict[float, tuple[LoopOption, ...]] = {}
         self._hulls: dict[tuple[Body, tuple[LoopDecision, ...], bool], IterationHull] = {}
 
-    def emitted(self, decisions: Sequence[LoopDecision]) -> Callable[[Sequence], list]:
+    def emitted(self, decisions: Sequence[LoopDecision]) -> Callable[[Sequence[Any]], list[Any]]:
         """Runs the program on flat inputs with its loops as decided."""
         return self.emitter.program(self.primal, self.found, decisions)
 
@@ -261,9 +262,9 @@ def _rounded(price: float) -> float:
     return 2.0 ** round(math.log2(price))
 
 
-def _lower_hull(items, size, seconds) -> list:
+def _lower_hull(items: Any, size: Any, seconds: Any) -> list[Any]:
     """The lower convex hull of (size, seconds), from the largest size to the smallest."""
-    hull: list = []
+    hull: list[Any] = []
     for item in sorted(items, key=lambda i: (size(i), seconds(i))):
         if hull and seconds(item) >= seconds(hull[-1]):
             continue
@@ -273,6 +274,6 @@ def _lower_hull(items, size, seconds) -> list:
     return hull[::-1]
 
 
-def _is_above(a, b, c, size, seconds) -> bool:
+def _is_above(a: Any, b: Any, c: Any, size: Any, seconds: Any) -> bool:
     """Whether b lies on or above the line from a to c."""
     return (seconds(b) - seconds(a)) * (size(c) - size(a)) >= (seconds(c) - seconds(a)) * (size(b) - size(a))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Piece:
         """Whether the backward runs anything twice: only barriers keep a compiler from running it once."""
         return len(set(self.backward)) < len(self.backward)
 
-    def to_json(self) -> list:
+    def to_json(self) -> list[Any]:
         return [self.count, list(self.forward), list(self.backward), [piece.to_json() for piece in self.inside]]
 
     @staticmethod
-    def from_json(data: list) -> Piece:
+    def from_json(data: list[Any]) -> Piece:
         count, forward, backward, inside = data
         return Piece(int(count), tuple(forward), tuple(backward), tuple(map(Piece.from_json, inside)))
 
@@ -65,7 +66,7 @@ class LoopDecision:
     def length(self) -> int:
         return length_of(self.pieces)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[Any, Any]:
         return {
             "pieces": [piece.to_json() for piece in self.pieces],
             "inner": [inner.to_json() for inner in self.inner],
@@ -73,7 +74,7 @@ class LoopDecision:
         }
 
     @staticmethod
-    def from_json(data: dict) -> LoopDecision:
+    def from_json(data: dict[Any, Any]) -> LoopDecision:
         pieces = tuple(map(Piece.from_json, data["pieces"]))
         inner = tuple(map(LoopDecision.from_json, data["inner"]))
         return LoopDecision(pieces, inner, bool(data["fenced"]))

@@ -18,13 +18,13 @@ from jaxremat.loops.pieces import differentiable
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
 
-Parts = dict[int, Callable[[Sequence], list]]
+Parts = dict[int, Callable[[Sequence[Any]], list[Any]]]
 """The emitted bodies of one equation, by their number: each from its flat inputs to its flat outputs."""
 
 
 def rewritten(
     primal: Primal, decisions: Sequence[LoopDecision], storages: Sequence[str] = ()
-) -> Callable[[Sequence], list]:
+) -> Callable[[Sequence[Any]], list[Any]]:
     """Runs a primal program with its loops emitted as decided, one decision per loop of `find(primal)`."""
     return Emitter(storages).program(primal, find(primal), decisions)
 
@@ -36,14 +36,14 @@ class Emitter:
       storages: forms in which values of an iteration may wait for its backward.
     """
 
-    def __init__(self, storages: Sequence[str] = ()):
+    def __init__(self, storages: Sequence[str] = ()) -> None:
         self.storages = tuple(storages)
         self._joints: dict[tuple[Body, tuple[LoopDecision, ...]], Joint] = {}
-        self._iterations: dict[tuple, Iteration] = {}
+        self._iterations: dict[tuple[Any, ...], Iteration] = {}
 
     def program(
         self, primal: Primal, loops: Sequence[Loop], decisions: Sequence[LoopDecision]
-    ) -> Callable[[Sequence], list]:
+    ) -> Callable[[Sequence[Any]], list[Any]]:
         """Runs a primal program from its flat inputs to its flat outputs, its loops as decided.
 
         Raises:
@@ -60,10 +60,10 @@ class Emitter:
 
         transpositions = _Transpositions(primal.jaxpr, loops)
 
-        def run(inputs: Sequence) -> list:
+        def run(inputs: Sequence[Any]) -> list[Any]:
             sources: dict[Var, Any] = {}
 
-            def rule(eqn: Eqn, inputs: list) -> list | None:
+            def rule(eqn: Eqn, inputs: list[Any]) -> list[Any] | None:
                 parts = emitted.get(eqn.outvars[0]) if eqn.outvars else None
                 if parts is None:
                     return transpositions.rule(eqn, inputs, sources)
@@ -74,7 +74,7 @@ class Emitter:
 
         return run
 
-    def loop(self, loop: Loop, decision: LoopDecision) -> Callable[[Sequence], list]:
+    def loop(self, loop: Loop, decision: LoopDecision) -> Callable[[Sequence[Any]], list[Any]]:
         """The scan, from its flat inputs to its flat outputs, with a gradient of its own.
 
         Raises:
@@ -87,7 +87,7 @@ class Emitter:
         num_consts = len(loop.invariants.invars)
         planned = differentiable(loop, decision, lambda piece: self.iteration(loop.body, decision, piece))
 
-        def run(inputs: Sequence) -> list:
+        def run(inputs: Sequence[Any]) -> list[Any]:
             consts = jaxprs.evaluate(loop.invariants, inputs[:num_consts])
             outputs = planned(*consts, *inputs[num_consts:])
             return [lax.stop_gradient(x) if i in loop.body.constant_results else x for i, x in enumerate(outputs)]
@@ -113,7 +113,7 @@ class Emitter:
 class _Transpositions:
     """The transpositions of a program that its loops do without."""
 
-    def __init__(self, jaxpr: Jaxpr, loops: Sequence[Loop]):
+    def __init__(self, jaxpr: Jaxpr, loops: Sequence[Loop]) -> None:
         self._before: set[Var] = set()
         self._after: set[Var] = set()
         for loop in loops:
@@ -121,7 +121,7 @@ class _Transpositions:
             self._before |= _with_axis(eqn.invars, loop.scanned_axes)
             self._after |= _with_axis(eqn.outvars, loop.result_axes)
 
-    def rule(self, eqn: Eqn, inputs: list, sources: dict[Var, Any]) -> list | None:
+    def rule(self, eqn: Eqn, inputs: list[Any], sources: dict[Var, Any]) -> list[Any] | None:
         """Notes what is transposed for a loop; hands on what a loop has written as it was to be transposed."""
         if eqn.primitive.name != "transpose":
             return None
@@ -130,26 +130,26 @@ class _Transpositions:
         return inputs if eqn.invars[0] in self._after else None
 
 
-def _with_axis(atoms: Sequence, axes: Sequence[int]) -> set[Var]:
+def _with_axis(atoms: Sequence[Any], axes: Sequence[int]) -> set[Var]:
     """Of the last atoms, one per axis, those whose axis is not the first."""
     return {v for v, axis in zip(atoms[len(atoms) - len(axes) :], axes) if axis}
 
 
-def _scanned(eqn: Eqn, parts: Parts, inputs: list) -> list:
+def _scanned(eqn: Eqn, parts: Parts, inputs: list[Any]) -> list[Any]:
     return parts[0](inputs)
 
 
-def _chosen(eqn: Eqn, parts: Parts, inputs: list) -> list:
+def _chosen(eqn: Eqn, parts: Parts, inputs: list[Any]) -> list[Any]:
     """A conditional of which some branches are emitted as decided."""
 
-    def branch(number: int, closed: Jaxpr) -> Callable:
+    def branch(number: int, closed: Jaxpr) -> Callable[..., Any]:
         return lambda *operands: parts[number](operands) if number in parts else jaxprs.evaluate(closed, operands)
 
     branches = [branch(number, closed) for number, closed in enumerate(eqn.params["branches"])]
     return lax.switch(inputs[0], branches, *inputs[1:])
 
 
-def _sharded(eqn: Eqn, parts: Parts, inputs: list) -> list:
+def _sharded(eqn: Eqn, parts: Parts, inputs: list[Any]) -> list[Any]:
     """A shard_map whose body is emitted as decided."""
     params = eqn.params
     run = jax.shard_map(
@@ -163,4 +163,8 @@ def _sharded(eqn: Eqn, parts: Parts, inputs: list) -> list:
     return list(run(*inputs))
 
 
-_IN_PLACE_OF: dict[str, Callable[[Eqn, Parts, list], list]] = {"scan": _scanned, "cond": _chosen, "shard_map": _sharded}
+_IN_PLACE_OF: dict[str, Callable[[Eqn, Parts, list[Any]], list[Any]]] = {
+    "scan": _scanned,
+    "cond": _chosen,
+    "shard_map": _sharded,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -107,9 +108,9 @@ class _Bodies:
       within: the shard_map equations around what is read.
     """
 
-    def __init__(self, within: tuple[Eqn, ...] = ()):
+    def __init__(self, within: tuple[Eqn, ...] = ()) -> None:
         self.within = within
-        self._read: dict[tuple, Body] = {}
+        self._read: dict[tuple[Any, ...], Body] = {}
         self._inside: dict[int, _Bodies] = {}
 
     def inside(self, eqn: Eqn) -> _Bodies:
@@ -147,7 +148,7 @@ def _identities(jaxpr: Jaxpr) -> tuple[int, ...]:
     return tuple(own)
 
 
-def _with_matching_carries(wrt, cotangents_of, num_consts: int, num_carry: int) -> tuple[int, ...]:
+def _with_matching_carries(wrt: Any, cotangents_of: Any, num_consts: int, num_carry: int) -> tuple[int, ...]:
     """Inputs to differentiate: a carry exactly where its output has a cotangent."""
     carries = {num_consts + i for i in cotangents_of if i < num_carry}
     return tuple(sorted(carries | {i for i in wrt if not num_consts <= i < num_consts + num_carry}))
@@ -189,10 +190,10 @@ def _narrows(eqn: Eqn) -> bool:
     return bool(narrow and wide) and min(narrow) < max(wide)
 
 
-def _section(jaxpr: Jaxpr, eqns: Sequence[Eqn], inputs: Sequence[Var], outputs: Sequence) -> Jaxpr:
+def _section(jaxpr: Jaxpr, eqns: Sequence[Eqn], inputs: Sequence[Var], outputs: Sequence[Any]) -> Jaxpr:
     """A jaxpr of some of the equations."""
 
-    def run(*values):
+    def run(*values: Any) -> Any:
         env = dict(zip(jaxpr.constvars, compat.consts_of(jaxpr))) | dict(zip(inputs, values, strict=True))
         for eqn in eqns:
             results = compat.bind(eqn, [jaxprs.value_of(env, v) for v in eqn.invars])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -195,7 +196,7 @@ def _hull(body: Body, graph: Graph, run_seconds: np.ndarray, size: np.ndarray) -
     return [kept for _, _, kept in corners]
 
 
-def _corners(cut, most: tuple, least: tuple, limit: int) -> list[tuple]:
+def _corners(cut: Any, most: tuple[Any, ...], least: tuple[Any, ...], limit: int) -> list[tuple[Any, ...]]:
     """The corners from `most` to `least` stacked bytes, both included."""
     saved_bytes, added_seconds = most[0] - least[0], least[1] - most[1]
     if saved_bytes <= 0:

@@ -26,22 +26,24 @@ from jaxremat.loops.stack import Stack, arrays_of, stacks, zeros_like
 from jaxremat.trace import jaxpr as jaxprs
 
 
-def differentiable(loop: Loop, decision: LoopDecision, iteration: Callable[[Piece], Iteration]) -> Callable[..., list]:
+def differentiable(
+    loop: Loop, decision: LoopDecision, iteration: Callable[[Piece], Iteration]
+) -> Callable[..., list[Any]]:
     """The loop from the body's constants, the carry and what is scanned over, with a gradient of its own."""
     body = loop.body
 
     @jax.custom_vjp
-    def run(*inputs):
+    def run(*inputs: Any) -> Any:
         return _plain(loop, *body.split(list(inputs)))
 
-    def forward(*inputs):
+    def forward(*inputs: Any) -> Any:
         _refuse_unforeseen(i for i, x in enumerate(inputs) if x.perturbed and i not in body.perturbed)
         consts, carry, scanned = body.split([i.value for i in inputs])
         way = Way(loop, iteration, consts, stacks(scanned, loop.scanned_axes))
         carry, results, saved = way.forward(decision.pieces, 0, carry, empty_results(loop))
         return [*carry, *arrays_of(results)], (consts, scanned, saved)
 
-    def backward(kept, cotangents):
+    def backward(kept: Any, cotangents: Any) -> Any:
         consts, scanned, saved = kept
         _refuse_unforeseen(i for i, x in enumerate(cotangents) if i not in body.primal.cotangents_of and _is_given(x))
         active = [_instantiated(cotangents[i]) for i in body.primal.cotangents_of]
@@ -68,8 +70,8 @@ class Sums:
       gradients: of what is scanned over, filled in so far.
     """
 
-    totals: list
-    cotangents: list
+    totals: list[Any]
+    cotangents: list[Any]
     gradients: list[Stack]
 
 
@@ -79,13 +81,13 @@ class Way:
 
     loop: Loop
     iteration: Callable[[Piece], Iteration]
-    consts: list
+    consts: list[Any]
     scanned: list[Stack]
     result_cotangents: list[Stack] = dataclasses.field(default_factory=list)
 
     def forward(
-        self, pieces: Sequence[Piece], start, carry: list, results: list[Stack] | None
-    ) -> tuple[list, Any, list]:
+        self, pieces: Sequence[Piece], start: Any, carry: list[Any], results: list[Stack] | None
+    ) -> tuple[list[Any], Any, list[Any]]:
         """(carry, results, what each piece saved for its backward) from iteration `start`, counted as they run, on.
 
         `results` are written into place; None where they are not wanted.
@@ -97,27 +99,29 @@ class Way:
             saved.append(kept)
         return carry, results, saved
 
-    def backward(self, pieces: Sequence[Piece], start, saved: list, sums: Sums) -> Sums:
+    def backward(self, pieces: Sequence[Piece], start: Any, saved: list[Any], sums: Sums) -> Sums:
         """The sums before the pieces, from those after them."""
         for piece, first, kept in reversed(list(zip(pieces, _starts(pieces, start), saved, strict=True))):
             run = self._segments_backward if piece.inside else self._leaf_backward
             sums = run(piece, first, kept, sums)
         return sums
 
-    def _leaf_forward(self, piece: Piece, start, carry: list, results: list | None, save: bool = True):
+    def _leaf_forward(
+        self, piece: Piece, start: Any, carry: list[Any], results: list[Any] | None, save: bool = True
+    ) -> Any:
         iteration = self.iteration(piece)
 
-        def step(carry, slices, _):
+        def step(carry: Any, slices: Any, _: Any) -> Any:
             carry, made, stacked = iteration.forward(self.consts, carry, slices)
             return carry, made if results is not None else [], stacked if save else []
 
         carry, written, stacked = self._scan(step, piece, start, carry, self.scanned, results or [], [])
         return carry, results if results is None else written, stacked
 
-    def _leaf_backward(self, piece: Piece, start, stacked: list, sums: Sums) -> Sums:
+    def _leaf_backward(self, piece: Piece, start: Any, stacked: list[Any], sums: Sums) -> Sums:
         iteration, number = self.iteration(piece), len(self.scanned)
 
-        def step(running, slices, stacked):
+        def step(running: Any, slices: Any, stacked: Any) -> Any:
             totals, cotangents = running
             cotangents = [*cotangents, *slices[number:]]
             added, cotangents, gradients = iteration.backward(self.consts, slices[:number], stacked, cotangents)
@@ -128,11 +132,11 @@ class Way:
         totals, cotangents = running
         return Sums(totals, cotangents, gradients)
 
-    def _segments_forward(self, piece: Piece, start, carry: list, results: list | None):
+    def _segments_forward(self, piece: Piece, start: Any, carry: list[Any], results: list[Any] | None) -> Any:
         length = length_of(piece.inside)
         again = dataclasses.replace(piece.leaf, count=length)  # nothing is saved: any schedule will do
 
-        def step(running, segment):
+        def step(running: Any, segment: Any) -> Any:
             carry, results = running
             after, results, _ = self._leaf_forward(again, start + segment * length, carry, results, save=False)
             return (after, results), carry
@@ -140,10 +144,10 @@ class Way:
         (carry, results), entering = lax.scan(step, (carry, results), jnp.arange(piece.count))
         return carry, results, entering
 
-    def _segments_backward(self, piece: Piece, start, entering: list, sums: Sums) -> Sums:
+    def _segments_backward(self, piece: Piece, start: Any, entering: list[Any], sums: Sums) -> Sums:
         length = length_of(piece.inside)
 
-        def step(sums, slices):
+        def step(sums: Any, slices: Any) -> Any:
             segment, carry = slices
             first = start + segment * length
             _, _, saved = self.forward(piece.inside, first, carry, None)
@@ -152,8 +156,17 @@ class Way:
         return lax.scan(step, sums, (jnp.arange(piece.count), entering), reverse=True)[0]
 
     def _scan(
-        self, step, piece: Piece, start, carry, read: list[Stack], written: list[Stack], own: list, *, backwards=False
-    ):
+        self,
+        step: Any,
+        piece: Piece,
+        start: Any,
+        carry: Any,
+        read: list[Stack],
+        written: list[Stack],
+        own: list[Any],
+        *,
+        backwards: Any = False,
+    ) -> Any:
         """(carry, what was written, what was stacked) over the iterations of a plain piece.
 
         Args:
@@ -170,11 +183,11 @@ class Way:
             carry, made, stacked = step(carry, arrays_of(read), own)
             return carry, stacks(made), stacked
 
-        def over_all(carry, slices):
+        def over_all(carry: Any, slices: Any) -> Any:
             carry, made, stacked = step(carry, *slices)
             return carry, (made, stacked)
 
-        def over_some(running, slices):
+        def over_some(running: Any, slices: Any) -> Any:
             carry, written = running
             offset, own = slices
             index = loop.length - 1 - start - offset if loop.reverse else start + offset
@@ -192,7 +205,7 @@ class Way:
         return carry, written, stacked
 
 
-def _starts(pieces: Sequence[Piece], start) -> list:
+def _starts(pieces: Sequence[Piece], start: Any) -> list[Any]:
     """The first iteration of each piece."""
     before = itertools.accumulate((piece.length for piece in pieces[:-1]), initial=0)
     return [start + length for length in before]
@@ -207,16 +220,16 @@ def _refuse_unforeseen(indices: Iterable[int]) -> None:
         )
 
 
-def _is_given(cotangent) -> bool:
+def _is_given(cotangent: Any) -> bool:
     return not isinstance(cotangent, jax.custom_derivatives.SymbolicZero) and cotangent.dtype != jax.dtypes.float0
 
 
-def _plain(loop: Loop, consts: list, carry: list, scanned: list) -> list:
+def _plain(loop: Loop, consts: list[Any], carry: list[Any], scanned: list[Any]) -> list[Any]:
     jaxpr, num_carry = loop.body.primal.jaxpr, loop.body.num_carry
     if not loop.repeats:
         return jaxprs.evaluate(jaxpr, consts)
 
-    def step(carry, slices):
+    def step(carry: Any, slices: Any) -> Any:
         outputs = jaxprs.evaluate(jaxpr, [*consts, *carry, *slices])
         return outputs[:num_carry], outputs[num_carry:]
 
@@ -225,7 +238,7 @@ def _plain(loop: Loop, consts: list, carry: list, scanned: list) -> list:
     return [*carry, *(stack.filled(made).array for stack, made in zip(empty_results(loop), results))]
 
 
-def _placed(body: Body, gradients: list) -> tuple:
+def _placed(body: Body, gradients: list[Any]) -> tuple[Any, ...]:
     """Gradients in the order of the inputs, None where there is none."""
     out: list[Any] = [None] * len(body.primal.jaxpr.invars)
     for i, gradient in zip(body.primal.wrt, gradients, strict=True):
@@ -245,6 +258,6 @@ def _empty(entry: Atom, length: int, axis: int) -> Stack:
     return Stack(lax.broadcast_in_dim(zeros, shape, others), axis)
 
 
-def _instantiated(cotangent):
+def _instantiated(cotangent: Any) -> Any:
     symbolic = isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
     return compat.zeros_of(cotangent.aval) if symbolic else cotangent

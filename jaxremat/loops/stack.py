@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,19 +35,19 @@ class Stack:
         """The same with other entries, given along the first axis."""
         return Stack(jnp.moveaxis(in_order, 0, self.axis) if self.axis else in_order, self.axis)
 
-    def at(self, index) -> jax.Array:
+    def at(self, index: Any) -> jax.Array:
         """An entry. Not `lax.dynamic_index_in_dim`: that is a call, with arithmetic for negative indices."""
         sizes = [1 if axis == self.axis else size for axis, size in enumerate(self.array.shape)]
         entry = lax.dynamic_slice(self.array, self._first(index), sizes, allow_negative_indices=False)
         return lax.squeeze(entry, (self.axis,))
 
-    def put(self, value: jax.Array, index) -> Stack:
+    def put(self, value: jax.Array, index: Any) -> Stack:
         """The same with another entry, written into place."""
         entry = lax.expand_dims(value.astype(self.array.dtype), (self.axis,))
         first = self._first(index)
         return Stack(lax.dynamic_update_slice(self.array, entry, first, allow_negative_indices=False), self.axis)
 
-    def _first(self, index) -> list:
+    def _first(self, index: Any) -> list[Any]:
         """Where an entry begins."""
         return [index if axis == self.axis else 0 for axis in range(self.array.ndim)]
 

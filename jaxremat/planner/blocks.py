@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def _inherited(groups: np.ndarray) -> list[int]:
     return list(itertools.accumulate(groups.tolist(), carry))
 
 
-def _needed_by(graph: Graph, values, kept: np.ndarray | None) -> list[int]:
+def _needed_by(graph: Graph, values: Any, kept: np.ndarray | None) -> list[int]:
     """Forward nodes, in order, that make some values from the inputs and from what is kept."""
     found: set[int] = set() if kept is not None else set(np.flatnonzero(graph.pinned & ~graph.backward).tolist())
     waiting = [*{int(graph.producer[v]) for v in values}, *found]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,17 +26,17 @@ Policy = Callable[..., object]
 """As `jax.checkpoint` takes it: from a primitive, abstract inputs and parameters to whether the result is kept."""
 
 
-def nothing(_primitive, *_, **__) -> bool:
+def nothing(_primitive: Any, *_: Any, **__: Any) -> bool:
     """The policy that keeps nothing inside a block: full recomputation."""
     return False
 
 
-def dots(primitive, *_, **__) -> bool:
+def dots(primitive: Any, *_: Any, **__: Any) -> bool:
     """The policy that keeps the results of contractions."""
     return primitive.name in ("dot_general", "conv_general_dilated", "ragged_dot_general")
 
 
-def dots_without_batch(primitive, *_, **params) -> bool:
+def dots_without_batch(primitive: Any, *_: Any, **params: Any) -> bool:
     """The policy that keeps the results of contractions without batch dimensions: the projections of a transformer."""
     return primitive.name == "dot_general" and not any(params["dimension_numbers"][1])
 

@@ -80,7 +80,7 @@ class CheckpointCandidates:
       origins: its joint program, with groups and marks.
     """
 
-    def __init__(self, primal: Primal, device: Device, origins: Origins):
+    def __init__(self, primal: Primal, device: Device, origins: Origins) -> None:
         self.device = device
         self.graph = _without_marks(price(origins.joint, device), origins)
         self.problem = Problem(primal, (), origins.joint, self.graph, device)

@@ -49,7 +49,7 @@ class PiecePlanner:
     predicts_time = False
     peak_doubt = 0.0
 
-    def __init__(self, primal: Primal, device: Device, emit: str, outer: bool):
+    def __init__(self, primal: Primal, device: Device, emit: str, outer: bool) -> None:
         self.primal = primal
         self.as_written: FlatFunction = primal.as_written
         self.device = device

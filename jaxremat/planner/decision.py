@@ -25,7 +25,7 @@ from jaxremat.trace.joint import Joint, Primal, differentiate
 FORMS = ("schedule", "names", "segments")
 """The forms of emission that can be asked for."""
 
-FlatFunction = Callable[..., list]
+FlatFunction = Callable[..., list[Any]]
 """From a primal program's flat inputs to its flat outputs."""
 
 
@@ -39,7 +39,7 @@ class Form(Protocol):
     @property
     def emit(self) -> str: ...
     @property
-    def policy(self) -> Callable: ...
+    def policy(self) -> Callable[..., Any]: ...
     def emitted(self, primal: Primal, device: Device) -> FlatFunction: ...
     def named(self, primal: Primal, device: Device) -> FlatFunction: ...
     def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]: ...
@@ -53,7 +53,7 @@ class AsWritten:
     emit: ClassVar[str] = "plain"
 
     @property
-    def policy(self) -> Callable:
+    def policy(self) -> Callable[..., Any]:
         return jax.checkpoint_policies.everything_saveable
 
     def emitted(self, primal: Primal, device: Device) -> FlatFunction:
@@ -91,7 +91,7 @@ class Schedule:
     storages: tuple[str, ...] = ()
 
     @property
-    def policy(self) -> Callable:
+    def policy(self) -> Callable[..., Any]:
         raise _without_policy(self.emit)
 
     def emitted(self, primal: Primal, device: Device) -> FlatFunction:
@@ -149,7 +149,7 @@ class Checkpoints:
     outer: bool
 
     @property
-    def policy(self) -> Callable:
+    def policy(self) -> Callable[..., Any]:
         if self.emit != "names":
             raise _without_policy(self.emit)
         return NamePolicy((name for _, _, name in self.labels), put_by_plan=True)
@@ -192,7 +192,7 @@ class OwnNames:
     names: tuple[str, ...]
 
     @property
-    def policy(self) -> Callable:
+    def policy(self) -> Callable[..., Any]:
         return NamePolicy(self.names)
 
     def emitted(self, primal: Primal, device: Device) -> FlatFunction:

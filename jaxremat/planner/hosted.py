@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Hosting:
         return _Rewriting(self, program, hosted).program()
 
     @functools.cached_property
-    def _trip_of(self) -> dict:
+    def _trip_of(self) -> dict[Any, Any]:
         """By values of the program without round trips."""
         own = {self.problem.joint.values[value]: position for position, value in enumerate(self.value.tolist())}
         return {own[trip.source]: trip for trip in _trips(self.problem.joint)}
@@ -76,7 +77,7 @@ class Hosting:
 
 
 class _Rewriting:
-    def __init__(self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int]):
+    def __init__(self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int]) -> None:
         self.hosting, self.before, self.hosted = hosting, before, hosted
         joint = hosting.problem.joint
         self.own = np.full(joint.num_values, -1)  # [V] the value without round trips that each value is, or restores
@@ -139,5 +140,5 @@ class _Rewriting:
         return (there,) if value in self.hosted and not late else (there, back)
 
 
-def _trips(joint: Joint):
+def _trips(joint: Joint) -> Any:
     return [trip for trip in joint.round_trips if trip.form == HOST.form]

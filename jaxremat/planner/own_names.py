@@ -32,7 +32,7 @@ class OwnNamesPlanner:
     predicts_time = False
     peak_doubt = 0.0
 
-    def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]):
+    def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]) -> None:
         assert primal.raw is not None  # that is where the names were found
         self.primal = primal
         self.as_written: FlatFunction = lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)  # without checkpoints

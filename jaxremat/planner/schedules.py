@@ -88,7 +88,7 @@ class SchedulePlanner:
     peak_doubt = 0.0
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS):
+    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self.primal = primal
         self.as_written: FlatFunction = primal.as_written
         self.device = device

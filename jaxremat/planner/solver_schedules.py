@@ -49,7 +49,7 @@ class SolverPlanner:
     peak_doubt = 0.0
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device, solver: Solver, seed: int):
+    def __init__(self, primal: Primal, device: Device, solver: Solver, seed: int) -> None:
         require_graphs(solver)
         self.solver = solver
         self.seed = seed

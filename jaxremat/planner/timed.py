@@ -88,7 +88,7 @@ class TimedPlanner:
     peak_doubt = 0.05  # of unrolled programs on an H200: see prediction.md
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS):
+    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self.primal = primal
         self.storages = storages
         self.as_written: FlatFunction = primal.as_written

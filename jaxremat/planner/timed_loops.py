@@ -36,7 +36,7 @@ class TimedLoopPlanner:
     peak_doubt = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS):
+    def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self._schedules = SchedulePlanner(primal, device, storages)
         self._timed: dict[int, tuple[ScheduleOutcome, TimedOutcome]] = {}
 

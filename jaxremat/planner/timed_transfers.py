@@ -42,7 +42,7 @@ class TimedTransferPlanner:
     peak_doubt = TimedPlanner.peak_doubt
     more_capable: Planner | None = None
 
-    def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None):
+    def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None) -> None:
         require_link(device)
         self.device = device
         self.own = TimedPlanner(primal, device)

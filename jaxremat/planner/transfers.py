@@ -59,7 +59,7 @@ class TransferPlanner:
 
     def __init__(
         self, primal: Primal, device: Device, host_budget_bytes: int | None, storages: tuple[str, ...] = LOSSLESS
-    ):
+    ) -> None:
         require_link(device)
         self.device = device
         self.host_budget_bytes = host_budget_bytes

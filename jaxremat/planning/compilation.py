@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from jaxremat.backends.devices import Device
@@ -29,7 +31,7 @@ def compile_program(primal: Primal, flat: FlatFunction, has_aux: bool, device: D
             ' function, or trust the prediction with verify="replay"'
         )
 
-    def program(*inputs):
+    def program(*inputs: Any) -> Any:
         return jax.tree.unflatten(primal.out_tree, flat(*inputs))
 
     return compile_for(program, primal.inputs, argnums=primal.wrt, has_aux=has_aux, target=device.name)

@@ -36,7 +36,7 @@ _MOST_TRACES = 64  # programs of one function that are remembered; more shapes t
 
 
 def remat(
-    fun: Callable | None = None,
+    fun: Callable[..., Any] | None = None,
     *,
     budget: Budget | None = None,
     keep: Budget | None = None,
@@ -49,7 +49,7 @@ def remat(
     emit: str = "schedule",
     verify: str = "replay",
     seed: int = 0,
-) -> Callable:
+) -> Callable[..., Any]:
     """The same function, whose gradient is planned for a budget where it is first differentiated.
 
     A plan is made once per program, argument shapes and set of differentiated arguments: equal functions share it. It
@@ -88,15 +88,15 @@ def remat(
 
 
 def decorated(
-    fun: Callable, once: PlanOnce, static: StaticArguments, has_aux: bool = False, in_shardings: Any = None
-) -> Callable:
+    fun: Callable[..., Any], once: PlanOnce, static: StaticArguments, has_aux: bool = False, in_shardings: Any = None
+) -> Callable[..., Any]:
     """A function planned where it is differentiated; modules of Flax NNX among its arguments keep what it changes."""
     free, owner = with_owner_as_argument(fun)
     of_arrays = once.decorate(free, has_aux)
     of_modules = functools.cache(lambda: carrying_state(free, lambda pure: once.decorate(pure, has_aux), has_aux))
 
     @functools.wraps(fun)
-    def planned(*args, **kwargs):
+    def planned(*args: Any, **kwargs: Any) -> Any:
         fixed, kwargs = static.fix(args, kwargs)
         args = (*owner, *fixed)
         placed = per_argument(in_shardings, args, lambda arg: isinstance(arg, Fixed)), None
@@ -121,8 +121,8 @@ class PlanOnce:
 
     def __init__(
         self, name: str, *, budget: Budget | None = None, keep: Budget | None = None, least: bool = False,
-        solver="auto", target=None, emit="schedule", verify="replay", seed=0,
-    ):  # fmt: skip
+        solver: Any="auto", target: Any=None, emit: Any="schedule", verify: Any="replay", seed: Any=0,
+    ) -> None:  # fmt: skip
         if (budget is None) == (keep is None):
             raise ArgumentError(f"give either budget=... or keep=..., not {'both' if keep is not None else 'neither'}")
         check_options(1.0 if budget is None else budget, solver=solver, emit=emit, verify=verify)
@@ -134,7 +134,7 @@ class PlanOnce:
         self.bounds = {"budget": budget, "keep": keep}
         self.options = {"solver": solver, "target": target, "emit": emit, "verify": verify, "seed": seed}
 
-    def decorate(self, fun: Callable, has_aux: bool = False) -> Callable:
+    def decorate(self, fun: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
         """The same function, planned where it is differentiated.
 
         Returns:
@@ -144,7 +144,7 @@ class PlanOnce:
         traces: Memory[_Traced] = Memory(_MOST_TRACES)
 
         @functools.wraps(fun)
-        def planned(placed, /, *args, **kwargs):
+        def planned(placed: Any, /, *args: Any, **kwargs: Any) -> Any:
             calls = calls_of(fun, args, kwargs, placed)
             for call in calls:
                 if known := traces.known(call.key):
@@ -173,7 +173,7 @@ class PlanOnce:
     def _decide(self, primal: Primal) -> Decision:
         last = max(primal.cotangents_of) + 1
 
-        def flat(*inputs):
+        def flat(*inputs: Any) -> Any:
             outputs = jaxprs.evaluate(primal.jaxpr, inputs)
             return (outputs[0] if last == 1 else outputs[:last]), outputs[last:]
 
@@ -194,7 +194,7 @@ class PlanOnce:
                 devices_of_mesh(),
             )
 
-    def _emitted(self, primal: Primal) -> Callable[..., list]:
+    def _emitted(self, primal: Primal) -> Callable[..., list[Any]]:
         plain = lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
         if not primal.wrt or not primal.cotangents_of:
             return plain
@@ -210,7 +210,7 @@ class PlanOnce:
         scheduled = emit_scheduled(primal, choose)
         return scheduled if _reverses(primal) else self._where_reversible(primal, scheduled, plain)
 
-    def _in_checkpoints(self, primal: Primal) -> Callable:
+    def _in_checkpoints(self, primal: Primal) -> Callable[..., Any]:
         """The program in a form that is planned before anybody differentiates it; as it is where nobody can."""
         try:
             return self._decision(primal).emitted(primal)
@@ -218,11 +218,13 @@ class PlanOnce:
             logger.info("%s stays as it is: %s", self.name, error)
             return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
 
-    def _where_reversible(self, primal: Primal, scheduled: Callable, plain: Callable) -> Callable:
+    def _where_reversible(
+        self, primal: Primal, scheduled: Callable[..., Any], plain: Callable[..., Any]
+    ) -> Callable[..., Any]:
         """Of a program with a `while_loop`, which JAX differentiates in forward mode only: planned where none of the
         differentiated inputs reaches the loop."""
 
-        def run(*inputs):
+        def run(*inputs: Any) -> Any:
             flags = compat.have_tangents(inputs)
             if has_reverse_mode(primal.jaxpr, flags if any(flags) else [True] * len(inputs)):
                 return scheduled(*inputs)
@@ -247,19 +249,19 @@ class _Traced:
     """A function that was traced: its program, and the flat function that runs it."""
 
     primal: Primal
-    flat: Callable[..., list]
+    flat: Callable[..., list[Any]]
 
-    def __call__(self, arrays: Sequence) -> Any:
+    def __call__(self, arrays: Sequence[Any]) -> Any:
         return jax.tree.unflatten(self.primal.out_tree, self.flat(*self.primal.captured, *arrays))
 
 
-def _forwarding(primal: Primal, emit: Callable[[Primal], Callable]) -> Callable[..., list]:
+def _forwarding(primal: Primal, emit: Callable[[Primal], Callable[..., Any]]) -> Callable[..., list[Any]]:
     """The flat function of a primal, of which only results that are computed are emitted: inputs pass by themselves."""
     position = {var: i for i, var in enumerate(primal.jaxpr.invars)}
     atoms = primal.jaxpr.outvars
     computed = [k for k, atom in enumerate(atoms) if not isinstance(atom, Literal) and atom not in position]
 
-    def run(*inputs):
+    def run(*inputs: Any) -> Any:
         outputs = jaxprs.evaluate(primal.jaxpr, inputs)
         return [outputs[k] for k in computed]
 
@@ -267,7 +269,7 @@ def _forwarding(primal: Primal, emit: Callable[[Primal], Callable]) -> Callable[
     wanted = tuple(n for n, k in enumerate(computed) if k in set(primal.cotangents_of))
     emitted = emit(dataclasses.replace(primal, jaxpr=jaxpr, cotangents_of=wanted, raw=None))
 
-    def flat(*inputs):
+    def flat(*inputs: Any) -> Any:
         env: dict[Var, Any] = dict(zip(primal.jaxpr.invars, inputs))
         env.update(zip(jaxprs.vars_of([atoms[k] for k in computed]), emitted(*inputs)))
         return [jaxprs.value_of(env, atom) for atom in atoms]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class GradientCheck:
         )
 
 
-def check_gradients(joint: Joint, decision: Decision, args: Sequence, rtol: float | None = None) -> GradientCheck:
+def check_gradients(joint: Joint, decision: Decision, args: Sequence[Any], rtol: float | None = None) -> GradientCheck:
     """Runs a program's gradient as written and as planned, with the same random cotangents.
 
     Args:
@@ -71,7 +72,7 @@ def check_gradients(joint: Joint, decision: Decision, args: Sequence, rtol: floa
     return check
 
 
-def _refuse_nan(joint: Joint, decision: Decision, plain: Sequence, planned: Sequence) -> None:
+def _refuse_nan(joint: Joint, decision: Decision, plain: Sequence[Any], planned: Sequence[Any]) -> None:
     """Raises GradientError where there is nothing to compare: a NaN is equal to nothing."""
     for who, arrays in (("as it is written", plain), ("as it is planned", planned)):
         found = [i for i, array in enumerate(arrays) if np.isnan(_as_numbers(array)).any()]
@@ -83,12 +84,12 @@ def _refuse_nan(joint: Joint, decision: Decision, plain: Sequence, planned: Sequ
             )
 
 
-def _gradient(run: Callable[..., list], joint: Joint) -> Callable[[list], list]:
+def _gradient(run: Callable[..., list[Any]], joint: Joint) -> Callable[[list[Any]], list[Any]]:
     primal = joint.primal
 
     @jax.jit
-    def gradient(inputs):
-        def of_differentiated(*free):
+    def gradient(inputs: Any) -> Any:
+        def of_differentiated(*free: Any) -> Any:
             full = list(inputs)
             for position, value in zip(primal.wrt, free):
                 full[position] = value
@@ -102,7 +103,7 @@ def _gradient(run: Callable[..., list], joint: Joint) -> Callable[[list], list]:
     return gradient
 
 
-def _cotangent(key, output):
+def _cotangent(key: Any, output: Any) -> Any:
     return jax.random.uniform(key, output.shape, jnp.float32, 0.5, 1.5).astype(output.dtype)
 
 
@@ -112,12 +113,12 @@ def _default_rtol(joint: Joint) -> float:
     return max((float(jnp.finfo(d).eps) ** 0.6 for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0)
 
 
-def _largest(array) -> float:
+def _largest(array: Any) -> float:
     finite = np.abs(_as_numbers(array))
     return float(np.max(finite, initial=0.0, where=np.isfinite(finite)))
 
 
-def _difference(plain, planned, floor: float) -> float:
+def _difference(plain: Any, planned: Any, floor: float) -> float:
     a, b = _as_numbers(plain), _as_numbers(planned)
     same = a == b
     with np.errstate(invalid="ignore"):
@@ -126,7 +127,7 @@ def _difference(plain, planned, floor: float) -> float:
     return float(apart.max(initial=0.0) / max(_largest(plain), floor, np.finfo(np.float64).tiny))
 
 
-def _as_numbers(array) -> np.ndarray:
+def _as_numbers(array: Any) -> np.ndarray:
     wide = np.complex128 if jnp.issubdtype(array.dtype, jnp.complexfloating) else np.float64
     return np.asarray(array).astype(wide)
 

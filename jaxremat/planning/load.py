@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.graph.replay import replay
@@ -22,7 +23,7 @@ from jaxremat.solvers.auto import Auto
 from jaxremat.trace.joint import Primal
 
 
-def load_plan(path: str | Path, fun: Callable, *args, **kwargs) -> Plan:
+def load_plan(path: str | Path, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:
     """Reads a plan that `Plan.save` wrote, for the function that it was made for. Traces it, but solves nothing.
 
     Args:
@@ -36,7 +37,7 @@ def load_plan(path: str | Path, fun: Callable, *args, **kwargs) -> Plan:
     return restored(read_plan(path), fun, args, kwargs)
 
 
-def restored(stored: StoredPlan, fun: Callable, args: Sequence, kwargs: Mapping) -> Plan:
+def restored(stored: StoredPlan, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[Any, Any]) -> Plan:
     """The plan of a function. Traces it, but solves nothing.
 
     Raises:

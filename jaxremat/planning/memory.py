@@ -15,7 +15,7 @@ class Memory[T]:
       most: how many are remembered.
     """
 
-    def __init__(self, most: int):
+    def __init__(self, most: int) -> None:
         self.most = most
         self._lock = threading.Lock()
         self._made: collections.OrderedDict[Hashable, T] = collections.OrderedDict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.backends.memory import usable_bytes
@@ -103,8 +104,8 @@ class Front:
 
 
 def pareto(
-    fun: Callable,
-    *args,
+    fun: Callable[..., Any],
+    *args: Any,
     budgets: Sequence[Budget] | None = None,
     policies: Mapping[str, Policy] | None = None,
     argnums: int | Sequence[int] = 0,

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 from jaxremat.base.errors import ArgumentError
 
 
-def per_argument(in_shardings: Any, args: Sequence, is_static: Callable[[Any], bool]) -> Any:
+def per_argument(in_shardings: Any, args: Sequence[Any], is_static: Callable[[Any], bool]) -> Any:
     """`in_shardings`, which leaves static arguments out, as a prefix of all the arguments."""
     if not isinstance(in_shardings, tuple | list) or len(in_shardings) != sum(not is_static(arg) for arg in args):
         return tuple(in_shardings) if isinstance(in_shardings, list) else in_shardings
@@ -37,7 +37,7 @@ def shardings_of(prefix: Any, tree: Any) -> list[Sharding | None]:
     return [_over_mesh(sharding) for sharding in jax.tree.leaves(spread, is_leaf=_is_placement)]
 
 
-def _is_placement(x) -> bool:
+def _is_placement(x: Any) -> bool:
     return x is None or isinstance(x, Sharding | PartitionSpec)
 
 

@@ -14,6 +14,7 @@ from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import JaxrematError
 from jaxremat.base.policy_texts import text_of_policy
+from jaxremat.base.shapes import Int32
 from jaxremat.chunk.candidates import rewritten
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
@@ -75,7 +76,7 @@ class Plan(Described):
     solver_parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
-    def apply(self, fun: Callable) -> Callable:
+    def apply(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         """`fun` with the planned gradient: same signature, same values, same gradients.
 
         Args:
@@ -89,7 +90,7 @@ class Plan(Described):
         return self._applied(fun, self.decision.form.emitted)
 
     @property
-    def policy(self) -> Callable:
+    def policy(self) -> Callable[..., Any]:
         """What to save, for `jax.checkpoint` and its likes; use it together with `named`, or around the author's names.
 
         Raises:
@@ -112,7 +113,15 @@ class Plan(Described):
             return "everything_saveable"
         return text_of_policy(getattr(self.policy, "names", None), style)
 
-    def named(self, fun: Callable) -> Callable:
+    def to_maxtext(self) -> str:
+        """The flags with which MaxText takes the policy: `remat_policy=custom query_proj=device ...`.
+
+        Raises:
+          EmissionError: if the plan is not one of names, or recomputes nothing.
+        """
+        return self.policy_text("maxtext")
+
+    def named(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         """`fun` with the plan's names on its values, for `jax.checkpoint(plan.named(fun), policy=plan.policy)`.
 
         Raises:
@@ -120,13 +129,13 @@ class Plan(Described):
         """
         return self._applied(fun, self.decision.form.named)
 
-    def _applied(self, fun: Callable, emit: Callable[[Primal, Device], FlatFunction]) -> Callable:
+    def _applied(self, fun: Callable[..., Any], emit: Callable[[Primal, Device], FlatFunction]) -> Callable[..., Any]:
         """A function of the same signature that runs what a form makes of its program."""
         require_function(fun)
         decision = self.decision
 
         @functools.wraps(fun)
-        def planned(*args, **kwargs):
+        def planned(*args: Any, **kwargs: Any) -> Any:
             call = planned_call(decision, args, kwargs)
             if decision.emit == "plain" and not decision.chunks:
                 return fun(*args, **kwargs)
@@ -152,7 +161,7 @@ class Plan(Described):
         return self._outcome.problem, self._outcome.program
 
     @property
-    def schedule(self) -> np.ndarray:
+    def schedule(self) -> Int32[np.ndarray, " steps"]:
         """[T] int32 node ids of the problem's graph in execution order."""
         return self._outcome.program.steps
 
@@ -214,7 +223,7 @@ class Plan(Described):
         """Writes the plan as JSON; `jaxremat.load_plan` reads it back where the function is at hand."""
         write_plan(path, self, self._values)
 
-    def check_grads(self, *args, rtol: float | None = None, **kwargs) -> GradientCheck:
+    def check_grads(self, *args: Any, rtol: float | None = None, **kwargs: Any) -> GradientCheck:
         """Runs the planned gradient against the plain one.
 
         Args:
@@ -273,6 +282,6 @@ class Plan(Described):
         return SchedulePlanner(self.problem.primal, resolve_target(self.target))
 
 
-def planned_primal(decision: Decision | DecisionOne, fun: Callable, call: Call) -> Primal:
+def planned_primal(decision: Decision | DecisionOne, fun: Callable[..., Any], call: Call) -> Primal:
     """What a function traces to, with the parts in chunks that were planned so."""
     return rewritten(read_primal(call.bind(fun), call.arrays, decision.argnums, decision.has_aux), decision.chunks)

@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +51,9 @@ _NEAR_MISS_ROOM = 0.1  # about the worst of predictions: prediction.md
 
 
 def plan(
-    fun: Callable,
+    fun: Callable[..., Any],
     /,
-    *args,
+    *args: Any,
     budget: Budget,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
@@ -63,7 +64,7 @@ def plan(
     seed: int = 0,
     allow: Sequence[str] = (),
     host_budget: int | str | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> Plan:
     """Plans the gradient of a function so that its compiled program fits in a number of bytes.
 
@@ -128,7 +129,7 @@ class Planning:
       written: the planning of the program as it is written, where that is another one.
     """
 
-    def __init__(self, request: Request, chunks: Sequence[Chunked] = (), written: Planning | None = None):
+    def __init__(self, request: Request, chunks: Sequence[Chunked] = (), written: Planning | None = None) -> None:
         self.request = request
         self.chunks = tuple(chunks)
         self._written = written or self

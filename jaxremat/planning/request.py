@@ -40,8 +40,8 @@ class Request:
       refuses: whether a budget that nothing fits in is an error; otherwise the smallest plan is made, with a warning.
     """
 
-    fun: Callable
-    args: tuple
+    fun: Callable[..., Any]
+    args: tuple[Any, ...]
     argnums: int | tuple[int, ...]
     has_aux: bool
     solver: Solver
@@ -56,8 +56,8 @@ class Request:
 
 
 def checked_request(
-    fun: Callable,
-    args: tuple,
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
     kwargs: Mapping[str, Any] = types.MappingProxyType({}),
     *,
     argnums: int | Sequence[int] = 0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def promises() -> Iterator[Promise]:
     yield from _of_program("schedule, scanned", _scanned, "schedule")
 
 
-def _of_program(name: str, fun: Callable, form: str) -> Iterator[Promise]:
+def _of_program(name: str, fun: Callable[..., Any], form: str) -> Iterator[Promise]:
     args = _arguments()
     plain_bytes = compile_gradient(fun, args).peak_bytes
     made = plan(fun, *args, budget=int(_SHARE * plain_bytes), emit=form, verify="replay")

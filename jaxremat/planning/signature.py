@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
 
@@ -24,13 +24,13 @@ class HasSignature(Protocol):
     def argnums(self) -> int | tuple[int, ...]: ...
 
 
-def signature_of(args: Sequence) -> tuple[str, ...]:
+def signature_of(args: Sequence[Any]) -> tuple[str, ...]:
     """Shape and dtype of every leaf, with its path: `0/params/w float32[8,8]`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tuple(args))
     return tuple(f"{jax.tree_util.keystr(path, simple=True, separator='/')} {_describe(leaf)}" for path, leaf in leaves)
 
 
-def planned_call(decision: HasSignature, args: Sequence, kwargs: Mapping) -> Call:
+def planned_call(decision: HasSignature, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> Call:
     """The call of a planned function, whose arrays are as they were planned.
 
     Raises:
@@ -77,6 +77,6 @@ def _line(lines: Sequence[str], index: int) -> str:
     return lines[index][:160] if index < len(lines) else "the end"
 
 
-def _describe(leaf) -> str:
+def _describe(leaf: Any) -> str:
     aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
     return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"

@@ -33,7 +33,7 @@ class StaticArguments:
     numbers: frozenset[int] = frozenset()
     names: frozenset[str] = frozenset()
 
-    def fix(self, args: Sequence, kwargs: Mapping) -> tuple[list, dict]:
+    def fix(self, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> tuple[list[Any], dict[Any, Any]]:
         """The arguments of a call, its static ones `Fixed`."""
         positions = {i % len(args) for i in self.numbers if i < len(args)}
         fixed = [Fixed(arg) if i in positions else arg for i, arg in enumerate(args)]
@@ -41,7 +41,7 @@ class StaticArguments:
 
 
 def static_arguments(
-    fun: Callable, static_argnums: int | Sequence[int], static_argnames: str | Iterable[str]
+    fun: Callable[..., Any], static_argnums: int | Sequence[int], static_argnames: str | Iterable[str]
 ) -> StaticArguments:
     """Static arguments of a function: each by number and by name, where its signature tells both.
 
@@ -68,14 +68,16 @@ def static_arguments(
     )
 
 
-def _several(option: str, given: Any, kind: type) -> tuple:
+def _several(option: str, given: Any, kind: type) -> tuple[Any, ...]:
     items = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     if not all(isinstance(item, kind) for item in items):
         raise ArgumentError(f"{option}={given!r} has to be {kind.__name__}, or several of them")
     return items
 
 
-def _require(fun: Callable, option: str, given: Sequence, known: Sequence, parameters: Sequence[str]) -> None:
+def _require(
+    fun: Callable[..., Any], option: str, given: Sequence[Any], known: Sequence[Any], parameters: Sequence[str]
+) -> None:
     unknown = [item for item in given if item not in known]
     if unknown:
         name = getattr(fun, "__name__", type(fun).__name__)

@@ -38,7 +38,7 @@ def key_of(value: Any, seen: frozenset[int] = frozenset()) -> Hashable:
     wrapped = getattr(value, "__wrapped__", None)
     if wrapped is not None and not isinstance(value, type):
         return Same(value), _inside(value, wrapped, seen)
-    if type(value).__eq__ is object.__eq__:
+    if type(value).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
         raise Unknown
     try:
         hash(value)
@@ -55,49 +55,49 @@ def key_of(value: Any, seen: frozenset[int] = frozenset()) -> Hashable:
 @key_of.register(types.MethodDescriptorType)
 @key_of.register(np.ufunc)
 @key_of.register(Memory)
-def _(value, seen=frozenset()):
+def _(value: Any, seen: Any = frozenset()) -> Any:
     return Same(value)
 
 
 @key_of.register(list)
 @key_of.register(tuple)
-def _(value, seen=frozenset()):
+def _(value: Any, seen: Any = frozenset()) -> Any:
     return type(value), *(_inside(value, entry, seen) for entry in value)
 
 
-@key_of.register
-def _(value: dict, seen=frozenset()):
+@key_of.register(dict)
+def _(value: dict[Any, Any], seen: Any = frozenset()) -> Any:
     return dict, *((name, _inside(value, entry, seen)) for name, entry in value.items())
 
 
-@key_of.register
-def _(value: functools.partial, seen=frozenset()):
+@key_of.register(functools.partial)
+def _(value: functools.partial[Any], seen: Any = frozenset()) -> Any:
     return _inside(value, (value.func, value.args, value.keywords), seen)
 
 
 @key_of.register
-def _(value: types.MethodType, seen=frozenset()):
+def _(value: types.MethodType, seen: Any = frozenset()) -> Any:
     return _inside(value, (value.__func__, value.__self__), seen)
 
 
 @key_of.register
-def _(value: types.FunctionType, seen=frozenset()):
+def _(value: types.FunctionType, seen: Any = frozenset()) -> Any:
     held = _closed_over(value), value.__defaults__, value.__kwdefaults__
     return Same(value.__code__), _inside(value, held, seen)
 
 
-def _inside(holder, value, seen: frozenset[int]) -> Hashable:
+def _inside(holder: Any, value: Any, seen: frozenset[int]) -> Hashable:
     return "itself" if id(value) in seen else key_of(value, seen | {id(holder)})
 
 
-def captured_by(fun: Callable) -> list:
+def captured_by(fun: Callable[..., Any]) -> list[Any]:
     """The arrays, tracers included, that a function closes over directly or in trees."""
     inner = inspect.unwrap(fun)
     held = _closed_over(inner) if isinstance(inner, types.FunctionType) else []
     return [leaf for leaf in jax.tree.leaves(held) if isinstance(leaf, jax.Array)]
 
 
-def _closed_over(fun: types.FunctionType) -> list:
+def _closed_over(fun: types.FunctionType) -> list[Any]:
     """What the cells of a function hold, and the arrays among the globals that it names."""
     try:
         cells = [cell.cell_contents for cell in fun.__closure__ or ()]

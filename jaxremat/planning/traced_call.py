@@ -28,14 +28,14 @@ class TracedCall:
       traced: whether each leaf is traced.
     """
 
-    fun: Callable
-    leaves: Sequence
+    fun: Callable[..., Any]
+    leaves: Sequence[Any]
     tree: Any
-    shardings: Sequence
+    shardings: Sequence[Any]
     traced: Sequence[bool]
 
     @property
-    def arrays(self) -> list:
+    def arrays(self) -> list[Any]:
         """The traced leaves."""
         return [leaf for leaf, traced in zip(self.leaves, self.traced) if traced]
 
@@ -51,7 +51,7 @@ class TracedCall:
             return None
         return key
 
-    def of_arrays(self, *arrays) -> Any:
+    def of_arrays(self, *arrays: Any) -> Any:
         """The function of its traced leaves."""
         given = iter(arrays)
         full = [next(given) if traced else _freed(leaf) for leaf, traced in zip(self.leaves, self.traced)]
@@ -71,7 +71,7 @@ class TracedCall:
         return all(id(x) in known for x in (*primal.captured, *compat.consts_of(primal.jaxpr)))
 
 
-def calls_of(fun: Callable, args: Sequence, kwargs: Mapping, placed: Any) -> list[TracedCall]:
+def calls_of(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[Any, Any], placed: Any) -> list[TracedCall]:
     """The ways to trace a call, the first that works to be taken: with Python numbers traced, and with them static."""
     given = tuple(args), dict(kwargs)
     leaves, tree = jax.tree.flatten(given)
@@ -93,9 +93,9 @@ def first_that_traces(calls: Sequence[TracedCall], has_aux: bool) -> tuple[Trace
     return last, last.primal(has_aux)
 
 
-def _freed(leaf):
+def _freed(leaf: Any) -> Any:
     return leaf.value if isinstance(leaf, Fixed) else leaf
 
 
-def _abstract(leaf) -> Hashable:
+def _abstract(leaf: Any) -> Hashable:
     return jax.typeof(leaf), mesh_sharding(leaf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.pricing import price
@@ -13,7 +14,12 @@ from jaxremat.trace.joint import trace_joint
 
 
 def trace(
-    fun: Callable, *args, argnums: int | Sequence[int] = 0, has_aux: bool = False, target: str | None = None, **kwargs
+    fun: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    target: str | None = None,
+    **kwargs: Any,
 ) -> Graph:
     """The joint forward and backward graph of a function.
 

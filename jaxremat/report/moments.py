@@ -63,7 +63,7 @@ class Moments:
       names: what is known by name in it.
     """
 
-    def __init__(self, version: Version, live: LiveBytes, names: Names):
+    def __init__(self, version: Version, live: LiveBytes, names: Names) -> None:
         self._timeline: Timeline = version.timeline
         self._live = live
         self._resident_bytes = version.problem.graph.resident_bytes

@@ -22,7 +22,7 @@ class Names:
       joint: the program.
     """
 
-    def __init__(self, joint: Joint):
+    def __init__(self, joint: Joint) -> None:
         self.maker = {var: i for i, eqn in enumerate(joint.eqns) for var in eqn.outvars}
         self.origins = _with_logits(joint, origins_of(joint), self.maker)
         self._given: dict[Var, str] = {}

@@ -178,7 +178,7 @@ def _loops(problem: Problem) -> Iterator[LoopReport]:
         yield _loop(problem.primal.jaxpr.eqns[loop.position], loop, decision)
 
 
-def _loop(eqn, loop: Loop, decision: LoopDecision) -> LoopReport:
+def _loop(eqn: Any, loop: Loop, decision: LoopDecision) -> LoopReport:
     origin = origin_of(eqn)
     place = origin.path or origin.source
     return LoopReport(place, loop.length, loop.kind, loop.branch, tuple(map(_piece, decision.pieces)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxremat.report.parts import Part
 from jaxremat.report.values import Value
@@ -173,7 +174,7 @@ def table_of(parts: Mapping[Part, Mapping[int, Value]], plain_seconds: float, mo
 
 def groups_of(parts: Mapping[Part, Mapping[int, Value]]) -> list[Group]:
     """Values that are alike together, by falling bytes."""
-    groups: dict[tuple, Group] = {}
+    groups: dict[tuple[Any, ...], Group] = {}
     for part, values in parts.items():
         for index, value in values.items():
             key = id(part), without_numbers(value.path), value.name, value.label, value.action, value.form

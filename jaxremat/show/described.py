@@ -14,7 +14,7 @@ from jaxremat.report.values import Value
 from jaxremat.show.display import show
 from jaxremat.show.html import to_html
 from jaxremat.show.terminal import to_rich
-from jaxremat.show.text import terminal_width, to_text
+from jaxremat.show.text import to_text
 
 
 class Described(abc.ABC):
@@ -59,13 +59,19 @@ class Described(abc.ABC):
         Args:
           file: where to write a page that needs nothing else; None to display.
         """
-        show(self.report, file)
+        show(self._repr_html_(), str(self), file)
 
     def __str__(self) -> str:
         return to_text(self.report)
 
     def __rich__(self) -> Any:
-        return to_rich(self.report, terminal_width())
+        return to_rich(str(self))
+
+    def __treescope_repr__(self, path: str | None, render: Any) -> Any:
+        """One line; treescope puts below it what notebooks show."""
+        from treescope import rendering_parts
+
+        return rendering_parts.text(repr(self))
 
     def _repr_html_(self) -> str:
         return to_html(self.report)

@@ -1,4 +1,4 @@
-"""Where a report goes: a file, a notebook, or a terminal."""
+"""Where a plan is displayed: a file, a notebook, or a terminal."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxremat.report.report import Report
-from jaxremat.show.html import page, to_html
+from jaxremat.show.html import page
 from jaxremat.show.terminal import write
-from jaxremat.show.text import to_text
 
 
-def show(report: Report, file: str | Path | None = None) -> None:
-    """Writes a report as a page to `file`; without one, displays it in the notebook or on standard output."""
+def show(html: str, text: str, file: str | Path | None = None) -> None:
+    """Writes an element as a page to `file`; without one, shows it in the notebook, or the text on standard output."""
     if file is not None:
-        Path(file).write_text(page("jaxremat plan", to_html(report)), encoding="utf-8")
+        Path(file).write_text(page("jaxremat plan", html), encoding="utf-8")
     elif (shell := notebook_shell()) is not None:
-        shell.display_pub.publish({"text/html": to_html(report), "text/plain": to_text(report)})
+        shell.display_pub.publish({"text/html": html, "text/plain": text})
     else:
-        write(report, sys.stdout)
+        write(text, sys.stdout)
 
 
 def notebook_shell() -> Any | None:

@@ -30,7 +30,7 @@ class Status:
       what: the work.
     """
 
-    def __init__(self, what: str):
+    def __init__(self, what: str) -> None:
         self.what = what
         self._begin = time.monotonic()
         self._width = 0
@@ -39,7 +39,7 @@ class Status:
         self._begin = time.monotonic()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._write("")
 
     def tell(self, text: str) -> None:
@@ -68,7 +68,7 @@ def _in_notebook[T](items: Sequence[T], what: str) -> Iterator[T]:
 class _Line:
     """Text for a notebook."""
 
-    def __init__(self, text: str = ""):
+    def __init__(self, text: str = "") -> None:
         self.text = text
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from jaxremat.base.budget import format_bytes
 from jaxremat.report.explanation import Explanation, TurningBudget
@@ -124,7 +125,7 @@ def _price_sentence(paid: float | None, spared: float | None) -> str:
     return f"the plan {', and '.join(parts)}" if parts else ""
 
 
-def _sizes(compiled) -> str:
+def _sizes(compiled: Any) -> str:
     sizes = (
         ("arguments", compiled.argument_bytes), ("outputs", compiled.output_bytes), ("temporaries", compiled.temp_bytes)
     )  # fmt: skip

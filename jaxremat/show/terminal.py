@@ -1,4 +1,4 @@
-"""A report in a terminal: coloured through `rich` where it is installed, plain text otherwise and in logs."""
+"""A plan's text in a terminal: coloured through `rich` where it is installed, plain otherwise and in logs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import importlib.util
 import re
 from collections.abc import Iterable
 from typing import Any, TextIO
-
-from jaxremat.report.report import Report
-from jaxremat.show.text import to_text
 
 _STYLES = (
     (re.compile(r"^save\b"), "blue"),
@@ -25,23 +22,21 @@ def has_rich() -> bool:
     return importlib.util.find_spec("rich") is not None
 
 
-def write(report: Report, stream: TextIO) -> None:
-    """Writes a report to a stream, in colours where someone watches it."""
+def write(text: str, stream: TextIO) -> None:
+    """Writes the text of a plan to a stream, in colours where someone watches it."""
     if has_rich() and stream.isatty():
         from rich.console import Console
 
-        console = Console(file=stream)
-        console.print(to_rich(report, console.width), soft_wrap=True)
+        Console(file=stream).print(to_rich(text), soft_wrap=True)
     else:
-        stream.write(to_text(report) + "\n")
+        stream.write(text + "\n")
 
 
-def to_rich(report: Report, width: int) -> Any:
-    """The text of a report with colours, as a `rich.text.Text`."""
+def to_rich(text: str) -> Any:
+    """The text of a plan with colours, as a `rich.text.Text`."""
     from rich.text import Text
 
-    lines = [_coloured(Text(line)) for line in to_text(report, width).split("\n")]
-    return Text("\n").join(lines)
+    return Text("\n").join(_coloured(Text(line)) for line in text.split("\n"))
 
 
 def _coloured(line: Any) -> Any:

@@ -12,7 +12,7 @@ loop over chains would make every chain walk the longest branch (45 times slower
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ def _start(tables: GraphTables, node_at: jax.Array, seed: jax.Array, copies: int
     slots, padded = node_at.shape[0], tables.producer.shape[0]
     replayed = replay_q(tables, node_at)
 
-    def place(slot, carry):
+    def place(slot: Any, carry: Any) -> Any:
         runs, num_runs = carry
         node = node_at[slot]
         runs = runs.at[node, num_runs.at[node].get(mode="clip")].set(slot, mode="drop")
@@ -227,11 +227,11 @@ def _node_to_change(
 ) -> tuple[jax.Array, jax.Array]:
     """A node at random; for a removal, a few tries to find one that runs more than once."""
 
-    def unlucky(carry):
+    def unlucky(carry: Any) -> Any:
         _, node, tries = carry
         return (tries == 0) | (removes & (state.num_runs[node] < 2) & (tries < _PICKS))
 
-    def again(carry):
+    def again(carry: Any) -> Any:
         rng, (node,) = _draws(carry[0], 1)
         return rng, node % tables.num_nodes, carry[2] + 1
 
@@ -242,7 +242,7 @@ def _node_to_change(
 def _latest_input(tables: GraphTables, runs: jax.Array, node: jax.Array) -> jax.Array:
     """The slot after which every input of a node has been produced; -1 without inputs."""
 
-    def later(index, slot):
+    def later(index: Any, slot: Any) -> Any:
         return jnp.maximum(slot, jnp.min(runs[tables.producer[tables.inputs[index]]]))
 
     return lax.fori_loop(tables.input_start[node], tables.input_start[node + 1], later, jnp.int32(-1))
@@ -251,7 +251,7 @@ def _latest_input(tables: GraphTables, runs: jax.Array, node: jax.Array) -> jax.
 def _earliest_reader(tables: GraphTables, runs: jax.Array, node: jax.Array) -> jax.Array:
     """The first slot that reads a value of a node; values of one node lie side by side, and so do their readers."""
 
-    def earlier(index, slot):
+    def earlier(index: Any, slot: Any) -> Any:
         return jnp.minimum(slot, jnp.min(runs[tables.readers[index]]))
 
     first = tables.reader_start[tables.value_start[node]]
@@ -259,7 +259,9 @@ def _earliest_reader(tables: GraphTables, runs: jax.Array, node: jax.Array) -> j
     return lax.fori_loop(first, stop, earlier, jnp.int32(2**30))
 
 
-def _lifetime_changes(tables, runs, node, slot, hidden, sign, slots, count, ranges):
+def _lifetime_changes(
+    tables: Any, runs: Any, node: Any, slot: Any, hidden: Any, sign: Any, slots: Any, count: Any, ranges: Any
+) -> Any:
     """Appends what one run of `node` at `slot` adds to the live bytes, given all runs but the one at `hidden`.
 
     Args:
@@ -273,16 +275,16 @@ def _lifetime_changes(tables, runs, node, slot, hidden, sign, slots, count, rang
     happens = slot < slots
     end = lambda start: jnp.where(happens, start[node + 1], start[node])
 
-    def append(carry, first, last, quanta):
+    def append(carry: Any, first: Any, last: Any, quanta: Any) -> Any:
         count, ranges = carry
         return count + (quanta != 0).astype(jnp.int32), ranges.at[count].set(jnp.stack([first, last, sign * quanta]))
 
-    def read(index, carry):
+    def read(index: Any, carry: Any) -> Any:
         value = tables.inputs[index]
         _, last_before, last_after = _around(tables, runs, value, slot, hidden, slots)
         return append(carry, last_before + 1, slot, jnp.where(last_after < 0, tables.size_q[value], 0))
 
-    def made(value, carry):
+    def made(value: Any, carry: Any) -> Any:
         produced_before, last_before, last_after = _around(tables, runs, value, slot, hidden, slots)
         size_q, is_first, is_read = tables.size_q[value], produced_before < 0, last_after > slot
         shrinks = ~is_first & is_read
@@ -295,7 +297,7 @@ def _lifetime_changes(tables, runs, node, slot, hidden, sign, slots, count, rang
     return append(carry, slot, slot, jnp.where(happens, tables.workspace_q[node], 0))
 
 
-def _around(tables, runs, value, slot, hidden, slots):
+def _around(tables: Any, runs: Any, value: Any, slot: Any, hidden: Any, slots: Any) -> Any:
     """How a value lives around a slot, the runs at `slot` and `hidden` left out.
 
     Returns:
@@ -309,7 +311,7 @@ def _around(tables, runs, value, slot, hidden, slots):
     produced_before = jnp.max(jnp.where(counts(row) & (row < slot), row, -1))
     produced_next = jnp.min(jnp.where(counts(row) & (row > slot), row, slots))
 
-    def reader(index, carry):
+    def reader(index: Any, carry: Any) -> Any:
         before, after = carry
         row = runs[tables.readers[index]]
         before = jnp.maximum(before, jnp.max(jnp.where(counts(row) & (row < slot), row, -1)))
@@ -332,7 +334,7 @@ def _range_add(live: _Blocks, change: jax.Array, sign: int) -> _Blocks:
     lanes = jnp.arange(width)
     offset = live.offset + jnp.where((rows > first_row) & (rows < last_row), quanta, 0)
 
-    def edge(which, carry):
+    def edge(which: Any, carry: Any) -> Any:
         entry, top = carry
         index = jnp.where(which == 0, first_row, last_row)
         at = index * width + lanes

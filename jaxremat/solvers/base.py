@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.shapes import Int32, Integer
 from jaxremat.graph.graph import Chain, Graph
 
 
@@ -35,7 +36,7 @@ class Solution:
       operations: for chains, pairs (kind, stage) with kind forward_all, forward_checkpoint, forward_none or backward.
     """
 
-    schedule: np.ndarray
+    schedule: Int32[np.ndarray, " steps"]
     peak_bytes: int
     cost: float
     status: Status
@@ -56,7 +57,7 @@ class Proposal:
       optimal: whether the schedule is proven to be the cheapest.
     """
 
-    schedule: np.ndarray | None = None
+    schedule: Integer[np.ndarray, " steps"] | None = None
     operations: tuple[tuple[str, int], ...] = ()
     lower_bound: float | None = None
     optimal: bool = False

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import scipy
@@ -87,7 +88,7 @@ class CheckmateModel:
 class Layout:
     """Columns of the variables, and what each stage can see: a prefix of the values and a prefix of the reads."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph) -> None:
         n = graph.num_nodes
         self.read_value, self.reader = graph.reads.astype(np.int64).reshape(-1, 2).T
         self.values_before = np.searchsorted(graph.producer, np.arange(n + 1))
@@ -98,13 +99,13 @@ class Layout:
         self.num_variables = int(self._live_start[-1])
         self.next_read = _next_reads(self.read_value)
 
-    def run(self, stage: int, node):
+    def run(self, stage: int, node: Any) -> Any:
         return stage * (stage + 1) // 2 + node
 
-    def keep(self, stage: int, value):
+    def keep(self, stage: int, value: Any) -> Any:
         return self._keep_start[stage] + value
 
-    def live(self, stage: int, read):
+    def live(self, stage: int, read: Any) -> Any:
         return self._live_start[stage] + read
 
     def live_or_kept(self, stage: int, read: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -168,7 +169,7 @@ def peak_model(model: CheckmateModel) -> CheckmateModel:
 class _Rows:
     """Rows `entries <= bound`, collected in coordinates."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rows: list[np.ndarray] = []
         self.columns: list[np.ndarray] = []
         self.entries: list[np.ndarray] = []

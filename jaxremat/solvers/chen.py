@@ -20,6 +20,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -146,7 +147,9 @@ def _geometric(largest: int) -> tuple[int, ...]:
     return tuple(sorted({count for count in grown if count < largest} | {max(largest, 2)}))
 
 
-def _best_candidate(graph: Graph, budget_bytes: int, splitters, node_steps: int, time_limit: float | None) -> Proposal:
+def _best_candidate(
+    graph: Graph, budget_bytes: int, splitters: Any, node_steps: int, time_limit: float | None
+) -> Proposal:
     """Tries the plain schedule, then candidates until the search is used up; replays all that could be better."""
     deadline = time.perf_counter() + time_limit if time_limit is not None else np.inf
     plain = np.arange(graph.num_nodes, dtype=np.int32)
@@ -166,7 +169,7 @@ def _best_candidate(graph: Graph, budget_bytes: int, splitters, node_steps: int,
     return Proposal(schedule=best)
 
 
-def _candidates(graph: Graph, splitters) -> Iterator[tuple[Front, Splitter, frozenset[int]]]:
+def _candidates(graph: Graph, splitters: Any) -> Iterator[tuple[Front, Splitter, frozenset[int]]]:
     """All combinations of turn, planned part, kept values, window and splitter, the plainest of each first."""
     fronts = [Front(graph, turn) for turn in _turns(graph)]
     settings = itertools.product(

@@ -12,7 +12,7 @@ class Deadline:
       limit_seconds: seconds from now, or None.
     """
 
-    def __init__(self, limit_seconds: float | None):
+    def __init__(self, limit_seconds: float | None) -> None:
         self.limit_seconds = limit_seconds
         self._start = time.perf_counter()
 

@@ -13,6 +13,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def _runnable(masks: _Masks, frontier: int, live: int, n: int) -> list[int]:
     ]
 
 
-def _path(came_from: dict, state: tuple[int, int]) -> np.ndarray:
+def _path(came_from: dict[Any, Any], state: tuple[int, int]) -> np.ndarray:
     nodes = []
     while came_from[state] is not None:
         state, node = came_from[state]
@@ -98,7 +99,7 @@ def _path(came_from: dict, state: tuple[int, int]) -> np.ndarray:
 
 
 def _masks(graph: Graph) -> _Masks:
-    def bits(values) -> int:
+    def bits(values: Any) -> int:
         return sum(1 << value for value in values)
 
     set_bytes = np.zeros(1, np.int64)

@@ -66,7 +66,7 @@ class FastSA:
 
     name: ClassVar[str] = "fastsa"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.moves, self.reheat_moves) < 1 or not (self.temperatures and self.reheat_temperatures):
             raise ArgumentError(f"{self}: moves must be positive, and each stage needs a temperature")
         if not (0 < self.cooling <= 1 and min(*self.temperatures, *self.reheat_temperatures) > 0):

@@ -56,7 +56,7 @@ class Moccasin:
 
     name: ClassVar[str] = "moccasin"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.backend not in _BACKENDS:
             raise ArgumentError(f"backend is {self.backend!r}; Moccasin's backends are {', '.join(_BACKENDS)}")
         if self.copies < 1 or self.effort <= 0:

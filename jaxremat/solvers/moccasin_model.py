@@ -8,6 +8,7 @@ ever share an event and the sequence of events is an executable schedule.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def _is_valid(graph: Graph, order: np.ndarray, events: list[list[int]]) -> bool:
 class _IntervalModel:
     """The constraint program of one graph, order and budget. Positions of the order stand for nodes."""
 
-    def __init__(self, graph: Graph, order: np.ndarray, budget_bytes: int, copies: int, model):
+    def __init__(self, graph: Graph, order: np.ndarray, budget_bytes: int, copies: int, model: Any) -> None:
         self.graph, self.order, self.model = graph, order, model
         self.copies = [1 if graph.pinned[node] else min(copies, order.size - at) for at, node in enumerate(order)]
         self.position = np.empty(order.size, np.int64)
@@ -119,7 +120,7 @@ class _IntervalModel:
         self.active = [[model.new_bool_var("") for _ in range(count)] for count in self.copies]
         self.start = [self._starts(at) for at in range(order.size)]
         self.last = [self._lasts(value) for value in range(graph.num_values)]
-        self.serves: dict[tuple[int, int], list[list]] = {}
+        self.serves: dict[tuple[int, int], list[list[Any]]] = {}
         for value, node in graph.reads.tolist():
             self._serve(value, int(self.position[node]))
         self._keep_outputs()
@@ -133,7 +134,7 @@ class _IntervalModel:
             )
         )
 
-    def _starts(self, at: int) -> list:
+    def _starts(self, at: int) -> list[Any]:
         """Events of the copies: the first closes its own stage, later ones lie in any later stage."""
         from ortools.sat.python import cp_model
 
@@ -147,7 +148,7 @@ class _IntervalModel:
             starts.append(start)
         return starts
 
-    def _lasts(self, value: int) -> list:
+    def _lasts(self, value: int) -> list[Any]:
         """The event up to which each copy of a value is kept, until the next copy at most."""
         at = int(self.position[self.graph.producer[value]])
         lasts = []
@@ -227,7 +228,7 @@ class _IntervalModel:
                 to_end = self.graph.is_output[value] and copy + 1 == len(own)
                 self.model.add_hint(last, self.end if to_end else lasts.get((value, copy), own[copy]))
 
-    def schedule(self, solver) -> np.ndarray:
+    def schedule(self, solver: Any) -> np.ndarray:
         """The schedule of the solver's answer."""
         events = [
             [solver.value(start) for start, here in zip(self.start[at], self.active[at]) if solver.value(here)]

@@ -73,7 +73,7 @@ class Population:
       copies: how often a schedule may run one node, where the start does not already do so more often.
     """
 
-    def __init__(self, graph: Graph, copies: int):
+    def __init__(self, graph: Graph, copies: int) -> None:
         self.graph = graph
         self.copies = copies
         self.quanta = quanta_of(graph)

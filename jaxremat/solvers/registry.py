@@ -40,4 +40,4 @@ def solver_named(solver: str | Solver | type[Solver]) -> Solver:
 
 def solver_parameters(solver: Solver) -> dict[str, Any]:
     """The parameters of a solver as plain data, for plan files."""
-    return dataclasses.asdict(solver) if dataclasses.is_dataclass(solver) else {}  # type: ignore[arg-type]
+    return dataclasses.asdict(solver) if dataclasses.is_dataclass(solver) else {}

@@ -15,7 +15,7 @@ from jaxremat.solvers.rotor_steps import ChainSizes, Decision, Operation, unfold
 class PeakTable:
     """P(s, t) for all intervals of a chain."""
 
-    def __init__(self, chain: Chain):
+    def __init__(self, chain: Chain) -> None:
         self.chain = chain
         self._sizes = ChainSizes(chain, 1)
         length = chain.num_stages

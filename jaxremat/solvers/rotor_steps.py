@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,8 +62,8 @@ class ChainSizes:
     Stages count from 0 here, and `gradient_q[s]` is the gradient of the *input* of stage s.
     """
 
-    def __init__(self, chain: Chain, quantum_bytes: int):
-        def quanta(size_bytes):
+    def __init__(self, chain: Chain, quantum_bytes: int) -> None:
+        def quanta(size_bytes: Any) -> Any:
             return -(-np.asarray(size_bytes, np.int64) // quantum_bytes)
 
         self.num_stages = chain.num_stages

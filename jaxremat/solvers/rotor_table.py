@@ -34,7 +34,7 @@ class RotorTable:
       slots: largest m.
     """
 
-    def __init__(self, chain: Chain, quantum_bytes: int, slots: int):
+    def __init__(self, chain: Chain, quantum_bytes: int, slots: int) -> None:
         self.chain, self.quantum_bytes, self.slots = chain, quantum_bytes, slots
         self._sizes = ChainSizes(chain, quantum_bytes)
         length = chain.num_stages

@@ -9,7 +9,7 @@ segment needs only its own cut. Which cuts are made, at first and when a segment
 from __future__ import annotations
 
 import bisect
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Front:
       crossing_bytes: [turn + 1] bytes that a cut at each position keeps.
     """
 
-    def __init__(self, graph: Graph, turn: int):
+    def __init__(self, graph: Graph, turn: int) -> None:
         self.graph, self.turn = graph, turn
         self.num_values = int(np.searchsorted(graph.producer, turn, side="right"))
         self.producer = graph.producer.tolist()
@@ -108,7 +108,7 @@ def segmented_schedule(front: Front, splitter: Splitter, always_kept: frozenset[
     return np.asarray(schedule, np.int32)
 
 
-def _missing(front: Front, held: set[int], values) -> list[int]:
+def _missing(front: Front, held: set[int], values: Any) -> list[int]:
     return [value for value in values if value < front.num_values and value not in held]
 
 

@@ -58,7 +58,7 @@ def solve(
     return solution
 
 
-def _checked_budget(budget) -> int:
+def _checked_budget(budget: Any) -> int:
     whole = isinstance(budget, int | np.integer) or (
         isinstance(budget, float) and budget.is_integer() and budget != 1.0
     )

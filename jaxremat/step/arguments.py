@@ -33,13 +33,13 @@ class StepCall:
       shardings: of each leaf over a mesh, or None.
     """
 
-    leaves: tuple
-    static: tuple
+    leaves: tuple[Any, ...]
+    static: tuple[Any, ...]
     tree: Any
     names: tuple[str, ...]
     donated: tuple[bool, ...]
     shardings: tuple[NamedSharding | None, ...]
-    rebuild: Callable[[Sequence], tuple[tuple, dict]]
+    rebuild: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[Any, Any]]]
 
     @functools.cached_property
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -47,15 +47,15 @@ class StepCall:
         return tuple(map(_shape, self.leaves, self.shardings))
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Equal for calls that one plan serves."""
         shapes = ((s.shape, s.dtype, s.weak_type) for s in self.shapes)
         return self.tree, self.static, tuple(shapes), self.shardings
 
-    def bind(self, fun: Callable) -> Callable:
+    def bind(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         """`fun` as a function of the leaves."""
 
-        def bound(*leaves):
+        def bound(*leaves: Any) -> Any:
             args, kwargs = self.rebuild(leaves)
             return call_without_changes(fun, args, kwargs)
 
@@ -73,14 +73,21 @@ class StepArguments:
       ArgumentError: for numbers and names that the function does not have.
     """
 
-    def __init__(self, fun: Callable, donate_argnums, donate_argnames, static_argnums, static_argnames):
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        donate_argnums: Any,
+        donate_argnames: Any,
+        static_argnums: Any,
+        static_argnames: Any,
+    ) -> None:
         self._parameters, self._positional = _parameters(fun)
         self._donated = self._resolved(donate_argnums, donate_argnames, "donate")
         self._static = self._resolved(static_argnums, static_argnames, "static")
         if both := sorted(map(str, self._donated & self._static)):
             raise ArgumentError(f"arguments {', '.join(both)} are both static and donated: static ones have no buffer")
 
-    def call(self, args: Sequence, kwargs: Mapping, shardings: Sequence | None = None) -> StepCall:
+    def call(self, args: Sequence[Any], kwargs: Mapping[Any, Any], shardings: Sequence[Any] | None = None) -> StepCall:
         """What a call consists of; `shardings` of its traced leaves where they are known already.
 
         Raises:
@@ -95,7 +102,7 @@ class StepArguments:
         fixed = {place: value for place, value in given.items() if self._meant(place, self._static, len(args))}
         self._require_hashable(fixed)
 
-        def rebuild(new: Sequence) -> tuple[tuple, dict]:
+        def rebuild(new: Sequence[Any]) -> tuple[tuple[Any, ...], dict[Any, Any]]:
             all_leaves = [leaf for _, leaf in flat]
             for k, leaf in zip(traced, new, strict=True):
                 all_leaves[k] = leaf
@@ -111,7 +118,7 @@ class StepArguments:
             rebuild=rebuild,
         )
 
-    def _name(self, path: Sequence, where: Where) -> str:
+    def _name(self, path: Sequence[Any], where: Where) -> str:
         first = self._parameters[where] if isinstance(where, int) and where < len(self._parameters) else str(where)
         rest = jax.tree_util.keystr(tuple(path)[2:], simple=True, separator="/")
         return f"{first}/{rest}" if rest else first
@@ -119,7 +126,7 @@ class StepArguments:
     def _meant(self, where: Where, chosen: set[Where], number: int) -> bool:
         return where in chosen or (isinstance(where, int) and where - number in chosen)
 
-    def _resolved(self, numbers, names, role: str) -> set[Where]:
+    def _resolved(self, numbers: Any, names: Any, role: str) -> set[Where]:
         """Argument numbers and names; where only one kind is given, the other follows from it, as in `jax.jit`."""
         given_names = (names,) if isinstance(names, str) else tuple(names or ())
         self._require_known(given_names, role)
@@ -130,7 +137,7 @@ class StepArguments:
             given_numbers = tuple(self._positional.index(name) for name in given_names if name in self._positional)
         return {*given_numbers, *given_names}
 
-    def _numbers(self, numbers, role: str) -> tuple[int, ...]:
+    def _numbers(self, numbers: Any, role: str) -> tuple[int, ...]:
         given = (numbers,) if hasattr(numbers, "__index__") else numbers or ()
         try:
             wanted = tuple(map(operator.index, given))
@@ -170,20 +177,20 @@ class StepArguments:
                 ) from None
 
 
-def mesh_sharding(leaf) -> NamedSharding | None:
+def mesh_sharding(leaf: Any) -> NamedSharding | None:
     """How a leaf lies on a mesh; None on a single device, or where nobody knows yet."""
     sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
-def _shape(leaf, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
+def _shape(leaf: Any, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
     aval: Any = jax.typeof(leaf)
     return jax.ShapeDtypeStruct(
         aval.shape, aval.dtype, sharding=sharding, weak_type=bool(getattr(aval, "weak_type", False))
     )
 
 
-def _parameters(fun: Callable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _parameters(fun: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of a function's parameters, a star for those that take any number; and those that may be positional."""
     try:
         parameters = tuple(inspect.signature(fun).parameters.values())

@@ -91,7 +91,7 @@ class LargestBatch:
 
 
 def largest_batch(
-    step: Callable,
+    step: Callable[..., Any],
     args_for: Callable[[int], Any],
     *,
     sizes: Iterable[int],
@@ -100,7 +100,7 @@ def largest_batch(
     target: str | None = None,
     verify: str = "compile",
     tolerance: float = 0.1,
-    **options,
+    **options: Any,
 ) -> LargestBatch:
     """The largest batch whose step fits in a budget at about the least time per example.
 
@@ -139,7 +139,7 @@ def largest_batch(
 class _Tried:
     """Predicted plans by size."""
 
-    def __init__(self, planned: PlannedStep, args_for: Callable[[int], Any], tolerance: float):
+    def __init__(self, planned: PlannedStep, args_for: Callable[[int], Any], tolerance: float) -> None:
         self.planned = planned
         self.args_for = args_for
         self.tolerance = tolerance
@@ -177,7 +177,7 @@ class _Tried:
                 self.plans[size] = error
         return self.plans[size]
 
-    def args(self, size: int) -> tuple:
+    def args(self, size: int) -> tuple[Any, ...]:
         args = self.args_for(size)
         return args if isinstance(args, tuple) else (args,)
 

@@ -6,8 +6,10 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence, Set
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxremat.base import compat
@@ -33,7 +35,7 @@ class Script:
     stretches: tuple[Segment, ...]
     anywhere: frozenset[int]
 
-    def run(self, inputs: Sequence) -> list:
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
         """From flat inputs to flat outputs."""
         env = dict(zip(self.jaxpr.constvars, compat.consts_of(self.jaxpr)))
         env.update(zip(self.jaxpr.invars, inputs, strict=True))
@@ -105,4 +107,4 @@ def _sources(eqns: Sequence[Eqn], free: Set[Var], before: Sequence[Eqn]) -> tupl
 
 
 def _can_be_fenced(var: Var) -> bool:
-    return not jax.dtypes.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended)
+    return not jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended)

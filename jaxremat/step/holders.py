@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def argument_groups(program: StepProgram) -> tuple[ArgumentGroup, ...]:
     read = _first_reads(program)
     parts = _parts(program.names)
     rows = zip(parts, program.input_bytes, program.reused, program.reusable, program.donated, read, strict=True)
-    groups: dict[str, list[tuple]] = {}
+    groups: dict[str, list[tuple[Any, ...]]] = {}
     for part, *row in rows:
         groups.setdefault(part, []).append(tuple(row))
     made = [_group(name, members) for name, members in groups.items()]
@@ -73,7 +74,7 @@ def donation_warnings(groups: Iterable[ArgumentGroup]) -> tuple[str, ...]:
     )
 
 
-def _group(name: str, members: Sequence[tuple]) -> ArgumentGroup:
+def _group(name: str, members: Sequence[tuple[Any, ...]]) -> ArgumentGroup:
     size, donated, idle = (
         sum(row[0] for row in members if chosen(row))
         for chosen in (lambda row: True, lambda row: row[1], lambda row: row[2])

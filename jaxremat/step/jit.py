@@ -54,7 +54,7 @@ class StepOptions:
     allow: frozenset[str]
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         parse_budget(self.budget)
         if self.verify not in _VERIFICATIONS:
             raise ArgumentError(f"verify={self.verify!r} is unknown; choose one of {', '.join(_VERIFICATIONS)}")
@@ -71,7 +71,7 @@ class StepOptions:
 
 
 def jit(
-    fun: Callable | None = None,
+    fun: Callable[..., Any] | None = None,
     *,
     budget: Budget,
     donate_argnums: int | Sequence[int] = (),
@@ -135,8 +135,13 @@ class PlannedStep:
     """A step that is planned when it is traced; called like the result of `jax.jit`."""
 
     def __init__(
-        self, fun: Callable, options: StepOptions, arguments: StepArguments, given: Mapping, shardings: Mapping
-    ):
+        self,
+        fun: Callable[..., Any],
+        options: StepOptions,
+        arguments: StepArguments,
+        given: Mapping[Any, Any],
+        shardings: Mapping[Any, Any],
+    ) -> None:
         functools.update_wrapper(self, fun)
         self._fun = fun
         self._options = options
@@ -144,28 +149,28 @@ class PlannedStep:
         self._given = dict(given)
         self._shardings = dict(shardings)
         self._lock = threading.RLock()
-        self._programs: dict[tuple, StepProgram] = {}
-        self._planners: dict[tuple, StepPlanner] = {}
-        self._plans: dict[tuple, StepPlan] = {}
-        self._jitted: dict[tuple, Any] = {}
+        self._programs: dict[tuple[Any, ...], StepProgram] = {}
+        self._planners: dict[tuple[Any, ...], StepPlanner] = {}
+        self._plans: dict[tuple[Any, ...], StepPlan] = {}
+        self._jitted: dict[tuple[Any, ...], Any] = {}
         self._unsharded = self._planned(())
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._for(args, kwargs)(*args, **kwargs)
 
-    def __get__(self, instance, owner=None):
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
-    def lower(self, *args, **kwargs):
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
         """As of `jax.jit`: the planned step, lowered for some arguments."""
         return self.trace(*args, **kwargs).lower()
 
-    def trace(self, *args, **kwargs):
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
         """As of `jax.jit`: the planned step, traced for some arguments."""
         self._arguments.call(args, kwargs)
         return self._for(args, kwargs).trace(*args, **kwargs)
 
-    def eval_shape(self, *args, **kwargs):
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes of the results; nothing is planned."""
         return self._plainly(self._fun).eval_shape(*args, **kwargs)
 
@@ -178,7 +183,7 @@ class PlannedStep:
             self._jitted.clear()
             self._unsharded = self._planned(())
 
-    def plan(self, *args, **kwargs) -> StepPlan:
+    def plan(self, *args: Any, **kwargs: Any) -> StepPlan:
         """The plan for some arguments: arrays or ShapeDtypeStructs, in trees. It is made once per signature.
 
         Raises:
@@ -186,7 +191,7 @@ class PlannedStep:
         """
         return self._plan(self._call(args, kwargs))
 
-    def predicted(self, *args, **kwargs) -> StepPlan:
+    def predicted(self, *args: Any, **kwargs: Any) -> StepPlan:
         """The plan by prediction alone; nothing is compiled.
 
         Raises:
@@ -194,11 +199,11 @@ class PlannedStep:
         """
         return self._planning(self._call(args, kwargs), None).plan(self._options.budget)
 
-    def predicted_bytes(self, *args, **kwargs) -> int:
+    def predicted_bytes(self, *args: Any, **kwargs: Any) -> int:
         """The predicted peak of the step as written; nothing is searched or compiled."""
         return self._planner(self._call(args, kwargs)).plain.peak_bytes
 
-    def load_plan(self, path: str | Path, *args, **kwargs) -> StepPlan:
+    def load_plan(self, path: str | Path, *args: Any, **kwargs: Any) -> StepPlan:
         """Reads a plan that `StepPlan.save` wrote, and uses it for arguments of this signature. Nothing is solved.
 
         Raises:
@@ -216,7 +221,7 @@ class PlannedStep:
             self._plans[self._key(call)] = plan
         return plan
 
-    def _for(self, args: Sequence, kwargs: Mapping):
+    def _for(self, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> Any:
         """The jitted function for how the arguments lie on a mesh: `jax.jit` itself traces once for all of these."""
         if _has_one_device():
             return self._unsharded
@@ -228,10 +233,10 @@ class PlannedStep:
                 self._jitted[shardings] = self._planned(shardings)
             return self._jitted[shardings]
 
-    def _planned(self, shardings: tuple):
+    def _planned(self, shardings: tuple[Any, ...]) -> Any:
         """`jax.jit` of the step, planned where it is traced."""
 
-        def planned(*args, **kwargs):
+        def planned(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs, shardings)
             if not self._program(call).jaxpr.eqns or (plan := self._plan(call)).is_plain:
                 return self._fun(*args, **kwargs)
@@ -240,13 +245,13 @@ class PlannedStep:
 
         return self._plainly(functools.wraps(self._fun)(planned))
 
-    def _plainly(self, fun: Callable):
+    def _plainly(self, fun: Callable[..., Any]) -> Any:
         """`jax.jit` of a function with this step's options. What is empty is left out: names follow from numbers, and
         numbers from names, only where the others are not given."""
         given = {name: value for name, value in self._given.items() if value is not None and value != ()}
         return jax.jit(fun, **given, **self._shardings)
 
-    def _call(self, args: Sequence, kwargs: Mapping, shardings: tuple = ()) -> StepCall:
+    def _call(self, args: Sequence[Any], kwargs: Mapping[Any, Any], shardings: tuple[Any, ...] = ()) -> StepCall:
         call = self._arguments.call(args, kwargs)
         if any(shardings):
             leaves = jax.tree.leaves((tuple(args), dict(kwargs)))
@@ -268,7 +273,7 @@ class PlannedStep:
         )
         return dataclasses.replace(call, shardings=shardings)
 
-    def _key(self, call: StepCall) -> tuple:
+    def _key(self, call: StepCall) -> tuple[Any, ...]:
         return *call.key, compat.trace_context()
 
     def _plan(self, call: StepCall) -> StepPlan:
@@ -317,12 +322,14 @@ class PlannedStep:
     def _traced(self, call: StepCall) -> StepProgram:
         return trace_step(call.bind(self._fun), call.shapes, call.names, call.donated, call.shardings)
 
-    def _compiled(self, call: StepCall, program: StepProgram, run: Callable[[Sequence], list]) -> MemoryReport:
+    def _compiled(
+        self, call: StepCall, program: StepProgram, run: Callable[[Sequence[Any]], list[Any]]
+    ) -> MemoryReport:
         """Compiles the step as it is called, run in some way from its flat inputs; under its own name, by which a
         compilation cache on disk finds it again."""
 
         @functools.wraps(self._fun)
-        def as_called(*args, **kwargs):
+        def as_called(*args: Any, **kwargs: Any) -> Any:
             return jax.tree.unflatten(program.out_tree, run(self._arguments.call(args, kwargs).leaves))
 
         args, kwargs = call.rebuild(call.shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Posed:
 def pose_program(
     jaxpr: Jaxpr,
     device: Device,
-    shardings: tuple = (),
+    shardings: tuple[Any, ...] = (),
     alias_bytes: int = 0,
     *,
     is_body: bool = False,

@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class Pairs:
       device: what costs and bytes are for.
     """
 
-    def __init__(self, found: Sequence[Pair], device: Device):
+    def __init__(self, found: Sequence[Pair], device: Device) -> None:
         self.found = tuple(found)
         self._device = device
         self._hulls: dict[tuple[Pair, tuple[LoopDecision, ...]], IterationHull] = {}
@@ -148,7 +149,7 @@ def emit_pairs(jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDeci
     """
     if len(decisions) != len(pairs):
         raise PlanMismatchError(f"{len(decisions)} decisions meet {len(pairs)} pairs of scans: plan again")
-    emitted: dict[Var, Callable[[list], list]] = {}
+    emitted: dict[Var, Callable[[list[Any]], list[Any]]] = {}
     for pair, decision in zip(pairs, decisions, strict=True):
         way = _PairUnderWay(pair, decision)
         emitted[jaxpr.eqns[pair.first].outvars[0]] = way.first
@@ -159,12 +160,12 @@ def emit_pairs(jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDeci
 class _PairUnderWay:
     """Runs the first scan, then the second with what the first one saved."""
 
-    def __init__(self, pair: Pair, decision: LoopDecision):
+    def __init__(self, pair: Pair, decision: LoopDecision) -> None:
         self.pair = pair
         self.decision = decision
         self.joint = pair.decided(decision.inner)
 
-    def first(self, inputs: list) -> list:
+    def first(self, inputs: list[Any]) -> list[Any]:
         """The outputs of the first scan; None for the results that only the second reads."""
         body = self.pair.loop.body
         self.consts, carry, self.scanned = body.split(inputs)
@@ -174,7 +175,7 @@ class _PairUnderWay:
         made = iter(arrays_of(results or ()))
         return [*carry, *(next(made) if kept else None for kept in self.pair.kept)]
 
-    def second(self, inputs: list) -> list:
+    def second(self, inputs: list[Any]) -> list[Any]:
         """The outputs of the second scan."""
         pair = self.pair
         first, last = pair.num_consts, pair.num_consts + pair.num_carry
@@ -184,7 +185,7 @@ class _PairUnderWay:
         sums = way.backward(self.decision.pieces, 0, self.saved, Sums([], inputs[first:last], stacks(results)))
         return [*sums.cotangents, *arrays_of(sums.gradients)]
 
-    def _iterations(self, late_consts: list) -> Callable[[Piece], Iteration]:
+    def _iterations(self, late_consts: list[Any]) -> Callable[[Piece], Iteration]:
         body, joint, num_carry = self.pair.loop.body, self.joint, self.pair.num_carry
 
         def iteration(piece: Piece) -> Iteration:
@@ -203,10 +204,12 @@ class _PairIteration(Iteration):
       num_carry: its carries.
     """
 
-    late_consts: tuple
+    late_consts: tuple[Any, ...]
     num_carry: int
 
-    def backward(self, consts: list, slices: list, stacked: list, cotangents: list) -> tuple[list, list, list]:
+    def backward(
+        self, consts: list[Any], slices: list[Any], stacked: list[Any], cotangents: list[Any]
+    ) -> tuple[list[Any], list[Any], list[Any]]:
         """No sums, the second scan's carry, its results."""
         found = self.run_backward(consts, slices, stacked, [*self.late_consts, *cotangents])
         return [], found[: self.num_carry], found[self.num_carry :]
@@ -252,19 +255,19 @@ def _pair(
     return Pair(first, second, loop, joint, kept, links, late_consts, late_carry, storages)
 
 
-def _one_iteration(source: Eqn, target: Eqn, kept, links, num_carry: int) -> tuple[Primal, Joint]:
+def _one_iteration(source: Eqn, target: Eqn, kept: Any, links: Any, num_carry: int) -> tuple[Primal, Joint]:
     """An iteration of the first scan, and of both."""
     bodies = source.params["jaxpr"], target.params["jaxpr"]
     first = len(target.invars) - len(links)
     unlinked = [v for i, v in enumerate(bodies[1].invars) if i < first or links[i - first] is None]
 
-    def early(inputs):
+    def early(inputs: Any) -> Any:
         made = jaxprs.evaluate(bodies[0], inputs)
         return [*made[:num_carry], *(y for y, keep in zip(made[num_carry:], kept) if keep)], made[num_carry:]
 
-    def both(inputs, late):
+    def both(inputs: Any, late: Any) -> Any:
         outputs, stacked = early(inputs)
-        given: Iterator = iter(late[first:])
+        given: Iterator[Any] = iter(late[first:])
         slices = [next(given) if link is None else stacked[link] for link in links]
         return outputs, jaxprs.evaluate(bodies[1], [*late[:first], *slices])
 
@@ -275,6 +278,6 @@ def _one_iteration(source: Eqn, target: Eqn, kept, links, num_carry: int) -> tup
     return primal, Joint(primal, joint)
 
 
-def _stack(length: int, atom) -> jax.Array:
+def _stack(length: int, atom: Any) -> jax.Array:
     shape = jaxprs.shape_of(atom)
     return jnp.zeros((length, *shape.shape), shape.dtype)

@@ -95,7 +95,7 @@ class StepPlan(Described):
         """What the user should know: state that is not donated, above all."""
         return donation_warnings(self.arguments)
 
-    def run(self, inputs: Sequence) -> list:
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
         """The planned step, from flat inputs to flat outputs."""
         return self.outcome.script.run(inputs)
 
@@ -122,8 +122,7 @@ class StepPlan(Described):
         write_step_plan(path, self)
 
     def __str__(self) -> str:
-        warnings = [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([super().__str__(), "", holders_text(self), *warnings])
+        return "\n".join([super().__str__(), "", holders_text(self)])
 
     def __repr__(self) -> str:
         budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)

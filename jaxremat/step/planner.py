@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -55,14 +56,14 @@ class ProgramPlanner:
         self,
         jaxpr: Jaxpr,
         device: Device,
-        shardings: tuple = (),
+        shardings: tuple[Any, ...] = (),
         alias_bytes: int = 0,
         *,
         is_body: bool = False,
         storages: tuple[str, ...] = LOSSLESS,
         search_for: SearchFor = StepSearch,
         known: KnownBodies | None = None,
-    ):
+    ) -> None:
         self.jaxpr = jaxpr
         self.device = device
         self._shardings = shardings
@@ -71,7 +72,7 @@ class ProgramPlanner:
         self._storages = storages
         self._search_for = search_for
         self._known = known or KnownBodies()
-        self._posed_as: dict[tuple, tuple[Posed, Schedules]] = {}
+        self._posed_as: dict[tuple[Any, ...], tuple[Posed, Schedules]] = {}
         self._outcomes: dict[ProgramDecision, Outcome] = {}
         self._loops_of: dict[ProgramDecision, tuple[tuple[LoopDecision, ...], Bodies]] = {}
         self._fits: dict[int, Outcome] = {}
@@ -247,7 +248,7 @@ class ProgramPlanner:
         return self._outcomes[decision]
 
 
-def step_planner(program: StepProgram, device: Device, **options) -> ProgramPlanner:
+def step_planner(program: StepProgram, device: Device, **options: Any) -> ProgramPlanner:
     """The planner of a whole step; `options` as of `ProgramPlanner`."""
     return ProgramPlanner(program.jaxpr, device, program.shardings, program.alias_bytes, **options)
 
@@ -272,7 +273,7 @@ def restored(
     jaxpr: Jaxpr,
     decision: ProgramDecision,
     device: Device,
-    shardings: tuple = (),
+    shardings: tuple[Any, ...] = (),
     alias_bytes: int = 0,
     *,
     is_body: bool = False,

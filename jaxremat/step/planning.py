@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
@@ -26,7 +27,7 @@ StepPlanner = ProgramPlanner | HostPlanner
 _MOST_COMPILATIONS = 6  # as in planning: two learn, the others halve
 _MOST_LEAST = 3  # candidates of small predicted peak that are compiled for "least"
 
-Compile = Callable[[Callable[[Sequence], list]], MemoryReport]
+Compile = Callable[[Callable[[Sequence[Any]], list[Any]]], MemoryReport]
 """Compiles the step as it is called, run as given from flat inputs to flat outputs."""
 
 
@@ -43,7 +44,7 @@ class StepPlanning:
 
     def __init__(
         self, program: StepProgram, planner: StepPlanner, device: Device, compile: Compile | None, solver: str
-    ):
+    ) -> None:
         self.program = program
         self.planner = planner
         self.device = device

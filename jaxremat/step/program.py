@@ -36,13 +36,13 @@ class StepProgram:
 
     raw: Jaxpr
     jaxpr: Jaxpr
-    captured: tuple
+    captured: tuple[Any, ...]
     names: tuple[str, ...]
     donated: tuple[bool, ...]
     shardings: tuple[NamedSharding | None, ...]
     out_tree: Any
 
-    def run(self, inputs: Sequence) -> list:
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
         """The step as written, from flat inputs to flat outputs."""
         return jaxprs.evaluate(self.raw, inputs)
 
@@ -86,7 +86,9 @@ class StepProgram:
         return arguments + max(0, results - self.alias_bytes)
 
 
-def trace_step(fun: Callable, args: Sequence, names: Sequence[str], donated: Sequence[bool], shardings) -> StepProgram:
+def trace_step(
+    fun: Callable[..., Any], args: Sequence[Any], names: Sequence[str], donated: Sequence[bool], shardings: Any
+) -> StepProgram:
     """Traces a step of array leaves.
 
     Args:
@@ -109,7 +111,7 @@ def trace_step(fun: Callable, args: Sequence, names: Sequence[str], donated: Seq
     )
 
 
-def whole_program(jaxpr: Jaxpr, shardings: tuple = ()) -> Joint:
+def whole_program(jaxpr: Jaxpr, shardings: tuple[Any, ...] = ()) -> Joint:
     """A flat program in the form that costs are worked out on: nothing in it is differentiated any more."""
     return Joint(Primal(jaxpr, (), (), (), None, None, None, shardings), jaxpr)
 
@@ -117,7 +119,7 @@ def whole_program(jaxpr: Jaxpr, shardings: tuple = ()) -> Joint:
 def _matched(jaxpr: Jaxpr, donated: Sequence[bool], first: Sequence[bool] | None = None) -> tuple[bool, ...]:
     """The donated inputs whose shape and dtype a result has: each result takes one, as `jax.jit` gives them out."""
     order = sorted(range(len(donated)), key=lambda i: not first[i]) if first else range(len(donated))
-    waiting: dict[tuple, list[int]] = {}
+    waiting: dict[tuple[Any, ...], list[int]] = {}
     for i in order:
         if donated[i]:
             waiting.setdefault(_kind(jaxpr.invars[i]), []).append(i)
@@ -128,5 +130,5 @@ def _matched(jaxpr: Jaxpr, donated: Sequence[bool], first: Sequence[bool] | None
     return tuple(i in taken for i in range(len(donated)))
 
 
-def _kind(atom) -> tuple:
+def _kind(atom: Any) -> tuple[Any, ...]:
     return tuple(atom.aval.shape), str(atom.aval.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -14,7 +15,7 @@ from jaxremat.trace import jaxpr as jaxprs
 Bodies = Mapping[tuple[int, int], Jaxpr]
 """By (equation, which of its bodies)."""
 
-Replacements = Mapping[Var, Callable[[list], list]]
+Replacements = Mapping[Var, Callable[[list[Any]], list[Any]]]
 """What runs in place of equations, from their inputs to their outputs, each by its first output."""
 
 
@@ -23,7 +24,7 @@ def rewritten(jaxpr: Jaxpr, replacements: Replacements) -> Jaxpr:
     if not replacements:
         return jaxpr
 
-    def rule(eqn: Eqn, inputs: list) -> list | None:
+    def rule(eqn: Eqn, inputs: list[Any]) -> list[Any] | None:
         run = replacements.get(eqn.outvars[0]) if eqn.outvars else None
         if run is None:
             return None
@@ -56,7 +57,7 @@ def bodies_of(eqn: Eqn) -> list[Jaxpr]:
     return jaxprs.subjaxprs(eqn)
 
 
-def _with_bodies(eqn: Eqn, new: Mapping[int, Jaxpr]) -> Callable[[list], list]:
+def _with_bodies(eqn: Eqn, new: Mapping[int, Jaxpr]) -> Callable[[list[Any]], list[Any]]:
     replacement = {id(body): new[k] for k, body in enumerate(bodies_of(eqn)) if k in new}
     params = jax.tree.map(lambda x: replacement.get(id(x), x), eqn.params, is_leaf=compat.is_jaxpr)
     return lambda inputs: compat.bind(eqn.replace(params=params), inputs)

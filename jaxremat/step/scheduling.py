@@ -56,7 +56,7 @@ class StepSearch:
       run_seconds: [N] what running each node again is taken to cost; infinite where it must not.
     """
 
-    def __init__(self, graph: Graph, run_seconds: np.ndarray):
+    def __init__(self, graph: Graph, run_seconds: np.ndarray) -> None:
         self.graph = graph
         self._run_seconds = run_seconds
 
@@ -130,7 +130,7 @@ class SolverSearch:
       seed: for solvers that draw random numbers.
     """
 
-    def __init__(self, graph: Graph, solver: Solver, seed: int):
+    def __init__(self, graph: Graph, solver: Solver, seed: int) -> None:
         require_size(graph, solver)
         self.graph = graph
         self._ask = functools.cache(lambda budget_bytes: steps_within(graph, budget_bytes, solver, seed))

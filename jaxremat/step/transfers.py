@@ -35,7 +35,7 @@ class HostPlanner:
       ArgumentError: for a device without a link to a host's memory.
     """
 
-    def __init__(self, program: StepProgram, device: Device, search_for: SearchFor):
+    def __init__(self, program: StepProgram, device: Device, search_for: SearchFor) -> None:
         require_link(device)
         self._device = device
         self._planner = functools.partial(step_planner, program, search_for=search_for)

@@ -6,6 +6,7 @@ Loops are followed to a fixpoint, branches joined; an equation that is not under
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,13 +93,9 @@ def _reverses(eqn: Eqn, perturbed: set[Var]) -> bool:
     return body is None or has_reverse_mode(body, inputs)
 
 
-def is_differentiable(var) -> bool:
+def is_differentiable(var: Any) -> bool:
     dtype = getattr(var.aval, "dtype", None)
-    return (
-        dtype is not None
-        and not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
-        and jnp.issubdtype(dtype, jnp.inexact)
-    )
+    return dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.extended) and jnp.issubdtype(dtype, jnp.inexact)
 
 
 def _pushed(eqn: Eqn, inputs: Flags) -> Flags:
@@ -135,9 +132,9 @@ def _back_through(jaxpr: Jaxpr, outputs: Flags, perturbed: Flags) -> Flags:
     return _flags(jaxpr.invars, wanted_vars(jaxpr, outputs, perturbed_vars(jaxpr, perturbed)))
 
 
-def _flags(atoms: Sequence, chosen: set[Var]) -> Flags:
+def _flags(atoms: Sequence[Any], chosen: set[Var]) -> Flags:
     return [_in(atom, chosen) for atom in atoms]
 
 
-def _in(atom, chosen: set[Var]) -> bool:
+def _in(atom: Any, chosen: set[Var]) -> bool:
     return isinstance(atom, Var) and atom in chosen

@@ -20,7 +20,7 @@ from jaxremat.base.errors import ArgumentError
 from jaxremat.trace.nnx_state import call_without_changes
 
 
-def is_array(leaf) -> bool:
+def is_array(leaf: Any) -> bool:
     """Whether a leaf is traced: an array, a shape that stands for one, or a `jax.Ref`."""
     if isinstance(leaf, type):
         return False
@@ -29,7 +29,7 @@ def is_array(leaf) -> bool:
     return (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) or hasattr(leaf, "__jax_array__")
 
 
-def traced_leaves(tree, numbers: tuple[type, ...]) -> list[bool]:
+def traced_leaves(tree: Any, numbers: tuple[type, ...]) -> list[bool]:
     """Which leaves of a tree of arguments are traced: arrays, and numbers of some Python types.
 
     Numbers that are fields of modules are not: how deep, how wide, how often is what they are there to say.
@@ -50,14 +50,14 @@ ASKS_FOR_A_NUMBER = (TypeError, IndexError)
 class Opaque:
     """Anything, as a node without leaves: a tree that holds it unflattens to one that holds the thing itself."""
 
-    def __init__(self, value):
+    def __init__(self, value: Any) -> None:
         self.value = value
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> Any:
         return (), Same(self.value)
 
     @classmethod
-    def tree_unflatten(cls, static, _):
+    def tree_unflatten(cls, static: Any, _: Any) -> Any:
         return static.value
 
 
@@ -67,23 +67,23 @@ class Same:
 
     value: Any
 
-    def __eq__(self, other):
+    def __eq__(self, other: Any) -> Any:
         return isinstance(other, Same) and self.value is other.value
 
-    def __hash__(self):
+    def __hash__(self) -> Any:
         return id(self.value)
 
 
-def arrays_and_tree(tree) -> tuple[list, Any]:
+def arrays_and_tree(tree: Any) -> tuple[list[Any], Any]:
     """(the arrays of a tree, its structure, from which `jax.tree.unflatten` makes the tree with all that is static)."""
     return jax.tree.flatten(jax.tree.map(lambda leaf: leaf if is_array(leaf) else Opaque(leaf), tree))
 
 
-def arrays_only(fun: Callable) -> Callable:
+def arrays_only(fun: Callable[..., Any]) -> Callable[..., Any]:
     """`fun` with None for what is static in its results."""
 
     @functools.wraps(fun)
-    def returning_arrays(*args, **kwargs):
+    def returning_arrays(*args: Any, **kwargs: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, fun(*args, **kwargs))
 
     return returning_arrays
@@ -99,21 +99,23 @@ class Call:
       rebuild: from such trees to (args, kwargs).
     """
 
-    arrays: tuple
-    rebuild: Callable[..., tuple[Sequence, Mapping]]
+    arrays: tuple[Any, ...]
+    rebuild: Callable[..., tuple[Sequence[Any], Mapping[Any, Any]]]
 
-    def bind(self, fun: Callable) -> Callable:
+    def bind(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         """`fun` as a function of `arrays`."""
 
         @functools.wraps(fun)
-        def bound(*arrays):
+        def bound(*arrays: Any) -> Any:
             args, kwargs = self.rebuild(*arrays)
             return call_without_changes(fun, args, kwargs)
 
         return bound
 
 
-def call_of(args: Sequence, kwargs: Mapping, argnums: int | Sequence[int] = (), numbers: bool = True) -> Call:
+def call_of(
+    args: Sequence[Any], kwargs: Mapping[Any, Any], argnums: int | Sequence[int] = (), numbers: bool = True
+) -> Call:
     """The call of a function, its arrays apart.
 
     Args:
@@ -131,7 +133,7 @@ def call_of(args: Sequence, kwargs: Mapping, argnums: int | Sequence[int] = (), 
     order = [*in_place, *(aside[path] for path in sorted(aside))]
     static = [None if is_traced else leaf for leaf, is_traced in zip(leaves, traced)]
 
-    def with_arrays(leaves: list, arrays: Mapping[int, Any]) -> tuple[tuple, dict]:
+    def with_arrays(leaves: list[Any], arrays: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[Any, Any]]:
         return jax.tree.unflatten(tree, [arrays.get(k, leaf) for k, leaf in enumerate(leaves)])
 
     positional, _ = with_arrays([None] * len(leaves), {k: leaves[k] for k in in_place})
@@ -156,7 +158,7 @@ def checked_argnums(argnums: int | Sequence[int], number: int) -> int | tuple[in
     return wanted
 
 
-def _aside(flat: Sequence, arrays: Sequence[int], argnums: int | Sequence[int], number: int) -> list[int]:
+def _aside(flat: Sequence[Any], arrays: Sequence[int], argnums: int | Sequence[int], number: int) -> list[int]:
     """Arrays that come by keyword, and those without a gradient beside differentiated ones in one argument."""
     argument = [path[1].idx if path[0].idx == 0 else None for path, _ in flat]
     smooth = {k for k in arrays if _has_gradient(flat[k][1])}
@@ -165,5 +167,5 @@ def _aside(flat: Sequence, arrays: Sequence[int], argnums: int | Sequence[int], 
     return [k for k in arrays if argument[k] is None or (argument[k] in mixed and k not in smooth)]
 
 
-def _has_gradient(leaf) -> bool:
+def _has_gradient(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else jax.dtypes.result_type(leaf), jnp.inexact)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
@@ -21,7 +22,7 @@ def describe(jaxpr: Jaxpr) -> list[str]:
     """One line per input and equation, the same for equal programs in any process."""
     number: dict[Var, int] = {}
 
-    def refer(atom) -> str:
+    def refer(atom: Any) -> str:
         return f"%{number[atom]}" if isinstance(atom, Var) else f"{atom.val}:{atom.aval.str_short()}"
 
     lines = []

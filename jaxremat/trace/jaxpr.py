@@ -16,7 +16,7 @@ from jaxremat.trace.arguments import arrays_and_tree
 from jaxremat.trace.primitives import CALLS, CHECKPOINTS, OWN_RULES
 from jaxremat.trace.splice import Env, Splice, at
 
-Rule = Callable[[Eqn, list], list | None]
+Rule = Callable[[Eqn, list[Any]], list[Any] | None]
 
 _INLINED = CALLS | CHECKPOINTS
 _COMPUTED = _INLINED | OWN_RULES
@@ -36,12 +36,12 @@ class Program:
     out_tree: Any
 
 
-def read(fun: Callable, *args) -> Program:
+def read(fun: Callable[..., Any], *args: Any) -> Program:
     """Traces `fun` at the shapes of `args` (arrays or ShapeDtypeStructs, in any tree)."""
     flat, in_tree = jax.tree.flatten(args)
     trees = []
 
-    def flat_fun(*leaves):
+    def flat_fun(*leaves: Any) -> Any:
         out, out_tree = arrays_and_tree(fun(*jax.tree.unflatten(in_tree, leaves)))
         trees.append(out_tree)
         return out
@@ -76,7 +76,9 @@ def _body(eqn: Eqn, key_of: Mapping[str, str]) -> Jaxpr | None:
     return compat.params_of(eqn)[key] if key else None
 
 
-def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: Sequence | None = None) -> list:
+def evaluate(
+    jaxpr: Jaxpr, inputs: Sequence[Any], rule: Rule | None = None, consts: Sequence[Any] | None = None
+) -> list[Any]:
     """Runs a jaxpr on `inputs`, equation by equation.
 
     Args:
@@ -107,7 +109,7 @@ def evaluate(jaxpr: Jaxpr, inputs: Sequence, rule: Rule | None = None, consts: S
 def inlining(body_of: Callable[[Eqn], Jaxpr | None]) -> Rule:
     """A rule for `evaluate` that replaces equations by the bodies that `body_of` gives, at every depth of them."""
 
-    def rule(eqn: Eqn, inputs: list) -> list | None:
+    def rule(eqn: Eqn, inputs: list[Any]) -> list[Any] | None:
         body = body_of(eqn)
         if body is None:
             return None
@@ -203,7 +205,7 @@ def array_bytes(atom: Atom) -> int:
     return math.prod(aval.shape) * itemsize
 
 
-def _key_bytes(dtype) -> int:
+def _key_bytes(dtype: Any) -> int:
     """Bytes of one element of an extended dtype: the raw words of a typed PRNG key."""
     return math.prod(jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).shape) * 4
 

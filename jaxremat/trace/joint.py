@@ -45,7 +45,7 @@ class Primal:
     """
 
     jaxpr: Jaxpr
-    captured: tuple
+    captured: tuple[Any, ...]
     wrt: tuple[int, ...]
     cotangents_of: tuple[int, ...]
     in_tree: Any
@@ -54,7 +54,7 @@ class Primal:
     shardings: tuple[NamedSharding | None, ...] = ()
     written: Primal | None = None
 
-    def as_written(self, *inputs) -> list:
+    def as_written(self, *inputs: Any) -> list[Any]:
         """Runs the program with its calls in place, the author's checkpoints among them."""
         return jaxprs.evaluate(self.jaxpr if self.raw is None else self.raw, inputs)
 
@@ -97,11 +97,11 @@ class Joint:
         return self.jaxpr.invars[len(self.primal.jaxpr.invars) :]
 
     @property
-    def outputs(self) -> list:
+    def outputs(self) -> list[Any]:
         return self.jaxpr.outvars[: len(self.primal.jaxpr.outvars)]
 
     @property
-    def gradients(self) -> list:
+    def gradients(self) -> list[Any]:
         return self.jaxpr.outvars[len(self.primal.jaxpr.outvars) :]
 
     @property
@@ -170,7 +170,9 @@ class Joint:
         return tuple(found)
 
 
-def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | None, has_aux: bool) -> Primal:
+def read_primal(
+    fun: Callable[..., Any], args: Sequence[Any], argnums: int | Sequence[int] | None, has_aux: bool
+) -> Primal:
     """Traces `fun` at the shapes of `args` and says what is differentiated.
 
     Args:
@@ -201,7 +203,9 @@ def read_primal(fun: Callable, args: Sequence, argnums: int | Sequence[int] | No
     return Primal(jaxpr, captured, wrt, outputs, program.in_tree, program.out_tree, raw, shardings)
 
 
-def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None, storages: Sequence[str] = ()) -> Joint:
+def differentiate(
+    primal: Primal, run: Callable[[Sequence[Any]], list[Any]] | None = None, storages: Sequence[str] = ()
+) -> Joint:
     """The joint jaxpr of a primal program.
 
     Args:
@@ -213,13 +217,13 @@ def differentiate(primal: Primal, run: Callable[[Sequence], list] | None = None,
     return Joint(primal, with_round_trips(joint.jaxpr, joint.backward, storages), joint) if storages else joint
 
 
-def gradient_jaxpr(primal: Primal, run: Callable[[Sequence], list] | None = None) -> Jaxpr:
+def gradient_jaxpr(primal: Primal, run: Callable[[Sequence[Any]], list[Any]] | None = None) -> Jaxpr:
     """As `differentiate`, with calls and checkpoints in place."""
     run = run or (lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs))
     with_cotangent, others = primal.cotangents_of, _complement(primal.cotangents_of, len(primal.jaxpr.outvars))
 
-    def joint(inputs, cotangents):
-        def differentiable(*free):
+    def joint(inputs: Any, cotangents: Any) -> Any:
+        def differentiable(*free: Any) -> Any:
             outputs = run(_placed(inputs, primal.wrt, free))
             return [outputs[i] for i in with_cotangent], [outputs[i] for i in others]
 
@@ -232,17 +236,17 @@ def gradient_jaxpr(primal: Primal, run: Callable[[Sequence], list] | None = None
     return jax.make_jaxpr(joint)(inputs, cotangents)
 
 
-def trace_joint(fun: Callable, *args, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Joint:
+def trace_joint(fun: Callable[..., Any], *args: Any, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Joint:
     """`read_primal`, then `differentiate`."""
     return differentiate(read_primal(fun, args, argnums, has_aux))
 
 
-def apply_flat(primal: Primal, flat: Callable[..., list], args: Sequence) -> Any:
+def apply_flat(primal: Primal, flat: Callable[..., list[Any]], args: Sequence[Any]) -> Any:
     """Calls a function of a primal's flat inputs and outputs on tree arguments."""
     return jax.tree.unflatten(primal.out_tree, flat(*primal.captured, *jax.tree.leaves(args)))
 
 
-def cotangent_shape(atom) -> jax.ShapeDtypeStruct:
+def cotangent_shape(atom: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, **compat.placement(atom.aval.to_ct_aval()))
 
 
@@ -254,7 +258,7 @@ def _refuse_refs(jaxpr: Jaxpr) -> None:
         )
 
 
-def _refuse_shared_results(results: Sequence, jaxpr: Jaxpr) -> None:
+def _refuse_shared_results(results: Sequence[Any], jaxpr: Jaxpr) -> None:
     """What all examples of a vmap around share has one cotangent, and a rule of our own would get one per example."""
     names = compat.mapped_axes(jaxpr)
     if names and not _apart(jaxpr).issuperset(jaxprs.vars_of(results)):
@@ -274,7 +278,7 @@ def _apart(jaxpr: Jaxpr) -> set[Var]:
     return apart
 
 
-def mesh_sharding(leaf) -> NamedSharding | None:
+def mesh_sharding(leaf: Any) -> NamedSharding | None:
     """Where a leaf is, over a mesh: as its array says, or where it is traced its type, for axes that are explicit."""
     leaf = compat.primal_of(leaf)
     traced = isinstance(leaf, jax.core.Tracer)
@@ -282,13 +286,13 @@ def mesh_sharding(leaf) -> NamedSharding | None:
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
-def with_explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
+def with_explicit_captures(jaxpr: Jaxpr, captured: tuple[Any, ...]) -> Jaxpr:
     if not captured:
         return jaxpr
     position = {id(c): i for i, c in enumerate(captured)}
     own = compat.consts_of(jaxpr)
 
-    def run(*inputs):
+    def run(*inputs: Any) -> Any:
         consts = [inputs[position[id(c)]] if id(c) in position else c for c in own]
         return jaxprs.evaluate(jaxpr, inputs[len(captured) :], consts=consts)
 
@@ -297,7 +301,7 @@ def with_explicit_captures(jaxpr: Jaxpr, captured: tuple) -> Jaxpr:
     return jax.make_jaxpr(run)(*shapes)
 
 
-def _differentiated_leaves(args: Sequence, argnums, num_captured: int, jaxpr: Jaxpr) -> tuple[int, ...]:
+def _differentiated_leaves(args: Sequence[Any], argnums: Any, num_captured: int, jaxpr: Jaxpr) -> tuple[int, ...]:
     checked = checked_argnums(argnums, len(args))
     wanted = {i % len(args) for i in ((checked,) if isinstance(checked, int) else checked)}
     leaf_argument = [i for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
@@ -314,7 +318,7 @@ def _differentiated_leaves(args: Sequence, argnums, num_captured: int, jaxpr: Ja
     return (*_inexact(jaxpr.invars[:num_captured]), *(num_captured + i for i in chosen))
 
 
-def _differentiated_outputs(out_tree, has_aux: bool, jaxpr: Jaxpr) -> tuple[int, ...]:
+def _differentiated_outputs(out_tree: Any, has_aux: bool, jaxpr: Jaxpr) -> tuple[int, ...]:
     number = len(jaxpr.outvars)
     if has_aux:
         parts = jax.tree.unflatten(out_tree, range(number))
@@ -332,7 +336,7 @@ def _refuse_nothing_to_differentiate(outputs: Sequence[int], jaxpr: Jaxpr) -> No
         )
 
 
-def _inexact(atoms: Sequence) -> tuple[int, ...]:
+def _inexact(atoms: Sequence[Any]) -> tuple[int, ...]:
     return tuple(i for i, atom in enumerate(atoms) if jnp.issubdtype(jaxprs.dtype_of(atom), jnp.inexact))
 
 
@@ -340,7 +344,7 @@ def _complement(indices: Sequence[int], number: int) -> tuple[int, ...]:
     return tuple(i for i in range(number) if i not in set(indices))
 
 
-def _placed(values: Sequence, indices: Sequence[int], replacements: Sequence) -> list:
+def _placed(values: Sequence[Any], indices: Sequence[int], replacements: Sequence[Any]) -> list[Any]:
     out = list(values)
     for i, value in zip(indices, replacements, strict=True):
         out[i] = value

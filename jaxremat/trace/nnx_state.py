@@ -28,7 +28,7 @@ def holds_modules(tree: Any) -> bool:
     return any(map(is_stateful, jax.tree.leaves(tree, is_leaf=is_stateful)))
 
 
-def call_without_changes(fun: Callable, args: Sequence, kwargs: Mapping) -> Any:
+def call_without_changes(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[Any, Any]) -> Any:
     """What a function of trees returns.
 
     Raises:
@@ -63,7 +63,7 @@ def naming_what_is_closed_over() -> Iterator[None]:
         raise _lost(f"a module that it closes over ({str(error).split(' (http')[0]})") from error
 
 
-def _leaves_by_path(tree) -> dict[str, Any]:
+def _leaves_by_path(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -76,7 +76,7 @@ def _lost(what: str) -> EmissionError:
     )
 
 
-def with_owner_as_argument(fun: Callable) -> tuple[Callable, tuple]:
+def with_owner_as_argument(fun: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A function and the arguments to put first: a module that is called, or whose method `fun` is, is an argument."""
     owner = fun.__self__ if inspect.ismethod(fun) else fun
     if not holds_modules(owner):
@@ -84,7 +84,9 @@ def with_owner_as_argument(fun: Callable) -> tuple[Callable, tuple]:
     return (fun.__func__ if inspect.ismethod(fun) else type(owner).__call__), (owner,)
 
 
-def carrying_state(fun: Callable, transform: Callable[[Callable], Callable], has_aux: bool = False) -> Callable:
+def carrying_state(
+    fun: Callable[..., Any], transform: Callable[[Callable[..., Any]], Callable[..., Any]], has_aux: bool = False
+) -> Callable[..., Any]:
     """`transform(fun)`, for a transform of functions of arrays and a function whose arguments hold modules.
 
     Args:
@@ -100,14 +102,14 @@ def carrying_state(fun: Callable, transform: Callable[[Callable], Callable], has
     general = nnx.transforms.general
 
     @functools.wraps(fun)
-    def pure(args, kwargs):
+    def pure(args: Any, kwargs: Any) -> Any:
         (args, kwargs), out = merged(args, kwargs)
         return (out[0], (out[1], args, kwargs)) if has_aux else (out, args, kwargs)
 
     merged = general.merge_inputs(lambda args, kwargs: fun(*args, **kwargs), ctxtag=_TAG)
     transformed = transform(pure)
 
-    def of_trees(placed, args, kwargs):
+    def of_trees(placed: Any, args: Any, kwargs: Any) -> Any:
         out, *state = transformed((placed(), None), args, kwargs)
         if has_aux:
             aux, *state = state[0]
@@ -115,7 +117,7 @@ def carrying_state(fun: Callable, transform: Callable[[Callable], Callable], has
         return (None, *state), out
 
     @functools.wraps(fun)
-    def stateful(placed, /, *args, **kwargs):
+    def stateful(placed: Any, /, *args: Any, **kwargs: Any) -> Any:
         split = general.split_inputs(of_trees, ctxtag=_TAG)
         return nnx.update_context(_TAG)(split)(lambda: placed, args, kwargs)
 

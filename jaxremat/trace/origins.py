@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def trace_equations(primal: Primal) -> Origins:
     """Every equation of the primal is a group; result k of equation i passes the mark `i.k`."""
     number = {id(eqn): index for index, eqn in enumerate(primal.jaxpr.eqns)}
 
-    def rule(eqn: Eqn, inputs: list) -> list:
+    def rule(eqn: Eqn, inputs: list[Any]) -> list[Any]:
         index = number[id(eqn)]
         with jax.named_scope(f"@{index}@"):
             outputs = compat.bind(eqn, inputs)
@@ -62,7 +63,7 @@ def trace_regions(primal: Primal, raw: Jaxpr) -> Origins:
     """
     opened = iter(range(len(raw.eqns) + 10**6))
 
-    def rule(eqn: Eqn, inputs: list, inside: bool = False) -> list | None:
+    def rule(eqn: Eqn, inputs: list[Any], inside: bool = False) -> list[Any] | None:
         body = jaxprs.inlined_body(eqn)
         if body is None:
             return None
@@ -81,7 +82,7 @@ def _origins(joint: Joint) -> Origins:
     return Origins(joint, group, tuple(map(compat.name_of, joint.eqns)))
 
 
-def _can_be_named(x) -> bool:
+def _can_be_named(x: Any) -> bool:
     return jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact)
 
 

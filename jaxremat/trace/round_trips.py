@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def _host_bytes(atoms: Sequence[Atom]) -> int:
 
 
 def _storage_of(var: Var, forms: Sequence[str]) -> Storage | None:
-    if not hasattr(var.aval, "shape") or jax.dtypes.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended):
+    if not hasattr(var.aval, "shape") or jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended):
         return None
     shape = jaxprs.shape_of(var)
     return next((storage for storage in map(STORAGES.__getitem__, forms) if storage.takes(shape)), None)
@@ -181,17 +182,17 @@ def _traced_trip(shape: jax.ShapeDtypeStruct, storage: Storage) -> Jaxpr:
     return jax.make_jaxpr(lambda x: _there_and_back(x, storage))(shape)
 
 
-def _there_and_back(x, storage: Storage):
+def _there_and_back(x: Any, storage: Storage) -> Any:
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     store, restore = storage.store, lambda stored: storage.restore(stored, like)
     stored = jax.jit(_named(store, _STORE + storage.form))(x)
     return jax.jit(_named(restore, _RESTORE + storage.form))(stored)
 
 
-def _named(fun: Callable, name: str) -> Callable:
+def _named(fun: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A function of its own under a name that the equation of its call keeps."""
 
-    def called(x):
+    def called(x: Any) -> Any:
         return fun(x)
 
     called.__name__ = called.__qualname__ = name

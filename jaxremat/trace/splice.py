@@ -23,7 +23,7 @@ class Splice:
       like: a program with the same inputs, constants and number of results.
     """
 
-    def __init__(self, like: Jaxpr):
+    def __init__(self, like: Jaxpr) -> None:
         self._like = like
         self._constants: dict[int, tuple[Atom, object]] = {
             id(value): (var, value) for var, value in zip(like.constvars, compat.consts_of(like))

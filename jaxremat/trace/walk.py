@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -11,7 +12,7 @@ from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.trace.jaxpr import shape_of
 from jaxremat.trace.primitives import CHECKPOINTS, LOOPS
 
-RunBody = Callable[[Jaxpr, Sequence], list]
+RunBody = Callable[[Jaxpr, Sequence[Any]], list[Any]]
 """Runs a body on inputs, in whatever way a pass wants it run."""
 
 
@@ -22,7 +23,7 @@ def bodies(eqn: Eqn) -> tuple[Jaxpr, ...]:
     return tuple(body for _, group in _groups(eqn) for body in group)
 
 
-def rerun(eqn: Eqn, inputs: Sequence, run: RunBody) -> list:
+def rerun(eqn: Eqn, inputs: Sequence[Any], run: RunBody) -> list[Any]:
     """A loop, a branch or a checkpoint again, each of whose bodies runs through `run`."""
     if compat.primitive_name(eqn) in CHECKPOINTS:
         return checkpoint_again(eqn, lambda *xs: run(bodies(eqn)[0], xs))(*inputs)
@@ -32,11 +33,11 @@ def rerun(eqn: Eqn, inputs: Sequence, run: RunBody) -> list:
     return compat.bind(eqn.replace(params=eqn.params | params), list(inputs))
 
 
-def checkpoint_again(eqn: Eqn, fun: Callable) -> Callable:
+def checkpoint_again(eqn: Eqn, fun: Callable[..., Any]) -> Callable[..., Any]:
     """`fun` under a checkpoint like the equation's, at its place in the source."""
     checkpointed = jax.checkpoint(fun, **compat.checkpoint_options(eqn))
 
-    def run(*inputs):
+    def run(*inputs: Any) -> Any:
         with compat.at_position_of(eqn):
             return checkpointed(*inputs)
 

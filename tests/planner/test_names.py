@@ -107,6 +107,7 @@ def test_the_authors_own_names():
     plan = jaxremat.plan(authored(), *args, budget=0.9, emit="names")
     assert plan.policy.names == ("up",)  # nobody needs "down": the sum's gradient does not read it
     assert plan.policy_text() == 'save_only_these_names("up")'
+    assert plan.to_maxtext() == "remat_policy=custom up=device decoder_layer_input=remat"
     chosen = authored(plan.policy)
     assert compiled_peak(chosen, *args) <= plan.budget_bytes
     assert count(chosen, *args) < count(authored(), *args)

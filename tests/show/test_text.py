@@ -1,5 +1,6 @@
 """What a plan says in a terminal."""
 
+import io
 import re
 
 import pytest
@@ -56,6 +57,19 @@ def test_loops_are_told_by_iteration(loop_plan):
     text = str(loop_plan)
     assert "loop over 8 iterations" in text
     assert "iterations" in text
+
+
+def test_rich_shows_plans(plan):
+    console = pytest.importorskip("rich.console").Console(width=300, record=True, file=io.StringIO())
+    console.print(plan)
+    assert console.export_text().split() == str(plan).split()
+
+
+@pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")  # treescope looks at all of NumPy
+def test_treescope_shows_plans(plan):
+    treescope = pytest.importorskip("treescope")
+    assert treescope.render_to_text(plan).startswith(repr(plan))
+    assert "jr-facts" in treescope.render_to_html(plan, compressed=False)
 
 
 def test_sums_are_in_one_unit():

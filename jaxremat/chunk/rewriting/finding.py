@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 
@@ -30,7 +30,7 @@ class Finding:
     reason: str = ""
     reads: tuple[Var, ...] = ()
     gives: tuple[Var, ...] = ()
-    emit: Callable[[list], list] | None = None
+    emit: Callable[[list[Any]], list[Any]] | None = None
 
     @property
     def replaced(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
@@ -30,7 +31,7 @@ class LossHeadFinder:
       loop: what runs the chunks.
     """
 
-    def __init__(self, entries: int, token_chunk_size: int | None = None, loop: TokenLoop = KEEPING_NOTHING):
+    def __init__(self, entries: int, token_chunk_size: int | None = None, loop: TokenLoop = KEEPING_NOTHING) -> None:
         self.entries, self.token_chunk_size, self.loop = entries, token_chunk_size, loop
 
     def body_of(self, eqn: Eqn) -> Jaxpr | None:
@@ -41,7 +42,7 @@ class LossHeadFinder:
         products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
         return [f for eqn in products if (f := self._match(eqn, jaxpr, made_by, readers)) is not None]
 
-    def _match(self, product: Eqn, jaxpr: Jaxpr, made_by, readers) -> Finding | None:
+    def _match(self, product: Eqn, jaxpr: Jaxpr, made_by: Any, readers: Any) -> Finding | None:
         """What the product is, if a softmax over its vocabulary axis follows it; None otherwise."""
         logits = product.outvars[0]
         shape = shape_of(logits).shape
@@ -112,7 +113,7 @@ def _vocabularies(product: Eqn) -> list[int]:
     return [length for length, width in free if length > width and shape.count(length) == 1]
 
 
-def _cone(logits: Var, vocabulary: int, jaxpr: Jaxpr, readers) -> _Cone:
+def _cone(logits: Var, vocabulary: int, jaxpr: Jaxpr, readers: Any) -> _Cone:
     dependent: list[Eqn] = []
     reached = {logits}
     for eqn in jaxpr.eqns:

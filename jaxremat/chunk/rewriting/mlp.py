@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
@@ -29,7 +30,7 @@ class MlpFinder:
       loop: what runs the chunks.
     """
 
-    def __init__(self, entries: int, loop: TokenLoop = KEEPING_NOTHING):
+    def __init__(self, entries: int, loop: TokenLoop = KEEPING_NOTHING) -> None:
         self.entries, self.loop = entries, loop
 
     def body_of(self, eqn: Eqn) -> Jaxpr | None:
@@ -40,7 +41,7 @@ class MlpFinder:
         ends = [(eqn, side) for eqn in jaxpr.eqns for side in (0, 1) if _is_matrix_product(eqn, matrix=1 - side)]
         return [f for down, side in ends if (f := self._match(down, side, made_by, readers)) is not None]
 
-    def _match(self, down: Eqn, side: int, made_by, readers) -> Finding | None:
+    def _match(self, down: Eqn, side: int, made_by: Any, readers: Any) -> Finding | None:
         """The MLP that ends with a product whose operand `side` is hidden; None if it is not the end of one."""
         hidden, out = down.invars[side], down.outvars[0]
         if isinstance(hidden, Literal) or hidden not in made_by or _size(hidden) <= _size(out):
@@ -66,7 +67,7 @@ class MlpFinder:
         )
 
 
-def _is_mlp(cut: TiledSubgraph, down: Eqn, wide: int, readers) -> bool:
+def _is_mlp(cut: TiledSubgraph, down: Eqn, wide: int, readers: Any) -> bool:
     """Whether a subgraph holds a product with a matrix, no other product, and nothing wide from or for others."""
     products = [eqn for eqn in cut.eqns if eqn.primitive.name == "dot_general" and eqn is not down]
     inside = {id(eqn) for eqn in cut.eqns}

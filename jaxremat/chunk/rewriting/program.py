@@ -10,6 +10,7 @@ import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -20,19 +21,19 @@ from jaxremat.trace import walk
 from jaxremat.trace.jaxpr import inlining, traced_with, value_of, vars_of
 
 
-def rewritten(fun: Callable, finder: Finder) -> Callable:
+def rewritten(fun: Callable[..., Any], finder: Finder) -> Callable[..., Any]:
     """`fun` with every finding replaced; same signature, composes with every transformation.
 
     The function is traced anew at each call, so call it under `jit`. Arguments that are not arrays (flags, strings,
     Python numbers) are passed through as they are. `explain(*args)` of the result returns the `Report`.
     """
 
-    def prepare(args, kwargs):
+    def prepare(args: Any, kwargs: Any) -> Any:
         leaves, in_tree = jax.tree.flatten((args, kwargs))
         traced = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
         out_tree = None
 
-        def flat(*arrays):
+        def flat(*arrays: Any) -> Any:
             nonlocal out_tree
             full = dict(enumerate(leaves)) | dict(zip(traced, arrays))
             args, kwargs = jax.tree.unflatten(in_tree, full.values())
@@ -43,11 +44,11 @@ def rewritten(fun: Callable, finder: Finder) -> Callable:
         return jax.make_jaxpr(flat)(*arrays), arrays, out_tree
 
     @functools.wraps(fun)
-    def rewritten_fun(*args, **kwargs):
+    def rewritten_fun(*args: Any, **kwargs: Any) -> Any:
         jaxpr, arrays, out_tree = prepare(args, kwargs)
         return jax.tree.unflatten(out_tree, run(jaxpr, arrays, finder))
 
-    def explain(*args, **kwargs) -> Report:
+    def explain(*args: Any, **kwargs: Any) -> Report:
         return find(prepare(args, kwargs)[0], finder)
 
     rewritten_fun.explain = explain  # type: ignore[attr-defined]
@@ -59,7 +60,7 @@ def find(jaxpr: Jaxpr, finder: Finder) -> Report:
     return Report(_findings(_seen(jaxpr, finder), finder))
 
 
-def run(jaxpr: Jaxpr, inputs: Sequence, finder: Finder) -> list:
+def run(jaxpr: Jaxpr, inputs: Sequence[Any], finder: Finder) -> list[Any]:
     """Evaluates a jaxpr with its findings replaced."""
     seen = _seen(jaxpr, finder)
     found = [f for f in finder(seen) if f.replaced]
@@ -92,7 +93,7 @@ def _inside(eqn: Eqn, finder: Finder) -> Iterator[Finding]:
     return itertools.chain.from_iterable(found)
 
 
-def _run_equation(eqn: Eqn, values: list, finder: Finder) -> list:
+def _run_equation(eqn: Eqn, values: list[Any], finder: Finder) -> list[Any]:
     if not any(f.replaced for f in _inside(eqn, finder)):
         return compat.bind(eqn, values)
     return walk.rerun(eqn, values, functools.partial(run, finder=finder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -30,7 +31,7 @@ class TokenLoop:
     cut: Callable[[tuple[int, ...], int], Tiling]
     run: Callable[[TileMap, Sequence[jax.Array]], list[jax.Array]]
 
-    def emit(self, product: Eqn, cut: TiledSubgraph, tiling: Tiling, values: Sequence) -> list:
+    def emit(self, product: Eqn, cut: TiledSubgraph, tiling: Tiling, values: Sequence[Any]) -> list[Any]:
         """The outputs of a subgraph from the values of its sources, at the place of its main product."""
         windows, out_windows = (tuple(w for _, w in needs) for needs in (cut.sources, cut.outputs))
         with compat.at_position_of(product):
@@ -42,7 +43,7 @@ class _SubgraphTiles:
     subgraph: TiledSubgraph
     tiling: Tiling
 
-    def __call__(self, blocks, reads):
+    def __call__(self, blocks: Any, reads: Any) -> Any:
         return self.subgraph.compute(blocks, reads, self.tiling)
 
 

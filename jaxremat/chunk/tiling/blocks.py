@@ -10,6 +10,7 @@ whole array is touched at every step. Here the array travels with the loop, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,38 +24,38 @@ _read_p.multiple_results = True
 _add_p = Primitive("add_block")
 
 
-def read_block(array: jax.Array, starts: Sequence, sizes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+def read_block(array: jax.Array, starts: Sequence[Any], sizes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
     """Returns the array, to be carried on instead of the one given, and its block of `sizes` at `starts`."""
     carried, block = _read_p.bind(array, *starts, sizes=tuple(sizes))
     return carried, block
 
 
-def add_block(array: jax.Array, block: jax.Array, starts: Sequence) -> jax.Array:
+def add_block(array: jax.Array, block: jax.Array, starts: Sequence[Any]) -> jax.Array:
     """Returns the array with `block` added at `starts`."""
     return _add_p.bind(array, block, *starts)
 
 
-def _read(array, *starts, sizes):
+def _read(array: Any, *starts: Any, sizes: Any) -> Any:
     return [array, lax.dynamic_slice(array, starts, sizes, allow_negative_indices=False)]
 
 
-def _add(array, block, *starts):
+def _add(array: Any, block: Any, *starts: Any) -> Any:
     old = lax.dynamic_slice(array, starts, block.shape, allow_negative_indices=False)
     return lax.dynamic_update_slice(array, old + block, starts, allow_negative_indices=False)
 
 
-def _read_jvp(primals, tangents, *, sizes):
+def _read_jvp(primals: Any, tangents: Any, *, sizes: Any) -> Any:
     out = _read_p.bind(*primals, sizes=sizes)
     if isinstance(tangents[0], ad.Zero):
         return out, [_no_tangent(x) for x in out]
     return out, _read_p.bind(tangents[0], *primals[1:], sizes=sizes)
 
 
-def _no_tangent(x) -> ad.Zero:
+def _no_tangent(x: Any) -> ad.Zero:
     return ad.Zero(jax.typeof(x).to_tangent_aval())
 
 
-def _add_jvp(primals, tangents):
+def _add_jvp(primals: Any, tangents: Any) -> Any:
     out = _add_p.bind(*primals)
     if all(isinstance(t, ad.Zero) for t in tangents[:2]):
         return out, _no_tangent(out)
@@ -62,7 +63,7 @@ def _add_jvp(primals, tangents):
     return out, _add_p.bind(array, block, *primals[2:])
 
 
-def _read_transpose(cotangents, array, *starts, sizes):
+def _read_transpose(cotangents: Any, array: Any, *starts: Any, sizes: Any) -> Any:
     del array, sizes
     carried, block = cotangents
     if isinstance(block, ad.Zero):
@@ -70,7 +71,7 @@ def _read_transpose(cotangents, array, *starts, sizes):
     return [_add_p.bind(ad.instantiate_zeros(carried), block, *starts), *(None for _ in starts)]
 
 
-def _add_transpose(cotangent, array, block, *starts):
+def _add_transpose(cotangent: Any, array: Any, block: Any, *starts: Any) -> Any:
     nothing = [None for _ in starts]
     if isinstance(cotangent, ad.Zero):
         return [cotangent if ad.is_undefined_primal(array) else None, None, *nothing]
@@ -80,7 +81,7 @@ def _add_transpose(cotangent, array, block, *starts):
     return [carried if ad.is_undefined_primal(array) else None, part, *nothing]
 
 
-def _read_batch(args, dims, *, sizes):
+def _read_batch(args: Any, dims: Any, *, sizes: Any) -> Any:
     array, *starts = args
     if any(d is not None for d in dims[1:]):
         in_axes = tuple(dims)
@@ -90,7 +91,7 @@ def _read_batch(args, dims, *, sizes):
     return _read_p.bind(array, zero, *starts, sizes=(array.shape[0], *sizes)), [0, 0]
 
 
-def _add_batch(args, dims):
+def _add_batch(args: Any, dims: Any) -> Any:
     array, block, *starts = args
     if any(d is not None for d in dims[2:]):
         in_axes = tuple(dims)

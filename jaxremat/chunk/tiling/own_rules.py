@@ -7,6 +7,7 @@ for any block.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +56,8 @@ def _spreads_a_number(eqn: Eqn, shape: tuple[int, ...]) -> bool:
     return spreads and shape_of(eqn.outvars[0]).shape == shape
 
 
-def _evaluated(jaxpr: Jaxpr, blocks: Sequence[jax.Array]) -> list:
-    def rule(eqn: Eqn, inputs: list) -> list | None:
+def _evaluated(jaxpr: Jaxpr, blocks: Sequence[jax.Array]) -> list[Any]:
+    def rule(eqn: Eqn, inputs: list[Any]) -> list[Any] | None:
         if eqn.primitive.name == "custom_jvp_call":
             return [on_blocks(eqn, inputs)]
         if eqn.primitive.name == "broadcast_in_dim":

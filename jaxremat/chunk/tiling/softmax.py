@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,14 +101,14 @@ def softmax_mean(scores: Scores, operands: Sequence[jax.Array], value: jax.Array
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _stream(scores: Scores, operands: tuple[jax.Array, ...], value: jax.Array | None):
+def _stream(scores: Scores, operands: tuple[jax.Array, ...], value: jax.Array | None) -> Any:
     """Returns (anchor, log_total, out): lse = anchor + log_total, kept apart because at an anchor of -1e30, which a row
     of masked scores has, the sum would lose log_total. The anchor is a constant to derivatives."""
     tiling, rows = scores.tiling, scores.row_window
     shape = tiling.padded[:-1]
     wide = _wide_dtype(scores, operands)
 
-    def step(state, place):
+    def step(state: Any, place: Any) -> Any:
         reads = tiling.reads(place)
         tile = scores.of_tile([tiling.block(x, w, reads) for x, w in zip(operands, scores.windows)], place)
         at = tiling.starts(rows, place)
@@ -137,7 +138,7 @@ def _stream(scores: Scores, operands: tuple[jax.Array, ...], value: jax.Array | 
 
 
 @functools.partial(_stream.defjvp, symbolic_zeros=True)
-def _stream_jvp(scores: Scores, primals, tangents):
+def _stream_jvp(scores: Scores, primals: Any, tangents: Any) -> Any:
     operands, value = primals
     d_operands, d_value = tangents
     anchor, log_total, out = _stream(scores, operands, value)
@@ -190,19 +191,19 @@ class _TangentTile:
             parts.append(mixed)
         return parts
 
-    def _moved_scores(self, reads, place, d_blocks) -> tuple[jax.Array, jax.Array]:
+    def _moved_scores(self, reads: Any, place: Any, d_blocks: Any) -> tuple[jax.Array, jax.Array]:
         """The tile's scores and their tangent."""
         blocks = [self._block(x, w, reads) for x, w in zip(self.operands, self.scores.windows)]
         primals = [blocks[i] for i in self.moving]
         d_primals = [d.astype(p.dtype) for d, p in zip(d_blocks, primals)]
 
-        def of(moved):
+        def of(moved: Any) -> Any:
             every = dict(enumerate(blocks)) | dict(zip(self.moving, moved))
             return self.scores.of_tile(list(every.values()), place)
 
         return jax.jvp(of, (primals,), (d_primals,))
 
-    def _block(self, array: jax.Array, window: Window, reads) -> jax.Array:
+    def _block(self, array: jax.Array, window: Window, reads: Any) -> jax.Array:
         return self.scores.tiling.block(array, window, reads)
 
 
@@ -211,10 +212,10 @@ def _finite(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isneginf(x), 0, x)
 
 
-def _wide_dtype(scores: Scores, operands) -> jnp.dtype:
+def _wide_dtype(scores: Scores, operands: Any) -> jnp.dtype:
     tiling = scores.tiling
 
-    def tile(*operands):
+    def tile(*operands: Any) -> Any:
         place = jnp.zeros(len(tiling.lengths), jnp.int32)
         reads = tiling.reads(place)
         return scores.of_tile([tiling.block(x, w, reads) for x, w in zip(operands, scores.windows)], place)

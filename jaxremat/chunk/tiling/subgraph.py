@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from jax import lax
@@ -45,7 +46,7 @@ class TiledSubgraph:
     def eqns(self) -> list[Eqn]:
         return [eqn for eqn, _, _ in self.steps]
 
-    def compute(self, blocks: Sequence, reads: Sequence, tiling: Tiling) -> list:
+    def compute(self, blocks: Sequence[Any], reads: Sequence[Any], tiling: Tiling) -> list[Any]:
         """The outputs' blocks of the tile that reads at `reads`, from the sources' blocks."""
         env = dict(zip(self.sources, blocks, strict=True))
         for eqn, window, operand_windows in self.steps:
@@ -92,22 +93,22 @@ def operand_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     return rule(eqn, window) if rule else None
 
 
-def _broadcasting(shape, out_shape, window: Window) -> Window:
+def _broadcasting(shape: Any, out_shape: Any, window: Window) -> Window:
     if not shape:
         return ()
     return tuple(None if n == 1 and out != 1 else span for n, out, span in zip(shape, out_shape, window))
 
 
-def _inserted(window: Window, axes, rank: int) -> Window:
+def _inserted(window: Window, axes: Any, rank: int) -> Window:
     spans, axes = iter(window), {int(axis) for axis in axes}
     return tuple(None if i in axes else next(spans) for i in range(rank))
 
 
-def _iota_windows(eqn: Eqn, window: Window):
+def _iota_windows(eqn: Eqn, window: Window) -> Any:
     return () if not eqn.invars else None
 
 
-def _broadcast_windows(eqn: Eqn, window: Window):
+def _broadcast_windows(eqn: Eqn, window: Window) -> Any:
     if len(eqn.invars) != 1:
         return None
     out_shape = shape_of(eqn.outvars[0]).shape
@@ -116,25 +117,25 @@ def _broadcast_windows(eqn: Eqn, window: Window):
     return (tuple(None if n == 1 and out_shape[d] != 1 else window[d] for n, d in zip(shape, dims)),)
 
 
-def _transpose_windows(eqn: Eqn, window: Window):
+def _transpose_windows(eqn: Eqn, window: Window) -> Any:
     operand: list[Span | None] = [None] * len(window)
     for i, axis in enumerate(eqn.params["permutation"]):
         operand[int(axis)] = window[i]
     return (tuple(operand),)
 
 
-def _squeeze_windows(eqn: Eqn, window: Window):
+def _squeeze_windows(eqn: Eqn, window: Window) -> Any:
     return (_inserted(window, eqn.params["dimensions"], len(shape_of(eqn.invars[0]).shape)),)
 
 
-def _slice_windows(eqn: Eqn, window: Window):
+def _slice_windows(eqn: Eqn, window: Window) -> Any:
     if eqn.params["strides"] is not None and any(stride != 1 for stride in eqn.params["strides"]):
         return None
     starts = eqn.params["start_indices"]
     return (tuple(span and Span(span.axis, span.offset + int(start)) for span, start in zip(window, starts)),)
 
 
-def _reshape_windows(eqn: Eqn, window: Window):
+def _reshape_windows(eqn: Eqn, window: Window) -> Any:
     """Axes that survive keep their span; an axis that is merged or split must be read whole."""
     shape, out_shape = shape_of(eqn.invars[0]).shape, shape_of(eqn.outvars[0]).shape
     if len(eqn.invars) != 1 or 0 in shape:
@@ -148,7 +149,7 @@ def _reshape_windows(eqn: Eqn, window: Window):
     return (tuple(operand),)
 
 
-def _reshape_groups(shape, out_shape):
+def _reshape_groups(shape: Any, out_shape: Any) -> Iterator[Any]:
     """Pairs of axis lists, operand's and result's, of equal product and as short as possible; unit axes left out."""
     left, right = ([i for i, n in enumerate(dims) if n != 1] for dims in (shape, out_shape))
     while left:
@@ -161,7 +162,7 @@ def _reshape_groups(shape, out_shape):
         yield inner, outer
 
 
-def _dot_windows(eqn: Eqn, window: Window):
+def _dot_windows(eqn: Eqn, window: Window) -> Any:
     (contract, batch) = eqn.params["dimension_numbers"]
     windows, free_at = [], len(batch[0])
     for side, atom in enumerate(eqn.invars):
@@ -178,7 +179,7 @@ def _dot_windows(eqn: Eqn, window: Window):
     return tuple(windows)
 
 
-def _gather_windows(eqn: Eqn, window: Window):
+def _gather_windows(eqn: Eqn, window: Window) -> Any:
     """`take_along_axis`: one entry per index, from operand axes that the indices share, pick from, or read whole."""
     dims, slices = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = shape_of(eqn.invars[0]).shape
@@ -205,7 +206,7 @@ _WINDOWS = {
 }
 
 
-def _run(eqn: Eqn, window: Window, inputs: list, reads: Sequence, tiling: Tiling) -> jax.Array:
+def _run(eqn: Eqn, window: Window, inputs: list[Any], reads: Sequence[Any], tiling: Tiling) -> jax.Array:
     """One equation on blocks."""
     sizes = tiling.block_sizes(window, shape_of(eqn.outvars[0]).shape)
     name, params = compat.primitive_name(eqn), eqn.params

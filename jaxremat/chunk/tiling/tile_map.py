@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def map_tiles(task: TileMap, operands: Sequence[jax.Array]) -> list[jax.Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _map(task: TileMap, operands: tuple[jax.Array, ...]) -> list[jax.Array]:
-    def step(results, place):
+    def step(results: Any, place: Any) -> Any:
         blocks = task.at(operands, place)
         results = [
             lax.dynamic_update_slice(x, block, task.tiling.starts(w, place), allow_negative_indices=False)
@@ -66,17 +67,17 @@ def _map(task: TileMap, operands: tuple[jax.Array, ...]) -> list[jax.Array]:
 
 
 @functools.partial(_map.defjvp, symbolic_zeros=True)
-def _map_jvp(task: TileMap, primals, tangents):
+def _map_jvp(task: TileMap, primals: Any, tangents: Any) -> Any:
     (operands,), (d_operands,) = primals, tangents
     results = _map(task, operands)
     moving = [i for i, t in enumerate(d_operands) if not isinstance(t, SymbolicZero)]
     smooth = [i for i, r in enumerate(results) if jnp.issubdtype(r.dtype, jnp.inexact)]
 
-    def share(place, d_blocks):
+    def share(place: Any, d_blocks: Any) -> Any:
         reads = task.tiling.reads(place)
         blocks = [task.tiling.block(x, w, reads) for x, w in zip(operands, task.windows)]
 
-        def of(*moved):
+        def of(*moved: Any) -> Any:
             every = dict(enumerate(blocks)) | dict(zip(moving, moved))
             out = task.tile(list(every.values()), reads)
             return [out[i] for i in smooth]
@@ -108,7 +109,7 @@ def scan_tiles(task: TileMap, operands: Sequence[jax.Array]) -> list[jax.Array]:
     stacked = [_stacked(tiling, x, w, axis) for x, w, moves in zip(operands, task.windows, follows) if moves]
     whole = [_widened(x) for x, moves in zip(operands, follows) if not moves]
 
-    def step(_, given):
+    def step(_: Any, given: Any) -> Any:
         start, slices = given
         reads = [start if i == axis else jnp.int32(0) for i in range(len(tiling.lengths))]
         moving, fixed = iter(slices), iter(whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxremat.chunk.tiling.tiles import Tiling, Window
 
 def linear_tile_scan(
     tiling: Tiling,
-    share: Callable,
+    share: Callable[..., Any],
     tangents: Sequence[jax.Array],
     windows: Sequence[Window],
     results: Sequence[jax.ShapeDtypeStruct],
@@ -38,7 +39,7 @@ def linear_tile_scan(
     """
     share = compat.linear_checkpoint(share)
 
-    def step(state, place):
+    def step(state: Any, place: Any) -> Any:
         travelling, sums = state
         reads = tiling.reads(place)
         pairs = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ class Tiling:
         """int32 [size]: which entries of the box a tile reads along `axis`."""
         return reads[axis] + np.arange(self.sizes[axis], dtype=np.int32)
 
-    def starts(self, window: Window, origin) -> list:
+    def starts(self, window: Window, origin: Any) -> list[Any]:
         """Where an array's block starts, when the tile starts at `origin` (reads or place)."""
         zero = np.zeros((), np.int32)
         return [zero if span is None else origin[span.axis] + np.int32(span.offset) for span in window]

@@ -46,7 +46,7 @@ def assemble_parts(
 
 
 class _Assembly:
-    def __init__(self, graph: Graph, kept: np.ndarray, value_group: np.ndarray, left: np.ndarray, last: int):
+    def __init__(self, graph: Graph, kept: np.ndarray, value_group: np.ndarray, left: np.ndarray, last: int) -> None:
         self.graph = graph
         self.kept = kept
         self.value_group = value_group.tolist()

@@ -49,7 +49,7 @@ class BoundarySearch:
         again.
     """
 
-    def __init__(self, graph: Graph, keep_seconds: np.ndarray | None = None, *, keeps_outputs: bool = True):
+    def __init__(self, graph: Graph, keep_seconds: np.ndarray | None = None, *, keeps_outputs: bool = True) -> None:
         self.graph = in_two_parts(graph)
         self.structure = Structure(self.graph)
         self._stays = graph.is_output & keeps_outputs

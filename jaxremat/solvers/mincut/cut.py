@@ -54,7 +54,7 @@ class CutNetwork:
       graph, run_price, needed: as in `cheapest_cut`.
     """
 
-    def __init__(self, graph: Graph, run_price: np.ndarray, needed: np.ndarray):
+    def __init__(self, graph: Graph, run_price: np.ndarray, needed: np.ndarray) -> None:
         n, v = graph.num_nodes, graph.num_values
         source, sink = n + v, n + v + 1
         self._graph = graph

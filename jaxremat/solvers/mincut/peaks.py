@@ -54,7 +54,7 @@ class PeakCut:
       layout: a schedule of it.
     """
 
-    def __init__(self, graph: Graph, layout: Layout):
+    def __init__(self, graph: Graph, layout: Layout) -> None:
         self.graph = graph
         self.layout = layout
 
@@ -145,7 +145,7 @@ class PeakSearch:
       plain: the schedule to begin with; it is cut at once.
     """
 
-    def __init__(self, graph: Graph, plain: Layout):
+    def __init__(self, graph: Graph, plain: Layout) -> None:
         self.graph = graph
         self._least_cost = float(graph.costs.sum())
         self._layouts = [plain]

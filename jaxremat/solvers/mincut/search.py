@@ -62,7 +62,9 @@ class Search:
         `graph.keep_costs`.
     """
 
-    def __init__(self, graph: Graph, run_seconds: np.ndarray | None = None, keep_seconds: np.ndarray | None = None):
+    def __init__(
+        self, graph: Graph, run_seconds: np.ndarray | None = None, keep_seconds: np.ndarray | None = None
+    ) -> None:
         if run_seconds is not None:
             graph = dataclasses.replace(graph, rerun_surcharge=np.maximum(run_seconds - graph.costs, 0.0))
         self.graph = graph
