@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import itertools
 import types
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -87,7 +87,8 @@ def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = f
 
     bounded = list(itertools.pairwise(bounds))
     transfers = Transfers(joint, {joint.values[v] for v in program.saved})
-    parts = _without_idle_trips(joint, [part(*b) for b in bounded], transfers.saved)
+    passes = [[part(*b) for b in bounded if (b[0] >= start) == is_late] for is_late in (False, True)]
+    parts = _without_idle_trips(joint, passes, transfers.saved)
     cut = _Cut(joint, program, transfers, _available_anywhere(joint) | unfenced, parts)
     segments = {False: list[Segment](), True: list[Segment]()}
     for (first, _), stretch in zip(bounded, parts):
@@ -331,24 +332,29 @@ def _made(eqns: Sequence[Eqn], same: Mapping[Var, Var]) -> list[Var]:
     return [*made, *(same[v] for v in made if v in same)]
 
 
-def _without_idle_trips(joint: Joint, stretches: Sequence[Sequence[Eqn]], saved: Set[Var]) -> list[tuple[Eqn, ...]]:
-    """Stretches of a schedule without ways back to a value that the same stretch makes, and without ways there that
-    nothing comes back from."""
-    there = [_without_returns(joint, eqns) for eqns in stretches]
+def _without_idle_trips(
+    joint: Joint, passes: Sequence[Sequence[Sequence[Eqn]]], saved: Set[Var]
+) -> list[tuple[Eqn, ...]]:
+    """The stretches of both passes without round trips that lead nowhere."""
+    there = [eqns for stretches in passes for eqns in _without_returns(joint, stretches)]
     read = {v for eqns in there for eqn in eqns for v in jaxprs.vars_of(eqn.invars)} | saved
     idle = {id(trip.way_there) for trip in joint.round_trips if trip.stored not in read}
     return [tuple(eqn for eqn in eqns if id(eqn) not in idle) for eqns in there]
 
 
-def _without_returns(joint: Joint, eqns: Sequence[Eqn]) -> list[Eqn]:
-    source = {id(trip.way_back): trip.source for trip in joint.round_trips}
-    made: set[Var] = set()
-    kept = []
-    for eqn in eqns:
-        if source.get(id(eqn)) not in made:
-            kept.append(eqn)
-        made.update(eqn.outvars)
-    return kept
+def _without_returns(joint: Joint, stretches: Sequence[Sequence[Eqn]]) -> Iterator[list[Eqn]]:
+    """Stretches of one pass without ways back to a value that the stretch makes, or stores after it was made before."""
+    trips = {id(trip.way_back): trip for trip in joint.round_trips}
+    before: set[Var] = set()
+    for eqns in stretches:
+        made, kept = set[Var](), []
+        for eqn in eqns:
+            trip = trips.get(id(eqn))
+            if trip is None or not (trip.source in made or (trip.stored in made and trip.source in before)):
+                kept.append(eqn)
+            made.update(eqn.outvars)
+        yield kept
+        before |= made
 
 
 def _instantiated(cotangent: Any, var: Var) -> Any:

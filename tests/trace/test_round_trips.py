@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 import jaxremat
+from jaxremat.cost.pricing import price
+from jaxremat.emit.scheduled import run_backward, run_forward, write_script
+from jaxremat.graph.scheduled import schedule_program
+from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import trace_joint
+from jaxremat.trace.joint import differentiate, read_primal, trace_joint
 from jaxremat.trace.round_trips import LOSSLESS, round_trips_in, with_round_trips
 
 W = [0.1 * jax.random.normal(jax.random.key(i), (64, 64)) for i in range(4)]
@@ -58,6 +62,25 @@ def test_masks_as_bits_change_no_gradient(fun):
     wanted = jax.jit(jax.value_and_grad(fun))(W, X)
     given = jax.jit(jax.value_and_grad(made.apply(fun)))(W, X)
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(given), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_a_mask_that_is_packed_only_where_it_is_read_is_not_packed():
+    """Bits are for waiting: what runs again early, and is read late, has its mask until then."""
+    joint = differentiate(read_primal(dropped, (W, X), 0, False), None, LOSSLESS)
+    graph = price(joint)
+    steps, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
+    script = write_script(joint, schedule_program(graph, steps, backward_start=start))
+    ways = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
+    assert ways & {id(joint.eqns[node]) for node in steps[start:]} and len(script.backward) > 1
+    assert not ways & {id(eqn) for segment in script.backward for eqn in segment.eqns}
+
+    inputs, cotangents = jax.tree.leaves((W, X)), [jnp.ones(())]
+    outputs, residuals = run_forward(joint, script, inputs)
+    given = [*outputs, *run_backward(joint, script, residuals, cotangents)]
+    assert joint.direct is not None
+    wanted = jaxprs.evaluate(joint.direct.jaxpr, [*inputs, *cotangents])
+    for a, b in zip(wanted, given, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
