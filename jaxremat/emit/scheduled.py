@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.base.errors import EmissionError
 from jaxremat.emit.transfers import Transfers
+from jaxremat.emit.zeros import Zeros, with_own_zeros, zeros_written_into
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
@@ -60,6 +61,7 @@ class Script:
       constants: equations that both passes start with; what they make is neither kept nor fenced, so that the compiler
         can write it where it is read.
       same: for each variable of a round trip, the one that holds the same value once it is made.
+      zeros: what stretches make for themselves to write into.
     """
 
     forward: tuple[Segment, ...]
@@ -67,6 +69,12 @@ class Script:
     backward: tuple[Segment, ...]
     constants: tuple[Eqn, ...] = ()
     same: Mapping[Var, Var] = types.MappingProxyType({})
+    zeros: tuple[Zeros, ...] = ()
+
+    @property
+    def numbers(self) -> dict[Var, Atom]:
+        """What the seeds of zeros stand for, before they have passed a barrier."""
+        return {each.seed: each.number for each in self.zeros}
 
 
 def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = frozenset()) -> Script:
@@ -104,6 +112,7 @@ def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = f
         backward=tuple(segments[True]),
         constants=joint.constants,
         same=transfers.same,
+        zeros=tuple(cut.zeros.values()),
     )
 
 
@@ -122,6 +131,7 @@ class _Cut:
         self.joint, self.transfers, self.free = joint, transfers, free
         self.repeated = {eqn for eqn, count in counts.items() if count > 1}
         self.enters = _sources if program.barrier_scope == "sources" else _read_from_outside
+        self.zeros = zeros_written_into(joint)
         self.ran: set[int] = set()
         self.waiting: tuple[Var, ...] = ()
 
@@ -132,7 +142,9 @@ class _Cut:
         else:
             enters = is_late or not self.ran.isdisjoint(map(id, stretch))
             fenced = self.enters(self.joint, stretch, self.free, self.repeated, self.transfers) if enters else ()
-            made = Segment(stretch, fenced, self.transfers.passed(stretch, self.waiting))
+            passed = self.transfers.passed(stretch, self.waiting)
+            eqns, seeds = with_own_zeros(stretch, self.zeros) if fenced or passed else (stretch, ())
+            made = Segment(eqns, (*fenced, *seeds), passed)
             self.waiting = ()
         self.ran.update(map(id, stretch))
         self.waiting += self.transfers.left_waiting(stretch)
@@ -154,7 +166,7 @@ class _Cut:
 
 def run_forward(joint: Joint, script: Script, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """(outputs, residual values) of the forward pass."""
-    env = _constants(joint) | dict(zip(joint.inputs, inputs, strict=True))
+    env = _constants(joint, script) | dict(zip(joint.inputs, inputs, strict=True))
     _run(script.constants, env)
     run_segments(script.forward, env, script.same)
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
@@ -162,7 +174,7 @@ def run_forward(joint: Joint, script: Script, inputs: Sequence[Any]) -> tuple[li
 
 def run_backward(joint: Joint, script: Script, residuals: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
     """One gradient per differentiated input."""
-    env = _constants(joint) | dict(zip(script.residuals, residuals, strict=True))
+    env = _constants(joint, script) | dict(zip(script.residuals, residuals, strict=True))
     env.update(zip(joint.cotangents, cotangents, strict=True))
     _run(script.constants, env)
     run_segments(script.backward, env, script.same)
@@ -185,9 +197,9 @@ def run_segments(segments: Sequence[Segment], env: dict[Var, Any], same: Mapping
 def emitted_program(joint: Joint, script: Script) -> Jaxpr:
     """Forward and backward of a script as one program: what `run_forward`, then `run_backward` are traced to."""
     program = Splice(joint.jaxpr)
-    forward = program.inputs
+    forward = program.inputs | script.numbers
     put_segments(program, (Segment(script.constants, ()), *script.forward), forward, script.same)
-    backward = program.inputs | {v: forward[v] for v in script.residuals}
+    backward = program.inputs | script.numbers | {v: forward[v] for v in script.residuals}
     put_segments(program, (Segment(script.constants, ()), *script.backward), backward, script.same)
     outputs = [at(forward, atom) for atom in joint.outputs]
     return program.program([*outputs, *(at(backward, atom) for atom in joint.gradients)])
@@ -315,8 +327,9 @@ def _sources(
     return tuple(v for v in read if v in wanted or (v not in early and v not in inputs))
 
 
-def _constants(joint: Joint) -> dict[Var, Any]:
-    return dict(zip(joint.jaxpr.constvars, compat.consts_of(joint.jaxpr)))
+def _constants(joint: Joint, script: Script) -> dict[Var, Any]:
+    numbers = {seed: jaxprs.value_of({}, number) for seed, number in script.numbers.items()}
+    return dict(zip(joint.jaxpr.constvars, compat.consts_of(joint.jaxpr))) | numbers
 
 
 def _run(eqns: Sequence[Eqn], env: dict[Var, Any], same: Mapping[Var, Var] = types.MappingProxyType({})) -> None:

@@ -101,6 +101,7 @@ def _is_widened(eqns: Sequence[Eqn], dtypes: frozenset[str]) -> bool:
 def _nodes_of_equations(joint: Joint, script: Script, number: int) -> np.ndarray:
     """[E] the joint program's node of each emitted equation; a barrier counts as the node that follows it."""
     node = {id(eqn): index for index, eqn in enumerate(joint.eqns)}
+    node |= {id(zeros.seeded): node[id(zeros.eqn)] for zeros in script.zeros}
     constants = [node[id(eqn)] for eqn in script.constants]
 
     def run(segments: Sequence[Segment]) -> list[int]:

@@ -1,0 +1,85 @@
+"""Zeros that scatters write into: made behind the barrier of their stretch, and the program computes the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxremat.base import compat
+from jaxremat.cost.pricing import price
+from jaxremat.emit.scheduled import emitted_program, run_backward, run_forward, write_script
+from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.fingerprint import describe
+from jaxremat.trace.joint import Joint, trace_joint
+
+INDEX = np.asarray([0, 0, 1, 2, 2, 3])
+W = [0.1 * jax.random.normal(jax.random.key(i), (8, 8)) for i in range(3)]
+X = jax.random.normal(jax.random.key(7), (4, 8))
+
+
+def upsampled(ws, x):
+    """Rows repeated by a gather: its gradient is a scatter into zeros."""
+    for w in ws:
+        x = jnp.tanh(x[INDEX] @ w)[:4]
+    return jnp.sum(x * x)
+
+
+def tied(w, x):
+    """A table that is looked up and multiplied by: zeros that are scattered into, then added to, are never made."""
+    return jnp.sum(jnp.tanh(w[INDEX] @ jnp.tanh(x @ w).T))
+
+
+def recomputed(fun, *args, scope="sources"):
+    """(joint, script) where all of the forward runs again."""
+    joint = trace_joint(fun, *args)
+    steps, start = assemble_parts(price(joint), np.zeros(joint.num_values, bool))
+    barriers = tuple(t for t in range(start + 1, len(steps)) if joint.backward[steps[t - 1]])
+    program = schedule_program(joint, steps, backward_start=start, barriers=barriers, barrier_scope=scope)
+    return joint, write_script(joint, program)
+
+
+def scatters(joint: Joint):
+    return [eqn for eqn in joint.eqns if eqn.primitive.name == "scatter-add"]
+
+
+@pytest.mark.parametrize("scope", BARRIER_SCOPES)
+def test_zeros_are_made_behind_the_barrier_of_their_stretch(scope):
+    joint, script = recomputed(upsampled, W, X, scope=scope)
+    assert len(script.zeros) == len(scatters(joint)) == 2
+    for segment in script.backward:
+        made = [eqn for eqn in segment.eqns for zeros in script.zeros if eqn is zeros.seeded]
+        wanted = [eqn for eqn in segment.eqns if eqn.primitive.name == "scatter-add"] if segment.fenced else []
+        assert len(made) == len(wanted)
+        assert {var for eqn in made for var in eqn.invars} <= set(segment.fenced)
+
+    inputs, cotangents = jax.tree.leaves((W, X)), [jnp.ones(())]
+    outputs, residuals = run_forward(joint, script, inputs)
+    given = [*outputs, *run_backward(joint, script, residuals, cotangents)]
+    for a, b in zip(jaxprs.evaluate(joint.jaxpr, [*inputs, *cotangents]), given, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_program_put_together_makes_the_same_zeros():
+    joint, script = recomputed(upsampled, W, X)
+
+    def passes(inputs, cotangents):
+        outputs, residuals = run_forward(joint, script, inputs)
+        return outputs, run_backward(joint, script, residuals, cotangents)
+
+    made = emitted_program(joint, script)
+    compat.check_jaxpr(made)
+    shapes = [list(map(jaxprs.shape_of, part)) for part in (joint.inputs, joint.cotangents)]
+    assert describe(made) == describe(jax.make_jaxpr(passes)(*shapes))
+
+
+def test_zeros_that_are_added_to_something_are_left_to_the_compiler():
+    joint, script = recomputed(tied, W[0], X)
+    assert scatters(joint) and not script.zeros
+
+
+def test_a_program_in_order_makes_zeros_as_it_did():
+    joint = trace_joint(upsampled, W, X)
+    script = write_script(joint, in_order(joint))
+    assert not any(eqn is zeros.seeded for zeros in script.zeros for part in script.backward for eqn in part.eqns)
