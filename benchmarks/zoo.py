@@ -5,7 +5,8 @@
     python benchmarks/zoo.py --target h200    # for a device that is not here
 
 Bytes are those of the compiled gradient program. Extra time is counted the same way for all: FLOPs of contractions
-of the gradient's jaxpr, loops multiplied by their trip counts, over those of the plain model.
+of the gradient's jaxpr, loops multiplied by their trip counts, over those of the plain model; for GPUs and TPUs, the
+roofline of the compiled program's kernels beside them.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ def nothing_saveable():
     return jax.checkpoint_policies.nothing_saveable
 
 
-def measure(loss, args, target: str | None) -> tuple[int, float]:
-    """(compiled peak in bytes, FLOPs) of a gradient program."""
+def measure(loss, args, target: str | None) -> dict[str, float | None]:
+    """Compiled peak in bytes, FLOPs and, where there is one, roofline in seconds of a gradient program."""
     flops = program_flops(jax.make_jaxpr(jax.value_and_grad(loss))(*args).jaxpr, matrix_only=True)
-    return compile_gradient(loss, args, target=target).peak_bytes, flops
+    report = compile_gradient(loss, args, target=target)
+    return {"peak_bytes": report.peak_bytes, "flops": flops, "seconds": report.seconds}
 
 
 def by_hand(make, policy, scanned: bool):
@@ -57,7 +59,7 @@ def run_model(name: str, target: str | None) -> dict:
         loss, args = (
             make(lambda block: block) if policy is None else by_hand(make, policy(), name in ("GPT, scanned", "LSTM"))
         )
-        rows[choice] = dict(zip(("peak_bytes", "flops"), measure(loss, args, target), strict=True))
+        rows[choice] = measure(loss, args, target)
     loss, args = make(lambda block: block)
     for fraction in FRACTIONS:
         start = time.perf_counter()
@@ -66,17 +68,14 @@ def run_model(name: str, target: str | None) -> dict:
         except jaxremat.BudgetError as error:
             rows[f"plan {fraction:.0%}"] = {"min_peak_bytes": error.min_peak_bytes}
             continue
-        seconds = time.perf_counter() - start
-        peak, flops = measure(plan.apply(loss), args, target)
-        rows[f"plan {fraction:.0%}"] = {
-            "peak_bytes": peak, "flops": flops, "predicted_bytes": plan.peak_bytes, "predicted_overhead": plan.overhead,
-            "planning_seconds": round(seconds, 1),
-        }  # fmt: skip
+        told = {"predicted_bytes": plan.peak_bytes, "predicted_overhead": plan.overhead}
+        told |= {"planning_seconds": round(time.perf_counter() - start, 1)}
+        rows[f"plan {fraction:.0%}"] = measure(plan.apply(loss), args, target) | told
     return rows
 
 
 def to_markdown(results: dict) -> str:
-    """One row per model: share of the plain peak, and extra FLOPs of contractions."""
+    """One row per model: share of the plain peak, extra FLOPs of contractions and, where it is known, time."""
     ways = [*list(HAND)[1:], *(f"plan {fraction:.0%}" for fraction in FRACTIONS)]
     lines = ["| model | plain | " + " | ".join(ways) + " |", "|---" * (len(ways) + 2) + "|"]
     for name, rows in results.items():
@@ -89,7 +88,9 @@ def to_markdown(results: dict) -> str:
 def _cell(row: dict, plain: dict) -> str:
     if "peak_bytes" not in row:
         return f"– (least {row['min_peak_bytes'] / plain['peak_bytes']:.0%})"
-    return f"{row['peak_bytes'] / plain['peak_bytes']:.0%}, +{row['flops'] / plain['flops'] - 1:.0%}"
+    share, more = row["peak_bytes"] / plain["peak_bytes"], row["flops"] / plain["flops"] - 1
+    time = f", time {row['seconds'] / plain['seconds'] - 1:+.0%}" if row.get("seconds") else ""
+    return f"{share:.0%}, {more:+.0%}{time}"
 
 
 def main() -> None:
