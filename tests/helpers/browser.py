@@ -25,6 +25,33 @@ def notebook(*outputs: str, theme: str = "light", template: str = "lab") -> str:
     return re.sub(r'<script src="https?://[^"]*"></script>', "", page)  # nothing here needs the network
 
 
+VSCODE = {
+    "light": {"kind": "vscode-light", "foreground": "#3b3b3b", "background": "#ffffff"},
+    "dark": {"kind": "vscode-dark", "foreground": "#cccccc", "background": "#1f1f1f"},
+    "contrast": {"kind": "vscode-high-contrast", "foreground": "#ffffff", "background": "#000000"},
+}
+"""Attributes and colours of VS Code's default themes, as its notebooks set them on the page of an output."""
+
+
+def vscode(*outputs: str, theme: str) -> str:
+    """The page in which VS Code shows the outputs of a cell."""
+    named = VSCODE[theme]
+    colours = "".join(f"--vscode-editor-{name}:{named[name]};" for name in ("foreground", "background"))
+    body = "background:var(--vscode-editor-background);color:var(--vscode-editor-foreground)"
+    return (
+        f'<!doctype html><html style="{colours}"><head><style>body{{{body}}}table,tr:nth-child(odd){{background:#fff}}'
+        f'</style></head><body class="{named["kind"]}" data-vscode-theme-kind="{named["kind"]}">'
+        f"{''.join(f'<div>{html}</div>' for html in outputs)}</body></html>"
+    )
+
+
+def colab(*outputs: str, theme: str) -> str:
+    """The frame in which Colab shows the outputs of a cell."""
+    style = "html[theme=dark] body{background:#383838}html[theme=light] body{background:#fff}"
+    cells = "".join(f'<div class="output_subarea output_html rendered_html">{html}</div>' for html in outputs)
+    return f'<!doctype html><html theme="{theme}"><head><style>{style}</style></head><body>{cells}</body></html>'
+
+
 def audit(page: str, folder: Path, width: int, dark_system: bool = False) -> dict:
     """What the browser finds in a page: overlapping texts, contrasts that are too low, texts that are too small, texts
     outside of their frame, and the share of the column that the charts fill.

@@ -44,6 +44,18 @@ def test_the_classic_notebook_too(outputs, tmp_path):
     assert_legible(browser.audit(browser.notebook(*outputs, template="classic"), tmp_path, 1000))
 
 
+@pytest.mark.parametrize("theme", browser.VSCODE)
+def test_vscode_too(outputs, theme, tmp_path):
+    page = browser.vscode(*outputs, theme=theme)
+    assert_legible(browser.audit(page, tmp_path, 760, dark_system=theme == "light"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colab_too(outputs, theme, tmp_path):
+    page = browser.colab(*outputs, theme=theme)
+    assert_legible(browser.audit(page, tmp_path, 760, dark_system=theme == "light"))
+
+
 @pytest.mark.parametrize("dark_system", [False, True])
 def test_a_page_of_its_own_follows_the_system(plan, dark_system, tmp_path):
     plan.show(file=tmp_path / "plan.html")
