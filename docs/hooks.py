@@ -9,6 +9,8 @@ import nbconvert
 import nbformat
 from nbconvert.preprocessors import ExecutePreprocessor
 
+_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SHOWN = re.compile(r"<!-- shown: (\w+) -->")
 _REFERENCE = re.compile(r"^::: (jaxremat\.[\w.]+)$", re.MULTILINE)
 
 
@@ -34,6 +36,18 @@ def home_of(path: str) -> str:
             thing = getattr(thing, name)
         return f"{thing.__module__}.{thing.__qualname__}" if hasattr(thing, "__qualname__") else path
     raise ImportError(f"{path} is not importable")
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """What a notebook shows of a variable stands where a page asks for it, once the blocks before it have run."""
+    names: dict[str, Any] = {}
+    before, *asked = _SHOWN.split(page.markdown)
+    for name, after in zip(asked[::2], asked[1::2]):
+        for block in _BLOCK.findall(before):
+            exec(block, names)
+        html = html.replace(f"<!-- shown: {name} -->", names[name]._repr_html_(), 1)
+        before = after
+    return html
 
 
 def on_post_build(config: Any, **_: Any) -> None:

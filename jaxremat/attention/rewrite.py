@@ -1,4 +1,4 @@
-"""Chunked attention in any function, without touching it."""
+"""Chunked attention (Rabe & Staats 2021) in any function, without touching it."""
 
 from __future__ import annotations
 
@@ -37,16 +37,25 @@ def rewrite(
     Returns:
       The function, with the same signature, and a method `explain(*args)` that returns the `Report` of what is
       replaced, what is left, why, and where in the source it stands.
+
+    Raises:
+      ArgumentError: for an unknown target.
     """
     entries = resolve_target(target).backend.scores_per_tile
     return program.rewritten(fun, AttentionFinder(entries, query_chunk_size, key_chunk_size))
 
 
 def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
-    """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its scores.
+    """What `rewrite` would find in a traced program.
 
     Args:
       jaxpr: the program, as `jax.make_jaxpr(fun)(*args)` gives it.
       target: device whose backend sets the size of a tile; None is the default backend's.
+
+    Returns:
+      The `Report`; each finding has `large_bytes`, the bytes of its scores.
+
+    Raises:
+      ArgumentError: for an unknown target.
     """
     return program.find(jaxpr, AttentionFinder(resolve_target(target).backend.scores_per_tile))

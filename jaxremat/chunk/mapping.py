@@ -31,7 +31,8 @@ def map_chunks(
       out_axes: the axis of every result along which the chunks are laid.
 
     Returns:
-      A function of the same positional arguments.
+      A function of the same positional arguments. It raises ArgumentError where these have no such axis, or disagree in
+      its length.
     """
 
     def chunked(*args: Any) -> Any:

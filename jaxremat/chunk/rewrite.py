@@ -29,15 +29,24 @@ def rewrite(
     Returns:
       The function, with the same signature, and a method `explain(*args)` that returns the `Report` of what is
       replaced, what is left, why, and where in the source it stands.
+
+    Raises:
+      ArgumentError: for an unknown target.
     """
     return program.rewritten(fun, LossHeadFinder(4 * resolve_target(target).backend.scores_per_tile, token_chunk_size))
 
 
 def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
-    """What `rewrite` would find in a traced program; each finding has `large_bytes`, the bytes of its logits.
+    """What `rewrite` would find in a traced program.
 
     Args:
       jaxpr: the program, as `jax.make_jaxpr(fun)(*args)` gives it.
       target: device whose backend sets the size of a tile; None is the default backend's.
+
+    Returns:
+      The `Report`; each finding has `large_bytes`, the bytes of its logits.
+
+    Raises:
+      ArgumentError: for an unknown target.
     """
     return program.find(jaxpr, LossHeadFinder(4 * resolve_target(target).backend.scores_per_tile))

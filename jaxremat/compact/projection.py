@@ -24,7 +24,7 @@ def projection(key: jax.Array, n: int, r: int, dtype: Any = jnp.float32) -> Floa
     """A random projection whose outer product with itself is the identity in expectation.
 
     Args:
-      key: a PRNG key; the same key gives the same projection.
+      key: [], a PRNG key; the same key gives the same projection.
       n: width that is projected.
       r: width after the projection.
       dtype: of the result.

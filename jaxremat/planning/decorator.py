@@ -69,6 +69,9 @@ def remat(
       solver, target, verify, seed: as in `jaxremat.plan`.
       emit: "schedule"; or "segments", which also works in forward mode and is planned for every floating argument.
 
+    Returns:
+      The function, to be called, transformed and differentiated as before; without `fun`, a decorator.
+
     Raises:
       ArgumentError: for an option that cannot be understood, and for static arguments that the function does not have.
       EmissionError: for a function that changes a module it closes over, and in forward mode.

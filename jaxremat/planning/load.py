@@ -31,6 +31,9 @@ def load_plan(path: str | Path, fun: Callable[..., Any], *args: Any, **kwargs: A
       fun: the function that was planned.
       args, kwargs: arguments of the planned shapes: arrays or ShapeDtypeStructs, in trees.
 
+    Returns:
+      The plan, as it was when it was saved.
+
     Raises:
       PlanMismatchError: if the file is damaged, or the function or its arguments have changed; with the difference.
     """

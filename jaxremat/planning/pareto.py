@@ -128,6 +128,9 @@ def pareto(
 
     Returns:
       A Front: `points`, `presets`, `best(budget)`; it draws itself in a notebook.
+
+    Raises:
+      ArgumentError: for a budget or an option that cannot be understood.
     """
     budgets = DEFAULT_BUDGETS if budgets is None else tuple(budgets)
     for budget in budgets:

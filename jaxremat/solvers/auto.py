@@ -1,6 +1,6 @@
 """The default: the optimal dynamic program for chains, minimum cuts for programs, annealing beside them for the rest.
 
-A chain goes to Rotor. A graph goes to the search by minimum cuts, and where its nodes are marked as forward and
+A chain goes to Rotor (2019). A graph goes to the search by minimum cuts, and where its nodes are marked as forward and
 backward, that is the answer. Other graphs of moderate size are also annealed, by FastSA as they come; if recomputation
 is left to save, more and hotter chains start from what FastSA and the cuts found, from the order in which the graph is
 listed and from Chen's plan for the budget, and stage 2 goes on from the best until it stops gaining. The answers of

@@ -1,8 +1,8 @@
 """Minimum cuts: what to keep and what to run again, at a price per kept byte; see `search`.
 
 A heuristic for programs that first make values and then read them in another order, as gradients do. For a price and
-segments the choice of kept values is exact; prices, segments and peaks are searched. Nodes run for the first time in
-the order in which the graph lists them.
+segments the choice of kept values is exact (Picard 1976); prices, segments and peaks are searched. Nodes run for the
+first time in the order in which the graph lists them.
 """
 
 from __future__ import annotations
