@@ -111,7 +111,7 @@ def score(planner: Any) -> Score:
     plain = planner.plain
     found = [planner.fit(int(share * plain.replayed_bytes)) for share in SHARES]
     met = [o for o, share in zip(found, SHARES) if o.replayed_bytes <= share * plain.replayed_bytes]
-    smallest = planner.smallest if hasattr(planner, "smallest") else planner.least()[0]
+    smallest = planner.least()[0]
     extra = float(np.mean([o.cost / plain.cost - 1 for o in met])) if met else float("nan")
     return Score(smallest.replayed_bytes / plain.replayed_bytes, extra, len(SHARES) - len(met))
 

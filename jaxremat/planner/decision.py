@@ -12,13 +12,14 @@ from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.base.policy import NamePolicy
 from jaxremat.chunk.choice import Chunked
+from jaxremat.chunk.rewriting.epilogue import with_epilogues_inside
 from jaxremat.emit.names import Labels, emit_repoliced
 from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.emit import rewritten
-from jaxremat.planner.problem import outside_loops
+from jaxremat.planner.problem import Problem, outside_loops
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal, differentiate
 
@@ -82,6 +83,7 @@ class Schedule:
       program: the schedule of the joint program.
       loops: one decision per differentiable loop; empty where every loop is left alone.
       storages: forms in which values may wait for the backward: the schedule counts their round trips.
+      has_epilogues_inside: whether loops compute of their results what can be computed entry by entry.
     """
 
     emit: ClassVar[str] = "schedule"
@@ -89,6 +91,7 @@ class Schedule:
     program: ScheduledProgram
     loops: tuple[LoopDecision, ...] = ()
     storages: tuple[str, ...] = ()
+    has_epilogues_inside: bool = False
 
     @property
     def policy(self) -> Callable[..., Any]:
@@ -109,8 +112,13 @@ class Schedule:
     def named(self, primal: Primal, device: Device) -> FlatFunction:
         raise _without_policy(self.emit)
 
+    def program_of(self, primal: Primal) -> Primal:
+        """The program whose gradient is scheduled."""
+        return with_epilogues_inside(primal) if self.has_epilogues_inside else primal
+
     def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""
+        primal = self.program_of(primal)
         run = rewritten(primal, self.loops, self.storages) if self.loops else None
         joint = differentiate(primal, run, outside_loops(primal, device, self.storages))
         return joint, write_script(joint, self.program, device.backend.unfenced(joint.eqns))
@@ -121,6 +129,7 @@ class Schedule:
             "program": self.program.to_json(),
             "loops": [decision.to_json() for decision in self.loops],
             "storages": list(self.storages),
+            "has_epilogues_inside": self.has_epilogues_inside,
         }
 
     @staticmethod
@@ -129,7 +138,16 @@ class Schedule:
             program=ScheduledProgram.from_json(data["program"]),
             loops=tuple(map(LoopDecision.from_json, data["loops"])),
             storages=tuple(data["storages"]),
+            has_epilogues_inside=bool(data.get("has_epilogues_inside")),
         )
+
+
+def form_of(problem: Problem, program: ScheduledProgram) -> AsWritten | Schedule:
+    """How a schedule of a problem is emitted."""
+    has_epilogues_inside = problem.primal.epilogues_after is not None
+    if program.is_in_order and not problem.loops and not has_epilogues_inside:
+        return AsWritten()
+    return Schedule(program, problem.loops, problem.storages, has_epilogues_inside)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,26 +1,29 @@
 """Schedules for one program on one device: loops and flat schedule together, for any budget.
 
 One setting, the price of a byte in seconds, rules both: at a price every loop takes its cheapest decision, and what
-remains is a flat program for the search. The smallest price at which the program fits is the cheapest plan.
+remains is a flat program for the search. The smallest price at which the program fits is the cheapest plan. Where loops
+can take in what is computed of their results, that is another program, which is planned beside.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.chunk.rewriting.epilogue import with_epilogues_inside
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.flops import is_contraction
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import BARRIER_SCOPES, ScheduledProgram
 from jaxremat.loops.decide import Loops, in_one_piece
 from jaxremat.loops.decision import LoopDecision
-from jaxremat.planner.contract import Outcome, Planner, left_behind
-from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
+from jaxremat.planner.contract import Outcome, Planner, cheapest_within, left_behind
+from jaxremat.planner.decision import FlatFunction, Form, form_of
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.barriers import barriers_at_turns
@@ -55,8 +58,7 @@ class ScheduleOutcome:
 
     @property
     def form(self) -> Form:
-        as_written = not self.problem.loops and self.program.is_in_order
-        return AsWritten() if as_written else Schedule(self.program, self.problem.loops, self.problem.storages)
+        return form_of(self.problem, self.program)
 
     @functools.cached_property
     def timeline(self) -> Timeline:
@@ -95,7 +97,7 @@ class SchedulePlanner:
         self.storages = storages
         self._known = KnownBodies()
         self._searches: dict[tuple[LoopDecision, ...], tuple[Problem, Search]] = {}
-        self._outcomes: dict[tuple[tuple[LoopDecision, ...], bytes, str], ScheduleOutcome] = {}
+        self._outcomes: dict[tuple[Problem, bytes, str], ScheduleOutcome] = {}
 
     @functools.cached_property
     def plain(self) -> ScheduleOutcome:
@@ -105,7 +107,12 @@ class SchedulePlanner:
 
     def fit(self, replayed_bytes: int) -> ScheduleOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
-        if not self._loops.found or self.plain.replayed_bytes <= replayed_bytes:
+        if self.plain.replayed_bytes <= replayed_bytes:
+            return self.plain
+        return cheapest_within([planner._fit(replayed_bytes) for planner in self._both], replayed_bytes)
+
+    def _fit(self, replayed_bytes: int) -> ScheduleOutcome:
+        if not self._loops.found:
             return self._fit_at(None, replayed_bytes)
         lowest, highest = self._loop_prices[0], self._loop_prices[-1]
         if self._fits_quickly(lowest, replayed_bytes):
@@ -113,14 +120,9 @@ class SchedulePlanner:
         within = list(self._approached(lowest, highest, replayed_bytes))
         return min(within, key=_by_cost) if within else self._fit_deeply(replayed_bytes)
 
-    @functools.cached_property
-    def smallest(self) -> ScheduleOutcome:
-        """The outcome with the smallest replayed peak."""
-        return min((self._outcome(problem, search.smallest) for problem, search in self._small), key=_by_peak)
-
     def least(self) -> list[ScheduleOutcome]:
         """Outcomes of small replayed peak, no two alike, with barriers of every scope."""
-        each = [self._outcome(p, candidate) for p, search in self._small for candidate in search.small_ones()]
+        each = itertools.chain.from_iterable(planner._small_ones() for planner in self._both)
         by_size = {id(outcome): outcome for outcome in sorted(each, key=_by_peak)}
         distinct = _apart(list(by_size.values()))[: _MOST_LEAST // len(BARRIER_SCOPES)]
         return [*distinct, *map(self._with_sources_behind_barriers, distinct), *map(self._followed_closely, distinct)]
@@ -128,8 +130,7 @@ class SchedulePlanner:
     def leaving(self, saved_bytes: int) -> ScheduleOutcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside; the one that
         leaves the fewest where that is more."""
-        prices = [None, *(self._loop_prices if self._loops.found else ())]
-        posed = [self._posed(self._decisions(price)) for price in prices]
+        posed = itertools.chain.from_iterable(planner._at_prices() for planner in self._both)
         outcomes = [self._outcome(problem, search.leaving(saved_bytes)) for problem, search in posed]
         within = [outcome for outcome in outcomes if left_behind(outcome) <= saved_bytes]
         return min(within, key=_by_cost) if within else min(outcomes, key=left_behind)
@@ -137,20 +138,35 @@ class SchedulePlanner:
     def at_all_prices(self) -> list[ScheduleOutcome]:
         """The program with its loops as decided at each price, and with checkpoints around every iteration, the flat
         part as it stands."""
-        decided = [self._decisions(price) for price in self._loop_prices]
-        posed = dict(map(self._posed, [*decided, self._loops.checkpointed(self._loops.found)]))
-        return [self._outcome(problem, search.plain) for problem, search in posed.items()]
+        posed = itertools.chain.from_iterable(planner._with_loops_decided() for planner in self._both)
+        return [self._outcome(problem, search.plain) for problem, search in posed]
 
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()
 
     @functools.cached_property
+    def _both(self) -> Sequence[SchedulePlanner]:
+        """This planner, and where loops can take in what is computed of their results, that of the program with it."""
+        inside = with_epilogues_inside(self.primal)
+        return [self] if inside is self.primal else [self, SchedulePlanner(inside, self.device, self.storages)]
+
+    def _at_prices(self) -> Sequence[tuple[Problem, Search]]:
+        """The program with its loops left alone, and as decided at each price."""
+        prices = [None, *(self._loop_prices if self._loops.found else ())]
+        return list(dict(self._posed(self._decisions(price)) for price in prices).items())
+
+    def _with_loops_decided(self) -> Iterable[tuple[Problem, Search]]:
+        decided = [self._decisions(price) for price in self._loop_prices]
+        return dict(map(self._posed, [*decided, self._loops.checkpointed(self._loops.found)])).items()
+
+    def _small_ones(self) -> Iterable[ScheduleOutcome]:
+        return (self._outcome(problem, each) for problem, search in self._small for each in search.small_ones())
+
+    @functools.cached_property
     def _small(self) -> list[tuple[Problem, Search]]:
         """The program with its loops left alone, and as decided where one cut goes lowest."""
-        prices = [None, *(self._loop_prices if self._loops.found else ())]
-        posed = dict(self._posed(self._decisions(price)) for price in prices)
-        first, *others = posed.items()
+        first, *others = self._at_prices()
         lowest = sorted(others, key=lambda pair: pair[1].smallest_at_once.peak_bytes)
         return [first, *lowest[:_MOST_LOOP_DECISIONS]]
 
@@ -243,7 +259,7 @@ class SchedulePlanner:
 
     def _once(self, outcome: ScheduleOutcome) -> ScheduleOutcome:
         """One object per schedule, so that what was predicted or compiled of it is not asked for twice."""
-        key = outcome.problem.loops, outcome.program.steps.tobytes(), outcome.program.barrier_scope
+        key = outcome.problem, outcome.program.steps.tobytes(), outcome.program.barrier_scope
         return self._outcomes.setdefault(key, outcome)
 
 

@@ -23,7 +23,7 @@ from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
 from jaxremat.planner.by_hand import POLICIES, blocks_of, kept_by_hand
 from jaxremat.planner.contract import Outcome, Planner
-from jaxremat.planner.decision import AsWritten, FlatFunction, Form, Schedule
+from jaxremat.planner.decision import FlatFunction, Form, form_of
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import SchedulePlanner
@@ -51,9 +51,7 @@ class TimedOutcome:
 
     @property
     def form(self) -> Form:
-        loops, storages = self.problem.loops, self.problem.storages
-        as_written = not loops and self.program.is_in_order
-        return AsWritten() if as_written else Schedule(self.program, loops, storages)
+        return form_of(self.problem, self.program)
 
     @property
     def peak_bytes(self) -> int:

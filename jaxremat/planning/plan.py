@@ -148,7 +148,7 @@ class Plan(Described):
     @property
     def _listing(self) -> list[str]:
         """The planned program, a line per equation; empty where it did not travel."""
-        return describe(self.outcome.problem.primal.jaxpr) if self.outcome else []
+        return describe(self.outcome.problem.primal.given.jaxpr) if self.outcome else []
 
     @property
     def problem(self) -> Problem:
@@ -279,7 +279,7 @@ class Plan(Described):
 
     @functools.cached_property
     def _planner(self) -> SchedulePlanner:
-        return SchedulePlanner(self.problem.primal, resolve_target(self.target))
+        return SchedulePlanner(self.problem.primal.given, resolve_target(self.target))
 
 
 def planned_primal(decision: Decision | DecisionOne, fun: Callable[..., Any], call: Call) -> Primal:

@@ -83,7 +83,7 @@ def plan_text(plan: Any, values: Sequence[Value] = ()) -> str:
         "solver_parameters": plan.solver_parameters,
         "compiled": None if plan.compiled is None else dataclasses.asdict(plan.compiled),
         "actions": [_action(value) for value in values],
-        "listing": _packed(describe(plan.problem.primal.jaxpr)),
+        "listing": _packed(describe(plan.problem.primal.given.jaxpr)),
     }
     return json.dumps(data, indent=1)
 

@@ -42,6 +42,7 @@ class Primal:
       raw: the program from the same inputs with its calls, checkpoints included, in place.
       shardings: one per input, over meshes; None for an input on a single device, or nobody knows where.
       written: the program as it was written, where this one computes the same in another way.
+      epilogues_after: the program before its loops took in what is computed of their results; None where they did not.
     """
 
     jaxpr: Jaxpr
@@ -53,6 +54,12 @@ class Primal:
     raw: Jaxpr | None = None
     shardings: tuple[NamedSharding | None, ...] = ()
     written: Primal | None = None
+    epilogues_after: Primal | None = None
+
+    @property
+    def given(self) -> Primal:
+        """The program that was to be planned."""
+        return self.epilogues_after or self
 
     def as_written(self, *inputs: Any) -> list[Any]:
         """Runs the program with its calls in place, the author's checkpoints among them."""
