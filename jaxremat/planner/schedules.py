@@ -37,6 +37,7 @@ _HALVINGS = 12  # of the ratio between two prices, a million: to 0.4 %
 _CLOSE = 0.002  # of the limit: less than a prediction can tell
 _MOST_LEAST = 24  # predicted, some of them compiled
 _MOST_LOOP_DECISIONS = 3  # those in which one cut goes lowest, each then searched to the end
+_MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour
 _APART = 1.005  # half a per cent: less than a prediction can tell
 
 
@@ -124,7 +125,7 @@ class SchedulePlanner:
         """Outcomes of small replayed peak, no two alike, with barriers of every scope."""
         each = itertools.chain.from_iterable(planner._small_ones() for planner in self._both)
         by_size = {id(outcome): outcome for outcome in sorted(each, key=_by_peak)}
-        distinct = _apart(list(by_size.values()))[: _MOST_LEAST // len(BARRIER_SCOPES)]
+        distinct = _apart(list(by_size.values()))[: _MOST_LEAST // len(BARRIER_SCOPES)] + self._in_checkpoints()
         return [*distinct, *map(self._with_sources_behind_barriers, distinct), *map(self._followed_closely, distinct)]
 
     def leaving(self, saved_bytes: int) -> ScheduleOutcome:
@@ -162,6 +163,13 @@ class SchedulePlanner:
 
     def _small_ones(self) -> Iterable[ScheduleOutcome]:
         return (self._outcome(problem, each) for problem, search in self._small for each in search.small_ones())
+
+    def _in_checkpoints(self) -> list[ScheduleOutcome]:
+        """Whole segments run again behind one barrier: replayed they take more than other schedules do, but there XLA
+        may fuse, and write in place, as it does in the program as it is written."""
+        posed = [planner._small[0] for planner in self._both]
+        found = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed()]
+        return sorted(found, key=_by_peak)[:_MOST_IN_CHECKPOINTS]
 
     @functools.cached_property
     def _small(self) -> list[tuple[Problem, Search]]:

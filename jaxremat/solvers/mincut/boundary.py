@@ -80,17 +80,28 @@ class BoundarySearch:
         least = [min((self.at(SearchPoint(price, k)) for price in prices), key=by_peak) for k in self._shapes]
         return sorted(least, key=by_peak)
 
+    def checkpointed(self) -> list[Layout]:
+        """For every number of segments, what checkpoints around all but the last of them do: what passes from one to
+        the next is kept, and a segment runs again as a whole; smallest replayed peak first."""
+        return sorted(map(self._checkpointed, self._shapes), key=by_peak)
+
+    def _checkpointed(self, segments: int) -> Layout:
+        segment = np.searchsorted(self.structure.boundaries(segments), np.arange(self.graph.num_nodes))
+        runs_once = np.isinf(self._run_costs)[self.graph.producer] & self.structure.is_read
+        across = self._crossing(segments) | (runs_once & self.structure.is_forward_value)
+        return self._assembled(*assemble_parts(self.graph, self.structure.needed, segment, across))
+
     def at(self, point: SearchPoint) -> Layout:
         """The layout that the settings describe."""
         if point not in self._made:
             kept = self._kept(point)
             if kept.tobytes() not in self._laid_out:
-                steps, start = assemble_parts(self.graph, kept)
-                self._laid_out[kept.tobytes()] = lay_out(
-                    self.graph, steps.astype(np.int64), start if self._has_backward else steps.size
-                )
+                self._laid_out[kept.tobytes()] = self._assembled(*assemble_parts(self.graph, kept))
             self._made[point] = self._laid_out[kept.tobytes()]
         return self._made[point]
+
+    def _assembled(self, steps: np.ndarray, start: int) -> Layout:
+        return lay_out(self.graph, steps.astype(np.int64), start if self._has_backward else steps.size)
 
     @functools.cached_property
     def _shapes(self) -> list[int]:

@@ -126,6 +126,10 @@ class Search:
         """For every number of segments, the candidate of one cut with the smallest replayed peak, smallest first."""
         return list(map(self._candidate, self.boundary.smallest_of_each_shape()))
 
+    def checkpointed(self) -> list[Candidate]:
+        """For every number of segments, checkpoints around all but the last of them, smallest first."""
+        return list(map(self._candidate, self.boundary.checkpointed()))
+
     def small_ones(self, most: int | None = None) -> list[Candidate]:
         """Candidates that no other beats in both peak and cost, smallest first; at most so many, spread evenly."""
         _ = self.smallest

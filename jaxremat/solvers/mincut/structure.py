@@ -56,6 +56,13 @@ class Structure:
         return first
 
     @functools.cached_property
+    def is_read(self) -> np.ndarray:
+        """[V] bool: values that any node reads."""
+        read = np.zeros(self.graph.num_values, bool)
+        read[self.graph.reads[:, 0]] = True
+        return read
+
+    @functools.cached_property
     def needed(self) -> np.ndarray:
         """[V] bool: forward values that the backward reads."""
         return self.is_forward_value & (self.first_backward_read < self.graph.num_nodes)
