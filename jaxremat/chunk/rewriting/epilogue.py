@@ -106,7 +106,7 @@ class _Epilogue:
 
     def cut(self, made_by: dict[Var, Eqn]) -> TiledSubgraph:
         """The equations that move, from what escapes and what is added up to their sources."""
-        needs = dict.fromkeys([*(eqn.invars[0] for eqn in self.sums), *self.escaping])
+        needs = dict.fromkeys([*map(_summed, self.sums), *self.escaping])
 
         def inside(var: Var, window: Window) -> bool:
             return any(window) and (var in self.axes or compat.primitive_name(made_by[var]) in _LIGHT)
@@ -167,6 +167,11 @@ def _adds_up(eqn: Eqn, axes: dict[Var, int]) -> bool:
     return axes[eqn.invars[0]] in eqn.params["axes"] and dtype_of(eqn.invars[0]).itemsize >= _WIDE
 
 
+def _summed(eqn: Eqn) -> Var:
+    """What a sum adds up."""
+    return vars_of(eqn.invars)[0]
+
+
 def _emit(epilogue: _Epilogue, cut: TiledSubgraph, values: Sequence) -> list:
     """The loop with its epilogue: (final carry, sums, what stays stacked)."""
     scan, length = epilogue.scan, epilogue.scan.params["length"]
@@ -188,7 +193,7 @@ def _emit(epilogue: _Epilogue, cut: TiledSubgraph, values: Sequence) -> list:
             for v, w in cut.sources
         ]
         computed = dict(zip((v for v, _ in cut.outputs), cut.compute(blocks, [index], tiling)))
-        more = [compat.bind(eqn, [computed[eqn.invars[0]]])[0] for eqn in epilogue.sums]
+        more = [compat.bind(eqn, [computed[_summed(eqn)]])[0] for eqn in epilogue.sums]
         stacked = [lax.squeeze(computed[v], (epilogue.axes[v],)) for v in epilogue.escaping]
         return (outputs[: len(carry)], [a + b for a, b in zip(sums, more)]), stacked
 
