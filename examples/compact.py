@@ -11,7 +11,7 @@ import optax
 
 import jaxremat
 
-LENGTH, BATCH, STEPS = 64, 16, 100
+LENGTH, BATCH, STEPS = 64, 16, 60
 
 
 class Block(nn.Module):
@@ -69,7 +69,7 @@ starts = np.random.default_rng(0).integers(0, len(text) - LENGTH, (STEPS, BATCH)
 batches = [jnp.asarray(text[s[:, None] + np.arange(LENGTH)], jnp.int32) for s in starts]
 fresh = lambda: model.init(jax.random.key(0), batches[0])
 
-compact = jaxremat.compact.CompAct(loss, optimizer, rank=0.25, scale=0.5, refresh_every=50)
+compact = jaxremat.compact.CompAct(loss, optimizer, rank=0.25, scale=0.5, refresh_every=30)
 full_mib, full = train(full_step, (fresh(), optimizer.init(fresh())), batches)
 compact_mib, compressed = train(compact.step, compact.init(fresh()), batches)
 

@@ -11,7 +11,7 @@ import optax
 
 import jaxremat
 
-LAYERS, WIDTH, HEADS, LENGTH, BATCH, STEPS = 4, 96, 4, 128, 16, 60
+LAYERS, WIDTH, HEADS, LENGTH, BATCH, STEPS = 4, 96, 4, 128, 16, 30
 
 
 class Block(nn.Module):

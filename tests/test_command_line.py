@@ -81,7 +81,7 @@ def test_it_knows_its_version(capsys):
         (["plan", "show_programs:tower", "--budget", "lots"], CANNOT_BE_USED, "lots"),
         (["show", "no_such_plan.json"], CANNOT_BE_USED, "no_such_plan.json"),
         (["show", __file__], CANNOT_BE_USED, "is no plan"),
-        ([*PLAN, "--budget", "100"], DOES_NOT_FIT, "no plan fits"),
+        (["plan", "show_programs:unnamed_program", "--budget", "100"], DOES_NOT_FIT, "no plan fits"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(arguments, status, reason, capsys):

@@ -13,7 +13,7 @@ from jaxremat.base.compat import Eqn, Var
 from jaxremat.trace.jaxpr import vars_of
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Backend:
     """One platform.
 
@@ -49,15 +49,15 @@ class Backend:
     """
 
     name: str
-    library_groups: bool
-    dot_copies: bool
-    widened_products: frozenset[str]
-    rounded_results: frozenset[str]
-    rolls_threefry: bool
-    breadth_first: bool
-    expands_searches: bool
-    fences_loop_bodies: bool
-    names_in_pieces: bool
+    library_groups: bool = False
+    dot_copies: bool = False
+    widened_products: frozenset[str] = frozenset()
+    rounded_results: frozenset[str] = frozenset()
+    rolls_threefry: bool = False
+    breadth_first: bool = False
+    expands_searches: bool = False
+    fences_loop_bodies: bool = False
+    names_in_pieces: bool = False
     scores_per_tile: int
     barrier_parts: int
     smallest_modelled_bytes: int

@@ -9,15 +9,6 @@ from jaxremat.backends.backend import Backend
 
 TPU = Backend(
     name="tpu",
-    library_groups=False,
-    dot_copies=False,
-    widened_products=frozenset(),
-    rounded_results=frozenset(),
-    rolls_threefry=False,
-    breadth_first=False,
-    expands_searches=False,
-    fences_loop_bodies=False,
-    names_in_pieces=False,
     scores_per_tile=2**22,  # 1024 x 4096, the chunk sizes of Rabe & Staats 2021
     barrier_parts=0,
     smallest_modelled_bytes=32 * 2**20,

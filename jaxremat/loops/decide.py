@@ -29,7 +29,7 @@ from jaxremat.trace.joint import Primal
 
 _MOST_PIECES = 3  # benchmarks/constants.py; each piece is a loop of its own in the program
 _NEAR = 1.25  # what is held is a / s + b * s: so far from where they balance it is (1.25 + 1 / 1.25) / 2, 2.5 % more
-_DEEPEST = 4  # with segments of s iterations, four levels hold a loop of s ** 5
+_DEEPEST = 4  # with segments of s iterations, four levels hold a loop of s ** 5; benchmarks/constants.py
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte
 _EARLY_SURCHARGE = 0.05  # of the first iteration over the last: see `at_price`, benchmarks/surcharge.py
 _INNER_PRICES = tuple(10.0 ** np.arange(-14, -5))  # seconds per byte, from the fastest memory to the slowest link

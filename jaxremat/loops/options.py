@@ -31,7 +31,7 @@ from jaxremat.trace.joint import Joint
 _SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
 _MOST_OPTIONS = 48  # benchmarks/constants.py
 _EARLY_SURCHARGE = 0.05  # benchmarks/constants.py
-_LITTLE = 0.01  # less than predicted bytes and seconds are off by
+_LITTLE = 0.01  # less than predicted bytes and seconds are off by; benchmarks/constants.py
 _PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))  # and groups
 
 

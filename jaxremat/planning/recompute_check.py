@@ -26,7 +26,7 @@ from jaxremat.trace.joint import Joint
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _RECOGNISABLE = frozenset(
     (
-        *("dot_general", "ragged_dot_general", "conv_general_dilated", "tanh", "exp", "log", "logistic", "erf"),
+        *("dot_general", "ragged_dot_general", "conv_general_dilated", "tanh", "exp", "log", "erf"),
         *("sin", "cos", "sort", "fft"),
     )
 )

@@ -28,7 +28,7 @@ from jaxremat.trace.round_trips import LOSSLESS
 
 _OWN_SEARCH = ("auto", "mincut")
 _PAIR_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade
-_REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %
+_REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %; benchmarks/constants.py
 _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
 _MOST_SMALL = 6  # predicted where nothing else fits

@@ -25,7 +25,7 @@ from jaxremat.step.mountains import Section, best_cut, cut_at, last_reader, moun
 
 _MOST_ROUNDS = 3  # benchmarks/constants.py
 _MOST_AIMS = 4  # as many corrections of an aim by what a prediction was off by
-_GAIN = 0.02  # of the peak: what another round of cuts must gain for one more
+_GAIN = 0.02  # of the peak: what another round of cuts must gain for one more; benchmarks/constants.py
 _STEP_DOWN = 0.97  # of the last aim, at most: a search that stays where it is must move on
 
 

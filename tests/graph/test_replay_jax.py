@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 from free_order_oracle import slow_peak
-from graph_oracles import graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_graphs import graphs
 
 from jaxremat import Graph, replay
 from jaxremat.graph.replay_jax import quanta_of, replay_q, size_class, tables_of
@@ -23,7 +23,7 @@ def slotted(schedule, padded):
 
 @st.composite
 def graphs_with_schedules(draw):
-    graph = draw(graphs(most_nodes=6))
+    graph = draw(graphs(most_nodes=6, pinned=True))
     schedule = []
     for node in range(graph.num_nodes):
         schedule += draw(st.lists(st.integers(0, node), max_size=2)) if node else []

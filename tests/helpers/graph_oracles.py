@@ -3,29 +3,8 @@
 import itertools
 
 import numpy as np
-from hypothesis import strategies as st
 
 from jaxremat import Graph, GraphError, replay
-
-
-@st.composite
-def graphs(draw, most_nodes=4):
-    """Small random graphs: several values per node or none, outputs, workspace, pinned nodes, resident bytes, zeros."""
-    n = draw(st.integers(1, most_nodes))
-    numbers = lambda high, size: np.array(draw(st.lists(st.integers(0, high), min_size=size, max_size=size)), np.int64)
-    producer = np.repeat(np.arange(n), [draw(st.sampled_from([0, 1, 1, 1, 2])) for _ in range(n)]).astype(np.int32)
-    pairs = [(v, k) for k in range(n) for v in range(producer.size) if producer[v] < k]
-    reads = [pair for pair in pairs if draw(st.booleans())]
-    return Graph(
-        costs=numbers(4, n).astype(float),
-        workspace_bytes=numbers(2, n),
-        value_bytes=numbers(5, producer.size),
-        producer=producer,
-        reads=np.array(reads, np.int32).reshape(-1, 2),
-        is_output=numbers(3, producer.size) == 3,
-        resident_bytes=draw(st.integers(0, 2)),
-        pinned=numbers(5, n) == 5,
-    )
 
 
 def staged_schedules(graph):

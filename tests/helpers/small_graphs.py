@@ -33,8 +33,9 @@ def slow_replay(graph: Graph, schedule) -> tuple[list[set[int]], list[int]]:
 
 
 @st.composite
-def graphs(draw, most_nodes=7, backward=False):
-    """Random graphs, several values per node or none; with `backward`, a joint graph: its last nodes come after."""
+def graphs(draw, most_nodes=7, backward=False, pinned=False):
+    """Random graphs, several values per node or none; with `backward`, a joint graph: its last nodes come after; with
+    `pinned`, some nodes have an effect."""
     n = draw(st.integers(2 if backward else 1, most_nodes))
     numbers = lambda high, size: np.asarray(
         draw(st.lists(st.integers(0, high), min_size=size, max_size=size)), np.int64
@@ -53,6 +54,7 @@ def graphs(draw, most_nodes=7, backward=False):
         is_output=numbers(4, producer.size) == 4,
         resident_bytes=draw(st.integers(0, 3)),
         backward=late,
+        pinned=numbers(5, n) == 5 if pinned else np.zeros(n, bool),
     )
 
 

@@ -10,6 +10,7 @@ from random_programs import arguments, random_program
 import jaxremat
 
 _FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5)
+_QUICKLY = {"xla_backend_optimization_level": 0}  # of LLVM: values are asked for, not speed
 
 
 def relative_difference(plain, planned):
@@ -37,23 +38,22 @@ def check_program(seed, verify):
         plan.compiled.peak_bytes if plan.compiled else plan.peak_bytes
     )  # a prediction that refuses is compiled
     assert known_bytes <= plan.budget_bytes, told
-    plain = jax.jit(jax.grad(fun, (0, 1)))(*args)
-    planned = jax.jit(jax.grad(plan.apply(fun), (0, 1)))(*args)
+    plain, planned = (jax.jit(jax.grad(f, (0, 1)), compiler_options=_QUICKLY)(*args) for f in (fun, plan.apply(fun)))
     assert relative_difference(plain, planned) < 1e-4, told
     return True
 
 
 def test_random_programs_keep_their_gradients_and_their_budgets():
-    planned = sum(check_program(seed, "replay") for seed in range(1000, 1008))
-    assert planned >= 3
+    planned = sum(check_program(seed, "replay") for seed in range(1000, 1005))
+    assert planned >= 2
 
 
 def test_random_programs_compile_within_their_budgets():
-    assert sum(check_program(seed, "compile") for seed in range(2000, 2006)) >= 1
+    assert sum(check_program(seed, "compile") for seed in range(2000, 2003)) >= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 60, 20))
-def test_hundreds_of_random_programs(first):
-    planned = [check_program(seed, "compile" if seed % 20 == 0 else "replay") for seed in range(first, first + 20)]
+def test_many_random_programs(first):
+    planned = [check_program(seed, "compile" if seed % 10 == 0 else "replay") for seed in range(first, first + 20)]
     assert sum(planned) >= 8

@@ -20,16 +20,20 @@ def stack(p, x):
         x = x + jnp.tanh(x @ w)
     return (x**2).mean()
 
-def peak(fun, *args):
-    m = jax.jit(jax.value_and_grad(fun)).lower(*args).compile().memory_analysis()
+def compiled(fun, *args):
+    return jax.jit(jax.value_and_grad(fun)).lower(*args).compile()
+
+def peak(program):
+    m = program.memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
 
-def error(fun, other, *args):
-    a, b = (jax.tree.leaves(jax.jit(jax.value_and_grad(f))(*args)) for f in (fun, other))
-    return max(float(np.abs(np.asarray(u) - np.asarray(v)).max()) for u, v in zip(a, b))
+def error(*results):
+    pairs = zip(*map(jax.tree.leaves, results))
+    return max(float(np.abs(np.asarray(u) - np.asarray(v)).max()) for u, v in pairs)
 
-def row(name, fun, ours, *args):
-    rows[name] = [peak(ours, *args) / peak(fun, *args), error(fun, ours, *args)]
+def row(name, plain, ours, *args):
+    planned = compiled(ours, *args)
+    rows[name] = [peak(planned) / peak(plain), error(plain(*args), planned(*args))]
 
 def meshed(kinds, *shape):
     return jax.make_mesh(shape, ("data", "model")[: len(shape)], axis_types=(kinds,) * len(shape))
@@ -40,20 +44,22 @@ def placed(mesh, tree, *spec):
 for kind in (AxisType.Explicit, AxisType.Auto):
     mesh = meshed(kind, 4)
     p, x = placed(mesh, W), placed(mesh, X, "data")
-    budget = int(0.7 * peak(stack, p, x))
+    plain = compiled(stack, p, x)
+    budget = int(0.7 * peak(plain))
     where = (NamedSharding(mesh, P()), NamedSharding(mesh, P("data")))
     given = {} if kind == AxisType.Explicit else {"in_shardings": where}
-    row(f"{kind.name} decorated", stack, jaxremat.remat(stack, budget=budget, **given), p, x)
-    row(f"{kind.name} planned", stack, jaxremat.plan(stack, p, x, budget=budget).apply(stack), p, x)
+    row(f"{kind.name} decorated", plain, jaxremat.remat(stack, budget=budget, **given), p, x)
+    row(f"{kind.name} planned", plain, jaxremat.plan(stack, p, x, budget=budget).apply(stack), p, x)
     with jax.set_mesh(mesh):
-        row(f"{kind.name} set", stack, jaxremat.remat(stack, budget=budget, **given), p, x)
-        row(f"{kind.name} spec", stack, jaxremat.remat(stack, budget=budget, in_shardings=(P(), P("data"))), p, x)
+        row(f"{kind.name} set", plain, jaxremat.remat(stack, budget=budget, **given), p, x)
+        row(f"{kind.name} spec", plain, jaxremat.remat(stack, budget=budget, in_shardings=(P(), P("data"))), p, x)
         closed = lambda p, x: jaxremat.remat(lambda x: stack(p, x), budget=budget, in_shardings=P("data"))(x)
-        row(f"{kind.name} closure", stack, closed, p, x)
+        row(f"{kind.name} closure", plain, closed, p, x)
 
 two = meshed(AxisType.Auto, 2, 2)
 p, x = placed(two, W, None, "model"), placed(two, X, "data")
-row("sharded parameters", stack, jaxremat.plan(stack, p, x, budget=int(0.75 * peak(stack, p, x))).apply(stack), p, x)
+plain = compiled(stack, p, x)
+row("sharded parameters", plain, jaxremat.plan(stack, p, x, budget=int(0.75 * peak(plain))).apply(stack), p, x)
 
 mesh = meshed(AxisType.Auto, 4)
 p, x = placed(mesh, W), placed(mesh, X, "data")
@@ -61,12 +67,12 @@ for check in (True, False):
     def sharded(local):
         mean = lambda p, x: jax.lax.pmean(local(p, x), "data")
         return jax.shard_map(mean, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=check)
-    row(f"manual {check}", sharded(stack), sharded(jaxremat.remat(stack, budget=0.7)), p, x)
+    row(f"manual {check}", compiled(sharded(stack), p, x), sharded(jaxremat.remat(stack, budget=0.7)), p, x)
 
 assert "in_shardings" not in log.getvalue(), log.getvalue()
 with jax.set_mesh(mesh):
     for _ in range(2):
-        peak(jaxremat.remat(stack, budget="1GiB"), p, x)
+        compiled(jaxremat.remat(stack, budget="1GiB"), p, x)
 told = log.getvalue().count("in_shardings")
 try:
     jax.grad(jaxremat.remat(stack, budget=0.7, in_shardings=(P(), P(), P())))(W, X)

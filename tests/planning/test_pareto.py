@@ -15,7 +15,7 @@ from jaxremat.trace.joint import trace_joint
 
 @pytest.fixture(scope="module")
 def front():
-    loss, args = show_programs.tower()
+    loss, args = show_programs.tower(layers=4)
     keep = jax.checkpoint_policies.save_only_these_names("projection")
     return jaxremat.pareto(loss, *args, budgets=(0.9, 0.7, 0.55, 0.01), policies={"projections": keep})
 

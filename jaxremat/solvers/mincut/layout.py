@@ -12,7 +12,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import saved_before
 
-_NORM = 64  # a step at 1 % below the highest peak counts half: 0.99 ** 64
+_NORM = 64  # a step at 1 % below the highest peak counts half: 0.99 ** 64; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

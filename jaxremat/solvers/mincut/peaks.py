@@ -28,12 +28,12 @@ from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 
 _SEGMENTS = (1, 2, 4, 8, 16, 32)  # doubled each time
 _PRICES = np.logspace(-2, 2.5, 6)  # of the mean price of a byte: from keeping all but the cheapest to next to none
-_REFINEMENTS = 6  # halvings of the ratio between two prices, 8: to 3 %
-_PATIENCE = 4  # rounds in a row that gain next to nothing end a search
-_GAIN = 0.01  # of the smallest peak
-_COST_GAIN = 0.002  # of the cost of running everything once
+_REFINEMENTS = 6  # halvings of the ratio between two prices, 8: to 3 %; benchmarks/constants.py
+_PATIENCE = 4  # rounds in a row that gain next to nothing end a search; benchmarks/constants.py
+_GAIN = 0.01  # of the smallest peak; benchmarks/constants.py
+_COST_GAIN = 0.002  # of the cost of running everything once; benchmarks/constants.py
 _MOST_ROUNDS = 32  # benchmarks/constants.py; patience ends most searches before
-_MOST_WORK = 2_000_000  # steps laid out in one search; about two microseconds each
+_MOST_WORK = 2_000_000  # steps laid out in one search; about two microseconds each; benchmarks/constants.py
 _WORK_PER_LAYOUT = 1000  # what laying out takes beside its steps, in the same unit
 
 

@@ -20,7 +20,7 @@ from jaxremat.solvers.mincut.leaving import layout_leaving
 from jaxremat.solvers.mincut.peaks import PeakSearch
 from jaxremat.solvers.mincut.structure import Structure
 
-_LITTLE = 0.01  # of the cost of running everything once: what one cut may add without a search for less
+_LITTLE = 0.01  # of the whole cost: what one cut may add without a search for less; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

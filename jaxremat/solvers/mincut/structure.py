@@ -11,7 +11,7 @@ from jaxremat.graph.graph import Graph
 
 SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # about half as many again each time
 _CHEAP_FRACTION = 2e-3  # benchmarks/constants.py
-_EARLY_SURCHARGE = 0.2  # benchmarks/surcharge.py
+_EARLY_SURCHARGE = 0.2  # benchmarks/surcharge.py; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
