@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence, Set
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +115,7 @@ class _Epilogue:
         return tiled_subgraph(made_by, [(v, self.window(v)) for v in needs], inside)
 
 
-def _closed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], most_bytes: int, readers) -> _Epilogue:
+def _closed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], most_bytes: int, readers: Any) -> _Epilogue:
     """The epilogue, without what would escape and is no smaller than the results."""
     outside: set[Var] = set()
     while True:
@@ -125,7 +126,7 @@ def _closed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], most_bytes: int, re
         outside |= large
 
 
-def _followed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], outside: Set[Var], readers) -> _Epilogue:
+def _followed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], outside: Set[Var], readers: Any) -> _Epilogue:
     epilogue = _Epilogue(scan, dict.fromkeys(stacked, 0))
     axes, after = epilogue.axes, {*_final(scan)}
     inside: set[Eqn] = set()
@@ -172,7 +173,7 @@ def _summed(eqn: Eqn) -> Var:
     return vars_of(eqn.invars)[0]
 
 
-def _emit(epilogue: _Epilogue, cut: TiledSubgraph, values: Sequence) -> list:
+def _emit(epilogue: _Epilogue, cut: TiledSubgraph, values: Sequence[Any]) -> list[Any]:
     """The loop with its epilogue: (final carry, sums, what stays stacked)."""
     scan, length = epilogue.scan, epilogue.scan.params["length"]
     results, tiling = _results(scan), Tiling((length,), (1,))
@@ -183,7 +184,7 @@ def _emit(epilogue: _Epilogue, cut: TiledSubgraph, values: Sequence) -> list:
     first, last = compat.scan_arity(scan)[0], sum(compat.scan_arity(scan))
     consts, carry, slices = operands[:first], operands[first:last], operands[last:]
 
-    def step(running, given):
+    def step(running: Any, given: Any) -> Any:
         (carry, sums), (index, slices, entries) = running, given
         outputs = evaluate(scan.params["jaxpr"], [*consts, *carry, *slices])
         made = dict(zip(results, outputs[len(carry) :]))
