@@ -21,7 +21,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def _expanded(match: re.Match) -> str:
     path = match[1]
-    return f"::: {home_of(path)}\n    options:\n      heading: {path}\n      toc_label: {path}"
+    heading = path if path.count(".") <= 2 else path.rsplit(".", 1)[-1]  # a record that nobody imports has its name
+    return f"::: {home_of(path)}\n    options:\n      heading: {heading}\n      toc_label: {heading}"
 
 
 def home_of(path: str) -> str:

@@ -11,7 +11,7 @@ from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 
 SMALLEST = 1024  # bytes; scalars and values per row are beside the point
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8}
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8, "u64": 8}
 _LINE = re.compile(r"^\s*(?:ROOT )?%\S+ = (\(.*?\)|\S+) ([\w-]+)\(")
 _ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _NOT_WRITTEN = {"parameter", "bitcast", "get-tuple-element", "constant", "tuple", "after-all"}
