@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -56,12 +56,23 @@ class MemoryEstimate:
         return self.argument_bytes + self.output_bytes + self.temp_bytes
 
 
-def estimate_memory(jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None) -> MemoryEstimate:
-    """Predicts the memory of a jaxpr compiled for a device, of which some bodies of loops may be known already."""
-    return estimate_body(alone(jaxpr), device, known or KnownBodies())
+def estimate_memory(
+    jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None, aliased: frozenset[int] = frozenset()
+) -> MemoryEstimate:
+    """Predicts the memory of a jaxpr compiled for a device.
+
+    Args:
+      jaxpr: the program.
+      device: what it is compiled for.
+      known: bodies of loops whose memory is known already.
+      aliased: outputs that take over the buffers of donated inputs: nothing else waits there before they are made.
+    """
+    return estimate_body(alone(jaxpr), device, known or KnownBodies(), aliased)
 
 
-def estimate_body(body: Body, device: Device, known: KnownBodies) -> MemoryEstimate:
+def estimate_body(
+    body: Body, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
+) -> MemoryEstimate:
     """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
     backend = device.backend
     inside = functools.partial(estimate_body, device=device, known=known)
@@ -70,7 +81,7 @@ def estimate_body(body: Body, device: Device, known: KnownBodies) -> MemoryEstim
     if backend.stacked_products_last:
         order = _stacked_products_last(fusion, order, body.own_outputs)
     ops = fusion.program.ops
-    spans = _laid_out(_buffer_spans(fusion, order), ops, backend.tile)
+    spans = _laid_out(_buffer_spans(fusion, order, aliased), ops, backend.tile)
     buffers = _in_main_memory(spans, len(order), device.vector_memory_bytes)
     rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in buffers]
     bodies = {k: [known.once("memory", inner, inside) for inner in ops[k].bodies] for k in order}
@@ -135,7 +146,7 @@ def _stacked_products_last(fusion: Fusion, order: Sequence[int], own_outputs: in
     return (*(kernel for kernel in order if kernel not in late), *(kernel for kernel in order if kernel in late))
 
 
-def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[_Span]:
+def _buffer_spans(fusion: Fusion, order: Sequence[int], aliased: Set[int]) -> list[_Span]:
     """Rows (kernel, bytes, first step, last step) of the intermediate buffers; not of outputs and inputs."""
     ops, outputs = fusion.program.ops, set(fusion.program.outputs)
     step_of = {kernel: step for step, kernel in enumerate(order)}
@@ -148,6 +159,7 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[_Span]:
     for kernel in order:
         last[home[kernel]] = max(last.get(home[kernel], 0), last[kernel])
     returned = {home.get(output, output) for output in outputs}
+    open_to_all = {home.get(output, output) for k, output in enumerate(fusion.program.outputs) if k not in aliased}
     start = {k: step_of[ops[k].reads[0]] if ops[k].kind == "part" else step_of[k] for k in order}
     spans: list[_Span] = []
     taken: set[int] = set()
@@ -163,7 +175,7 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int]) -> list[_Span]:
             if given_up and _writes_over(fusion, kernel, read) and not _lies_in_a_tuple(fusion, read):
                 taken.add(buffer)
                 end[buffer] = step_of[kernel] - 1
-                if kernel in returned | free:
+                if kernel in open_to_all | free:
                     free.add(buffer)
                 break
     for kernel in order:

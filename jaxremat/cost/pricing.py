@@ -24,7 +24,7 @@ from jaxremat.cost.flops import (
 from jaxremat.cost.fusion import materialised
 from jaxremat.cost.hlo_model import Body, alone, bodies_of
 from jaxremat.cost.memory import estimate_body
-from jaxremat.cost.sharding import device_fraction, device_share
+from jaxremat.cost.sharding import device_fraction, device_share, summed_over_devices
 from jaxremat.graph.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
@@ -115,11 +115,13 @@ class Shares:
       held: [V] of each value.
       run: [N] of each equation, by the bytes that it makes; the body of a shard_map is one device's part already.
       read: [N] the smallest part among the values that each equation reads: of copies that it makes of them.
+      summed: [N] bool, whether what each equation makes is summed over devices.
     """
 
     held: np.ndarray
     run: np.ndarray
     read: np.ndarray
+    summed: np.ndarray
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,8 +130,10 @@ def shares(joint: Joint) -> Shares:
     numbers = [len(eqn.outvars) for eqn in joint.eqns]
     local = np.asarray([eqn.primitive.name == "shard_map" for eqn in joint.eqns], bool)
     if not any(joint.primal.shardings) and not local.any():
-        return Shares(np.ones(sum(numbers)), np.ones(len(numbers)), np.ones(len(numbers)))
-    held = device_fraction(joint, joint.primal.shardings or (None,) * len(joint.inputs))
+        whole = np.ones(len(numbers))
+        return Shares(np.ones(sum(numbers)), whole, whole, np.zeros(len(numbers), bool))
+    shardings = joint.primal.shardings or (None,) * len(joint.inputs)
+    held = device_fraction(joint, shardings)
     made = [v for eqn in joint.eqns for v in eqn.outvars]
     part = dict(zip(made, held.tolist()))
     whole = np.asarray([jaxprs.size_bytes(v) for v in made], float)
@@ -138,7 +142,7 @@ def shares(joint: Joint) -> Shares:
     here = np.bincount(equation, whole * held, len(numbers))
     run = np.divide(here, total, out=np.ones(len(numbers)), where=total > 0)
     read = [min((part.get(v, 1.0) for v in jaxprs.vars_of(eqn.invars)), default=1.0) for eqn in joint.eqns]
-    return Shares(held, np.where(local, 1.0, run), np.asarray(read))
+    return Shares(held, np.where(local, 1.0, run), np.asarray(read), summed_over_devices(joint, shardings))
 
 
 def resident_bytes(joint: Joint) -> int:

@@ -60,13 +60,30 @@ def device_fraction(joint: Joint, shardings: Sequence[jax.sharding.Sharding | No
     Returns:
       [V] float64 in (0, 1], one per value, in the order in which the equations of `joint.jaxpr` produce them.
     """
+    layouts = _layouts(joint, shardings)
+    made = [v for eqn in joint.eqns for v in eqn.outvars]
+    return np.asarray([1.0 / _parts(layouts[v]) for v in made], np.float64)
+
+
+def summed_over_devices(joint: Joint, shardings: Sequence[jax.sharding.Sharding | None]) -> np.ndarray:
+    """[N] bool: whether what an equation makes is a sum of what the devices along some axis of the mesh hold, such as
+    the gradient of a parameter that all have, of examples that each has some of. Arguments as of `device_fraction`."""
+    layouts = _layouts(joint, shardings)
+    return np.asarray([bool(_axes(eqn.invars, layouts) - _axes(eqn.outvars, layouts)) for eqn in joint.eqns], bool)
+
+
+def _axes(atoms: Sequence[Any], layouts: dict[Var, Layout]) -> set[str]:
+    """The axes of the mesh along which any of some values is divided."""
+    return {name for v in jaxprs.vars_of(atoms) for axes in layouts.get(v, ()) for name, _ in axes}
+
+
+def _layouts(joint: Joint, shardings: Sequence[jax.sharding.Sharding | None]) -> dict[Var, Layout]:
     layouts = {v: _of_sharding(v, s) for v, s in zip(joint.inputs, shardings, strict=True)}
     results = [joint.outputs[i] for i in joint.primal.cotangents_of]
     late = {cotangent: result for cotangent, result in zip(joint.cotangents, results) if isinstance(result, Var)}
     _propagate(joint.jaxpr, layouts, late)
     _follow_readers(joint.eqns, layouts)
-    made = [v for eqn in joint.eqns for v in eqn.outvars]
-    return np.asarray([1.0 / _parts(layouts[v]) for v in made], np.float64)
+    return layouts
 
 
 def device_share(var: Var, sharding: Any) -> float:

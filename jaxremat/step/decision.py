@@ -18,6 +18,7 @@ class ProgramDecision:
       pairs: one decision per pair of scans, or none where they are left alone.
       bodies: (equation, which of its bodies, decision) for each body that is planned as a program of its own.
       storages: forms in which values may wait inside the pairs.
+      barrier_scope: what enters through a barrier; see `Schedule`.
     """
 
     steps: tuple[int, ...] = ()
@@ -25,6 +26,7 @@ class ProgramDecision:
     pairs: tuple[LoopDecision, ...] = ()
     bodies: tuple[tuple[int, int, ProgramDecision], ...] = ()
     storages: tuple[str, ...] = ()
+    barrier_scope: str = "all"
 
     @property
     def is_plain(self) -> bool:
@@ -38,6 +40,7 @@ class ProgramDecision:
             "pairs": [pair.to_json() for pair in self.pairs],
             "bodies": [[equation, body, inner.to_json()] for equation, body, inner in self.bodies],
             "storages": list(self.storages),
+            "barrier_scope": self.barrier_scope,
         }
 
     @staticmethod
@@ -48,4 +51,5 @@ class ProgramDecision:
             pairs=tuple(map(LoopDecision.from_json, data["pairs"])),
             bodies=tuple((int(e), int(b), ProgramDecision.from_json(inner)) for e, b, inner in data["bodies"]),
             storages=tuple(data.get("storages", ())),
+            barrier_scope=data.get("barrier_scope", "all"),
         )

@@ -48,7 +48,7 @@ class Script:
         counted: list[int] = []
         done = 0
         for stretch in self.stretches:
-            counted += [done] if stretch.fenced else []
+            counted += [done] if stretch.through else []
             for eqn in stretch.eqns:
                 counted.append(done)
                 done += id(eqn) not in self.anywhere
@@ -56,7 +56,7 @@ class Script:
 
     def emitted(self) -> tuple[Jaxpr, list[Eqn]]:
         """What `run` emits, and the equation that each one stems from; a barrier counts as what follows."""
-        sources = [eqn for s in self.stretches for eqn in ((s.eqns[:1] if s.fenced else ()) + s.eqns)]
+        sources = [eqn for s in self.stretches for eqn in ((s.eqns[:1] if s.through else ()) + s.eqns)]
         program = Splice(self.jaxpr)
         env = program.inputs
         put_segments(program, self.stretches, env)
@@ -75,7 +75,7 @@ def script_of(joint: Joint, schedule: Schedule, unfenced: Set[Var] = frozenset()
       unfenced: what enters no barrier; see `Backend.unfenced`.
     """
     anywhere = frozenset(map(id, joint.constants))
-    enters = {"all": _read_from_outside, "sources": _sources}[schedule.barrier_scope]
+    enters = _sources if schedule.barrier_scope == "sources" else _read_from_outside
     free = {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars), *unfenced}
     eqns = [joint.eqns[node] for node in schedule.steps]
     bounds = sorted({0, *schedule.barriers, len(eqns)})
@@ -84,7 +84,24 @@ def script_of(joint: Joint, schedule: Schedule, unfenced: Set[Var] = frozenset()
     before = itertools.accumulate(parts, lambda a, b: (*a, *b))
     stretches = (Segment(eqns, enters(eqns, free, earlier)) for eqns, earlier in zip(late, before))
     first = Segment((*joint.constants, *early), ())
-    return Script(joint.jaxpr, tuple(s for s in (first, *stretches) if s.eqns), anywhere)
+    segments = tuple(s for s in (first, *stretches) if s.eqns)
+    if schedule.barrier_scope == "order":
+        segments = _in_order(segments, jaxprs.vars_of(joint.jaxpr.outvars), free)
+    return Script(joint.jaxpr, segments, anywhere)
+
+
+def _in_order(segments: Sequence[Segment], given_out: Sequence[Var], free: Set[Var]) -> tuple[Segment, ...]:
+    """The segments such that all of one is made before the next begins, and summed over the devices of a mesh: what
+    later ones read, or is given out, passes the next one's barrier."""
+    wanted, ordered = set(given_out), list(segments)
+    for k in range(len(segments) - 1, 0, -1):
+        before, segment = segments[k - 1 : k + 1]
+        wanted -= {v for eqn in segment.eqns for v in eqn.outvars}
+        wanted.update(_read_from_outside(segment.eqns, free, ()))
+        ahead = wanted.difference(segment.fenced)
+        made = dict.fromkeys(v for eqn in before.eqns for v in eqn.outvars if v in ahead and v not in free)
+        ordered[k] = dataclasses.replace(segment, passed=tuple(filter(_can_be_fenced, made)))
+    return tuple(ordered)
 
 
 def _read_from_outside(eqns: Sequence[Eqn], free: Set[Var], before: Sequence[Eqn]) -> tuple[Var, ...]:

@@ -12,15 +12,18 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.memory import MemoryEstimate, estimate_memory
-from jaxremat.cost.pricing import price
+from jaxremat.cost.pricing import price, shares
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.planner.prediction import is_below_model_threshold, timeline_of
 from jaxremat.planner.problem import Problem
+from jaxremat.solvers.mincut.barriers import PARTS
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.emission import Script, script_of
-from jaxremat.step.program import whole_program
+from jaxremat.step.order import SHARED, groups_of_results
+from jaxremat.step.program import NOT_ALIASED, Aliased, whole_program
 from jaxremat.step.scheduling import Schedule
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
 
@@ -34,6 +37,7 @@ class Posed:
       device: what they are for.
       is_body: whether it runs inside a loop, where inputs and outputs are counted outside.
       known: bodies of loops whose costs on the device are known.
+      aliased: outputs that live in the buffers of donated inputs.
     """
 
     joint: Joint
@@ -41,6 +45,19 @@ class Posed:
     device: Device
     is_body: bool
     known: KnownBodies
+    aliased: frozenset[int]
+
+    @functools.cached_property
+    def ends(self) -> np.ndarray:
+        """[N] bool: nodes after which a stretch ends in schedules that are followed closely: where enough has been
+        summed over devices, or a group of results is done."""
+        made = np.asarray([sum(map(jaxprs.size_bytes, eqn.outvars)) for eqn in self.joint.eqns], float)
+        group = groups_of_results(self.joint.jaxpr)
+        own = group != SHARED
+        last = np.flatnonzero(own & (group != np.append(group[1:], SHARED)))
+        done = np.zeros(made.size)
+        done[last] = np.diff(np.cumsum(made * own)[last], prepend=0)
+        return _in_parts(made * shares(self.joint).summed) | _in_parts(done)
 
     def run_seconds(self, *, again_scans: bool = True) -> np.ndarray:
         """[N] what running each node again is taken to cost; `again_scans`: whether loops may."""
@@ -49,11 +66,17 @@ class Posed:
         return seconds if again_scans else np.where(is_scan, np.inf, seconds)
 
 
+def _in_parts(weights: np.ndarray) -> np.ndarray:
+    """[N] bool: where the sum of weights passes each of some equal parts."""
+    part = np.cumsum(weights) * PARTS // max(weights.sum(), 1.0)
+    return np.diff(part, prepend=0) > 0
+
+
 def pose_program(
     jaxpr: Jaxpr,
     device: Device,
     shardings: tuple[Any, ...] = (),
-    alias_bytes: int = 0,
+    aliased: Aliased = NOT_ALIASED,
     *,
     is_body: bool = False,
     known: KnownBodies | None = None,
@@ -61,8 +84,9 @@ def pose_program(
     """A flat program on a device; what lives in the buffer of a donated input is not counted twice."""
     joint, known = whole_program(jaxpr, shardings), known or KnownBodies()
     graph = price(joint, device, known)
-    resident_bytes = 0 if is_body else graph.resident_bytes - alias_bytes
-    return Posed(joint, dataclasses.replace(graph, resident_bytes=resident_bytes), device, is_body, known)
+    resident_bytes = 0 if is_body else graph.resident_bytes - aliased.size_bytes
+    graph = dataclasses.replace(graph, resident_bytes=resident_bytes)
+    return Posed(joint, graph, device, is_body, known, aliased.outputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +130,7 @@ class Outcome:
     @functools.cached_property
     def estimate(self) -> MemoryEstimate:
         """The emitted program under the target's memory model."""
-        return estimate_memory(self.jaxpr, self.posed.device, self.posed.known)
+        return estimate_memory(self.jaxpr, self.posed.device, self.posed.known, self.posed.aliased)
 
     @property
     def _is_small(self) -> bool:

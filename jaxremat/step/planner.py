@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from jaxremat.solvers.base import Solver
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.outcome import Outcome, Posed, pose_program
 from jaxremat.step.pairs import Pairs, emit_pairs, find_pairs
-from jaxremat.step.program import StepProgram
+from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
 from jaxremat.step.rewriting import bodies_of, rewritten, with_bodies
 from jaxremat.step.scheduling import Schedule, SolverSearch, StepSearch, judged
 from jaxremat.trace.round_trips import LOSSLESS
@@ -45,7 +46,7 @@ class ProgramPlanner:
       jaxpr: the program; calls are inlined.
       device: what costs and bytes are for.
       shardings: one per input, or none.
-      alias_bytes: results that live in the buffers of donated inputs.
+      aliased: results that live in the buffers of donated inputs.
       is_body: whether it runs inside a loop, where inputs and outputs are counted outside.
       storages: forms in which values may wait between the scans of a pair.
       search_for: the search of a graph, from it and what running each of its nodes again is taken to cost.
@@ -57,7 +58,7 @@ class ProgramPlanner:
         jaxpr: Jaxpr,
         device: Device,
         shardings: tuple[Any, ...] = (),
-        alias_bytes: int = 0,
+        aliased: Aliased = NOT_ALIASED,
         *,
         is_body: bool = False,
         storages: tuple[str, ...] = LOSSLESS,
@@ -67,7 +68,7 @@ class ProgramPlanner:
         self.jaxpr = jaxpr
         self.device = device
         self._shardings = shardings
-        self._alias_bytes = alias_bytes
+        self._aliased = aliased
         self._is_body = is_body
         self._storages = storages
         self._search_for = search_for
@@ -106,14 +107,15 @@ class ProgramPlanner:
 
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
-        distinct = list({id(outcome): outcome for outcome in sorted(self._small, key=by_peak)}.values())
-        return distinct[:number]
+        distinct = list({id(outcome): outcome for outcome in sorted(self._small, key=by_peak)}.values())[:number]
+        return distinct if self._is_sharded or self._is_body else [*distinct, *map(self._closely, distinct)]
 
     def predicted(self, limit: int) -> Correction[Outcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
-        offset = self.plain.replayed_bytes - self.plain.peak_bytes
+        written = self._as_run(self.plain)
+        offset = written.replayed_bytes - written.peak_bytes
         correction = correct(
-            self.fit,
+            lambda aim: self._as_run(self.fit(aim)),
             predict,
             limit,
             most_trials=_MOST_PREDICTIONS,
@@ -125,18 +127,32 @@ class ProgramPlanner:
         correction = correction.with_more([self._descended(correction.smallest.candidate, limit)], predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
 
+    def _as_run(self, outcome: Outcome) -> Outcome:
+        """An outcome as it is emitted: over a mesh, followed closely, since a compiler sums all gradients at once if it
+        may, and then holds all of them twice."""
+        return self._closely(outcome) if self._is_sharded else outcome
+
+    def _closely(self, outcome: Outcome) -> Outcome:
+        """An outcome with barriers that let the compiler choose little of the order."""
+        pairs, bodies = self._loops_of[outcome.decision]
+        return self._outcome(pairs, bodies, outcome.schedule.followed_closely(outcome.posed.ends))
+
+    @property
+    def _is_sharded(self) -> bool:
+        return any(self._shardings)
+
     def _descended(self, start: Outcome, limit: int) -> Outcome:
         """From an outcome's loops on, each mountain lowered until all are predicted to fit."""
         pairs, bodies = self._loops_of[start.decision]
         search = self._posed(pairs, bodies)[1]
-        schedule = search.descend(limit, lambda schedule: self._outcome(pairs, bodies, schedule).held_bytes)
-        return self._outcome(pairs, bodies, schedule)
+        run = lambda schedule: self._as_run(self._outcome(pairs, bodies, schedule))
+        return run(search.descend(limit, lambda schedule: run(schedule).held_bytes))
 
     @functools.cached_property
     def _small(self) -> list[Outcome]:
         bodies = self._bodies_within(1)
         return [
-            self._outcome(pairs, bodies, schedule)
+            self._as_run(self._outcome(pairs, bodies, schedule))
             for pairs in self._pair_decisions
             for schedule in self._posed(pairs, bodies)[1].smallest_few()
         ]
@@ -230,7 +246,7 @@ class ProgramPlanner:
             emitted = emit_pairs(self.jaxpr, self._pairs.found, pairs) if pairs else {}
             jaxpr = rewritten(self.jaxpr, {**emitted, **with_bodies(self.jaxpr, new)})
             posed = pose_program(
-                jaxpr, self.device, self._shardings, self._alias_bytes, is_body=self._is_body, known=self._known
+                jaxpr, self.device, self._shardings, self._aliased, is_body=self._is_body, known=self._known
             )
             self._posed_as[key] = posed, self._search_for(posed.graph, posed.run_seconds(again_scans=not pairs))
         return self._posed_as[key]
@@ -240,8 +256,9 @@ class ProgramPlanner:
         inner = tuple((position, k, outcome.decision) for position, k, outcome in bodies)
         in_order = np.array_equal(schedule.steps, np.arange(schedule.steps.size))
         steps = () if in_order else tuple(schedule.steps.tolist())
-        barriers = () if in_order else schedule.barriers
-        decision = ProgramDecision(steps, barriers, pairs, inner, self._storages if pairs else ())
+        scope = schedule.barrier_scope
+        barriers = () if in_order and scope == "all" else schedule.barriers
+        decision = ProgramDecision(steps, barriers, pairs, inner, self._storages if pairs else (), scope)
         if decision not in self._outcomes:
             self._loops_of[decision] = pairs, bodies
             self._outcomes[decision] = Outcome(self._posed(pairs, bodies)[0], schedule, decision)
@@ -250,7 +267,7 @@ class ProgramPlanner:
 
 def step_planner(program: StepProgram, device: Device, **options: Any) -> ProgramPlanner:
     """The planner of a whole step; `options` as of `ProgramPlanner`."""
-    return ProgramPlanner(program.jaxpr, device, program.shardings, program.alias_bytes, **options)
+    return ProgramPlanner(program.jaxpr, device, program.shardings, program.aliased, **options)
 
 
 def search_by(solver: Solver, seed: int) -> SearchFor:
@@ -266,7 +283,7 @@ def search_by(solver: Solver, seed: int) -> SearchFor:
 
 def restored_step(program: StepProgram, decision: ProgramDecision, device: Device) -> Outcome:
     """The outcome of a decision that was made before, for the same step; nothing is searched."""
-    return restored(program.jaxpr, decision, device, program.shardings, program.alias_bytes)
+    return restored(program.jaxpr, decision, device, program.shardings, program.aliased)
 
 
 def restored(
@@ -274,7 +291,7 @@ def restored(
     decision: ProgramDecision,
     device: Device,
     shardings: tuple[Any, ...] = (),
-    alias_bytes: int = 0,
+    aliased: Aliased = NOT_ALIASED,
     *,
     is_body: bool = False,
 ) -> Outcome:
@@ -285,9 +302,10 @@ def restored(
         new[position, k] = restored(body, inner, device, is_body=True).jaxpr
     emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages), decision.pairs) if decision.pairs else {}
     program = rewritten(jaxpr, {**emitted, **with_bodies(jaxpr, new)})
-    posed = pose_program(program, device, shardings, alias_bytes, is_body=is_body)
+    posed = pose_program(program, device, shardings, aliased, is_body=is_body)
     steps = np.asarray(decision.steps or np.arange(posed.graph.num_nodes), np.int32)
-    return Outcome(posed, judged(posed.graph, steps, decision.barriers), decision)
+    schedule = dataclasses.replace(judged(posed.graph, steps, decision.barriers), barrier_scope=decision.barrier_scope)
+    return Outcome(posed, schedule, decision)
 
 
 def _holds_pairs(jaxpr: Jaxpr) -> bool:

@@ -14,10 +14,23 @@ from jax.sharding import NamedSharding
 from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Literal
 from jaxremat.cost.sharding import device_share
+from jaxremat.step.contractions import turned_contractions
+from jaxremat.step.order import result_by_result
 from jaxremat.step.rewriting import inlined_throughout
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import fingerprint
 from jaxremat.trace.joint import Joint, Primal, with_explicit_captures
+
+
+@dataclasses.dataclass(frozen=True)
+class Aliased:
+    """Results of a program that live in the buffers of donated inputs: which, and their bytes on one device."""
+
+    outputs: frozenset[int]
+    size_bytes: int
+
+
+NOT_ALIASED = Aliased(frozenset(), 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,18 +73,20 @@ class StepProgram:
     @functools.cached_property
     def reused(self) -> tuple[bool, ...]:
         """For each input, whether a result takes over its buffer."""
-        return _matched(self.jaxpr, self.donated)
+        taken = set(_matched(self.jaxpr, self.donated).values())
+        return tuple(i in taken for i in range(len(self.donated)))
+
+    @functools.cached_property
+    def aliased(self) -> Aliased:
+        """The results that live in the buffers of donated inputs."""
+        matched = _matched(self.jaxpr, self.donated)
+        return Aliased(frozenset(matched), sum(self.input_bytes[i] for i in matched.values()))
 
     @functools.cached_property
     def reusable(self) -> tuple[bool, ...]:
         """For each input that is not donated, whether a result could take over its buffer if it were."""
-        wanted = _matched(self.jaxpr, (True,) * len(self.donated), first=self.reused)
-        return tuple(could and not donated for could, donated in zip(wanted, self.donated))
-
-    @property
-    def alias_bytes(self) -> int:
-        """Bytes of results that live in the buffers of donated inputs."""
-        return sum(size for size, reused in zip(self.input_bytes, self.reused) if reused)
+        wanted = set(_matched(self.jaxpr, (True,) * len(self.donated), first=self.reused).values())
+        return tuple(i in wanted and not donated for i, donated in enumerate(self.donated))
 
     @functools.cached_property
     def held_bytes(self) -> int:
@@ -83,7 +98,7 @@ class StepProgram:
         arguments = sum(size for v, size in zip(jaxpr.invars, self.input_bytes) if v in read)
         devices = max((sharding.mesh.size for sharding in self.shardings if sharding), default=1)
         results = sum(map(jaxprs.size_bytes, set(jaxprs.vars_of(jaxpr.outvars)) - inputs)) // devices
-        return arguments + max(0, results - self.alias_bytes)
+        return arguments + max(0, results - self.aliased.size_bytes)
 
 
 def trace_step(
@@ -100,9 +115,10 @@ def trace_step(
     captured = tuple(c for c in compat.consts_of(program.jaxpr) if isinstance(c, jax.core.Tracer))
     raw = with_explicit_captures(program.jaxpr, captured)
     number = len(captured)
+    flat = inlined_throughout(raw)
     return StepProgram(
         raw,
-        inlined_throughout(raw),
+        result_by_result(turned_contractions(flat) if any(shardings) else flat),
         captured,
         names=(*(f"captured {i}" for i in range(number)), *names),
         donated=(*[False] * number, *donated),
@@ -116,18 +132,18 @@ def whole_program(jaxpr: Jaxpr, shardings: tuple[Any, ...] = ()) -> Joint:
     return Joint(Primal(jaxpr, (), (), (), None, None, None, shardings), jaxpr)
 
 
-def _matched(jaxpr: Jaxpr, donated: Sequence[bool], first: Sequence[bool] | None = None) -> tuple[bool, ...]:
-    """The donated inputs whose shape and dtype a result has: each result takes one, as `jax.jit` gives them out."""
+def _matched(jaxpr: Jaxpr, donated: Sequence[bool], first: Sequence[bool] | None = None) -> dict[int, int]:
+    """The donated input whose buffer each result takes: one of its shape and dtype, as `jax.jit` gives them out."""
     order = sorted(range(len(donated)), key=lambda i: not first[i]) if first else range(len(donated))
     waiting: dict[tuple[Any, ...], list[int]] = {}
     for i in order:
         if donated[i]:
             waiting.setdefault(_kind(jaxpr.invars[i]), []).append(i)
-    taken = set()
-    for atom in jaxpr.outvars:
+    taken = {}
+    for k, atom in enumerate(jaxpr.outvars):
         if not isinstance(atom, Literal) and waiting.get(_kind(atom)):
-            taken.add(waiting[_kind(atom)].pop(0))
-    return tuple(i in taken for i in range(len(donated)))
+            taken[k] = waiting[_kind(atom)].pop(0)
+    return taken
 
 
 def _kind(atom: Any) -> tuple[Any, ...]:

@@ -37,8 +37,8 @@ class Schedule:
       steps: [T] nodes in execution order; repeats are recomputations.
       barriers: steps at which a stretch opens that receives all it reads through a barrier.
       peak_bytes, cost: replayed.
-      barrier_scope: "all" that a stretch reads from outside enters through its barrier, or only the "sources" of what
-        runs again.
+      barrier_scope: "all" that a stretch reads from outside enters through its barrier; or only the "sources" of what
+        runs again; or as "all" in strict "order": what a stretch made for later ones passes the next barrier, too.
     """
 
     steps: np.ndarray
@@ -46,6 +46,13 @@ class Schedule:
     peak_bytes: int
     cost: float
     barrier_scope: str = "all"
+
+    def followed_closely(self, ends: np.ndarray) -> Schedule:
+        """The same with more barriers, which let the compiler choose little of the order: a stretch ends in any case
+        after some nodes ([N] bool), where they run first."""
+        after = 1 + np.flatnonzero(ends[self.steps[:-1]] & first_runs(self.steps)[:-1])
+        barriers = tuple(sorted({*self.barriers, *after.tolist()}))
+        return dataclasses.replace(self, barriers=barriers, barrier_scope="order")
 
 
 class StepSearch:
@@ -276,6 +283,13 @@ def _searched(graph: Graph, run_seconds: np.ndarray, live: np.ndarray, first: in
 def in_order(graph: Graph) -> Schedule:
     """A program as it stands."""
     return judged(graph, np.arange(graph.num_nodes, dtype=np.int32), ())
+
+
+def first_runs(steps: np.ndarray) -> np.ndarray:
+    """[T] bool: steps at which their node runs for the first time."""
+    first = np.zeros(steps.size, bool)
+    first[np.unique(steps, return_index=True)[1]] = True
+    return first
 
 
 def judged(graph: Graph, steps: np.ndarray, barriers: tuple[int, ...]) -> Schedule:

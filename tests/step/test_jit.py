@@ -83,7 +83,7 @@ def test_names_and_numbers_of_donated_arguments_follow_from_each_other(given, by
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
 
     planned = jaxremat.jit(step, budget="least", verify="replay", **given)
-    assert planned.plan(params, x).program.alias_bytes == sum(w.nbytes for w in params)
+    assert planned.plan(params, x).program.aliased.size_bytes == sum(w.nbytes for w in params)
     planned(params=params, x=x) if by_name else planned(params, x)
     assert all(w.is_deleted() for w in params)
 
