@@ -19,7 +19,7 @@ def turned_contractions(jaxpr: Jaxpr) -> Jaxpr:
     order, would make unnecessary."""
     readers = collections.Counter(v for eqn in jaxpr.eqns for v in jaxprs.vars_of(eqn.invars))
     readers.update(jaxprs.vars_of(jaxpr.outvars))
-    made = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"}
+    made: dict[Any, Eqn] = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"}
     turned: dict[Var, Eqn] = {}
     for eqn in jaxpr.eqns:
         source = made.get(eqn.invars[0]) if eqn.primitive.name == "transpose" else None
@@ -31,20 +31,21 @@ def turned_contractions(jaxpr: Jaxpr) -> Jaxpr:
 def _swaps_operands(contraction: Eqn, transpose: Eqn) -> bool:
     """Whether a transpose puts the right operand's dimensions before the left one's, after those of the batch."""
     (contracted, _), (batch, _) = contraction.params["dimension_numbers"]
-    first, rank = len(batch), contraction.outvars[0].aval.ndim
-    middle = contraction.invars[0].aval.ndim - len(contracted)
-    order = (*range(first), *range(middle, rank), *range(first, middle))
+    left, made = (len(jaxprs.shape_of(atoms[0]).shape) for atoms in (contraction.invars, contraction.outvars))
+    first, middle = len(batch), left - len(contracted)
+    order = (*range(first), *range(middle, made), *range(first, middle))
     return transpose.params["permutation"] == order
 
 
 def _turned(contraction: Eqn, transpose: Eqn) -> Eqn:
     params: dict[str, Any] = dict(contraction.params)
+    turned: Any = transpose.outvars[0].aval
     (left, right), (left_batch, right_batch) = params["dimension_numbers"]
     params["dimension_numbers"] = (right, left), (right_batch, left_batch)
     if isinstance(params["precision"], tuple):
         params["precision"] = params["precision"][::-1]
     if params["out_sharding"] is not None:
-        params["out_sharding"] = transpose.outvars[0].aval.sharding
+        params["out_sharding"] = turned.sharding
     return contraction.replace(invars=contraction.invars[::-1], outvars=transpose.outvars, params=params)
 
 

@@ -17,7 +17,7 @@ from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.splice import Splice, at
 
-SHARED = -1
+SHARED = -1  # no group: groups are counted from 0
 
 
 def result_by_result(jaxpr: Jaxpr) -> Jaxpr:

@@ -111,3 +111,18 @@ def test_arrays_fill_up_their_tiles_on_a_tpu(dims, factor):
     jaxpr = jax.make_jaxpr(lambda x: jnp.sort(jnp.sort(x, 0), 0).sum())(shape(*dims)).jaxpr
     one = estimate_memory(jaxpr, tpu).spans[:, 1].max()
     assert one == pytest.approx(factor * 4 * np.prod(dims), abs=1)
+
+
+def test_nothing_waits_in_the_buffer_of_a_donated_input():
+    """A value may wait in the buffer of the result that is written over it, unless that buffer holds an input."""
+
+    def fun(x, w):
+        y = x @ w
+        return y * jnp.linalg.norm(y @ w)
+
+    jaxpr = jax.make_jaxpr(fun)(shape(1024, 1024), shape(1024, 1024)).jaxpr
+    free, held = (estimate_memory(jaxpr, CPU, aliased=frozenset(outputs)).temp_bytes for outputs in ((), (0,)))
+    assert held >= free + 4 * 1024**2
+    for donated, predicted in ((), free), (0, held):
+        compiled = jax.jit(fun, donate_argnums=donated).lower(shape(1024, 1024), shape(1024, 1024)).compile()
+        assert predicted == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, abs=2**16)

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mesh_process import result_on_devices
 
-from jaxremat.cost.sharding import device_fraction, is_collective
+from jaxremat.cost.sharding import device_fraction, is_collective, summed_over_devices
 from jaxremat.trace.joint import trace_joint
 
 MESH = AbstractMesh((4, 2), ("data", "model"))
@@ -32,6 +32,16 @@ def test_products_split_over_both_axes():
     assert found["dot_general", (16, 6)] == 1 / 8
     assert found["tanh", (16, 6)] == 1 / 8
     assert found["dot_general", (6, 8)] == 1 / 2  # the weight's gradient is split like the weight
+
+
+def test_gradients_of_whole_parameters_are_summed_over_the_devices_that_hold_examples():
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(8, 6), (16, 8)]]
+    joint = trace_joint(lambda w, x: jnp.sum(jnp.tanh(x @ w)), *args)
+    summed = summed_over_devices(joint, [NamedSharding(MESH, P()), NamedSharding(MESH, P("data"))])
+    assert {eqn.primitive.name for eqn, is_sum in zip(joint.eqns, summed) if is_sum} == {"reduce_sum", "dot_general"}
+    products = [eqn for eqn, is_sum in zip(joint.eqns, summed) if is_sum and eqn.primitive.name == "dot_general"]
+    assert [set(eqn.outvars[0].aval.shape) for eqn in products] == [{8, 6}]
+    assert not summed_over_devices(joint, [None, None]).any()
 
 
 def test_reshapes_transposes_and_reductions():

@@ -45,6 +45,59 @@ print("RESULT", json.dumps([ratios, error, new[0].sharding == expected[0].shardi
 """
 
 
+CLIPPED = """
+import json
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+import jaxremat
+
+mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+WIDTH, LAYERS = 512, 12
+
+def step(state, x):
+    params, first, second = state
+    def loss(params):
+        h = x
+        for w in params:
+            h = h + jnp.tanh(jnp.einsum("bi,io->bo", h, w))
+        return (h**2).mean()
+    grads = jax.grad(loss)(params)
+    norm = jnp.sqrt(sum(jnp.sum(g**2) for g in grads))
+    grads = [jnp.where(norm < 1, g, g / norm) for g in grads]
+    first = [0.9 * m + 0.1 * g for m, g in zip(first, grads)]
+    second = [0.99 * v + 0.01 * g**2 for v, g in zip(second, grads)]
+    params = [p - 0.01 * m / (jnp.sqrt(v) + 1e-6) for p, m, v in zip(params, first, second)]
+    return (params, first, second), norm
+
+def peak(compiled):
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+leaf = jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32, sharding=whole)
+args = tuple([leaf] * LAYERS for _ in range(3)), jax.ShapeDtypeStruct((1024, WIDTH), jnp.float32, sharding=rows)
+planned = jaxremat.jit(step, budget="least", donate_argnums=0)
+compiled = planned.lower(*args).compile()
+plan = planned.plan(*args)
+fill = lambda scale: [jax.device_put(jnp.eye(WIDTH) * scale, whole) for _ in range(LAYERS)]
+state = lambda: (fill(0.1), fill(0.0), fill(0.0))
+x = jax.device_put(jnp.linspace(0, 1, 1024 * WIDTH).reshape(1024, WIDTH), rows)
+new, norm = planned(state(), x)
+expected, plain = jax.jit(step)(state(), x)
+pairs = zip(jax.tree.leaves((new, norm)), jax.tree.leaves((expected, plain)))
+error = max(float(jnp.abs(a - b).max() / (jnp.abs(b).max() + 1e-6)) for a, b in pairs)
+sums = compiled.as_text().count(" all-reduce(")
+print("RESULT", json.dumps([peak(compiled), plan.peak_bytes, plan.baseline_peak_bytes, sums, error]))
+"""
+STATE_BYTES = 3 * 12 * 512 * 512 * 4
+GRADIENT_BYTES = STATE_BYTES // 3
+
+
+@pytest.fixture(scope="module")
+def clipped():
+    return result_on_devices(4, CLIPPED)
+
+
 @pytest.fixture(scope="module")
 def found():
     return result_on_devices(4, PROGRAM)
@@ -59,3 +112,16 @@ def test_step_keeps_its_values_its_shardings_and_its_donation(found):
     _, error, same_sharding, donated = found
     assert error < 1e-3
     assert same_sharding and donated
+
+
+def test_gradients_lie_once_while_their_norm_is_awaited(clipped):
+    peak, predicted, written, _, _ = clipped
+    assert written > STATE_BYTES + 2 * GRADIENT_BYTES
+    assert peak < STATE_BYTES + 1.5 * GRADIENT_BYTES
+    assert predicted == pytest.approx(peak, rel=0.05)
+
+
+def test_gradients_are_summed_over_devices_one_after_another(clipped):
+    *_, sums, error = clipped
+    assert sums >= 12
+    assert error < 1e-3
