@@ -3,8 +3,8 @@
 A chain goes to Rotor (2019). A graph goes to the search by minimum cuts, and where its nodes are marked as forward and
 backward, that is the answer. Other graphs of moderate size are also annealed, by FastSA as they come; if recomputation
 is left to save, more and hotter chains start from what FastSA and the cuts found, from the order in which the graph is
-listed and from Chen's plan for the budget, and stage 2 goes on from the best until it stops gaining. The answers of
-FastSA, the cuts and Chen are among the starts, so the result is never worse than theirs for the same seed.
+listed and, where nothing fits yet, from Chen's plan for the budget, and stage 2 goes on from the best until it stops
+gaining. What was found before is among the starts, so the result is never worse.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxremat.solvers.chen import Chen
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.fastsa import FastSA, proposal_of
 from jaxremat.solvers.mincut.solver import CutState, MinCut
-from jaxremat.solvers.population import found
+from jaxremat.solvers.population import Found, found
 from jaxremat.solvers.rotor import Rotor
 
 _CHEN_NODE_STEPS = 300_000  # one start of several, not the best of Chen
@@ -39,13 +39,13 @@ class Auto:
         get up to twice its moves.
     """
 
-    first: FastSA = dataclasses.field(default_factory=FastSA)
+    first: FastSA = dataclasses.field(default_factory=lambda: FastSA(reheats=1))
     second: FastSA = dataclasses.field(
         default_factory=lambda: FastSA(
             temperatures=(1e-3, 3e-3, 1e-2, 1e-2, 2e-2, 3e-2),
             moves=400_000,
             reheats=10,
-            patience=4,
+            patience=3,
             reheat_moves=250_000,
         )
     )
@@ -72,17 +72,22 @@ class Auto:
         early = self.first.search(graph, [listed], budget_bytes, seed=seed, deadline=deadline)
         starts = [found(graph, start) for start in (listed, early.schedule, cut.schedule) if start is not None]
         best = min(starts, key=lambda f: f.key(budget_bytes))
-        proposal = proposal_of(graph, best, budget_bytes)
+        assert cut.lower_bound is not None
+        proposal = proposal_of(best, budget_bytes, cut.lower_bound)
         if proposal.optimal or deadline.passed():
             return proposal
-        seconds = deadline.remaining_seconds()
-        chen = Chen(node_steps=_CHEN_NODE_STEPS).propose(graph, budget_bytes, seed=seed, time_limit=seconds)
-        if chen.schedule is not None:
-            starts.append(found(graph, chen.schedule))
+        if best.peak_bytes > budget_bytes:
+            starts += self._chen(graph, budget_bytes, seed, deadline)
         lower = [start.schedule for start in starts[2:] if start.peak_bytes < starts[0].peak_bytes]
         begin = [listed, early.schedule, *lower]
         best = self._second_for(graph).search(graph, begin, budget_bytes, seed=seed, deadline=deadline)
-        return proposal_of(graph, best, budget_bytes)
+        return proposal_of(best, budget_bytes, cut.lower_bound)
+
+    def _chen(self, graph: Graph, budget_bytes: int, seed: int, deadline: Deadline) -> list[Found]:
+        """Chen's plan for the budget."""
+        seconds = deadline.remaining_seconds()
+        chen = Chen(node_steps=_CHEN_NODE_STEPS).propose(graph, budget_bytes, seed=seed, time_limit=seconds)
+        return [] if chen.schedule is None else [found(graph, chen.schedule)]
 
     def _second_for(self, graph: Graph) -> FastSA:
         effort = min(max(graph.num_nodes / _NODES_AT_GIVEN_MOVES, 1.0), _MOST_EFFORT)

@@ -71,7 +71,7 @@ class Moccasin:
             raise ArgumentError("moccasin takes a Graph; for a Chain use solver='rotor' or 'auto'")
         deadline = Deadline(time_limit)
         best = self._searched(problem, budget_bytes, seed, deadline)
-        proposal = proposal_of(problem, best, budget_bytes)
+        proposal = proposal_of(best, budget_bytes, float(problem.costs.sum()))
         exact = self.backend == "cp-sat" or (
             self.backend == "auto" and _has_ortools() and problem.num_nodes <= self.most_nodes
         )

@@ -19,6 +19,7 @@ from jaxremat.solvers.deadline import Deadline
 
 _SLOTS_PER_NODE = 4  # room for a few runs of each node: see fastsa
 _LEAST_ROUNDS = 10  # see fastsa
+ROUNDING = 1e-12  # relative: sums of costs in different orders differ by less
 _MOST_MOVES_PER_ROUND = 60_000  # between two looks at the clock; a move takes about a microsecond
 
 
@@ -55,8 +56,8 @@ class Found:
 
 
 def least_cost(graph: Graph) -> float:
-    """What every schedule costs at least: each node runs once. Sums in different orders differ by rounding."""
-    return float(graph.costs.sum()) * (1 + 1e-12)
+    """What every schedule costs at least: each node runs once."""
+    return float(graph.costs.sum()) * (1 + ROUNDING)
 
 
 def found(graph: Graph, schedule: np.ndarray) -> Found:

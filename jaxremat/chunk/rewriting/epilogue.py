@@ -29,6 +29,8 @@ from jaxremat.trace.jaxpr import dtype_of, evaluate, inline_calls, shape_of, siz
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.primitives import CHEAP
 
+Readers = dict[Var, list[Eqn | None]]
+
 KIND = "what is computed of a loop's results"
 
 _LIGHT = CHEAP | {"broadcast_in_dim", "iota", "reshape", "squeeze", "transpose"}
@@ -115,7 +117,7 @@ class _Epilogue:
         return tiled_subgraph(made_by, [(v, self.window(v)) for v in needs], inside)
 
 
-def _closed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], most_bytes: int, readers: Any) -> _Epilogue:
+def _closed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], most_bytes: int, readers: Readers) -> _Epilogue:
     """The epilogue, without what would escape and is no smaller than the results."""
     outside: set[Var] = set()
     while True:
@@ -126,7 +128,7 @@ def _closed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], most_bytes: int, re
         outside |= large
 
 
-def _followed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], outside: Set[Var], readers: Any) -> _Epilogue:
+def _followed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], outside: Set[Var], readers: Readers) -> _Epilogue:
     epilogue = _Epilogue(scan, dict.fromkeys(stacked, 0))
     axes, after = epilogue.axes, {*_final(scan)}
     inside: set[Eqn] = set()

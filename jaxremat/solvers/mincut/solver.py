@@ -12,8 +12,9 @@ from typing import ClassVar
 
 from jaxremat.graph.graph import Chain, Graph
 from jaxremat.solvers.base import Proposal, require_graph
+from jaxremat.solvers.mincut.bound import lower_bound
 from jaxremat.solvers.mincut.search import Search
-from jaxremat.solvers.population import least_cost
+from jaxremat.solvers.population import ROUNDING
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,5 +40,6 @@ class MinCut:
     ) -> Proposal:
         """The cheapest candidate within the budget, or the one with the smallest peak; deterministic."""
         best = state.search.fit(budget_bytes)
-        optimal = best.peak_bytes <= budget_bytes and best.cost <= least_cost(state.graph)
-        return Proposal(best.layout.steps, lower_bound=float(state.graph.costs.sum()), optimal=optimal)
+        least = lower_bound(state.graph, budget_bytes)
+        optimal = best.peak_bytes <= budget_bytes and best.cost <= (1 + ROUNDING) * least
+        return Proposal(best.layout.steps, lower_bound=least, optimal=optimal)
