@@ -60,17 +60,17 @@ def checked_request(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] = types.MappingProxyType({}),
     *,
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    solver: str | Solver | type[Solver] = "auto",
-    target: str | None = None,
-    emit: str = "schedule",
-    verify: str = "compile",
-    seed: int = 0,
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    solver: str | Solver | type[Solver],
+    target: str | None,
+    emit: str,
+    verify: str,
+    seed: int,
     allow: Sequence[str] = (),
     host_budget: int | str | None = None,
 ) -> Request:
-    """The arguments of `plan`, without the budget.
+    """What was asked for, the budget aside, in the words of `plan`, whose defaults stand there.
 
     Raises:
       ArgumentError: where one cannot be understood.

@@ -149,7 +149,7 @@ class Coder(nn.Module):
         ({"encode": {}, "decode": {"static_argnums": 2}}, {"encode", "decode"}),
     ],
 )
-def test_methods(methods, found):
+def test_only_named_methods_are_planned(methods, found):
     ours = planned(Coder, methods=methods)
     variables = variables_of(ours(), Coder(), X)
     for method in ("__call__", "encode", "decode"):
@@ -241,7 +241,7 @@ class Scanning(nn.Module):
     [(scanned(planned(Layer)), scanned(Layer)), (planned(Scanning), Scanning)],
     ids=["scanned over", "scanning"],
 )
-def test_scans(ours, theirs):
+def test_planned_blocks_are_scanned_and_scan(ours, theirs):
     def loss(model, variables):
         (y, _), new = model().apply(variables, X, None, rngs=STREAMS, mutable="intermediates")
         return jnp.sum(y**2), new

@@ -25,7 +25,7 @@ def loss(w, x):
 
 
 @pytest.mark.parametrize("target", ["h200", "h100", "a100", "b200", "l4"])
-def test_gpus(target):
+def test_a_gradient_is_compiled_for_gpus(target):
     report = compile_gradient(loss, (W, X), target=target)
     assert report.argument_bytes == 2 * (512 * 512 + 1024 * 512)
     assert report.temp_bytes > 0 and report.target == target

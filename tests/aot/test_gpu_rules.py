@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from compiled_buffers import compiled_buffers, modelled_buffers
+from jax import lax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
@@ -25,7 +26,19 @@ X = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
 HALF = jax.ShapeDtypeStruct((2048, 1024), jnp.bfloat16)
 W = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
 ROW = jax.ShapeDtypeStruct((1024,), jnp.bfloat16)
+ROWS = jax.ShapeDtypeStruct((2048,), jnp.int32)
+PART = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
 FILL = 4 * 2048 * 1024
+
+
+def exponentials_and_shares(x):
+    exponentials = jnp.exp(x - x.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True), exponentials
+
+
+def on_both_sides_of_a_barrier(x):
+    return jnp.tanh(x), jnp.tanh(lax.optimization_barrier(x))[::-1]
+
 
 RULES = {
     "a cheap value is made again by each loop": (
@@ -46,6 +59,21 @@ RULES = {
     "a softmax is one kernel": (
         lambda x, w: jax.nn.softmax((x @ w).astype(jnp.float32)).astype(jnp.bfloat16) @ w, (HALF, W), [FILL // 2] * 3,
     ),
+    "a softmax leaves exponentials that someone else reads": (exponentials_and_shares, (X,), [FILL] * 2),
+    "what is divided by the sum of its row is not written": (
+        lambda x: jnp.sin(x) / jnp.sin(x).sum(-1, keepdims=True), (X,), [FILL],
+    ),
+    "a sum leaves what others read": (lambda x: (jnp.tanh(x)[::-1], jnp.sum(jnp.tanh(x), 0)), (X,), [FILL] * 2),
+    "a product's result is written before it is summed": (
+        lambda x, w: jnp.sum((x @ w).astype(jnp.float32), 0), (HALF, W), [FILL // 2],
+    ),
+    "what is transposed is computed where it is read": (lambda x: jnp.exp(x.T) + 1.0, (X,), [FILL]),
+    "what is gathered is computed where it is read": (lambda x, rows: jnp.exp(x)[rows] * 2.0, (X, ROWS), [FILL]),
+    "an update in place takes what it writes over and what it writes": (
+        lambda x, part: lax.dynamic_update_slice(jnp.sin(x), jnp.cos(part), (0, 0)), (X, PART), [FILL],
+    ),
+    "a barrier's operands are written": (lambda x: jnp.cos(lax.optimization_barrier(x * 2.0)), (X,), [FILL] * 2),
+    "equal values on both sides of a barrier are two": (on_both_sides_of_a_barrier, (X,), [FILL] * 2),
 }  # fmt: skip
 
 

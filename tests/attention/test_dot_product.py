@@ -68,7 +68,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(name):
+def test_every_option_agrees_with_jax(name):
     options = dict(OPTIONS[name])
     if name == "bias of lower rank":  # jax.nn accepts it since it pads ranks; so do we
         options["bias"] = options["bias"][None]
@@ -119,7 +119,7 @@ def test_without_batch():
     np.testing.assert_allclose(ours, jax.nn.dot_product_attention(q, k, v, mask=random_mask(4, 9, 13)), atol=1e-5)
 
 
-def test_residual():
+def test_log_sums_agree_with_jax_and_have_no_gradient():
     options = {"mask": random_mask(2, 4, 9, 13).at[:, :, 3].set(False), "return_residual": True}
     ours = dot_product_attention(*arrays(), **options, **CHUNKS)
     theirs = jax.nn.dot_product_attention(*arrays(), **options)
@@ -176,7 +176,7 @@ def test_signature_is_that_of_jax_nn():
         ({"query_chunk_size": 0}, "at least 1"),
     ],
 )
-def test_refusals(change, message):
+def test_other_shapes_and_options_are_refused(change, message):
     with pytest.raises(ArgumentError, match=message):
         dot_product_attention(*arrays(), **change)
 

@@ -289,7 +289,7 @@ def test_find_reads_a_jaxpr(inputs):
 
 
 @pytest.mark.parametrize("transform", [jax.vmap, jax.jit, lambda f: jax.vmap(jax.grad(lambda *x: f(*x).sum()))])
-def test_composes(transform, inputs):
+def test_what_is_rewritten_transforms_as_before(transform, inputs):
     stacked = [jnp.stack([x, 2 * x]) for x in inputs]
     ours, theirs = (
         transform(f)(*stacked) if transform is not jax.jit else transform(f)(*inputs) for f in (chunked(plain), plain)

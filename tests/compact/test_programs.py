@@ -27,7 +27,7 @@ def close(actual, expected, tolerance):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_exact(name):
+def test_values_are_exact_and_gradients_those_of_the_projection(name):
     """Value, input gradient and other gradients are those of the plain loss; the compressed gradient is Pᵀ ∂W."""
     case = CASES[name]
     compact, state, params, x = setup(case)

@@ -48,7 +48,7 @@ def peak_bytes(fun, *args, donate):
     return total - memory.alias_size_in_bytes
 
 
-def test_learns():
+def test_the_compressed_and_the_full_parameters_learn():
     params, x = mlp_arguments()
     compact = CompAct(mlp, optax.adam(1e-2), rank=0.5, scale=0.5, refresh_every=20)
     state, metrics = train(compact, compact.init(params), x, 150)

@@ -4,6 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxremat.planning.planning import Planning
+from jaxremat.planning.request import checked_request
+
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Options of the compiler where values are asked for, not speed."""
+
 
 def count(fun, *args, primitive="dot_general"):
     """How many equations of a kind the gradient of a function has, bodies of calls included at every call."""
@@ -21,11 +27,16 @@ def _count(jaxpr, primitive):
     return total
 
 
+def planning_of(fun, args):
+    """The planning of a function for the CPU, by prediction."""
+    asked = {"argnums": 0, "has_aux": False, "solver": "auto", "target": "cpu", "emit": "schedule", "seed": 0}
+    return Planning(checked_request(fun, args, verify="replay", **asked))
+
+
 def value_and_gradient(fun, *args, has_aux=False):
     """(what `jax.value_and_grad` gives, compiled quickly; whether the program recomputes behind a barrier)."""
     traced = jax.jit(jax.value_and_grad(fun, has_aux=has_aux)).trace(*args)
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    run = traced.lower().compile(compiler_options=quick)
+    run = traced.lower().compile(compiler_options=QUICKLY)
     return run(*args), _count(traced.jaxpr, "optimization_barrier") > 0
 
 

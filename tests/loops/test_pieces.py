@@ -28,7 +28,7 @@ from jaxremat.trace import jaxpr as jaxprs
 
 
 @pytest.mark.parametrize("length,reverse", [(1, False), (2, True), (13, False), (13, True)])
-def test_recurrence(length, reverse):
+def test_every_decision_gives_the_plain_gradients_of_a_recurrence(length, reverse):
     loss, args = recurrence(length, reverse)
     planned = all_decisions(loss, args, (0, 1))
     assert len(planned) > 2 or length < 13
@@ -36,7 +36,7 @@ def test_recurrence(length, reverse):
         assert_same_gradients(loss, fun, args, (0, 1))
 
 
-def test_unrolled():
+def test_every_decision_gives_the_plain_gradients_of_an_unrolled_scan():
     loss, args = recurrence(7, False, 3)
     for fun in all_decisions(loss, args):
         assert_same_gradients(loss, fun, args)
@@ -196,7 +196,7 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize("loss", PROGRAMS, ids=lambda f: f.__name__[1:])
-def test_programs(loss):
+def test_every_decision_gives_the_plain_gradients_of_other_bodies(loss):
     args = (array(4, 4),)
     tolerance = 2e-2 if loss is _half_precision else 1e-5
     for fun in all_decisions(loss, args):
@@ -216,7 +216,7 @@ def test_second_order(price):
 
 
 @pytest.mark.parametrize("price", [0.0, 1e-9, 1e-2])
-def test_vmap(price):
+def test_planned_loops_map_over_batches(price):
     loss, (w, xs) = recurrence(6)
     planned = decided(loss, (w, xs), 1, price)
     batch = jnp.stack([xs, xs + 0.1, -xs])

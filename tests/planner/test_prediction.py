@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradient_programs import planning_of
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import BARRIER_SCOPES
 from jaxremat.planner.prediction import is_below_model_threshold, predict
 from jaxremat.planner.problem import pose
-from jaxremat.planning.planning import Planning
-from jaxremat.planning.request import checked_request
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import read_primal
 
@@ -72,7 +71,7 @@ def test_toy_programs_of_half_precision_hold_what_products_read_in_float32(fun, 
     if fun is scanned and jax.__version_info__ < (0, 12):
         pytest.skip("jaxlib 0.11 stacks in float32 what a scan keeps: docs/limits.md")
     args = [jax.ShapeDtypeStruct((64, 64), dtype)] * 5, jax.ShapeDtypeStruct((4096, 64), dtype)
-    planning = Planning(checked_request(fun, args, target="cpu", verify="replay"))
+    planning = planning_of(fun, args)
     compiled = planning.plain_report.peak_bytes
     assert 0.8 * compiled <= planning.plain.peak_bytes <= 1.05 * compiled
 

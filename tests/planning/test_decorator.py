@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gradient_programs import count
+from gradient_programs import count, planning_of
 from jax import lax
 
 import jaxremat
-from jaxremat.planning.planning import Planning
-from jaxremat.planning.request import checked_request
 
 
 def layered(ws, x):
@@ -101,7 +99,7 @@ def test_a_budget_that_nothing_fits_in_is_told_where_it_is_differentiated():
 
 def test_a_fraction_is_of_the_compiled_program_where_the_compiler_has_to_be_heard():
     """Nothing is predicted to fit, and the program as written takes more than was predicted."""
-    planning = Planning(checked_request(layered, (WEIGHTS, X), verify="replay"))
+    planning = planning_of(layered, (WEIGHTS, X))
     compiled = dataclasses.replace(planning.plain_report, peak_bytes=4 * planning.plain_report.peak_bytes)
     vars(planning)["plain_report"] = compiled
     made = planning.plan(0.15)

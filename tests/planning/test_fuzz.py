@@ -5,12 +5,12 @@ import random
 import jax
 import numpy as np
 import pytest
+from gradient_programs import QUICKLY
 from random_programs import arguments, random_program
 
 import jaxremat
 
 _FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5)
-_QUICKLY = {"xla_backend_optimization_level": 0}  # of LLVM: values are asked for, not speed
 
 
 def relative_difference(plain, planned):
@@ -38,7 +38,7 @@ def check_program(seed, verify):
         plan.compiled.peak_bytes if plan.compiled else plan.peak_bytes
     )  # a prediction that refuses is compiled
     assert known_bytes <= plan.budget_bytes, told
-    plain, planned = (jax.jit(jax.grad(f, (0, 1)), compiler_options=_QUICKLY)(*args) for f in (fun, plan.apply(fun)))
+    plain, planned = (jax.jit(jax.grad(f, (0, 1)), compiler_options=QUICKLY)(*args) for f in (fun, plan.apply(fun)))
     assert relative_difference(plain, planned) < 1e-4, told
     return True
 

@@ -27,7 +27,7 @@ def test_columns_go_in_a_stated_order(plan):
     assert "would cost" in narrow
 
 
-def test_headline(any_plan):
+def test_the_headline_names_its_numbers(any_plan):
     text = str(any_plan)
     for word in ("budget", "predicted", "compiled", "extra time", "solved in", "as written", "planned", "at the peak"):
         assert word in text
