@@ -70,7 +70,7 @@ def _places(joint: Joint) -> str:
     places = [f"each of the {len(paths)} blocks {common_path(paths)}"] if paths and _alike(paths) else []
     places += [f"each of the {len(paths)} numbered modules"] if paths and not places else []
     places += [f"the body of {'the loop' if loops == 1 else f'each of the {loops} loops'}"] if loops else []
-    whole = "the whole function, which has no numbered modules: it frees little, since all of it runs again at once"
+    whole = "the whole function, without numbered modules: all of it runs again at once, and little or nothing is freed"
     return " and ".join(places) or whole
 
 
