@@ -35,6 +35,7 @@ class Backend:
       barrier_parts: into how many parts recomputation is divided at least, a barrier before each, in plans that are
         judged by the time of their kernels; 0 where plans are judged by their replay. A barrier makes the compiler
         write what enters it, so there are few, and only what is recomputed from and cotangents enter them.
+      times_loops: plans of programs with loops are judged by the time of their kernels.
       smallest_modelled_bytes: programs whose values take less together are replayed value by value, which is about as
         near and takes no time; see `benchmarks/threshold.py`.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
@@ -63,6 +64,7 @@ class Backend:
     smallest_modelled_bytes: int
     pool_fraction: float
     pool_variable: str = ""
+    times_loops: bool = False
     stacked_products_last: bool = False
     products_compute_operands: bool = False
     ties_transfers: bool = False

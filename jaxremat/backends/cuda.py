@@ -20,6 +20,7 @@ CUDA = Backend(
     name="cuda",
     scores_per_tile=2**22,  # 1024 x 4096, the chunk sizes of Rabe & Staats 2021
     barrier_parts=16,
+    times_loops=True,
     stacked_products_last=True,
     smallest_modelled_bytes=32 * 2**20,
     element_work=_ELEMENT_WORK,

@@ -11,6 +11,7 @@ TPU = Backend(
     name="tpu",
     scores_per_tile=2**22,  # 1024 x 4096, the chunk sizes of Rabe & Staats 2021
     barrier_parts=0,
+    times_loops=True,
     smallest_modelled_bytes=32 * 2**20,
     products_compute_operands=True,
     tile=(8, 128),

@@ -13,10 +13,12 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r" ([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _HOST = "S(5)"  # `xla/layout.h`, as `xla/service/host_memory_offload_annotations.h` numbers the host's memory
+_VECTOR = re.compile(r"T\(.*S\(1\)")  # a TPU's, where arrays lie in tiles; elsewhere 1 is main memory
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r"known_trip_count\W+n\W+(\d+)")
+_CONSTANT = re.compile(r" constant\((\d+)\)")
 _OPERATION = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _INLINE_SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')
@@ -24,11 +26,13 @@ _INLINE_SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The dtype, as HLO writes it, and the dimensions of one array; whether it lies in the host's memory."""
+    """The dtype, as HLO writes it, and the dimensions of one array; whether it lies in the host's memory, or in a TPU's
+    vector memory."""
 
     dtype: str
     dims: tuple[int, ...]
     on_host: bool = False
+    in_vector_memory: bool = False
 
     @property
     def elements(self) -> int:
@@ -60,13 +64,8 @@ class Instruction:
 
     @property
     def size_bytes(self) -> int:
-        return sum(array.size_bytes for array in self.arrays)
-
-    @property
-    def trip_count(self) -> int:
-        """How often a loop's body runs; 1 where the compiler does not know."""
-        trips = _TRIPS.search(self.line)
-        return int(trips[1]) if trips else 1
+        """Of all that lies outside of a TPU's vector memory."""
+        return sum(array.size_bytes for array in self.arrays if not array.in_vector_memory)
 
     @property
     def operation(self) -> str:
@@ -98,6 +97,17 @@ class HloModule:
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
     sources: dict[int, str]
+
+    def trip_count(self, loop: Instruction) -> int:
+        """How often a loop's body runs: as the compiler says, or what it counts up to, from zero as scans do; 1 where
+        neither is known."""
+        if known := _TRIPS.search(loop.line):
+            return int(known[1])
+        condition = self.computations.get(loop.word("condition").lstrip("%"), ())
+        if not condition or condition[-1].word("direction") != "LT":
+            return 1
+        limits = [_CONSTANT.search(each.line) for each in condition if each.name == condition[-1].operands[1]]
+        return int(limits[0][1]) if limits and limits[0] else 1
 
     def source(self, instruction: Instruction) -> str:
         """The line of Python that an instruction comes from, or empty."""
@@ -141,7 +151,7 @@ def _instruction(name: str, rest: str) -> Instruction:
         name=name,
         opcode=opcode[1],
         arrays=tuple(
-            Array(dtype, tuple(map(int, filter(None, dims.split(",")))), _HOST in layout)
+            Array(dtype, tuple(map(int, filter(None, dims.split(",")))), _HOST in layout, bool(_VECTOR.search(layout)))
             for dtype, dims, layout in _ARRAY.findall(shape)
         ),
         operands=tuple(_NAME.findall(inside)) if opcode[1] != "parameter" else (),

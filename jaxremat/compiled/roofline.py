@@ -15,6 +15,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from jaxremat.backends.devices import Device
 from jaxremat.compiled.hlo_text import Array, HloModule, Instruction, parse_hlo
 from jaxremat.compiled.link import Link, transfer_of
@@ -26,6 +28,7 @@ _CALLERS = frozenset({"call", "async-start"})
 _FUSIONS = frozenset({"fusion", "fusion-start"})
 _SLICES = frozenset({"slice", "dynamic-slice", "gather"})
 _VIEWS = frozenset({"bitcast", "reshape", "copy"})
+_STEPS = ("stride", "lhs_dilate", "rhs_dilate")
 _MATRIX_CALLS = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul)')
 _CONVOLUTION_CALLS = re.compile(r'custom_call_target="__cudnn\$conv(\w*)')
 
@@ -99,7 +102,7 @@ class _Counter:
 
     def _work(self, instruction: Instruction, made: dict[str, Instruction], runs: int) -> Iterator[Kernel]:
         if instruction.opcode == "while":
-            yield from self.kernels(_loop_body(instruction), runs * instruction.trip_count)
+            yield from self.kernels(_loop_body(instruction), runs * self.module.trip_count(instruction))
         elif instruction.opcode == "conditional":
             branches = [list(self.kernels(branch, runs)) for branch in instruction.called]
             yield from max(branches, key=lambda branch: sum(kernel.seconds for kernel in branch), default=[])
@@ -225,10 +228,16 @@ def _written(inside: Sequence[Instruction]) -> int:
 def _moved_alone(instruction: Instruction, operands: Sequence[Instruction]) -> int:
     """Bytes that an instruction outside of fusions reads and writes."""
     if instruction.opcode in _SLICES:
-        return 2 * instruction.size_bytes
+        return instruction.size_bytes + sum(array.size_bytes for array in instruction.arrays)
+    if instruction.opcode == "copy-start":  # its results are the copy, the source once more, and a token
+        return _main_bytes(instruction.arrays[0]) + sum(operand.size_bytes for operand in operands)
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * operands[-1 if instruction.opcode == "scatter" else 1].size_bytes
     return instruction.size_bytes + sum(operand.size_bytes for operand in operands)
+
+
+def _main_bytes(array: Array) -> int:
+    return 0 if array.in_vector_memory else array.size_bytes
 
 
 def _contraction_flops(instruction: Instruction, operands: Sequence[Instruction]) -> float:
@@ -237,16 +246,45 @@ def _contraction_flops(instruction: Instruction, operands: Sequence[Instruction]
         depth = math.prod(operands[0].arrays[0].dims[dim] for dim in contracted)
         return 2.0 * _largest(instruction) * depth
     if instruction.opcode == "convolution":
-        return _convolution_flops(instruction, operands, "Forward")
+        return _window_flops(instruction, operands)
     cudnn = _CONVOLUTION_CALLS.search(instruction.line)
-    return _convolution_flops(instruction, operands, cudnn[1]) if cudnn else 0.0
+    return _library_flops(instruction, operands, cudnn[1]) if cudnn else 0.0
+
+
+def _window_flops(instruction: Instruction, operands: Sequence[Instruction]) -> float:
+    """Of a convolution, where its window meets entries: to a TPU, a product of many matrices is one with gaps, in which
+    all windows but those of one matrix lie."""
+    image, kernel, output = (operand.arrays[0].dims for operand in (*operands[:2], instruction))
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.line)
+    assert labels, instruction.line
+    window, meetings = _window(instruction.line), 1
+    for axis in sorted(set(labels[1]) - set("bf")):
+        entries, places = image[labels[1].index(axis)], output[labels[3].index(axis)]
+        meetings *= _meetings(window, int(axis), entries, kernel[labels[2].index(axis)], places)
+    rows, features = output[labels[3].index("b")], output[labels[3].index("f")]
+    return 2.0 * rows * features * kernel[labels[2].index("i")] * meetings
+
+
+def _meetings(window: dict[str, list[str]], axis: int, entries: int, taps: int, places: int) -> int:
+    """How often, along an axis, a tap of the window meets an entry of the image."""
+    stride, gap, spread = (int(window[key][axis]) if key in window else 1 for key in _STEPS)
+    before = int(window["pad"][axis].split("_")[0]) if "pad" in window else 0
+    at = np.arange(places)[:, None] * stride + np.arange(taps) * spread - before
+    return int(np.count_nonzero((at >= 0) & (at <= (entries - 1) * gap) & (at % gap == 0)))
+
+
+def _window(line: str) -> dict[str, list[str]]:
+    """The sizes, strides, paddings and dilations of a window, one per axis."""
+    found = re.search(r"window=\{([^}]*)\}", line)
+    parts = (part.partition("=") for part in (found[1] if found else "").split())
+    return {key: sizes.split("x") for key, _, sizes in parts}
 
 
 def _largest(instruction: Instruction) -> int:
     return max(array.elements for array in instruction.arrays)
 
 
-def _convolution_flops(instruction: Instruction, operands: Sequence[Instruction], kind: str) -> float:
+def _library_flops(instruction: Instruction, operands: Sequence[Instruction], kind: str) -> float:
     """Twice the kernel's elements per output feature at every place of the convolution's output, whatever of image,
     kernel and output the instruction computes."""
     first, second, result = operands[0].arrays[0], operands[1].arrays[0], instruction.arrays[0]

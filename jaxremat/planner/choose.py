@@ -62,9 +62,9 @@ def planner_for(
         if device.backend.ties_transfers and not find(primal):
             return TimedTransferPlanner(primal, device, host_budget_bytes)
         return TransferPlanner(primal, device, host_budget_bytes, storages)
-    if not device.backend.barrier_parts:
-        return SchedulePlanner(primal, device, storages)
-    return (TimedLoopPlanner if find(primal) else TimedPlanner)(primal, device, storages)
+    if find(primal):
+        return (TimedLoopPlanner if device.backend.times_loops else SchedulePlanner)(primal, device, storages)
+    return (TimedPlanner if device.backend.barrier_parts else SchedulePlanner)(primal, device, storages)
 
 
 def _segments_planner(primal: Primal, device: Device) -> Planner:

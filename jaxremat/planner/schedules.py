@@ -142,6 +142,12 @@ class SchedulePlanner:
         posed = itertools.chain.from_iterable(planner._with_loops_decided() for planner in self._both)
         return [self._outcome(problem, search.plain) for problem, search in posed]
 
+    @functools.cached_property
+    def checkpointed(self) -> ScheduleOutcome:
+        """The program with checkpoints around every iteration, the flat part as it stands."""
+        problem, search = self._posed(self._loops.checkpointed(self._loops.found))
+        return self._outcome(problem, search.plain)
+
     def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()

@@ -64,7 +64,8 @@ class TransferPlanner:
         self.device = device
         self.host_budget_bytes = host_budget_bytes
         self._primal, self._storages = primal, storages
-        self._planner: Any = TimedLoopPlanner if device.backend.barrier_parts else SchedulePlanner
+        timed = device.backend.times_loops and find(primal)
+        self._planner: Any = TimedLoopPlanner if timed else SchedulePlanner
         self.own: Planner = self._planner(primal, device, storages)
         self.predicts_time, self.peak_doubt = self.own.predicts_time, self.own.peak_doubt
         self.as_written: FlatFunction = primal.as_written

@@ -44,7 +44,6 @@ _ROUNDED = (
     " much gradients differ"
 )
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
-_MOST_TIMED = 2  # the second is aimed by what the first was off by
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 _NEAR_MISS_ROOM = 0.1  # about the worst of predictions: prediction.md
@@ -266,18 +265,31 @@ class Planning:
 
     def _fastest(self, limit: int) -> Outcome | None:
         """The fastest, by the roofline of what was compiled, of the few that are predicted to be; None where none of
-        them fits."""
-        aim, fitting = limit, []
-        for _ in range(_MOST_TIMED):
-            start = time.perf_counter()
-            outcome = self.planner.fit(aim)
-            self._solve_seconds += time.perf_counter() - start
-            peak_bytes, report = self._measure(outcome)
-            aim = int(outcome.peak_bytes * limit / peak_bytes)
-            if peak_bytes <= limit:
-                fitting.append((report.seconds or outcome.cost, outcome))
-                aim = max(aim, int((1 + self.planner.peak_doubt) * limit))
-        return min(fitting, key=lambda pair: pair[0])[1] if fitting else None
+        them fits.
+
+        A prediction may be too high: what is predicted to take a little too much is tried, too, unless the first one
+        shows that predictions are far too low. It learns from the first one where to look if neither fits."""
+        most = int((1 + self.planner.peak_doubt) * limit)
+        tried = [self._fit(limit)]
+        peak_bytes, _ = self._measure(tried[0])
+        learnt = int(tried[0].peak_bytes * limit / peak_bytes)
+        if peak_bytes <= most:
+            tried.append(self._fit(max(learnt, most)))
+        if not self._fastest_within(tried, limit):
+            tried.append(self._fit(learnt))
+        best = self._fastest_within(tried, limit) or tried[-1]
+        return self._fastest_within([*tried, *self.planner.near_misses(best, most - best.peak_bytes)], limit)
+
+    def _fit(self, aim: int) -> Outcome:
+        start = time.perf_counter()
+        outcome = self.planner.fit(aim)
+        self._solve_seconds += time.perf_counter() - start
+        return outcome
+
+    def _fastest_within(self, outcomes: Sequence[Outcome], limit: int) -> Outcome | None:
+        """The fastest, as compiled, of those whose compiled peak is within the limit."""
+        fitting = [outcome for outcome in outcomes if self._measure(outcome)[0] <= limit]
+        return min(fitting, key=lambda outcome: self._measure(outcome)[1].seconds or outcome.cost, default=None)
 
     def _least(self, compiles: bool) -> tuple[Outcome, int]:
         """The outcome with the smallest peak that is known, and that peak: compiled, or else predicted.

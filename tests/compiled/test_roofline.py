@@ -76,6 +76,59 @@ def test_a_loop_runs_its_kernels_as_often_as_it_turns():
     assert report.flops == 8 * 2 * 64**3
 
 
+def test_a_loop_that_counts_to_a_number_runs_so_often():
+    """As a TPU's compiler writes loops: the number stands in the condition."""
+    counts = """  %limit = s32[]{:T(128)} constant(5)
+  %now = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%now, %limit), direction=LT"""
+    until = LOOP.replace(', backend_config={"known_trip_count":{"n":"8"}}', "").replace(
+        "while(%a)", "while(%a), condition=%cond"
+    )
+    assert [kernel.runs for kernel in roofline(until, DEVICE).kernels] == [1, 1, 1]  # until something is found
+    counted = until.replace("  ROOT %true = pred[] constant(true)", counts)
+    assert [kernel.runs for kernel in roofline(counted, DEVICE).kernels] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("window", "labels", "shapes"),
+    [
+        ("size=16x8 stride=15x7 lhs_dilate=16x8", "0b1f_0o1i->01bf", ("16,512,8,64", "16,512,8,64", "16,8,512,512")),
+        ("size=16x8 stride=16x8 pad=15_15x7_7 lhs_dilate=15x7 rhs_reversal=1x1", "0f1b_01oi->01fb",
+         ("16,512,8,512", "16,8,64,512", "16,8,64,512")),
+    ],
+)  # fmt: skip
+def test_many_products_are_one_convolution_with_gaps(window, labels, shapes):
+    """16 x 8 products of 512 x 512 x 64, as a TPU's compiler writes them."""
+    image, kernel, result = shapes
+    text = (
+        f"ENTRY %main (a: bf16[{image}], b: bf16[{kernel}]) -> bf16[{result}] {{\n"
+        f"  %a = bf16[{image}]{{3,2,1,0}} parameter(0)\n  %b = bf16[{kernel}]{{3,2,1,0}} parameter(1)\n"
+        f"  ROOT %c = bf16[{result}]{{3,2,1,0}} convolution(%a, %b), window={{{window}}}, dim_labels={labels}\n}}\n"
+    )
+    assert roofline(text, DEVICE).flops == 2 * 16 * 8 * 512 * 512 * 64
+
+
+def test_padding_is_no_work():
+    text = (
+        "ENTRY %main (a: f32[2,8,8,16], b: f32[3,3,16,32]) -> f32[2,8,8,32] {\n"
+        "  %a = f32[2,8,8,16]{3,2,1,0} parameter(0)\n  %b = f32[3,3,16,32]{3,2,1,0} parameter(1)\n"
+        "  ROOT %c = f32[2,8,8,32]{3,2,1,0} convolution(%a, %b), window={size=3x3 pad=1_1x1_1}, "
+        "dim_labels=b01f_01io->b01f\n}\n"
+    )
+    assert roofline(text, DEVICE).flops == 2 * 2 * 32 * 16 * (3 * 8 - 2) ** 2
+
+
+def test_what_lies_in_vector_memory_is_not_moved():
+    text = (
+        "ENTRY %main (a: f32[8,128]) -> f32[8,128] {\n"
+        "  %a = f32[8,128]{1,0:T(8,128)} parameter(0)\n"
+        "  %b = f32[8,128]{1,0:T(8,128)S(1)} add(%a, %a)\n"
+        "  %c = f32[8,128]{1,0:T(8,128)S(1)} multiply(%b, %b)\n"
+        "  ROOT %d = f32[8,128]{1,0:T(8,128)} negate(%c)\n}\n"
+    )
+    assert [kernel.moved_bytes for kernel in roofline(text, DEVICE).kernels] == [2 * 4096, 0, 4096]
+
+
 def test_slices_and_updates_in_place_move_what_they_touch():
     part, product, written = roofline(LOOP, DEVICE).kernels
     assert part.moved_bytes == 3 * TILE + 4  # the slice, the other operand, the sum; and the index

@@ -1,0 +1,75 @@
+"""Which of the outcomes of a planner that predicts time are compiled, and which one is the plan."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from jaxremat.compiled.compile import MemoryReport
+from jaxremat.planning.planning import Planning
+from jaxremat.planning.request import checked_request
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Told:
+    """An outcome, with what its compilation will say."""
+
+    peak_bytes: int
+    cost: float
+    compiled_bytes: int
+    seconds: float
+
+
+@dataclasses.dataclass
+class TellingPlanner:
+    """Gives the fastest of some outcomes that is predicted to fit, or the smallest."""
+
+    outcomes: list[Told]
+    by_hand: list[Told]
+    peak_doubt: float = 0.05
+    predicts_time: bool = True
+
+    def fit(self, replayed_bytes: int) -> Told:
+        within = [outcome for outcome in self.outcomes if outcome.peak_bytes <= replayed_bytes]
+        return min(within or self.outcomes, key=lambda outcome: outcome.cost if within else outcome.peak_bytes)
+
+    def near_misses(self, best: Told, room_bytes: int) -> list[Told]:
+        return [outcome for outcome in self.by_hand if outcome.peak_bytes <= best.peak_bytes + room_bytes]
+
+
+def fastest(outcomes, by_hand=()):
+    """(the answer within 1000 bytes, how many were compiled)."""
+    request = checked_request(lambda x: jnp.sum(jnp.sin(x)), (jnp.ones(4),), {})
+    planning = Planning(request)
+    planning.planner = TellingPlanner(outcomes, list(by_hand))
+    asked = set()
+
+    def measure(outcome):
+        asked.add(outcome)
+        report = MemoryReport("h200", 0, 0, outcome.compiled_bytes, 0, outcome.compiled_bytes, 0.0)
+        return outcome.compiled_bytes, dataclasses.replace(report, seconds=outcome.seconds)
+
+    planning._measure = measure
+    return planning._fastest(1000), len(asked)
+
+
+def test_what_is_predicted_a_little_too_large_is_compiled_even_if_what_fits_does_not():
+    """Predictions of single programs are off by more than the next faster outcome is too large."""
+    slow, tight, fast = Told(970, 1.5, 940, 1.4), Told(995, 1.07, 1002, 1.06), Told(1010, 1.02, 950, 1.02)
+    assert fastest([slow, tight, fast]) == (fast, 2)
+
+
+def test_what_is_far_too_large_says_where_to_look():
+    small, large, larger = Told(600, 1.3, 900, 1.3), Told(990, 1.1, 1500, 1.1), Told(1040, 1.0, 1600, 1.0)
+    assert fastest([small, large, larger]) == (small, 2)
+
+
+def test_checkpoints_by_hand_are_compiled_where_they_may_be_faster():
+    small, large, by_hand = Told(600, 1.3, 900, 1.6), Told(990, 1.1, 1500, 1.1), Told(1040, 1.31, 990, 1.2)
+    assert fastest([small, large], [by_hand]) == (by_hand, 3)
+
+
+@pytest.mark.parametrize("compiled_bytes", [1000, 1001])
+def test_nothing_above_the_limit_is_an_answer(compiled_bytes):
+    only = Told(900, 1.0, compiled_bytes, 1.0)
+    assert fastest([only])[0] is (only if compiled_bytes <= 1000 else None)
