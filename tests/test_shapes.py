@@ -51,19 +51,10 @@ BROKEN = {
 }
 
 
-def run_checked(program: str) -> None:
-    """Runs a program in a process of its own, in which every call into the modules is checked."""
+def test_calls_keep_to_their_annotations_and_other_shapes_are_seen():
+    """In a process of its own, in which every call into the modules is checked."""
     hooked = ", ".join(repr(f"jaxremat.{module}") for module in MODULES)
-    hook = f"from jaxtyping import install_import_hook\ninstall_import_hook([{hooked}], 'beartype.beartype')\n"
-    done = subprocess.run([sys.executable, "-c", hook + program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_calls_keep_to_their_annotations():
-    run_checked(KEPT)
-
-
-def test_other_shapes_and_dtypes_are_seen():
+    hook = f"import jaxtyping\njaxtyping.install_import_hook([{hooked}], 'beartype.beartype')\n"
     tries = "".join(
         f"""
         try:
@@ -75,4 +66,6 @@ def test_other_shapes_and_dtypes_are_seen():
         """
         for what, call in BROKEN.items()
     )
-    run_checked(f"import jaxtyping\n{KEPT}\n{textwrap.dedent(tries)}")
+    command = [sys.executable, "-c", hook + KEPT + textwrap.dedent(tries)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

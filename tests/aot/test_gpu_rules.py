@@ -15,6 +15,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxremat.backends.devices import resolve_target
 from jaxremat.compiled.compile import rematerialized
 from jaxremat.compiled.gpu_configs import target_config
+from jaxremat.compiled.roofline import roofline
 from jaxremat.compiled.targets import target_devices
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
@@ -27,6 +28,7 @@ HALF = jax.ShapeDtypeStruct((2048, 1024), jnp.bfloat16)
 W = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
 ROW = jax.ShapeDtypeStruct((1024,), jnp.bfloat16)
 ROWS = jax.ShapeDtypeStruct((2048,), jnp.int32)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 PART = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
 FILL = 4 * 2048 * 1024
 
@@ -69,6 +71,15 @@ RULES = {
     ),
     "what is transposed is computed where it is read": (lambda x: jnp.exp(x.T) + 1.0, (X,), [FILL]),
     "what is gathered is computed where it is read": (lambda x, rows: jnp.exp(x)[rows] * 2.0, (X, ROWS), [FILL]),
+    "what is joined is computed where it is written": (
+        lambda x: jnp.concatenate([jnp.exp(x), jnp.sin(x)]) * 2.0, (X,), [2 * FILL],
+    ),
+    "random bits are made once": (
+        lambda key: ((bits := jax.random.uniform(key, X.shape))[::-1] * 2.0, bits + 1.0), (KEY,), [FILL] * 3,
+    ),
+    "random bits that one loop reads are made there": (
+        lambda key, x: jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x, 0.0), (KEY, X), [FILL],
+    ),
     "an update in place takes what it writes over and what it writes": (
         lambda x, part: lax.dynamic_update_slice(jnp.sin(x), jnp.cos(part), (0, 0)), (X, PART), [FILL],
     ),
@@ -106,6 +117,37 @@ def test_how_many_kernels_run(rule):
     assert len(kernel_seconds(fusion, device)) == expected
     text = compiled_text(fun, [X])
     assert text[text.index("\nENTRY ") :].count(" fusion(") == expected
+
+
+LENGTH, ENTRY = 4, 4 * 2048 * 2048
+SQUARE, STACK = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2048, 2048), (LENGTH, 2048, 2048)))
+
+
+def large_kernels(step):
+    """The kernels of a scan over a stack that move as much as an entry of it, in the order in which they run."""
+    text = compiled_text(lambda x, stack: lax.scan(step, x, stack), (SQUARE, STACK))
+    return [kernel for kernel in roofline(text, resolve_target("h200")).kernels if kernel.moved_bytes >= ENTRY]
+
+
+def in_loop(kernels):
+    return [kernel for kernel in kernels if kernel.runs == LENGTH]
+
+
+def test_a_loop_reads_a_slice_where_it_is():
+    (kernel,) = in_loop(large_kernels(lambda x, w: (jnp.sin(x) + w, None)))
+    assert kernel.moved_bytes == pytest.approx(3 * ENTRY, rel=1e-3)
+
+
+def test_a_product_reads_a_copy_of_its_slice():
+    copied, product, *_ = in_loop(large_kernels(lambda x, w: (x @ w, None)))
+    assert copied.moved_bytes == pytest.approx(2 * ENTRY, rel=1e-3) and not copied.flops
+    assert product.flops
+
+
+def test_what_is_stacked_is_written_in_place_by_a_kernel_of_its_own_into_zeros():
+    kernels = large_kernels(lambda x, w: (jnp.sin(x) + w, x))
+    assert sorted(kernel.moved_bytes // ENTRY for kernel in in_loop(kernels)) == [2, 3]
+    assert LENGTH in [kernel.moved_bytes // ENTRY for kernel in kernels if kernel.runs == 1]
 
 
 def chain(weights, x):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from emitted import FORMS, PLAIN_JAX, array, assert_same, plan_of, products, quickly
+from emitted import FORMS, PLAIN_JAX, array, assert_same, plan_of, products
+from gradient_programs import quickly
 from jax import lax
 from jax.experimental import io_callback
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from emitted import array, assert_same, counts, quickly
+from emitted import array, assert_same, counts
+from gradient_programs import quickly
 
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.planning.plan import apply_flat

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from emitted import FORMS, PLAIN_JAX, array, assert_same, plan_of, quickly
+from emitted import FORMS, PLAIN_JAX, array, assert_same, plan_of
+from gradient_programs import quickly
 
 import jaxremat
 

@@ -5,7 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from emitted import ARGS, FORMS, PLAIN_JAX, assert_same, network, network_plan, products, quickly
+from emitted import ARGS, FORMS, PLAIN_JAX, assert_same, network, network_plan, products
+from gradient_programs import quickly
 from jax import lax
 
 import jaxremat

@@ -62,11 +62,6 @@ def planned_network(emit):
     return network_plan(emit).apply(network)
 
 
-def quickly(fun):
-    """`jax.jit`, for programs that take longer to compile than to run."""
-    return jax.jit(fun, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def assert_same(ours, theirs, rtol=2e-5):
     """Equal trees of numbers, relative to the largest entry of each array."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)

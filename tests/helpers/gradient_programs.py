@@ -7,8 +7,12 @@ import numpy as np
 from jaxremat.planning.planning import Planning
 from jaxremat.planning.request import checked_request
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Options of the compiler where values are asked for, not speed."""
+_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def quickly(fun):
+    """`jax.jit`, for programs that take longer to compile than to run."""
+    return jax.jit(fun, compiler_options=_QUICKLY)
 
 
 def count(fun, *args, primitive="dot_general"):
@@ -36,7 +40,7 @@ def planning_of(fun, args):
 def value_and_gradient(fun, *args, has_aux=False):
     """(what `jax.value_and_grad` gives, compiled quickly; whether the program recomputes behind a barrier)."""
     traced = jax.jit(jax.value_and_grad(fun, has_aux=has_aux)).trace(*args)
-    run = traced.lower().compile(compiler_options=QUICKLY)
+    run = traced.lower().compile(compiler_options=_QUICKLY)
     return run(*args), _count(traced.jaxpr, "optimization_barrier") > 0
 
 

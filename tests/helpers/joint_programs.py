@@ -5,14 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gradient_programs import quickly
 
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, trace_joint
-
-
-def quickly(fun):
-    """`jax.jit`, for programs that take longer to compile than to run."""
-    return jax.jit(fun, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def array(*shape, seed=0, dtype=jnp.float32):

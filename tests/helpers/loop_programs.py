@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gradient_programs import quickly
 from jax import lax
 
 from jaxremat.backends.devices import resolve_target
@@ -57,11 +58,17 @@ def split_price(corners) -> float:
 
 
 def assert_same_gradients(fun, planned, args, argnums=0, tolerance=1e-5):
-    plain = jax.tree.leaves(jax.jit(jax.value_and_grad(fun, argnums))(*args))
-    other = jax.tree.leaves(jax.jit(jax.value_and_grad(planned, argnums))(*args))
+    assert_all_same_gradients(fun, [planned], args, argnums, tolerance)
+
+
+def assert_all_same_gradients(fun, several, args, argnums=0, tolerance=1e-5):
+    """Those of each of several functions are those of `fun`, which are not all zero."""
+    gradients = lambda fun: jax.tree.leaves(quickly(jax.value_and_grad(fun, argnums))(*args))
+    plain = gradients(fun)
     assert any(np.any(np.asarray(a) != 0) for a in plain[1:])
-    for a, b in zip(plain, other, strict=True):
-        np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * max(float(jnp.abs(a).max()), 1e-3))
+    for planned in several:
+        for a, b in zip(plain, gradients(planned), strict=True):
+            np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * max(float(jnp.abs(a).max()), 1e-3))
 
 
 def recurrence(length=13, reverse=False, unroll=1):

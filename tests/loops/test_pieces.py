@@ -14,6 +14,7 @@ from loop_programs import (
     all_decisions,
     applied,
     array,
+    assert_all_same_gradients,
     assert_same_gradients,
     decided,
     decisions_of,
@@ -32,14 +33,12 @@ def test_every_decision_gives_the_plain_gradients_of_a_recurrence(length, revers
     loss, args = recurrence(length, reverse)
     planned = all_decisions(loss, args, (0, 1))
     assert len(planned) > 2 or length < 13
-    for fun in planned:
-        assert_same_gradients(loss, fun, args, (0, 1))
+    assert_all_same_gradients(loss, planned, args, (0, 1))
 
 
 def test_every_decision_gives_the_plain_gradients_of_an_unrolled_scan():
     loss, args = recurrence(7, False, 3)
-    for fun in all_decisions(loss, args):
-        assert_same_gradients(loss, fun, args)
+    assert_all_same_gradients(loss, all_decisions(loss, args), args)
 
 
 def _no_scanned_inputs(w):
@@ -199,8 +198,7 @@ PROGRAMS = [
 def test_every_decision_gives_the_plain_gradients_of_other_bodies(loss):
     args = (array(4, 4),)
     tolerance = 2e-2 if loss is _half_precision else 1e-5
-    for fun in all_decisions(loss, args):
-        assert_same_gradients(loss, fun, args, tolerance=tolerance)
+    assert_all_same_gradients(loss, all_decisions(loss, args), args, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("price", [0.0, 1e-9, 1e-2])

@@ -15,7 +15,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from loop_programs import all_decisions, array, assert_same_gradients, loops_of
+from loop_programs import all_decisions, array, assert_all_same_gradients, assert_same_gradients, loops_of
 
 import jaxremat
 from jaxremat.trace import jaxpr as jaxprs
@@ -68,8 +68,7 @@ def test_every_decision_gives_the_plain_gradients(local, checked):
     loss = over(local, mesh_of(AxisType.Auto), check_vma=checked)
     planned = all_decisions(loss, (W, X), (0, 1))
     assert len(planned) > 1
-    for fun in planned:
-        assert_same_gradients(loss, fun, (W, X), (0, 1))
+    assert_all_same_gradients(loss, planned, (W, X), (0, 1))
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
@@ -78,8 +77,7 @@ def test_kinds_of_axes(kind):
     with jax.set_mesh(mesh):
         x = jax.device_put(X, NamedSharding(mesh, P("data")))
         loss = lambda ws, x: over(layers, mesh)(ws, jnp.sin(x)) ** 2
-        for fun in all_decisions(loss, (W, x)):
-            assert_same_gradients(loss, fun, (W, x))
+        assert_all_same_gradients(loss, all_decisions(loss, (W, x)), (W, x))
 
 
 def test_some_axes_stay_automatic():
@@ -92,8 +90,7 @@ def test_some_axes_stay_automatic():
 def test_one_inside_a_loop():
     part = jax.shard_map(layers_of, mesh=mesh_of(AxisType.Auto), in_specs=(P(), P("data")), out_specs=P("data"))
     loss = lambda ws, x: jnp.sum(lax.scan(lambda x, w: (part([w, w], x), None), x, jnp.stack(ws))[0] ** 2)
-    for fun in all_decisions(loss, (W, X)):
-        assert_same_gradients(loss, fun, (W, X))
+    assert_all_same_gradients(loss, all_decisions(loss, (W, X)), (W, X))
 
 
 def test_second_order():

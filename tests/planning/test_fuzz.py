@@ -5,7 +5,7 @@ import random
 import jax
 import numpy as np
 import pytest
-from gradient_programs import QUICKLY
+from gradient_programs import quickly
 from random_programs import arguments, random_program
 
 import jaxremat
@@ -38,7 +38,7 @@ def check_program(seed, verify):
         plan.compiled.peak_bytes if plan.compiled else plan.peak_bytes
     )  # a prediction that refuses is compiled
     assert known_bytes <= plan.budget_bytes, told
-    plain, planned = (jax.jit(jax.grad(f, (0, 1)), compiler_options=QUICKLY)(*args) for f in (fun, plan.apply(fun)))
+    plain, planned = (quickly(jax.grad(f, (0, 1)))(*args) for f in (fun, plan.apply(fun)))
     assert relative_difference(plain, planned) < 1e-4, told
     return True
 

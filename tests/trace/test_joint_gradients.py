@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradient_programs import quickly
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
@@ -16,7 +17,6 @@ from joint_programs import (
     compiled_joint,
     cotangents_for,
     primitives,
-    quickly,
     run_joint,
 )
 
