@@ -228,7 +228,7 @@ def _band(is_causal: bool, window: tuple[int, int] | None) -> tuple[int | None, 
     return left, right
 
 
-def _fill_empty_rows(out: Any, lse: Any, value: Any) -> Any:
+def _fill_empty_rows(out: jax.Array, lse: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Rows without a key get the mean of the values, and the log-sum-exp of equal scores far below all others."""
     empty = jnp.isneginf(lse)
     mean = value.astype(lse.dtype).mean(2)[:, :, None, None]

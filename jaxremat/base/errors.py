@@ -47,7 +47,7 @@ class BudgetError(JaxrematError):
         self.budget_bytes = int(budget_bytes)
         self.occupants = tuple(occupants)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         rebuilt = functools.partial(
             BudgetError,
             min_peak_bytes=self.min_peak_bytes,

@@ -39,7 +39,7 @@ class NamePolicy(compat.NamesToSave):  # type: ignore[misc]  # which class, JAX 
         object.__setattr__(self, "put_by_plan", put_by_plan)
         object.__setattr__(self, "saveable_names", frozenset(names))  # the field of jax 0.11's class
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return NamePolicy, (self.names, self.put_by_plan)
 
     def __call__(self, primitive: Any, *avals: Any, **params: Any) -> Any:

@@ -17,7 +17,7 @@ from jaxremat.trace.jaxpr import evaluate, shape_of
 
 def map_chunks(
     fun: Callable[..., Any], chunk_size: int, *, in_axes: int | tuple[int | None, ...] = 0, out_axes: int = 0
-) -> Any:
+) -> Callable[..., Any]:
     """Returns `fun` computed in chunks along one axis, on which its work must be independent.
 
     Like `jax.lax.map(..., batch_size=chunk_size)` over slices of that axis, but the slices are read where they lie,

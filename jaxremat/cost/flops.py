@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -145,7 +144,7 @@ def _sort(eqn: Eqn) -> float:
     return float(_elements(eqn.invars[0]) * max(1.0, math.log2(max(length, 2)) ** 2 / 2))
 
 
-def _factorisation(cube: float) -> Any:
+def _factorisation(cube: float) -> Callable[[Eqn], float]:
     def count(eqn: Eqn) -> float:
         *batch, rows, columns = _shape(eqn.invars[0])
         return cube * math.prod(batch) * max(rows, columns) * min(rows, columns) ** 2

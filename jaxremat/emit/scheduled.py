@@ -370,7 +370,7 @@ def _without_returns(joint: Joint, stretches: Sequence[Sequence[Eqn]]) -> Iterat
         before |= made
 
 
-def _instantiated(cotangent: Any, var: Var) -> Any:
+def _instantiated(cotangent: Any, var: Var) -> jax.Array:
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         return compat.zeros_of(cotangent.aval)
     return cotangent

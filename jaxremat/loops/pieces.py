@@ -258,6 +258,6 @@ def _empty(entry: Atom, length: int, axis: int) -> Stack:
     return Stack(lax.broadcast_in_dim(zeros, shape, others), axis)
 
 
-def _instantiated(cotangent: Any) -> Any:
+def _instantiated(cotangent: Any) -> jax.Array:
     symbolic = isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
     return compat.zeros_of(cotangent.aval) if symbolic else cotangent

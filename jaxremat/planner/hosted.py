@@ -19,7 +19,7 @@ from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
-from jaxremat.trace.round_trips import HOST, LOSSLESS
+from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip
 
 AHEAD = 1
 """Stretches between two fetches that a fetch runs ahead of its reader: with none, XLA's schedule shows no overlap, and
@@ -140,5 +140,5 @@ class _Rewriting:
         return (there,) if value in self.hosted and not late else (there, back)
 
 
-def _trips(joint: Joint) -> Any:
+def _trips(joint: Joint) -> list[RoundTrip]:
     return [trip for trip in joint.round_trips if trip.form == HOST.form]

@@ -99,13 +99,13 @@ class Layout:
         self.num_variables = int(self._live_start[-1])
         self.next_read = _next_reads(self.read_value)
 
-    def run(self, stage: int, node: Any) -> Any:
+    def run(self, stage: int, node: int | np.ndarray) -> Any:
         return stage * (stage + 1) // 2 + node
 
-    def keep(self, stage: int, value: Any) -> Any:
+    def keep(self, stage: int, value: int | np.ndarray) -> Any:
         return self._keep_start[stage] + value
 
-    def live(self, stage: int, read: Any) -> Any:
+    def live(self, stage: int, read: int | np.ndarray) -> Any:
         return self._live_start[stage] + read
 
     def live_or_kept(self, stage: int, read: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -67,10 +67,10 @@ class Same:
 
     value: Any
 
-    def __eq__(self, other: Any) -> Any:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and self.value is other.value
 
-    def __hash__(self) -> Any:
+    def __hash__(self) -> int:
         return id(self.value)
 
 

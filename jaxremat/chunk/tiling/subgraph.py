@@ -104,11 +104,11 @@ def _inserted(window: Window, axes: Any, rank: int) -> Window:
     return tuple(None if i in axes else next(spans) for i in range(rank))
 
 
-def _iota_windows(eqn: Eqn, window: Window) -> Any:
+def _iota_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     return () if not eqn.invars else None
 
 
-def _broadcast_windows(eqn: Eqn, window: Window) -> Any:
+def _broadcast_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     if len(eqn.invars) != 1:
         return None
     out_shape = shape_of(eqn.outvars[0]).shape
@@ -117,25 +117,25 @@ def _broadcast_windows(eqn: Eqn, window: Window) -> Any:
     return (tuple(None if n == 1 and out_shape[d] != 1 else window[d] for n, d in zip(shape, dims)),)
 
 
-def _transpose_windows(eqn: Eqn, window: Window) -> Any:
+def _transpose_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     operand: list[Span | None] = [None] * len(window)
     for i, axis in enumerate(eqn.params["permutation"]):
         operand[int(axis)] = window[i]
     return (tuple(operand),)
 
 
-def _squeeze_windows(eqn: Eqn, window: Window) -> Any:
+def _squeeze_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     return (_inserted(window, eqn.params["dimensions"], len(shape_of(eqn.invars[0]).shape)),)
 
 
-def _slice_windows(eqn: Eqn, window: Window) -> Any:
+def _slice_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     if eqn.params["strides"] is not None and any(stride != 1 for stride in eqn.params["strides"]):
         return None
     starts = eqn.params["start_indices"]
     return (tuple(span and Span(span.axis, span.offset + int(start)) for span, start in zip(window, starts)),)
 
 
-def _reshape_windows(eqn: Eqn, window: Window) -> Any:
+def _reshape_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     """Axes that survive keep their span; an axis that is merged or split must be read whole."""
     shape, out_shape = shape_of(eqn.invars[0]).shape, shape_of(eqn.outvars[0]).shape
     if len(eqn.invars) != 1 or 0 in shape:
@@ -162,7 +162,7 @@ def _reshape_groups(shape: Any, out_shape: Any) -> Iterator[Any]:
         yield inner, outer
 
 
-def _dot_windows(eqn: Eqn, window: Window) -> Any:
+def _dot_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     (contract, batch) = eqn.params["dimension_numbers"]
     windows, free_at = [], len(batch[0])
     for side, atom in enumerate(eqn.invars):
@@ -179,7 +179,7 @@ def _dot_windows(eqn: Eqn, window: Window) -> Any:
     return tuple(windows)
 
 
-def _gather_windows(eqn: Eqn, window: Window) -> Any:
+def _gather_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     """`take_along_axis`: one entry per index, from operand axes that the indices share, pick from, or read whole."""
     dims, slices = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = shape_of(eqn.invars[0]).shape
