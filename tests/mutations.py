@@ -57,6 +57,14 @@ _BROKEN_BY_TESTS = {
     ),
     "tests/planner/test_prediction.py": (("cost/memory.py", "used[first : last + 1] += size", "pass"),),
     "tests/cost/test_memory.py": (("cost/memory.py", " * waste[~np.eye(len(shape), dtype=bool)].min()", ""),),
+    "tests/compiled/test_roofline.py": (
+        ("compiled/roofline.py", "& (at % gap == 0)", ""),
+        ("compiled/hlo_text.py", "return int(limits[0][1]) if", "return 1 if"),
+    ),
+    "tests/emit/test_zeros.py": (("emit/zeros.py", "reader.primitive.name in _SUMS", "False"),),
+    "tests/trace/test_round_trips.py": (
+        ("emit/scheduled.py", " or (trip.stored in made and trip.source in before)", ""),
+    ),
     "tests/planner/test_problem.py": (("cost/sharding.py", "seconds + seconds.sum()", "seconds"),),
 }
 MUTATIONS = [Mutation(tests, *broken) for tests, each in _BROKEN_BY_TESTS.items() for broken in each]
