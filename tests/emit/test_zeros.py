@@ -77,6 +77,16 @@ def test_a_program_put_together_makes_the_same_zeros():
     assert describe(made) == describe(jax.make_jaxpr(passes)(*shapes))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_zeros_keep_their_dtype(dtype):
+    ws, x = [w.astype(dtype) for w in W], X.astype(dtype)
+    joint, script = recomputed(upsampled, ws, x)
+    assert script.zeros and all(str(zeros.seed.aval.dtype) == dtype for zeros in script.zeros)
+    outputs, residuals = run_forward(joint, script, jax.tree.leaves((ws, x)))
+    gradients = run_backward(joint, script, residuals, [jnp.ones((), dtype)])
+    assert outputs[0].dtype == gradients[0].dtype == dtype
+
+
 def test_zeros_that_are_added_to_something_are_left_to_the_compiler():
     joint, script = recomputed(tied, W[0], X)
     assert scatters(joint) and not script.zeros
