@@ -4,10 +4,9 @@ import dataclasses
 
 import jax.numpy as jnp
 import pytest
+from gradient_programs import planning_of
 
 from jaxremat.compiled.compile import MemoryReport
-from jaxremat.planning.planning import Planning
-from jaxremat.planning.request import checked_request
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +38,7 @@ class TellingPlanner:
 
 def fastest(outcomes, by_hand=()):
     """(the answer within 1000 bytes, how many were compiled)."""
-    request = checked_request(lambda x: jnp.sum(jnp.sin(x)), (jnp.ones(4),), {})
-    planning = Planning(request)
+    planning = planning_of(lambda x: jnp.sum(jnp.sin(x)), (jnp.ones(4),))
     planning.planner = TellingPlanner(outcomes, list(by_hand))
     asked = set()
 
