@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,11 +114,22 @@ class CheckpointCandidates:
         return CheckpointOutcome(self.problem, program, form, timeline.peak_bytes, timeline.cost, settings)
 
 
-def cheaper_within(outcomes: Sequence[CheckpointOutcome], best: Outcome, room_bytes: int) -> list[CheckpointOutcome]:
-    """Cheaper outcomes that are replayed with little more bytes than one that fits, the least demanding first."""
+def cheaper_that_may_fit(
+    outcomes: Sequence[CheckpointOutcome], best: Outcome, peak_bytes: int, doubt: float
+) -> Iterator[CheckpointOutcome]:
+    """Cheaper outcomes than one that fits: first those that are predicted to fit, the cheapest first, then those that
+    are predicted to take little more, the smallest first. What is replayed with far more is not predicted."""
+    most = (1 + doubt) * peak_bytes
+    room = max(most - best.peak_bytes, 0)
     cheaper = [outcome for outcome in outcomes if outcome.cost < (1 - _ROUNDING) * best.cost]
-    near = [outcome for outcome in cheaper if outcome.replayed_bytes <= best.replayed_bytes + room_bytes]
-    return sorted(near, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
+    near = [outcome for outcome in cheaper if outcome.replayed_bytes <= best.replayed_bytes + room]
+    too_large = []
+    for outcome in sorted(near, key=lambda outcome: outcome.cost):
+        if outcome.peak_bytes <= peak_bytes:
+            yield outcome
+        elif outcome.peak_bytes <= most:
+            too_large.append(outcome)
+    yield from sorted(too_large, key=lambda outcome: outcome.peak_bytes)
 
 
 def _without_marks(graph: Graph, origins: Origins) -> Graph:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from jaxremat.base import compat
 from jaxremat.cost.pricing import price
 from jaxremat.emit.segments import Pieces
 from jaxremat.planner.blocks import assemble_in_groups
-from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_within
+from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_that_may_fit
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import Checkpoints, FlatFunction, Form
 from jaxremat.solvers.mincut.assemble import assemble
@@ -47,7 +47,7 @@ class PiecePlanner:
 
     may_leave_alone = True
     predicts_time = False
-    peak_doubt = 0.0
+    peak_doubt = 0.1  # about the worst of predictions: prediction.md
 
     def __init__(self, primal: Primal, device: Device, emit: str, outer: bool) -> None:
         self.primal = primal
@@ -93,9 +93,9 @@ class PiecePlanner:
         """The outcome with the smallest replayed peak."""
         return [cheapest_within(self.outcomes, 0)]
 
-    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[CheckpointOutcome]:
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
         """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""
-        return cheaper_within(self.outcomes, best, room_bytes)
+        return cheaper_that_may_fit(self.outcomes, best, peak_bytes, self.peak_doubt)
 
     @property
     def outcomes(self) -> list[CheckpointOutcome]:

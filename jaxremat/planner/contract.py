@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, Self, runtime_checkable
 
 from jaxremat.graph.replay import Timeline
@@ -69,8 +69,8 @@ class Planner(Protocol):
     def least(self) -> Sequence[Outcome]:
         """Outcomes of small replayed peak, the smallest first: what is tried where the rest does not fit."""
 
-    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
-        """Cheaper outcomes that are expected to need little more than `best`, the least demanding first."""
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
+        """Cheaper outcomes than `best` that may fit in a number of bytes all the same, the likeliest first."""
 
 
 @runtime_checkable

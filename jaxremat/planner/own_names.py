@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.planner.blocks import assemble_in_groups
-from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_within
+from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_that_may_fit
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction, Form, OwnNames
 from jaxremat.trace import jaxpr as jaxprs
@@ -30,7 +30,7 @@ class OwnNamesPlanner:
 
     may_leave_alone = False
     predicts_time = False
-    peak_doubt = 0.0
+    peak_doubt = 0.1  # about the worst of predictions: prediction.md
 
     def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]) -> None:
         assert primal.raw is not None  # that is where the names were found
@@ -58,9 +58,9 @@ class OwnNamesPlanner:
         """The outcome with the smallest replayed peak."""
         return [self.fit(0)]
 
-    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[CheckpointOutcome]:
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
         """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""
-        return cheaper_within(self.outcomes, best, room_bytes)
+        return cheaper_that_may_fit(self.outcomes, best, peak_bytes, self.peak_doubt)
 
     @functools.cached_property
     def outcomes(self) -> list[CheckpointOutcome]:

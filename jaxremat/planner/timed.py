@@ -128,7 +128,7 @@ class TimedPlanner:
         smallest = sorted(found.values(), key=by_peak)[:_MOST_LEAST]
         return sorted({*smallest, *self._with_other_parts(smallest[0])}, key=by_peak)
 
-    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()
 

@@ -72,11 +72,11 @@ class TimedLoopPlanner:
         """Outcomes of small predicted peak, the smallest first."""
         return self._least
 
-    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
         """What checkpoints around every iteration do, where they may be faster and fit all the same: compilers are at
         their best on the simplest loops."""
         by_hand = self._at_its_time(self._schedules.checkpointed)
-        fits = by_hand.peak_bytes <= best.peak_bytes + room_bytes
+        fits = by_hand.peak_bytes <= (1 + self.peak_doubt) * peak_bytes
         return [by_hand] if fits and by_hand is not best and by_hand.cost <= _TIME_DOUBT * best.cost else []
 
     @functools.cached_property

@@ -67,7 +67,7 @@ class TimedTransferPlanner:
         moved = [self._moved(outcome, 0) for outcome in (self.plain, *own[:_MOST_TRIED])]
         return sorted([*own, *moved], key=lambda outcome: (outcome.peak_bytes, outcome.cost))
 
-    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()
 

@@ -96,7 +96,7 @@ class TransferPlanner:
         each = self._allowed(self._at_share(SMALLEST_SHARE).least())
         return sorted([*self.own.least(), *each], key=lambda outcome: outcome.replayed_bytes)
 
-    def near_misses(self, best: Outcome, room_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()
 

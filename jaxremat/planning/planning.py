@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,6 @@ _ROUNDED = (
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
-_NEAR_MISS_ROOM = 0.1  # about the worst of predictions: prediction.md
 
 
 def plan(
@@ -258,7 +258,7 @@ class Planning:
             return outcome
         best = correction.best.candidate
         left = _MOST_COMPILATIONS - correction.trials
-        for outcome in self.planner.near_misses(best, int(_NEAR_MISS_ROOM * limit))[:left]:
+        for outcome in itertools.islice(self.planner.near_misses(best, limit), left):
             if outcome.cost < best.cost and self._measure(outcome)[0] <= limit:
                 best = outcome
         return best
@@ -278,7 +278,7 @@ class Planning:
         if not self._fastest_within(tried, limit):
             tried.append(self._fit(learnt))
         best = self._fastest_within(tried, limit) or tried[-1]
-        return self._fastest_within([*tried, *self.planner.near_misses(best, most - best.peak_bytes)], limit)
+        return self._fastest_within([*tried, *self.planner.near_misses(best, limit)], limit)
 
     def _fit(self, aim: int) -> Outcome:
         start = time.perf_counter()

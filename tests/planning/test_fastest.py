@@ -32,8 +32,8 @@ class TellingPlanner:
         within = [outcome for outcome in self.outcomes if outcome.peak_bytes <= replayed_bytes]
         return min(within or self.outcomes, key=lambda outcome: outcome.cost if within else outcome.peak_bytes)
 
-    def near_misses(self, best: Told, room_bytes: int) -> list[Told]:
-        return [outcome for outcome in self.by_hand if outcome.peak_bytes <= best.peak_bytes + room_bytes]
+    def near_misses(self, best: Told, peak_bytes: int) -> list[Told]:
+        return [outcome for outcome in self.by_hand if outcome.peak_bytes <= (1 + self.peak_doubt) * peak_bytes]
 
 
 def fastest(outcomes, by_hand=()):
