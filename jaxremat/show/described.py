@@ -59,7 +59,7 @@ class Described(abc.ABC):
         Args:
           file: where to write a page that needs nothing else; None to display.
         """
-        show(self._repr_html_(), str(self), file)
+        show(self._repr_html_, self.__str__, file)
 
     def __str__(self) -> str:
         return to_text(self.report)

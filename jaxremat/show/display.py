@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ from jaxremat.show.html import page
 from jaxremat.show.terminal import write
 
 
-def show(html: str, text: str, file: str | Path | None = None) -> None:
+def show(html: Callable[[], str], text: Callable[[], str], file: str | Path | None = None) -> None:
     """Writes an element as a page to `file`; without one, shows it in the notebook, or the text on standard output."""
     if file is not None:
-        Path(file).write_text(page("jaxremat plan", html), encoding="utf-8")
+        Path(file).write_text(page("jaxremat plan", html()), encoding="utf-8")
     elif (shell := notebook_shell()) is not None:
-        shell.display_pub.publish({"text/html": html, "text/plain": text})
+        shell.display_pub.publish({"text/html": html(), "text/plain": text()})
     else:
-        write(text, sys.stdout)
+        write(text(), sys.stdout)
 
 
 def notebook_shell() -> Any | None:
