@@ -32,6 +32,7 @@ from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import batching as _batching
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.lax import lax as _lax
+from jax._src.state import discharge as _discharge
 from jax._src.state import types as _state
 from jax.sharding import AxisType
 
@@ -311,6 +312,14 @@ def trace_context() -> Any:
 def is_ref(aval: Any) -> bool:
     """Whether an abstract value is that of a mutable `jax.Ref`."""
     return isinstance(aval, _state.AbstractRef)
+
+
+def with_refs_as_values(jaxpr: Jaxpr) -> Jaxpr:
+    """The same program with the values of each `jax.Ref` that it makes in its place, as `jax.jit` lowers it; a Ref that
+    comes from outside stays."""
+    if _core.internal_mutable_array_effect not in jaxpr.effects:
+        return jaxpr
+    return _discharge.discharge_state(jaxpr, should_discharge=False, lower=False)
 
 
 def mapped_axes(jaxpr: Jaxpr) -> set[str]:

@@ -50,6 +50,11 @@ class MemoryReport:
     flops: float | None = None
     xla_rematerialized: int = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """argument + output − alias: what is held throughout, whatever runs in between."""
+        return self.argument_bytes + self.output_bytes - self.alias_bytes
+
     def __str__(self) -> str:
         parts = f"arguments {format_bytes(self.argument_bytes)}, outputs {format_bytes(self.output_bytes)}"
         alias = f", aliased −{format_bytes(self.alias_bytes)}" if self.alias_bytes else ""

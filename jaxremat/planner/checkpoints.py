@@ -91,7 +91,7 @@ class PiecePlanner:
 
     def least(self) -> Sequence[CheckpointOutcome]:
         """The outcome with the smallest replayed peak."""
-        return [cheapest_within(self.outcomes, 0)]
+        return [cheapest_within(self._range, 0)]
 
     def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
         """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""
@@ -100,9 +100,14 @@ class PiecePlanner:
     @property
     def outcomes(self) -> list[CheckpointOutcome]:
         """Every outcome that was worth a look so far."""
-        for count, price_factor in itertools.product(self._counts, (*_PRICES, np.inf)):
-            self._at(count, float(price_factor))
+        _ = self._range
         return self.candidates.all
+
+    @functools.cached_property
+    def _range(self) -> list[CheckpointOutcome]:
+        """Every number of pieces at every listed price."""
+        points = itertools.product(self._counts, (*_PRICES, np.inf))
+        return [self._at(count, float(price_factor)) for count, price_factor in points]
 
     @functools.cached_property
     def _counts(self) -> list[int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 _CLOSE_ENOUGH = 0.02  # of the budget: what is left unused for the sake of one measurement less
 _SAFETY = 0.002  # of the budget: as fine as aims are told apart
 _STEP_DOWN, _STEP_UP = 0.97, 1.02  # of the last aim, at least: a search that stays where it is must move on
+_DOUBT = 0.1  # about the worst of predictions, once one of them is known: prediction.md
 
 
 class Candidate(Protocol):
@@ -66,7 +69,8 @@ def correct[C: Candidate, M](
 
     What is expected is taken to be off by a constant, learnt anew from each trial: where that is next to nothing, and
     leaves no room above an aim that fitted, it is over. Once one candidate fits and another does not, the next is
-    sought between them. What does not fit is the answer to every aim from its own expected peak on.
+    sought between them. What does not fit is the answer to every aim from its own expected peak on; where it was
+    expected to miss its aim, it is the smallest there is, and the answer to every lower one.
 
     Args:
       propose: from an aim, in bytes, to the cheapest candidate that is expected to stay below it.
@@ -94,12 +98,51 @@ def correct[C: Candidate, M](
             nothing_more = is_right and fails is None and (1 + _CLOSE_ENOUGH) * learnt <= fits
             if slack <= _CLOSE_ENOUGH * budget_bytes or nothing_more:
                 break
+        elif expected(candidate) > aim:
+            break
         else:
             fails = min(fails or aim, aim, expected(candidate))
         if len(trials) == most_trials or (fits and fails and fails - fits <= _SAFETY * budget_bytes):
             break
         aim = _next_aim(learnt, fits, fails)
     return _concluded(trials, budget_bytes, len(trials))
+
+
+def smallest[C: Candidate, M](
+    candidates: Iterable[C],
+    measure: Callable[[C], tuple[int, M]],
+    *,
+    known: Sequence[Trial[C, M]],
+    sure: int,
+    most_trials: int,
+    expected: Callable[[C], int],
+    wanted_bytes: int | None = None,
+) -> Trial[C, M]:
+    """The smallest of some candidates, as measured.
+
+    What is expected is taken to be off by the smallest factor seen, give or take a tenth: it is over where, by that, no
+    other gets below what is wanted.
+
+    Args:
+      candidates: those that are measured in any case, then others in the order of what is expected.
+      measure: from a candidate to (measured peak in bytes, measurement).
+      known: what was measured before.
+      sure: how many are measured in any case.
+      most_trials: how many are measured at most.
+      expected: the peak that a candidate is expected to have, in bytes.
+      wanted_bytes: with this peak, one is small enough; by default none is.
+    """
+    trials = list(known)
+    for number, candidate in enumerate(itertools.islice(candidates, most_trials)):
+        least = min((trial.peak_bytes for trial in trials), default=math.inf)
+        wanted = least if wanted_bytes is None else wanted_bytes
+        factor = min((trial.peak_bytes / expected(trial.candidate) for trial in trials[len(known) :]), default=1.0)
+        is_hopeless = number >= sure and (1 - _DOUBT) * factor * expected(candidate) >= wanted
+        if is_hopeless or (wanted_bytes is not None and least <= wanted_bytes):
+            break
+        peak_bytes, measurement = measure(candidate)
+        trials.append(Trial(candidate, measurement, peak_bytes))
+    return min(trials, key=lambda trial: trial.peak_bytes)
 
 
 def _concluded[C: Candidate, M](trials: Sequence[Trial[C, M]], budget_bytes: int, number: int) -> Correction[C, M]:

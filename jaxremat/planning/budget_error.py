@@ -129,4 +129,5 @@ def _remedies(resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:
         remedies.append(
             f"a smaller batch, or sharding it: {format_bytes(peak_bytes - resident)} are intermediate values"
         )
-    return [*remedies, f"a budget of at least {peak_bytes} bytes"]
+    enough = f"a budget of at least {peak_bytes} bytes"
+    return [*remedies, enough if resident <= budget_bytes else f'{enough}; budget="least" finds the smallest']

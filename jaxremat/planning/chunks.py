@@ -47,7 +47,7 @@ def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
     if budget == LEAST:
         return _least(written)
     limit = budget_bytes(budget, written.plain_peak_bytes, usable_bytes(written.request.device))
-    if written.fits_as_written(limit):
+    if written.fits_as_written(limit) or written.is_below_held(limit):
         return written.plan(limit)
     coarse, fine = limit // _TILES, max(1, limit // _TILES // _FINER)
     regions = _that_matter(written, limit, fine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -20,7 +21,7 @@ from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome, Planner, SavingPlanner, left_behind
-from jaxremat.planner.correction import Correction, correct
+from jaxremat.planner.correction import Correction, Trial, correct, smallest
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.chunks import plan_with_chunks
@@ -187,8 +188,8 @@ class Planning:
     def _planned(self, budget: Budget) -> Plan:
         compiles = self.request.verify == "compile"
         if budget == LEAST:
-            outcome, peak_bytes = self._least(compiles)
-            return self._plan(outcome, peak_bytes)
+            least = self._compiled_least() if compiles else self._predicted_least()
+            return self._plan(least.candidate, least.peak_bytes)
         limit = self._limit(budget, self.plain_peak_bytes)
         if self.fits_as_written(limit):
             return self._plan(self.plain, limit)
@@ -221,21 +222,46 @@ class Planning:
     def _predicted_or_compiled(self, budget: Budget, limit: int) -> Plan:
         """The cheapest plan that is predicted to fit. A prediction alone refuses nothing: the compiler is asked before,
         and a fraction may then be one of what it says of the program as written."""
-        predicted = self._predicted(limit)
-        if predicted.best is not None:
-            return self._plan(predicted.best.candidate, limit)
+        if not self._is_predicted_below_held(limit) and (best := self._predicted(limit).best):
+            return self._plan(best.candidate, limit)
         if not self.request.refuses:
-            return self._plan(self._least(compiles=False)[0], limit)
+            return self._plan(self._predicted_least().candidate, limit)
         logger.info("nothing is predicted to fit in %s; compiling to be sure", format_bytes(limit))
         try:
             limit = max(limit, self._limit(budget, self.plain_report.peak_bytes))
         except TargetError:
-            return self._plan(predicted.smallest.candidate, limit)
+            return self._plan(self._predicted_least().candidate, limit)
         fits = self.planner.may_leave_alone and self.plain_report.peak_bytes <= limit
         return self._plan(self.plain if fits else self._compiled(limit), limit)
 
+    def _is_predicted_below_held(self, limit: int) -> bool:
+        return limit < self.plain.problem.graph.resident_bytes
+
+    def is_below_held(self, limit: int) -> bool:
+        """Whether a budget is below what the arguments and results of the program take, as compiled."""
+        try:
+            return self._is_predicted_below_held(limit) and limit < self.plain_report.held_bytes
+        except TargetError:
+            return False
+
     def _compiled(self, limit: int) -> Outcome:
-        """The cheapest outcome whose compiled peak is within the limit."""
+        """The cheapest outcome whose compiled peak is within the limit.
+
+        Raises:
+          BudgetError: if there is none. A budget below what arguments and results take is refused after one compilation
+            beside that of the program as written.
+        """
+        below_held = self.is_below_held(limit)
+        if not below_held and (found := self._fitting(limit)):
+            return found
+        least = self._quickly_least() if below_held and self.request.refuses else self._compiled_least(limit)
+        if least.peak_bytes > limit and self.request.refuses:
+            raise self._refusal(least.candidate, least.peak_bytes, limit)
+        return least.candidate
+
+    def _fitting(self, limit: int) -> Outcome | None:
+        """The cheapest outcome whose compiled peak is within the limit, of those that are predicted to be; None where
+        none is."""
         if self.planner.predicts_time and (fastest := self._fastest(limit)):
             return fastest
 
@@ -252,10 +278,7 @@ class Planning:
             expected=lambda outcome: outcome.peak_bytes,
         )
         if correction.best is None:
-            outcome, peak_bytes = self._least(compiles=True)
-            if peak_bytes > limit and self.request.refuses:
-                raise self._refusal(outcome, peak_bytes, limit)
-            return outcome
+            return None
         best = correction.best.candidate
         left = _MOST_COMPILATIONS - correction.trials
         for outcome in itertools.islice(self.planner.near_misses(best, limit), left):
@@ -281,36 +304,56 @@ class Planning:
         return self._fastest_within([*tried, *self.planner.near_misses(best, limit)], limit)
 
     def _fit(self, aim: int) -> Outcome:
-        start = time.perf_counter()
-        outcome = self.planner.fit(aim)
-        self._solve_seconds += time.perf_counter() - start
-        return outcome
+        with self._solving():
+            return self.planner.fit(aim)
 
     def _fastest_within(self, outcomes: Sequence[Outcome], limit: int) -> Outcome | None:
         """The fastest, as compiled, of those whose compiled peak is within the limit."""
         fitting = [outcome for outcome in outcomes if self._measure(outcome)[0] <= limit]
         return min(fitting, key=lambda outcome: self._measure(outcome)[1].seconds or outcome.cost, default=None)
 
-    def _least(self, compiles: bool) -> tuple[Outcome, int]:
-        """The outcome with the smallest peak that is known, and that peak: compiled, or else predicted.
+    def _predicted_least(self) -> Trial[Outcome, None]:
+        """The outcome with the smallest predicted peak that is known."""
+        with self._solving():
+            least = min([*self._leaving_least(), *self.planner.least(), self.plain], key=self._size)
+            return Trial(least, None, least.peak_bytes)
 
-        What is tried comes from a planner that was asked for no budget before, so that whoever asks for this peak finds
-        it again. As long as something is predicted to need less than what was compiled, that is compiled, too.
+    def _compiled_least(self, wanted_bytes: int | None = None) -> Trial[Outcome, MemoryReport]:
+        """The outcome with the smallest compiled peak that is found, or one within some bytes.
+
+        The smallest by replay, and by prediction, are compiled whatever is wanted: who asks for a peak that a refusal
+        named finds it again.
         """
-        start = time.perf_counter()
-        tried = [*self._leaving_least(), *self._new_planner().least(), self.plain]
-        by_peak = sorted(tried, key=self._size)
-        self._solve_seconds += time.perf_counter() - start
-        if not compiles:
-            return by_peak[0], by_peak[0].peak_bytes
-        smallest, peak_bytes = by_peak[0], self._measure(by_peak[0])[0]
-        for outcome in by_peak[1:_MOST_LEAST]:
-            if outcome.peak_bytes >= peak_bytes:
-                break
-            compiled_bytes = self._measure(outcome)[0]
-            if compiled_bytes < peak_bytes:
-                smallest, peak_bytes = outcome, compiled_bytes
-        return smallest, peak_bytes
+        if not self.request.refuses:
+            return self._trial(self._predicted_least().candidate)
+        with self._solving():
+            first, *others = self.planner.least()
+            in_order = [first, *sorted(others, key=self._size)]
+        return self._smallest(in_order, 2, _MOST_LEAST, wanted_bytes)
+
+    def _quickly_least(self) -> Trial[Outcome, MemoryReport]:
+        """The program as written, or the smallest by replay where that is predicted, and compiled, to take less."""
+        with self._solving():
+            first = self.planner.least()[0]
+            is_lower = first.peak_bytes < self.plain_report.peak_bytes
+        return self._smallest([first] if is_lower else [], 1, 1)
+
+    def _smallest(
+        self, candidates: Sequence[Outcome], sure: int, most_trials: int, wanted_bytes: int | None = None
+    ) -> Trial[Outcome, MemoryReport]:
+        return smallest(
+            candidates,
+            self._measure,
+            known=[self._trial(self.plain)],
+            sure=sure,
+            most_trials=most_trials,
+            expected=lambda outcome: outcome.peak_bytes,
+            wanted_bytes=wanted_bytes,
+        )
+
+    def _trial(self, outcome: Outcome) -> Trial[Outcome, MemoryReport]:
+        peak_bytes, report = self._measure(outcome)
+        return Trial(outcome, report, peak_bytes)
 
     def _size(self, outcome: Outcome) -> int:
         """The peak; of a block, beside what an equal one before it left behind: a program is made of several."""
@@ -324,35 +367,47 @@ class Planning:
 
     def _predicted(self, limit: int) -> Correction[Outcome, None]:
         """The cheapest outcome whose predicted peak is within the limit."""
-        start = time.perf_counter()
 
         def measure(outcome: Outcome) -> tuple[int, None]:
             self._status.tell(f"{format_bytes(outcome.peak_bytes)} predicted, {len(self._reports)} compiled")
             return outcome.peak_bytes, None
 
-        correction = correct(
-            self.planner.fit,
-            measure,
-            limit,
-            most_trials=1 if self.planner.predicts_time else _MOST_PREDICTIONS,
-            first_aim=max(1, limit + self.plain.replayed_bytes - self.plain.peak_bytes),
-            expected=lambda outcome: outcome.replayed_bytes,
-        )
-        if correction.best is None:
-            correction = correction.with_more(self.planner.least(), measure, limit)
-        self._solve_seconds += time.perf_counter() - start
-        return correction
+        with self._solving():
+            correction = correct(
+                self.planner.fit,
+                measure,
+                limit,
+                most_trials=1 if self.planner.predicts_time else _MOST_PREDICTIONS,
+                first_aim=max(1, limit + self.plain.replayed_bytes - self.plain.peak_bytes),
+                expected=lambda outcome: outcome.replayed_bytes,
+            )
+            if correction.best:
+                return correction
+            return correction.with_more(self.planner.least(), measure, limit)
 
     def _measure(self, outcome: Outcome) -> tuple[int, MemoryReport]:
         """(compiled peak, report) of an outcome, compiled once."""
         if id(outcome) not in self._reports:
             self._status.tell(f"compiling what is predicted to take {format_bytes(outcome.peak_bytes)}")
-            emitted = outcome.form.emitted(self.primal, self.request.device)
-            report = compile_program(self.primal, emitted, self.request.has_aux, self.request.device).report
+            as_written = outcome.form.emit == "plain"
+            report = self.plain_report if as_written else self._compiled_report(outcome)
             logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
             self._reports[id(outcome)] = outcome, report
         report = self._reports[id(outcome)][1]
         return report.peak_bytes, report
+
+    def _compiled_report(self, outcome: Outcome) -> MemoryReport:
+        emitted = outcome.form.emitted(self.primal, self.request.device)
+        return compile_program(self.primal, emitted, self.request.has_aux, self.request.device).report
+
+    @contextlib.contextmanager
+    def _solving(self) -> Iterator[None]:
+        """Counts what is done inside as the time of solving."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._solve_seconds += time.perf_counter() - start
 
     def _refusal(self, smallest: Outcome, peak_bytes: int, limit: int) -> BudgetError:
         """The error for this limit; where the form cannot express everything, with what another one would need."""
@@ -371,13 +426,18 @@ class Planning:
             baseline_peak_bytes=written.plain_peak_bytes if report is None else written.plain_report.peak_bytes,
             overhead=self._overhead(outcome, report),
             compiled=report,
-            compilations=len(self._reports) + int("plain_report" in vars(self)),
+            compilations=self._compilations,
             solve_seconds=self._solve_seconds,
             solver=self.request.solver.name,
             solver_parameters=solver_parameters(self.request.solver),
             target=self.request.device.name,
             warnings=(*self.told, *_over_budget(outcome, report, limit)),
         )
+
+    @property
+    def _compilations(self) -> int:
+        written = [self.plain_report] if "plain_report" in vars(self) else []
+        return len({id(report) for report in (*written, *(report for _, report in self._reports.values()))})
 
     def _overhead(self, outcome: Outcome, report: MemoryReport | None) -> float:
         """Extra time as a fraction: by the roofline of what was compiled, where there is one, or else predicted."""

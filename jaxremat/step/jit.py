@@ -101,7 +101,8 @@ def jit(
       donate_argnums, donate_argnames, static_argnums, static_argnames, in_shardings, out_shardings: as in `jax.jit`.
       target: device to plan for, such as "h200"; None is the default backend's.
       solver: name, class or instance of a solver of graphs; "auto" is the default search.
-      verify: "compile" compiles and corrects until the step fits; "replay" trusts the prediction.
+      verify: "compile" compiles and corrects until the step fits; "replay" trusts the prediction, and hears the
+        compiler only before it refuses.
       allow: "offload" lets what a scan stacks for its gradient wait in the host's memory, where the target has a link
         to one. Parameters and optimizer state stay where the caller has put them: a compiled step holds the buffers of
         its arguments throughout, so that moving them between their uses would free nothing. "chunk" and "narrow" belong
@@ -299,8 +300,7 @@ class PlannedStep:
         program = self._program(call)
         if not program.jaxpr.eqns:
             raise ArgumentError("this step computes nothing: its results are its arguments; there is nothing to plan")
-        compiles = self._options.verify == "compile" and not program.captured
-        compile = functools.partial(self._compiled, call, program) if compiles else None
+        compile = None if program.captured else functools.partial(self._compiled, call, program)
         try:
             return self._planning(call, compile).plan(self._options.budget)
         finally:
@@ -308,7 +308,11 @@ class PlannedStep:
 
     def _planning(self, call: StepCall, compile: Compile | None) -> StepPlanning:
         options = self._options
-        return StepPlanning(self._program(call), self._planner(call), options.device, compile, options.solver.name)
+        verifies = options.verify == "compile"
+        planner = self._planner(call)
+        return StepPlanning(
+            self._program(call), planner, options.device, compile, options.solver.name, verifies=verifies
+        )
 
     def _planner(self, call: StepCall) -> StepPlanner:
         """What proposes, kept from a prediction to the plan of the same call."""

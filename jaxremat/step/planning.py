@@ -10,14 +10,14 @@ from typing import Any
 
 from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
-from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes, parse_budget
+from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes
 from jaxremat.compiled.compile import MemoryReport
-from jaxremat.planner.correction import Trial, correct
+from jaxremat.planner.correction import Trial, correct, smallest
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
 from jaxremat.step.program import StepProgram
-from jaxremat.step.refusal import refusal, refusal_at_once
+from jaxremat.step.refusal import below_held, refusal
 from jaxremat.step.transfers import HostPlanner
 
 logger = logging.getLogger("jaxremat")
@@ -25,10 +25,14 @@ logger = logging.getLogger("jaxremat")
 StepPlanner = ProgramPlanner | HostPlanner
 
 _MOST_COMPILATIONS = 6  # as in planning: two learn, the others halve
-_MOST_LEAST = 3  # candidates of small predicted peak that are compiled for "least"
+_MOST_LEAST = 3  # candidates of small predicted peak that are compiled where nothing else fits
 
 Compile = Callable[[Callable[[Sequence[Any]], list[Any]]], MemoryReport]
 """Compiles the step as it is called, run as given from flat inputs to flat outputs."""
+
+
+Measured = Trial[Outcome, MemoryReport | None]
+"""An outcome with its peak, compiled or else predicted, which leaves no report."""
 
 
 class StepPlanning:
@@ -38,99 +42,141 @@ class StepPlanning:
       program: the step.
       planner: what proposes.
       device: what it is planned for.
-      compile: compiles it for that device; None where predictions are trusted.
+      compile: compiles it for that device; None where nothing can be compiled, or shall be.
       solver: the name of what searches.
+      verifies: whether plans are compiled; otherwise the compiler is heard only before it is refused.
     """
 
     def __init__(
-        self, program: StepProgram, planner: StepPlanner, device: Device, compile: Compile | None, solver: str
+        self,
+        program: StepProgram,
+        planner: StepPlanner,
+        device: Device,
+        compile: Compile | None,
+        solver: str,
+        *,
+        verifies: bool,
     ) -> None:
         self.program = program
         self.planner = planner
         self.device = device
         self.solver = solver
         self._compile = compile
+        self._verifies = verifies and compile is not None
         self._spent_seconds = 0.0
+        self._compilations = 0
 
     @functools.cached_property
     def plain(self) -> Outcome:
         """The step as written."""
         return self._timed(lambda: self.planner.plain)
 
-    @functools.cached_property
-    def plain_report(self) -> MemoryReport | None:
-        """Memory of the step as written, where plans are verified by compiling."""
-        return self._compile(self.program.run) if self._compile else None
-
     @property
-    def plain_peak_bytes(self) -> int:
-        """Peak of the step as written: compiled where plans are, predicted otherwise."""
-        return self.plain_report.peak_bytes if self.plain_report else self.plain.peak_bytes
+    def _predicted_plain(self) -> Measured:
+        return Trial(self.plain, None, self.plain.peak_bytes)
+
+    @functools.cached_property
+    def _compiled_plain(self) -> Trial[Outcome, MemoryReport]:
+        report = self._compiled_run(self.program.run)
+        return Trial(self.plain, report, report.peak_bytes)
 
     def plan(self, budget: Budget) -> StepPlan:
         """The cheapest plan within a budget.
 
         Raises:
-          BudgetError: if nothing that was found fits.
+          BudgetError: if nothing that was found fits. A budget below what arguments and results take is refused after
+            one compilation beside that of the step as written.
         """
         if budget == LEAST:
-            return self._least()
-        limit = self._limit(budget)
-        if limit < self.program.held_bytes:
-            raise refusal_at_once(self.program, limit)
-        if self.plain_peak_bytes <= limit:
-            return self._plan(self.plain, limit, self.plain_report, int(self._compile is not None))
-        return self._compiled(limit, self._compile) if self._compile else self._replayed(limit)
+            least = self._compiled_least() if self._verifies else self._predicted_least()
+            return self._plan(least, least.peak_bytes)
+        if not self._verifies and (found := self._predicted(limit := self._limit(budget, self._predicted_plain))):
+            return self._plan(found, limit)
+        limit = self._limit(budget, self._compiled_plain)
+        return self._plan(self._compiled(limit), limit)
 
-    def _limit(self, budget: Budget) -> int:
-        """A budget in bytes; only a fraction needs the step as written."""
-        is_fraction = isinstance(parse_budget(budget), float)
-        written_bytes = self.plain_peak_bytes if is_fraction else 0
-        return budget_bytes(budget, written_bytes, usable_bytes(self.device) if budget == DEVICE else 0)
+    def _limit(self, budget: Budget, plain: Measured) -> int:
+        return budget_bytes(budget, plain.peak_bytes, usable_bytes(self.device) if budget == DEVICE else 0)
 
-    def _replayed(self, limit: int) -> StepPlan:
+    def _predicted(self, limit: int) -> Measured | None:
+        """The cheapest that is predicted to fit; None where nothing is, and the compiler can be heard.
+
+        Raises:
+          BudgetError: if nothing is, and nothing can be compiled.
+        """
+        if self.plain.peak_bytes <= limit:
+            return self._predicted_plain
+        if self._compile and limit < self.program.held_bytes:
+            return None
         predicted = self._timed(lambda: self.planner.predicted(limit))
-        if predicted.best is None:
+        if predicted.best is None and self._compile is None:
             raise refusal(self.program, predicted.smallest.candidate, predicted.smallest.peak_bytes, limit)
-        return self._plan(predicted.best.candidate, limit, None, 0)
+        return predicted.best
 
-    def _compiled(self, limit: int, compile: Compile) -> StepPlan:
+    def _compiled(self, limit: int) -> Measured:
+        """The cheapest that fits when it is compiled.
+
+        Raises:
+          BudgetError: if nothing does.
+        """
+        plain = self._compiled_plain
+        if plain.peak_bytes <= limit:
+            return plain
+        held_bytes = plain.measurement.held_bytes
+        if limit < held_bytes:
+            least = self._smallest(self._small_ones()[:1], 1)
+            raise below_held(self.program, least.candidate, least.peak_bytes, limit, held_bytes)
+        found = self._fitting(limit) or self._compiled_least(limit)
+        if found.peak_bytes > limit:
+            raise refusal(self.program, found.candidate, found.peak_bytes, limit)
+        return found
+
+    def _fitting(self, limit: int) -> Measured | None:
         def propose(aim: int) -> Outcome:
             predicted = self._timed(lambda: self.planner.predicted(aim))
             return (predicted.best or predicted.smallest).candidate
 
-        correction = correct(
+        return correct(
             propose,
-            lambda outcome: self._measured(outcome, compile),
+            self._measure,
             limit,
             most_trials=_MOST_COMPILATIONS,
             first_aim=limit,
             expected=lambda outcome: outcome.peak_bytes,
-        )
-        if correction.best is None:
-            raise refusal(self.program, correction.smallest.candidate, correction.smallest.peak_bytes, limit)
-        best = correction.best
-        return self._plan(best.candidate, limit, best.measurement, correction.trials + 1)
+        ).best
 
-    def _least(self) -> StepPlan:
-        """The smallest peak that is found: compiled where plans are."""
+    def _predicted_least(self) -> Measured:
+        least = min([self.plain, *self._small_ones()], key=_by_prediction)
+        return Trial(least, None, least.peak_bytes)
+
+    def _compiled_least(self, wanted_bytes: int | None = None) -> Measured:
+        """The smallest compiled peak that is found, or one within some bytes."""
+        return self._smallest(self._small_ones(), _MOST_LEAST, wanted_bytes)
+
+    def _small_ones(self) -> list[Outcome]:
         small = self._timed(lambda: self.planner.smallest_few(2 * _MOST_LEAST))
-        small = sorted([self.plain, *small], key=lambda outcome: (outcome.peak_bytes, outcome.cost))
-        if self._compile is None:
-            return self._plan(small[0], small[0].peak_bytes, None, 0)
-        chosen = [outcome for outcome in small if outcome is not self.plain][:_MOST_LEAST]
-        trials = [Trial(outcome, report, peak) for outcome in chosen for peak, report in [self._measure(outcome)]]
-        trials.append(Trial(self.plain, self.plain_report, self.plain_peak_bytes))
-        best = min(trials, key=lambda trial: (trial.peak_bytes, trial.candidate.cost))
-        return self._plan(best.candidate, best.peak_bytes, best.measurement, len(trials))
+        return sorted((outcome for outcome in small if outcome is not self.plain), key=_by_prediction)
 
-    def _measure(self, outcome: Outcome) -> tuple[int, MemoryReport | None]:
-        return self._measured(outcome, self._compile) if self._compile else (outcome.peak_bytes, None)
+    def _smallest(self, candidates: Sequence[Outcome], most_trials: int, wanted_bytes: int | None = None) -> Measured:
+        return smallest(
+            candidates,
+            self._measure,
+            known=[self._compiled_plain],
+            sure=1,
+            most_trials=most_trials,
+            expected=lambda outcome: outcome.peak_bytes,
+            wanted_bytes=wanted_bytes,
+        )
 
-    def _measured(self, outcome: Outcome, compile: Compile) -> tuple[int, MemoryReport]:
-        report = compile(outcome.script.run)
+    def _measure(self, outcome: Outcome) -> tuple[int, MemoryReport]:
+        report = self._compiled_run(outcome.script.run)
         logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
         return report.peak_bytes, report
+
+    def _compiled_run(self, run: Callable[[Sequence], list]) -> MemoryReport:
+        assert self._compile  # asked before
+        self._compilations += 1
+        return self._compile(run)
 
     def _timed[T](self, work: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -139,15 +185,20 @@ class StepPlanning:
         finally:
             self._spent_seconds += time.perf_counter() - start
 
-    def _plan(self, outcome: Outcome, limit: int, compiled: MemoryReport | None, compilations: int) -> StepPlan:
+    def _plan(self, found: Measured, limit: int) -> StepPlan:
+        plain = self._predicted_plain if found.measurement is None else self._compiled_plain
         return StepPlan(
             program=self.program,
-            outcome=outcome,
+            outcome=found.candidate,
             plain=self.plain,
             budget_bytes=limit,
-            baseline_peak_bytes=self.plain_peak_bytes,
-            compiled=compiled,
-            compilations=compilations,
+            baseline_peak_bytes=plain.peak_bytes,
+            compiled=found.measurement,
+            compilations=self._compilations,
             solve_seconds=self._spent_seconds,
             solver=self.solver,
         )
+
+
+def _by_prediction(outcome: Outcome) -> tuple[int, float]:
+    return outcome.peak_bytes, outcome.cost

@@ -31,14 +31,21 @@ def refusal(program: StepProgram, smallest: Outcome, peak_bytes: int, budget_byt
     return _error(program, smallest.posed.graph.resident_bytes, peak_bytes, budget_bytes, reached, enough)
 
 
-def refusal_at_once(program: StepProgram, budget_bytes: int) -> BudgetError:
-    """The error for a budget below what arguments and results take: no plan can keep to it, and none is sought."""
-    held = program.held_bytes
+def below_held(
+    program: StepProgram, smallest: Outcome, peak_bytes: int, budget_bytes: int, held_bytes: int
+) -> BudgetError:
+    """The error for a budget below what arguments and results take, as compiled: no plan can keep to it.
+
+    Args:
+      program, smallest, peak_bytes, budget_bytes: as of `refusal`; the least was not sought.
+      held_bytes: what arguments and results take.
+    """
     alone = (
         f"no plan of this step can fit in {format_bytes(budget_bytes)}: its arguments and results alone take"
-        f" {format_bytes(held)} ({held} bytes), before anything is computed."
+        f" {format_bytes(held_bytes)} ({held_bytes} bytes), before anything is computed."
     )
-    return _error(program, held, held, budget_bytes, alone, f'a budget above {held} bytes; budget="least" finds it')
+    enough = f'a budget of at least {peak_bytes} bytes, which is reached; budget="least" finds the smallest'
+    return _error(program, smallest.posed.graph.resident_bytes, peak_bytes, budget_bytes, alone, enough)
 
 
 def _error(

@@ -120,7 +120,9 @@ def inlining(body_of: Callable[[Eqn], Jaxpr | None]) -> Rule:
 
 
 def inline_calls(jaxpr: Jaxpr) -> Jaxpr:
-    """The same program with jit, closed_call and remat equations replaced by their bodies; dead code removed."""
+    """The same program with jit, closed_call and remat equations replaced by their bodies, and each `jax.Ref` that it
+    makes by its values; dead code removed."""
+    jaxpr = compat.with_refs_as_values(jaxpr)
     flat = Splice(jaxpr)
     env = flat.inputs
     _put_flat(flat, jaxpr, env)

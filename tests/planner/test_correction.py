@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxremat.planner.correction import correct
+from jaxremat.planner.correction import Trial, correct, smallest
 
 MOST_TRIALS = 8
 
@@ -132,3 +132,42 @@ def test_ties_are_settled_by_the_peak():
     found, _ = run(same, affine(1, 0), 1)
     more = found.with_more(itertools.chain(same), lambda rung: (rung.expected, None), 5_000_000)
     assert more.best.candidate is same[1]
+
+
+def small(rungs, measured_of, **options):
+    """(the smallest, how many rungs were measured)."""
+    seen = []
+
+    def measure(rung):
+        seen.append(rung)
+        return measured_of(rung), None
+
+    found = smallest(
+        rungs, measure, most_trials=6, expected=lambda rung: rung.expected, **{"known": [], "sure": 1, **options}
+    )
+    return found, len(seen)
+
+
+def test_a_candidate_that_is_not_the_smallest_expected_may_be_the_smallest():
+    rungs = ladder(8, low=1_000_000, high=1_070_000)
+    found, seen = small(rungs, lambda rung: 900_000 if rung is rungs[3] else rung.expected)
+    assert found.candidate is rungs[3] and seen <= 6
+
+
+def test_what_is_out_of_reach_by_the_first_error_is_not_measured():
+    rungs = ladder(8)
+    assert small(rungs, affine(2.0, 0))[1] == 1
+    assert small(rungs, affine(0.5, 0), wanted_bytes=450_000)[1] == 1
+    assert small(rungs, affine(2.0, 0), sure=3)[1] == 3
+
+
+def test_one_that_is_small_enough_ends_it():
+    rungs = ladder(8, high=1_070_000)
+    assert small(rungs, affine(1.0, 0), wanted_bytes=1_000_000)[1] == 1
+    assert small(rungs, affine(1.0, 0))[1] > 1
+
+
+def test_what_was_measured_before_counts():
+    before = Trial(Rung(5_000_000, 1.0), None, 700_000)
+    assert small(ladder(8), affine(1.0, 0), known=[before])[0] is before
+    assert small([], affine(1.0, 0), known=[before]) == (before, 0)

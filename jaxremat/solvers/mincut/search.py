@@ -114,8 +114,7 @@ class Search:
     @functools.cached_property
     def smallest(self) -> Candidate:
         """The candidate with the smallest replayed peak."""
-        self._peaks.add(self.boundary.smallest_of_each_shape())
-        return self._candidate(self._peaks.smallest)
+        return self._candidate(self._lowered.smallest)
 
     @functools.cached_property
     def smallest_at_once(self) -> Candidate:
@@ -133,13 +132,20 @@ class Search:
     def small_ones(self, most: int | None = None) -> list[Candidate]:
         """Candidates that no other beats in both peak and cost, smallest first; at most so many, spread evenly."""
         _ = self.smallest
-        front = self._peaks.front()
+        front = self._lowered.front()
         chosen = front[:: -(-len(front) // most)] if most else front
         return [self._candidate(layout) for layout in chosen]
 
     @functools.cached_property
     def _peaks(self) -> PeakSearch:
         return PeakSearch(self.graph, self.plain.layout)
+
+    @functools.cached_property
+    def _lowered(self) -> PeakSearch:
+        """A search of its own for small peaks: it finds the same ones whatever was asked before."""
+        search = PeakSearch(self.graph, self.plain.layout)
+        search.add(self.boundary.smallest_of_each_shape())
+        return search
 
     def _candidate(self, layout: Layout) -> Candidate:
         """One candidate per layout."""
