@@ -14,14 +14,14 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes, keep_bytes
 from jaxremat.base.compat import Literal, Var
-from jaxremat.base.errors import ArgumentError, UnplannableError
+from jaxremat.base.errors import ArgumentError, TargetError, UnplannableError
 from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.memory import PLANS, Memory
 from jaxremat.planning.placement import devices_of_mesh, per_argument
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import plan_for
-from jaxremat.planning.request import check_options, checked_request, require_function
+from jaxremat.planning.request import Request, check_options, checked_request, require_function
 from jaxremat.planning.static_arguments import Fixed, StaticArguments, static_arguments
 from jaxremat.planning.traced_call import calls_of, first_that_traces
 from jaxremat.trace import jaxpr as jaxprs
@@ -47,7 +47,7 @@ def remat(
     solver: str = "auto",
     target: str | None = None,
     emit: str = "schedule",
-    verify: str = "replay",
+    verify: str | None = None,
     seed: int = 0,
 ) -> Callable[..., Any]:
     """The same function, whose gradient is planned for a budget where it is first differentiated.
@@ -66,7 +66,9 @@ def remat(
       static_argnums, static_argnames: arguments to leave untraced whatever they are, as in `jax.jit`.
       in_shardings: where the arguments are, as in `jax.jit`: the budget is one device's share. Nothing is moved. Not
         needed where the arrays say it themselves: outside `jit`, and on meshes of explicit axes.
-      solver, target, verify, seed: as in `jaxremat.plan`.
+      solver, target, seed: as in `jaxremat.plan`.
+      verify: "compile" or "replay", as in `jaxremat.plan`. By default predictions are trusted, except where arguments
+        lie on a mesh: what a device holds there is decided by the compiler, and planning compiles.
       emit: "schedule"; or "segments", which also works in forward mode and is planned for every floating argument.
 
     Returns:
@@ -124,11 +126,11 @@ class PlanOnce:
 
     def __init__(
         self, name: str, *, budget: Budget | None = None, keep: Budget | None = None, least: bool = False,
-        solver: Any="auto", target: Any=None, emit: Any="schedule", verify: Any="replay", seed: Any=0,
+        solver: Any="auto", target: Any=None, emit: Any="schedule", verify: Any=None, seed: Any=0,
     ) -> None:  # fmt: skip
         if (budget is None) == (keep is None):
             raise ArgumentError(f"give either budget=... or keep=..., not {'both' if keep is not None else 'neither'}")
-        check_options(1.0 if budget is None else budget, solver=solver, emit=emit, verify=verify)
+        check_options(1.0 if budget is None else budget, solver=solver, emit=emit, verify=verify or "replay")
         if keep is not None:
             keep_bytes(keep, 0)
         self.name = name
@@ -181,11 +183,32 @@ class PlanOnce:
             return (outputs[0] if last == 1 else outputs[:last]), outputs[last:]
 
         self._warn_of_mesh(primal)
-        request = checked_request(flat, tuple(primal.inputs), argnums=primal.wrt, has_aux=True, **self.options)
+        options = {**self.options, "verify": self.options["verify"] or _verification(primal)}
+        request = checked_request(flat, tuple(primal.inputs), argnums=primal.wrt, has_aux=True, **options)
         request = dataclasses.replace(request, is_loss=False, refuses=not self.least and _is_loss(primal))
-        made = plan_for(request, **self.bounds)
+        made = self._made(request)
         logger.info("%s: %s", self.name, _summary(made))
+        if made.compiled is None and _is_over_mesh(primal) and self.bounds["keep"] is None:
+            self._warn_of_forecast(made)
         return made.decision
+
+    def _made(self, request: Request) -> Plan:
+        """The plan of a request, by prediction where the target cannot be compiled for and nobody asked for that."""
+        try:
+            return plan_for(request, **self.bounds)
+        except TargetError:
+            if self.options["verify"] is not None or request.verify == "replay":
+                raise
+            return plan_for(dataclasses.replace(request, verify="replay"), **self.bounds)
+
+    def _warn_of_forecast(self, made: Plan) -> None:
+        logger.warning(
+            "%s: %s, for a budget of %s, are a forecast: on a mesh the compiler decides what one device holds, and may"
+            ' need 15 %% more, small programs more than that. verify="compile" reads what it needs.',
+            self.name,
+            format_bytes(made.peak_bytes),
+            format_bytes(made.budget_bytes),
+        )
 
     def _warn_of_mesh(self, primal: Primal) -> None:
         if devices_of_mesh() > 1 and not any(primal.shardings):
@@ -235,6 +258,15 @@ class PlanOnce:
             return plain(*inputs)
 
         return run
+
+
+def _verification(primal: Primal) -> str:
+    """Predictions are trusted, except where the partitioner decides what a device holds, and can be asked."""
+    return "compile" if _is_over_mesh(primal) and not jax.sharding.get_abstract_mesh().manual_axes else "replay"
+
+
+def _is_over_mesh(primal: Primal) -> bool:
+    return any(sharding and sharding.mesh.size > 1 for sharding in primal.shardings)
 
 
 def _is_loss(primal: Primal) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes
+from jaxremat.base.errors import TargetError
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Trial, correct, smallest
 from jaxremat.step.outcome import Outcome
@@ -90,28 +91,30 @@ class StepPlanning:
         if budget == LEAST:
             least = self._compiled_least() if self._verifies else self._predicted_least()
             return self._plan(least, least.peak_bytes)
-        if not self._verifies and (found := self._predicted(limit := self._limit(budget, self._predicted_plain))):
-            return self._plan(found, limit)
-        limit = self._limit(budget, self._compiled_plain)
-        return self._plan(self._compiled(limit), limit)
+        limit = self._limit(budget, self._compiled_plain if self._verifies else self._predicted_plain)
+        if self._verifies:
+            return self._plan(self._compiled(limit), limit)
+        found = self._predicted(limit)
+        return self._plan(found, limit) if found.peak_bytes <= limit else self._heard(budget, limit, found)
 
     def _limit(self, budget: Budget, plain: Measured) -> int:
         return budget_bytes(budget, plain.peak_bytes, usable_bytes(self.device) if budget == DEVICE else 0)
 
-    def _predicted(self, limit: int) -> Measured | None:
-        """The cheapest that is predicted to fit; None where nothing is, and the compiler can be heard.
-
-        Raises:
-          BudgetError: if nothing is, and nothing can be compiled.
-        """
-        if self.plain.peak_bytes <= limit:
+    def _predicted(self, limit: int) -> Measured:
+        """The cheapest that is predicted to fit, or the smallest that is known by then."""
+        if self.plain.peak_bytes <= limit or limit < self.program.held_bytes:
             return self._predicted_plain
-        if self._compile and limit < self.program.held_bytes:
-            return None
         predicted = self._timed(lambda: self.planner.predicted(limit))
-        if predicted.best is None and self._compile is None:
-            raise refusal(self.program, predicted.smallest.candidate, predicted.smallest.peak_bytes, limit)
-        return predicted.best
+        return predicted.best or predicted.smallest
+
+    def _heard(self, budget: Budget, limit: int, predicted: Measured) -> StepPlan:
+        """What the compiler says where nothing is predicted to fit; a fraction may then be one of what it says of the
+        step as written."""
+        try:
+            limit = max(limit, self._limit(budget, self._compiled_plain))
+        except TargetError:
+            raise refusal(self.program, predicted.candidate, predicted.peak_bytes, limit) from None
+        return self._plan(self._compiled(limit), limit)
 
     def _compiled(self, limit: int) -> Measured:
         """The cheapest that fits when it is compiled.
@@ -174,7 +177,8 @@ class StepPlanning:
         return report.peak_bytes, report
 
     def _compiled_run(self, run: Callable[[Sequence], list]) -> MemoryReport:
-        assert self._compile  # asked before
+        if self._compile is None:
+            raise TargetError("this step cannot be compiled by itself: it closes over values of a trace around it")
         self._compilations += 1
         return self._compile(run)
 

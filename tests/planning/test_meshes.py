@@ -61,6 +61,13 @@ p, x = placed(two, W, None, "model"), placed(two, X, "data")
 plain = compiled(stack, p, x)
 row("sharded parameters", plain, jaxremat.plan(stack, p, x, budget=int(0.75 * peak(plain))).apply(stack), p, x)
 
+where = (NamedSharding(two, P(None, "model")), NamedSharding(two, P("data")))
+budget = int(0.75 * peak(stack, p, x))
+row("sharded columns, decorated", stack, jaxremat.remat(stack, budget=budget, in_shardings=where), p, x)
+peak(jaxremat.remat(stack, budget=budget, in_shardings=where, verify="replay"), p, x)
+assert log.getvalue().count("are a forecast") == 1, log.getvalue()
+log.truncate(0)
+
 mesh = meshed(AxisType.Auto, 4)
 p, x = placed(mesh, W), placed(mesh, X, "data")
 for check in (True, False):
@@ -89,7 +96,7 @@ def found():
 
 def test_gradients_are_the_plain_ones(found):
     rows, _ = found
-    assert len(rows) == 13
+    assert len(rows) == 14
     assert all(error < 1e-5 for _, error in rows.values()), rows
 
 

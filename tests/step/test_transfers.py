@@ -28,7 +28,7 @@ def planned(budget, **options):
 
 def test_a_stack_may_wait_on_the_host_where_nothing_else_fits():
     with pytest.raises(jaxremat.BudgetError):
-        planned(0.82).plan(*ARGS)
+        planned(0.82).predicted(*ARGS)
     plan = planned(0.82, allow="offload").plan(*ARGS)
     assert plan.peak_bytes <= plan.budget_bytes and "host" in plan.decision.storages
     assert 0 <= plan.overhead < 0.2
