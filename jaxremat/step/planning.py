@@ -176,7 +176,7 @@ class StepPlanning:
         logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
         return report.peak_bytes, report
 
-    def _compiled_run(self, run: Callable[[Sequence], list]) -> MemoryReport:
+    def _compiled_run(self, run: Callable[[Sequence[Any]], list[Any]]) -> MemoryReport:
         if self._compile is None:
             raise TargetError("this step cannot be compiled by itself: it closes over values of a trace around it")
         self._compilations += 1
