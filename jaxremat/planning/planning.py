@@ -295,6 +295,8 @@ class Planning:
         most = int((1 + self.planner.peak_doubt) * limit)
         tried = [self._fit(limit)]
         peak_bytes, _ = self._measure(tried[0])
+        if limit < min(peak_bytes, tried[0].peak_bytes):
+            return None
         learnt = int(tried[0].peak_bytes * limit / peak_bytes)
         if peak_bytes <= most:
             tried.append(self._fit(max(learnt, most)))
