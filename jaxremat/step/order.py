@@ -8,6 +8,7 @@ such as their norm, each of them only until its own leaf is done.
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -34,20 +35,37 @@ def result_by_result(jaxpr: Jaxpr) -> Jaxpr:
 
 
 def groups_of_results(jaxpr: Jaxpr) -> np.ndarray:
-    """[N] the group of results that each equation leads to, and to no other; -1 where it leads to more than one.
+    """[N] the group of results that each equation leads to, and to no other; -1 where it leads to more than one, or
+    where more would wait for it than it makes: a gradient's contraction is not put off.
 
     A group is what element-wise steps join: a leaf of the parameters, its moments and its average.
     """
     joined, readers = _joined(jaxpr), _readers(jaxpr)
     outputs = set(jaxprs.vars_of(jaxpr.outvars))
-    group = np.full(len(jaxpr.eqns), SHARED)
-    for node in reversed(range(len(jaxpr.eqns))):
+    fixed = {node for node, eqn in enumerate(jaxpr.eqns) if jaxprs.has_effects(eqn)}
+    while True:
+        group = np.full(len(jaxpr.eqns), SHARED)
+        for node in reversed(range(len(jaxpr.eqns))):
+            made = jaxpr.eqns[node].outvars
+            led = {int(group[reader]) for v in made for reader in readers[v]}
+            led |= set() if outputs.isdisjoint(made) else {int(joined[node])}
+            if len(led) == 1 and node not in fixed:
+                group[node] = led.pop()
+        more = set(_collecting(jaxpr, group))
+        if not more:
+            return group
+        fixed |= more
+
+
+def _collecting(jaxpr: Jaxpr, group: np.ndarray) -> Iterator[int]:
+    """Equations of groups that read more from outside than they make, what is smaller than that left out."""
+    made = {v: group[node] for node, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+    for node in np.flatnonzero(group != SHARED).tolist():
         eqn = jaxpr.eqns[node]
-        led = {int(group[reader]) for v in eqn.outvars for reader in readers[v]}
-        led |= {int(joined[node])} if not outputs.isdisjoint(eqn.outvars) else set()
-        if len(led) == 1 and not jaxprs.has_effects(eqn):
-            group[node] = led.pop()
-    return group
+        own = max(map(_elements, eqn.outvars))
+        outside = {v for v in jaxprs.vars_of(eqn.invars) if made.get(v, group[node]) != group[node]}
+        if sum(size for size in map(_elements, outside) if size >= own) > own:
+            yield node
 
 
 def _joined(jaxpr: Jaxpr) -> np.ndarray:

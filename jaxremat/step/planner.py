@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ _PAIR_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per d
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %; benchmarks/constants.py
 _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
+_TENTHS = 10  # steps of an aim below which one mountain does not go: as coarse as two predictions are told apart
 _MOST_SMALL = 6  # predicted where nothing else fits
 
 Bodies = tuple[tuple[int, int, Outcome], ...]
@@ -124,8 +125,20 @@ class ProgramPlanner:
         )
         if correction.best:
             return correction
+        correction = correction.with_more(self._lower(correction.smallest.candidate, limit), predict, limit)
+        if correction.best:
+            return correction
         correction = correction.with_more([self._descended(correction.smallest.candidate, limit)], predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
+
+    def _lower(self, start: Outcome, limit: int) -> Iterator[Outcome]:
+        """Outcomes for ever lower aims, up to the first that is predicted to fit: where one mountain cannot be replayed
+        any lower, and is predicted to be lower anyway, the others still can."""
+        for tenths in range(_TENTHS - 1, 0, -1):
+            outcome = self._as_run(self.fit(start.replayed_bytes * tenths // _TENTHS))
+            yield outcome
+            if outcome.peak_bytes <= limit:
+                return
 
     def _as_run(self, outcome: Outcome) -> Outcome:
         """An outcome as it is emitted: over a mesh, followed closely, since a compiler sums all gradients at once if it
