@@ -13,10 +13,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxremat.base import compat
@@ -73,19 +74,28 @@ def _match(scan: Eqn, jaxpr: Jaxpr) -> Finding | None:
     stacked = tuple(v for v in _results(scan) if v in readers)
     stacked_bytes = sum(map(size_bytes, stacked))
     epilogue = _closed(scan, jaxpr, stacked, stacked_bytes, readers)
-    if sum(map(size_bytes, epilogue.escaping)) >= stacked_bytes:
+    if sum(map(epilogue.stacked_bytes, epilogue.escaping)) >= stacked_bytes:
         return None
-    cut = epilogue.cut(producers_of(jaxpr))
-    sources = dict.fromkeys(v for v, _ in cut.sources if v not in stacked)
+    made_by = producers_of(jaxpr)
+    cuts = {first: epilogue.cut(made_by, first) for first in epilogue.firsts}
+    sources = [v for cut in cuts.values() for v, _ in cut.sources if v not in stacked]
+    reads = tuple(dict.fromkeys((*vars_of(scan.invars), *sources)))
     return Finding(
         KIND,
         compat.source_line(scan),
         shape_of(stacked[0]).shape,
         max(map(size_bytes, stacked)),
-        reads=tuple(dict.fromkeys((*vars_of(scan.invars), *sources))),
+        reads=reads,
         gives=(*_final(scan), *(eqn.outvars[0] for eqn in epilogue.sums), *epilogue.escaping),
-        emit=functools.partial(_emit, epilogue, cut),
+        emit=functools.partial(_emit, epilogue, cuts, reads),
     )
+
+
+class _Entries(NamedTuple):
+    """Where an array holds entries of iterations: along which axis, and the iteration that the first one is of."""
+
+    axis: int
+    first: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,27 +104,55 @@ class _Epilogue:
 
     Attributes:
       scan: the loop.
-      axes: along which axis entries lie, of its results and of all that is computed of them entry by entry.
+      entries: where its results, and all that is computed of them entry by entry, hold which entries.
       sums: equations that add up such entries.
       escaping: what is read by others, and stays stacked.
     """
 
     scan: Eqn
-    axes: dict[Var, int]
+    entries: dict[Var, _Entries]
     sums: tuple[Eqn, ...] = ()
     escaping: tuple[Var, ...] = ()
 
-    def window(self, var: Var) -> Window:
-        return _entry(len(shape_of(var).shape), self.axes[var])
+    @property
+    def length(self) -> int:
+        return self.scan.params["length"]
 
-    def cut(self, made_by: dict[Var, Eqn]) -> TiledSubgraph:
-        """The equations that move, from what escapes and what is added up to their sources."""
-        needs = dict.fromkeys([*map(_summed, self.sums), *self.escaping])
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """The iterations at which what is needed begins."""
+        return tuple(dict.fromkeys(self.entries[v].first for v in self._needs))
+
+    @property
+    def _needs(self) -> list[Var]:
+        return list(dict.fromkeys([*map(_summed, self.sums), *self.escaping]))
+
+    def covers_all(self, var: Var) -> bool:
+        """Whether an array holds an entry of every iteration."""
+        return self.entries[var].first == 0 and self.count(var) == self.length
+
+    def count(self, var: Var) -> int:
+        """The number of entries."""
+        return shape_of(var).shape[self.entries[var].axis]
+
+    def stacked_bytes(self, var: Var) -> int:
+        """Bytes of a stack with an entry of every iteration."""
+        return size_bytes(var) // max(self.count(var), 1) * self.length
+
+    def of_stack(self, var: Var, stack: jax.Array) -> jax.Array:
+        """The array of which every iteration has stacked an entry, whether it has one or not."""
+        axis, first = self.entries[var]
+        return jnp.moveaxis(lax.slice_in_dim(stack, first, first + self.count(var)), 0, axis)
+
+    def cut(self, made_by: dict[Var, Eqn], first: int) -> TiledSubgraph:
+        """The equations that move, from what is needed from an iteration on to its sources."""
+        needs = [v for v in self._needs if self.entries[v].first == first]
+        windows = [_entry(len(shape_of(v).shape), self.entries[v].axis) for v in needs]
 
         def inside(var: Var, window: Window) -> bool:
-            return any(window) and (var in self.axes or compat.primitive_name(made_by[var]) in _LIGHT)
+            return any(window) and (var in self.entries or compat.primitive_name(made_by[var]) in _LIGHT)
 
-        return tiled_subgraph(made_by, [(v, self.window(v)) for v in needs], inside)
+        return tiled_subgraph(made_by, list(zip(needs, windows)), inside)
 
 
 def _closed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], most_bytes: int, readers: Readers) -> _Epilogue:
@@ -122,52 +160,65 @@ def _closed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], most_bytes: int, re
     outside: set[Var] = set()
     while True:
         epilogue = _followed(scan, jaxpr, stacked, outside, readers)
-        large = {v for v in epilogue.escaping if v not in stacked and size_bytes(v) >= most_bytes}
+        large = {v for v in epilogue.escaping if v not in stacked and epilogue.stacked_bytes(v) >= most_bytes}
         if not large:
             return epilogue
         outside |= large
 
 
 def _followed(scan: Eqn, jaxpr: Jaxpr, stacked: Sequence[Var], outside: Set[Var], readers: Readers) -> _Epilogue:
-    epilogue = _Epilogue(scan, dict.fromkeys(stacked, 0))
-    axes, after = epilogue.axes, {*_final(scan)}
+    epilogue = _Epilogue(scan, dict.fromkeys(stacked, _Entries(0)))
+    entries, after = epilogue.entries, {*_final(scan)}
     inside: set[Eqn] = set()
     sums = []
     for eqn in jaxpr.eqns:
         reads = {*vars_of(eqn.invars)}
-        if reads.isdisjoint(axes) and reads.isdisjoint(after):
+        if reads.isdisjoint(entries) and reads.isdisjoint(after):
             continue
         follows = reads.isdisjoint(after) and outside.isdisjoint(eqn.outvars)
-        axis = _axis_of_result(eqn, epilogue) if follows else None
-        if axis is not None:
-            axes[eqn.outvars[0]] = axis
+        made = _entries_of_result(eqn, epilogue) if follows else None
+        if made is not None:
+            entries[eqn.outvars[0]] = made
             inside.add(eqn)
             continue
         after.update(eqn.outvars)
-        if follows and _adds_up(eqn, axes):
+        if follows and _adds_up(eqn, entries):
             sums.append(eqn)
             inside.add(eqn)
-    escaping = tuple(v for v in axes if not inside.issuperset(readers[v]))
+    escaping = tuple(v for v in entries if not inside.issuperset(readers[v]))
     return dataclasses.replace(epilogue, sums=tuple(sums), escaping=escaping)
 
 
-def _axis_of_result(eqn: Eqn, epilogue: _Epilogue) -> int | None:
-    """The axis along which entries lie in what an equation makes of entries one by one; None where it does not."""
+def _entries_of_result(eqn: Eqn, epilogue: _Epilogue) -> _Entries | None:
+    """Where entries lie in what an equation makes of entries one by one; None where it does not."""
     if len(eqn.outvars) != 1:
         return None
-    shape = shape_of(eqn.outvars[0]).shape
-    for axis in (axis for axis, size in enumerate(shape) if size == epilogue.scan.params["length"]):
-        windows = operand_windows(eqn, _entry(len(shape), axis)) or ()
-        own = [(v, w) for v, w in zip(eqn.invars, windows) if isinstance(v, Var) and v in epilogue.axes]
-        if own and all(window == epilogue.window(v) for v, window in own):
-            return axis
+    rank = len(shape_of(eqn.outvars[0]).shape)
+    for axis in range(rank):
+        windows = operand_windows(eqn, _entry(rank, axis)) or ()
+        own = [(v, w) for v, w in zip(eqn.invars, windows) if isinstance(v, Var) and v in epilogue.entries]
+        read = [(epilogue.entries[v], w) for v, w in own]
+        firsts = {_first_read(own, window) for own, window in read}
+        if len(firsts) == 1 and (first := firsts.pop()) is not None:
+            return _Entries(axis, first)
     return None
 
 
-def _adds_up(eqn: Eqn, axes: dict[Var, int]) -> bool:
-    if eqn.primitive.name != "reduce_sum" or eqn.invars[0] not in axes:
+def _first_read(own: _Entries, window: Window) -> int | None:
+    """The iteration whose entry is read for the first one of a result; None where others are read with it."""
+    span = window[own.axis]
+    is_entry = span is not None and window == _entry(len(window), own.axis, span.offset)
+    return own.first + span.offset if span is not None and is_entry else None
+
+
+def _adds_up(eqn: Eqn, entries: dict[Var, _Entries]) -> bool:
+    """Whether an equation sums over iterations; to take the only one that is there is a sum, too."""
+    if eqn.primitive.name not in ("reduce_sum", "squeeze") or eqn.invars[0] not in entries:
         return False
-    return axes[eqn.invars[0]] in eqn.params["axes"] and dtype_of(eqn.invars[0]).itemsize >= _WIDE
+    summed = _summed(eqn)
+    if eqn.primitive.name == "squeeze":
+        return entries[summed].axis in eqn.params["dimensions"] and jnp.issubdtype(dtype_of(summed), jnp.inexact)
+    return entries[summed].axis in eqn.params["axes"] and dtype_of(summed).itemsize >= _WIDE
 
 
 def _summed(eqn: Eqn) -> Var:
@@ -175,45 +226,76 @@ def _summed(eqn: Eqn) -> Var:
     return vars_of(eqn.invars)[0]
 
 
-def _emit(epilogue: _Epilogue, cut: TiledSubgraph, values: Sequence[Any]) -> list[Any]:
+def _emit(
+    epilogue: _Epilogue, cuts: dict[int, TiledSubgraph], reads: Sequence[Var], values: Sequence[Any]
+) -> list[Any]:
     """The loop with its epilogue: (final carry, sums, what stays stacked)."""
-    scan, length = epilogue.scan, epilogue.scan.params["length"]
-    results, tiling = _results(scan), Tiling((length,), (1,))
-    moving = {need: need[1].index(Span(0)) for need in cut.sources if any(need[1]) and need[0] not in results}
-    reads = tuple(dict.fromkeys((*vars_of(scan.invars), *(v for v, _ in cut.sources if v not in results))))
-    env = dict(zip(reads, values, strict=True))
+    scan, results, env = epilogue.scan, _results(epilogue.scan), dict(zip(reads, values, strict=True))
     operands = [value_of(env, atom) for atom in scan.invars]
-    first, last = compat.scan_arity(scan)[0], sum(compat.scan_arity(scan))
-    consts, carry, slices = operands[:first], operands[first:last], operands[last:]
+    begin, end = compat.scan_arity(scan)[0], sum(compat.scan_arity(scan))
+    consts, carry, slices = operands[:begin], operands[begin:end], operands[end:]
+    moving = {
+        (first, v, w): _aligned(env[v], w, first, epilogue.length)
+        for first, cut in cuts.items()
+        for v, w in cut.sources
+        if any(w) and v not in results
+    }
 
     def step(running: Any, given: Any) -> Any:
         (carry, sums), (index, slices, entries) = running, given
         outputs = evaluate(scan.params["jaxpr"], [*consts, *carry, *slices])
-        made = dict(zip(results, outputs[len(carry) :]))
-        of_entries = {need: lax.expand_dims(x, (axis,)) for (need, axis), x in zip(moving.items(), entries)}
-        blocks = [
-            of_entries[v, w] if (v, w) in moving else lax.expand_dims(made[v], (0,)) if v in made else env[v]
-            for v, w in cut.sources
-        ]
-        computed = dict(zip((v for v, _ in cut.outputs), cut.compute(blocks, [index], tiling)))
-        more = [compat.bind(eqn, [computed[_summed(eqn)]])[0] for eqn in epilogue.sums]
-        stacked = [lax.squeeze(computed[v], (epilogue.axes[v],)) for v in epilogue.escaping]
+        of_results = {v: lax.expand_dims(x, (0,)) for v, x in zip(results, outputs[len(carry) :])}
+        of_sources = {need: lax.expand_dims(x, (_axis(need[2]),)) for need, x in zip(moving, entries)}
+        computed: dict[Var, jax.Array] = {}
+        for first, cut in cuts.items():
+            blocks = [of_sources.get((first, v, w), env.get(v, of_results.get(v))) for v, w in cut.sources]
+            found = cut.compute(blocks, [index - first], Tiling((epilogue.length,), (1,)))
+            computed.update(zip((v for v, _ in cut.outputs), found))
+        more = [_share(epilogue, eqn, computed[_summed(eqn)], index) for eqn in epilogue.sums]
+        stacked = [lax.squeeze(computed[v], (epilogue.entries[v].axis,)) for v in epilogue.escaping]
         return (outputs[: len(carry)], [a + b for a, b in zip(sums, more)]), stacked
 
     sums = [compat.zeros_of(eqn.outvars[0].aval) for eqn in epilogue.sums]
-    entries = [jnp.moveaxis(env[v], axis, 0) for (v, _), axis in moving.items()]
-    given = jnp.arange(length, dtype=jnp.int32), slices, entries
+    given = jnp.arange(epilogue.length, dtype=jnp.int32), slices, list(moving.values())
     with compat.at_position_of(scan):
         (carry, sums), stacked = lax.scan(
-            step, (carry, sums), given, length, scan.params["reverse"], scan.params["unroll"]
+            step, (carry, sums), given, epilogue.length, scan.params["reverse"], scan.params["unroll"]
         )
-    together = [jnp.moveaxis(x, 0, epilogue.axes[v]) for v, x in zip(epilogue.escaping, stacked)]
-    return [*carry, *sums, *together]
+    return [*carry, *sums, *(epilogue.of_stack(v, x) for v, x in zip(epilogue.escaping, stacked))]
 
 
-def _entry(rank: int, axis: int) -> Window:
+def _share(epilogue: _Epilogue, eqn: Eqn, entry: jax.Array, index: jax.Array) -> jax.Array:
+    """What an iteration adds to a sum; nothing where the sum has no entry of it."""
+    share = compat.bind(eqn, [entry])[0]
+    if epilogue.covers_all(_summed(eqn)):
+        return share
+    first = epilogue.entries[_summed(eqn)].first
+    is_there = (index >= first) & (index < first + epilogue.count(_summed(eqn)))
+    return jnp.where(is_there, share, jnp.zeros_like(share))
+
+
+def _aligned(array: jax.Array, window: Window, first: int, length: int) -> jax.Array:
+    """[length, ...]: what each iteration reads of an array, of which the window of iteration `first` is given.
+
+    Iterations before and after those that the array has entries of read its first and its last one.
+    """
+    axis = _axis(window)
+    (offset,) = (span.offset for span in window if span is not None)
+    size, shift = array.shape[axis], offset - first
+    if shift or size != length:
+        places = np.clip(np.arange(length, dtype=np.int32) + shift, 0, size - 1)
+        array = jnp.take(array, places, axis, mode="clip")
+    return jnp.moveaxis(array, axis, 0)
+
+
+def _axis(window: Window) -> int:
+    """The axis that a window of entries moves along."""
+    return next(axis for axis, span in enumerate(window) if span is not None)
+
+
+def _entry(rank: int, axis: int, offset: int = 0) -> Window:
     """The window of one entry along an axis."""
-    return tuple(Span(0) if i == axis else None for i in range(rank))
+    return tuple(Span(0, offset) if i == axis else None for i in range(rank))
 
 
 def _final(scan: Eqn) -> list[Var]:
