@@ -154,8 +154,8 @@ def markdown(rows: list[dict], solvers: list[str]) -> str:
         lines.append("| " + " | ".join([*cells, *(cell(ours.get(solver)) for solver in solvers)]) + " |")
     note = (
         "\nOur columns: extra cost % / peak % of the listed order / CPU seconds of all threads together (s: on the "
-        "clock of two shared cores), compilation left out. `*`: proven optimal within what the solver searches; (≥ x): no "
-        "schedule that it searches costs less than x %. Published: extra cost %; in brackets over budget.\n"
+        "clock of two shared cores), compilation left out. `*`: proven optimal within what the solver searches; (≥ x): "
+        "no schedule that it searches costs less than x %. Published: extra cost %; in brackets over budget.\n"
     )
     return "\n".join(lines) + "\n" + note
 
