@@ -22,7 +22,7 @@ from jaxremat.solvers.mincut.cut import CutNetwork
 _MOST_MOMENTS = 16  # neighbours in the order of a program hold nearly the same
 _HALVINGS = 10  # of the ratio between two prices
 _WIDEST = 1e4  # between the mean price of a byte and the lowest and highest that are tried
-_PARTS = 1e-5  # of a cut, whose capacities are whole parts of some 2 ** 29
+_PART = 2.0**-29  # of a cut that is known: capacities are rounded up to such parts, see `cut`
 
 
 def lower_bound(graph: Graph, budget_bytes: int) -> float:
@@ -56,9 +56,11 @@ class _Moment:
         self._costs = np.where(earlier | (np.arange(graph.num_nodes) == node), graph.costs, 0.0)
         self._mean_price = float(graph.costs.sum() / max(self._sizes.sum(), 1))
         joint = dataclasses.replace(graph, backward=after)
-        self._is_early = ~after[graph.producer]
+        wanted = (needed | self._held) & ~after[graph.producer]
+        self._wanted_bytes = float(self._sizes[wanted].sum())
+        self._arcs = graph.num_nodes + graph.num_values
         run_costs = np.where(graph.pinned & earlier, np.inf, self._costs)
-        self._network = CutNetwork(joint, run_costs, (needed | self._held) & self._is_early)
+        self._network = CutNetwork(joint, run_costs, wanted)
 
     def bound(self, budget_bytes: int) -> float:
         """What must be made again at least, in the unit of costs."""
@@ -70,7 +72,8 @@ class _Moment:
             kept, again = self._network.cheapest(price * self._sizes, self._held)
             kept_bytes = float(self._sizes[kept | self._held].sum())
             total = float(self._costs[again].sum()) + price * kept_bytes
-            best = max(best, (1 - _PARTS) * total - price * room)
+            rounding = self._arcs * _PART * price * self._wanted_bytes  # to keep all that is wanted is a cut
+            best = max(best, total - rounding - price * room)
             low, high = (price, high) if kept_bytes > room else (low, price)
         return best
 
