@@ -291,7 +291,7 @@ class Planning:
         them fits.
 
         A prediction may be too high: what is predicted to take a little too much is tried, too, unless the first one
-        shows that predictions are far too low. It learns from the first one where to look if neither fits."""
+        shows that predictions are far too low. It learns from the first one where to look if none fits."""
         most = int((1 + self.planner.peak_doubt) * limit)
         tried = [self._fit(limit)]
         peak_bytes, _ = self._measure(tried[0])
@@ -300,10 +300,11 @@ class Planning:
         learnt = int(tried[0].peak_bytes * limit / peak_bytes)
         if peak_bytes <= most:
             tried.append(self._fit(max(learnt, most)))
+        best = self._fastest_within(tried, limit) or tried[0]
+        tried.extend(self.planner.near_misses(best, limit))
         if not self._fastest_within(tried, limit):
             tried.append(self._fit(learnt))
-        best = self._fastest_within(tried, limit) or tried[-1]
-        return self._fastest_within([*tried, *self.planner.near_misses(best, limit)], limit)
+        return self._fastest_within(tried, limit)
 
     def _fit(self, aim: int) -> Outcome:
         with self._solving():
