@@ -53,8 +53,8 @@ def remat(
     if inspect.ismethod(module):
         owner = type(module.__self__).__name__
         raise ArgumentError(
-            f"{module.__name__} is bound to a module: give the class's own {owner}.{module.__name__}, and call the"
-            " result with the module first"
+            f"{module.__name__}: bound methods are not taken; give the class's own {owner}.{module.__name__}, and call"
+            " the result with the module first"
         )
     if not isinstance(module, type):
         return _planned(module, getattr(module, "__name__", type(module).__name__), static, options)
