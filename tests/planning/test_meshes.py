@@ -62,9 +62,9 @@ plain = compiled(stack, p, x)
 row("sharded parameters", plain, jaxremat.plan(stack, p, x, budget=int(0.75 * peak(plain))).apply(stack), p, x)
 
 where = (NamedSharding(two, P(None, "model")), NamedSharding(two, P("data")))
-budget = int(0.75 * peak(stack, p, x))
-row("sharded columns, decorated", stack, jaxremat.remat(stack, budget=budget, in_shardings=where), p, x)
-peak(jaxremat.remat(stack, budget=budget, in_shardings=where, verify="replay"), p, x)
+budget = int(0.75 * peak(plain))
+row("sharded columns, decorated", plain, jaxremat.remat(stack, budget=budget, in_shardings=where), p, x)
+compiled(jaxremat.remat(stack, budget=budget, in_shardings=where, verify="replay"), p, x)
 assert log.getvalue().count("are a forecast") == 1, log.getvalue()
 log.truncate(0)
 

@@ -17,10 +17,10 @@ QUICK = FastSA(temperatures=(1e-2, 3e-2), moves=20_000, reheats=1, reheat_temper
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(graphs(most_nodes=4, pinned=True))
 def test_intervals_are_exact_for_one_order(graph):
-    """With as many copies as stages, CP-SAT finds what enumeration of all staged schedules finds."""
+    """With as many copies as stages, CP-SAT finds what enumeration finds, of schedules that end with a first run."""
     pytest.importorskip("ortools")
     listed = np.arange(graph.num_nodes)
-    points = replayed(graph, staged_schedules(graph))
+    points = replayed(graph, (steps for steps in staged_schedules(graph) if steps[-1] == listed[-1]))
     budget = max(min(replay(graph, listed).peak_bytes - 1, max(peak for peak, _ in points)), 1)
     truth = min((cost for peak, cost in points if peak <= budget), default=None)
     improved = improve_by_intervals(graph, listed, budget, copies=5, effort=5.0, time_limit=None, seed=0)
