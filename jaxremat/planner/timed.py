@@ -111,7 +111,9 @@ class TimedPlanner:
             return fastest(self.least(), replayed_bytes) or min(self.least(), key=by_peak)
         around = [*self._made.values(), *self._between(replayed_bytes), *self._released(best, replayed_bytes)]
         best = fastest(around, replayed_bytes) or best
-        return fastest([best, *self._with_other_parts(best)], replayed_bytes) or best
+        tried = [best, *self._just_too_large(around, replayed_bytes)]
+        others = [other for outcome in tried for other in self._with_other_parts(outcome)]
+        return fastest([best, *others], replayed_bytes) or best
 
     def leaving(self, saved_bytes: int) -> TimedOutcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
@@ -187,6 +189,10 @@ class TimedPlanner:
             fits = [i for i, peak in enumerate(peaks) if peak <= peak_bytes]
             for price in prices[max(fits[0] - 1, 0) : fits[0] + 1] if fits else ():
                 yield self._at(SearchPoint(price, segments, peak_node=int(backward[0])))
+
+    def _just_too_large(self, outcomes: Sequence[TimedOutcome], peak_bytes: int) -> list[TimedOutcome]:
+        """The smallest outcome above a peak: with barriers in other places it may fit."""
+        return sorted((outcome for outcome in outcomes if outcome.peak_bytes > peak_bytes), key=by_peak)[:1]
 
     def _with_other_parts(self, outcome: TimedOutcome) -> Iterator[TimedOutcome]:
         for factor in _OTHER_PARTS:

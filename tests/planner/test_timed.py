@@ -54,6 +54,23 @@ def test_outcomes_fit_and_cost_more_the_less_they_get(planner):
     assert costs == sorted(costs, reverse=True)
 
 
+def test_what_is_just_too_large_is_tried_with_fewer_barriers():
+    """A kernel between two barriers writes what one without them computes on its way."""
+
+    def residual(layers, x):
+        for up, down in layers:
+            x = x + jax.nn.gelu(x @ up) @ down
+        return jnp.mean(x.astype(jnp.float32) ** 2)
+
+    half = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    layers = [(half(2048, 8192), half(8192, 2048))] * 8
+    planner = TimedPlanner(read_primal(residual, (layers, half(8192, 2048)), 0, False), H200)
+    budget = int(0.6 * planner.plain.peak_bytes)
+    found = planner.fit(budget)
+    assert 0.95 * budget <= found.peak_bytes <= budget
+    assert found.cost < 1.02 * planner.plain.cost
+
+
 def test_no_checkpoint_by_hand_is_faster_within_the_same_bytes(planner):
     by_hand = list(planner._by_hand())
     assert len(by_hand) == 3
