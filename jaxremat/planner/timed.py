@@ -83,7 +83,7 @@ class TimedPlanner:
 
     may_leave_alone = True
     predicts_time = True
-    peak_doubt = 0.05  # of unrolled programs on an H200: see prediction.md
+    peak_doubt = 0.17  # of unrolled programs on an H200: what examples/absent_devices.py prints
     more_capable: Planner | None = None
 
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:

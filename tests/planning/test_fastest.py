@@ -57,6 +57,11 @@ def test_what_is_predicted_a_little_too_large_is_compiled_even_if_what_fits_does
     assert fastest([slow, tight, fast]) == (fast, 2)
 
 
+def test_where_what_is_predicted_too_large_is_so_a_little_less_is_tried():
+    fits, little, much = Told(970, 1.5, 940, 1.4), Told(1012, 1.2, 990, 1.2), Told(1045, 1.1, 1010, 1.1)
+    assert fastest([fits, little, much]) == (little, 3)
+
+
 def test_what_is_far_too_large_says_where_to_look():
     small, large, larger = Told(600, 1.3, 900, 1.3), Told(990, 1.1, 1500, 1.1), Told(1040, 1.0, 1600, 1.0)
     assert fastest([small, large, larger]) == (small, 2)
