@@ -7,7 +7,6 @@ that has passed the barrier of a stretch, they are made in that stretch.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -38,16 +37,13 @@ class Zeros:
 
 def zeros_written_into(joint: Joint) -> dict[Var, Zeros]:
     """The arrays of one number, by their variables, that equations of a program write into."""
-    readers: dict[Var, list[Eqn]] = collections.defaultdict(list)
-    for eqn in joint.eqns:
-        for var in jaxprs.vars_of(eqn.invars):
-            readers[var].append(eqn)
+    summed = {v for eqn in joint.eqns if eqn.primitive.name in _SUMS for v in jaxprs.vars_of(eqn.invars)}
     spread = {eqn.outvars[0]: eqn for eqn in joint.constants if eqn.invars and isinstance(eqn.invars[0], Literal)}
     return {
         var: _seeded(spread[var])
         for eqn in joint.eqns
         for var in written_into(eqn)
-        if var in spread and not any(reader.primitive.name in _SUMS for reader in readers[eqn.outvars[0]])
+        if var in spread and eqn.outvars[0] not in summed
     }
 
 

@@ -108,10 +108,15 @@ def in_order(wiring: Wiring) -> ScheduledProgram:
 def _backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
     backward = is_backward[steps]
     start = int(backward.argmax()) if backward.any() else steps.size
-    is_first = np.zeros(steps.size, bool)
-    is_first[np.unique(steps, return_index=True)[1]] = True
-    before = np.flatnonzero(is_first[:start])
+    before = np.flatnonzero(first_runs(steps)[:start])
     return int(before[-1]) + 1 if before.size else 0
+
+
+def first_runs(steps: np.ndarray) -> np.ndarray:
+    """[T] bool: steps at which their node runs for the first time."""
+    first = np.zeros(steps.size, bool)
+    first[np.unique(steps, return_index=True)[1]] = True
+    return first
 
 
 def saved_before(wiring: Wiring, tail: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import link
+from jaxremat.graph.scheduled import first_runs
 
 
 def without_idle_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
@@ -32,8 +33,7 @@ def needed_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
     waiting = (-np.flatnonzero(readers == 0)).tolist()  # a heap: the last steps first
     reads_from = np.searchsorted(links.reader, np.arange(schedule.size + 1))
     runs = np.bincount(schedule, minlength=graph.num_nodes)
-    is_first = np.zeros(schedule.size, bool)
-    is_first[np.unique(schedule, return_index=True)[1]] = True
+    is_first = first_runs(schedule)
     heapq.heapify(waiting)
     while waiting:
         step = -heapq.heappop(waiting)

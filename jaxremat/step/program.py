@@ -73,14 +73,18 @@ class StepProgram:
     @functools.cached_property
     def reused(self) -> tuple[bool, ...]:
         """For each input, whether a result takes over its buffer."""
-        taken = set(_matched(self.jaxpr, self.donated).values())
+        taken = set(self._input_of_result.values())
         return tuple(i in taken for i in range(len(self.donated)))
 
     @functools.cached_property
     def aliased(self) -> Aliased:
         """The results that live in the buffers of donated inputs."""
-        matched = _matched(self.jaxpr, self.donated)
+        matched = self._input_of_result
         return Aliased(frozenset(matched), sum(self.input_bytes[i] for i in matched.values()))
+
+    @functools.cached_property
+    def _input_of_result(self) -> dict[int, int]:
+        return _matched(self.jaxpr, self.donated)
 
     @functools.cached_property
     def reusable(self) -> tuple[bool, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
+from jaxremat.graph.scheduled import first_runs
 from jaxremat.graph.unrolled import unrolled
 from jaxremat.planner.solver_schedules import GRAINS, require_size, steps_within
 from jaxremat.solvers.base import Solver
@@ -283,13 +284,6 @@ def _searched(graph: Graph, run_seconds: np.ndarray, live: np.ndarray, first: in
 def in_order(graph: Graph) -> Schedule:
     """A program as it stands."""
     return judged(graph, np.arange(graph.num_nodes, dtype=np.int32), ())
-
-
-def first_runs(steps: np.ndarray) -> np.ndarray:
-    """[T] bool: steps at which their node runs for the first time."""
-    first = np.zeros(steps.size, bool)
-    first[np.unique(steps, return_index=True)[1]] = True
-    return first
 
 
 def judged(graph: Graph, steps: np.ndarray, barriers: tuple[int, ...]) -> Schedule:

@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 
 from jaxremat.graph.graph import Graph
-from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
+from jaxremat.graph.scheduled import ScheduledProgram, first_runs, schedule_program
 from jaxremat.solvers.mincut.layout import Layout
 from jaxremat.solvers.mincut.structure import Structure
 
@@ -67,7 +67,6 @@ def barriers_at_turns(graph: Graph, steps: np.ndarray, ends: np.ndarray) -> tupl
 
 def _is_late_or_again(backward: np.ndarray, steps: np.ndarray, start: int) -> np.ndarray:
     """[T] bool: steps that repeat a node, and forward nodes that run in the backward."""
-    again = np.ones(steps.size, bool)
-    again[np.unique(steps, return_index=True)[1]] = False
+    again = ~first_runs(steps)
     again[start:] |= ~backward[steps[start:]]
     return again
