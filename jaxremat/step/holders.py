@@ -8,22 +8,28 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxremat.base.budget import format_bytes
-from jaxremat.base.compat import Var
 from jaxremat.step.program import StepProgram
-from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.step.renewal import read_late
 
-_ROLES = (
-    ("counter", r"(^|/)(step|count|iteration)$"),
+_KEY = ("random key", r"rng|key|dropout")
+_PARAMETERS = ("parameters", r"param|weight|model|module|adapter|lora")
+_RENEWED = (
+    ("counter", r"(step|count|iteration)$"),
     ("averages", r"ema|averag|avg|teacher|shadow|polyak|target"),
-    ("optimizer state", r"opt|adam|moment|\bmu\b|\bnu\b|trace|accum"),
-    ("statistics", r"stats"),
-    ("random key", r"rng|\bkey\b|dropout"),
-    ("parameters", r"param|weight|model|module|adapter|lora"),
+    ("optimizer state", r"opt|adam|moment|(mu|nu)\b|trace|accum"),
+    ("statistics", r"(batch_)?stats|statistic|running"),
+    _KEY,
+    _PARAMETERS,
 )
-"""What people call the parts of a state; only words of the report hang on it."""
+_ONLY_READ = (
+    ("batch", r"[xy]s?\b|batch|data|sample|example|input|target|label|image|token|text|obs|real|noise|micro"),
+    _KEY,
+    _PARAMETERS,
+)
+"""What people call the parts of a state that a step renews, and what it only reads; only words of the report hang on
+it."""
+_NEUTRAL = "input"
 _MOST_PARTS = 8  # lines of a display
 
 
@@ -54,9 +60,9 @@ class ArgumentGroup:
 
 def argument_groups(program: StepProgram) -> tuple[ArgumentGroup, ...]:
     """The arguments of a step by part, the largest first."""
-    read = _first_reads(program)
+    late = read_late(program.jaxpr)
     parts = _parts(program.names)
-    rows = zip(parts, program.input_bytes, program.reused, program.reusable, program.donated, read, strict=True)
+    rows = zip(parts, program.input_bytes, program.reused, program.reusable, program.renewed, late, strict=True)
     groups: dict[str, list[tuple[Any, ...]]] = {}
     for part, *row in rows:
         groups.setdefault(part, []).append(tuple(row))
@@ -70,39 +76,27 @@ def donation_warnings(groups: Iterable[ArgumentGroup]) -> tuple[str, ...]:
         f"{group.name} is not donated, though results of the same shapes could take its place:"
         f" {format_bytes(group.idle_bytes)} more than needed; donate it with donate_argnums or donate_argnames"
         for group in groups
-        if group.idle_bytes > 0 and group.role not in ("batch", "random key")
+        if group.idle_bytes > 0
     )
 
 
 def _group(name: str, members: Sequence[tuple[Any, ...]]) -> ArgumentGroup:
-    size, donated, idle = (
-        sum(row[0] for row in members if chosen(row))
-        for chosen in (lambda row: True, lambda row: row[1], lambda row: row[2])
-    )
-    is_state = any(row[1] or row[2] or row[3] for row in members)
-    late = sum(row[0] for row in members if row[4]) > size / 2
-    return ArgumentGroup(name, _role(name, is_state, late), size, donated, idle)
+    sizes, *flags = zip(*members)
+    size = sum(sizes)
+    donated, idle, renewed, late = (sum(itertools.compress(sizes, flag)) for flag in flags)
+    role = _role(name, is_renewed=renewed > size / 2, is_late=late > size / 2)
+    return ArgumentGroup(name, role, size, donated, idle)
 
 
-def _role(name: str, is_state: bool, late: bool) -> str:
-    """By the words of the path; where they say nothing, state that is first read at the end is the optimizer's."""
-    for role, words in _ROLES:
-        if re.search(words, name, re.IGNORECASE):
+def _role(name: str, *, is_renewed: bool, is_late: bool) -> str:
+    """By the words of the path, among what it can be. Where they say nothing, state that is first read at the end is
+    the optimizer's, other state is parameters, and the rest is no more than an input."""
+    for role, words in _RENEWED if is_renewed else _ONLY_READ:
+        if re.search(rf"(?<![a-z])({words})", name, re.IGNORECASE):
             return role
-    if not is_state:
-        return "batch"
-    return "optimizer state" if late else "parameters"
-
-
-def _first_reads(program: StepProgram) -> np.ndarray:
-    """[I] bool: inputs first read in the last half of the program's bytes."""
-    made = np.cumsum([sum(map(jaxprs.size_bytes, eqn.outvars)) for eqn in program.jaxpr.eqns] or [0])
-    first: dict[Var, int] = {}
-    for position, eqn in enumerate(program.jaxpr.eqns):
-        for var in jaxprs.vars_of(eqn.invars):
-            first.setdefault(var, position)
-    middle = int(np.searchsorted(made, made[-1] / 2))
-    return np.asarray([first.get(v, 0) > middle for v in program.jaxpr.invars], bool)
+    if not is_renewed:
+        return _NEUTRAL
+    return "optimizer state" if is_late else "parameters"
 
 
 def _parts(names: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxremat.base.compat import Jaxpr, Literal
 from jaxremat.cost.sharding import device_share
 from jaxremat.step.contractions import turned_contractions
 from jaxremat.step.order import result_by_result
+from jaxremat.step.renewal import kind, renewed_inputs
 from jaxremat.step.rewriting import inlined_throughout
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import fingerprint
@@ -87,10 +89,16 @@ class StepProgram:
         return _matched(self.jaxpr, self.donated)
 
     @functools.cached_property
+    def renewed(self) -> tuple[bool, ...]:
+        """For each input, whether a result is its new value, as far as can be seen."""
+        return renewed_inputs(self.jaxpr)
+
+    @functools.cached_property
     def reusable(self) -> tuple[bool, ...]:
-        """For each input that is not donated, whether a result could take over its buffer if it were."""
+        """For each input that is renewed and not donated, whether a result could take over its buffer if it were."""
         wanted = set(_matched(self.jaxpr, (True,) * len(self.donated), first=self.reused).values())
-        return tuple(i in wanted and not donated for i, donated in enumerate(self.donated))
+        is_idle = (i in wanted and not donated for i, donated in enumerate(self.donated))
+        return tuple(map(operator.and_, is_idle, self.renewed))
 
     @functools.cached_property
     def held_bytes(self) -> int:
@@ -142,13 +150,9 @@ def _matched(jaxpr: Jaxpr, donated: Sequence[bool], first: Sequence[bool] | None
     waiting: dict[tuple[Any, ...], list[int]] = {}
     for i in order:
         if donated[i]:
-            waiting.setdefault(_kind(jaxpr.invars[i]), []).append(i)
+            waiting.setdefault(kind(jaxpr.invars[i]), []).append(i)
     taken = {}
     for k, atom in enumerate(jaxpr.outvars):
-        if not isinstance(atom, Literal) and waiting.get(_kind(atom)):
-            taken[k] = waiting[_kind(atom)].pop(0)
+        if not isinstance(atom, Literal) and waiting.get(kind(atom)):
+            taken[k] = waiting[kind(atom)].pop(0)
     return taken
-
-
-def _kind(atom: Any) -> tuple[Any, ...]:
-    return tuple(atom.aval.shape), str(atom.aval.dtype)
