@@ -14,6 +14,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from jaxremat.base.errors import ArgumentError
+from jaxremat.trace.arguments import Same, is_traced_by_jit, opaque
 from jaxremat.trace.nnx_state import call_without_changes
 
 Where = int | str
@@ -26,7 +27,7 @@ class StepCall:
 
     Attributes:
       leaves: arrays, tracers or shapes that are traced, in order.
-      static: values that are not traced.
+      static: values that are not traced: static arguments, and leaves that are neither arrays nor numbers.
       tree: from `leaves` to (args, kwargs).
       names: path of each leaf, such as `state/params/w`.
       donated: whether each leaf's buffer may be used for a result.
@@ -96,7 +97,8 @@ class StepArguments:
         flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
         where = [path[1].idx if path[0].idx == 0 else path[1].key for path, _ in flat]
         is_static = [self._meant(place, self._static, len(args)) for place in where]
-        traced = [k for k, static in enumerate(is_static) if not static]
+        traced = [k for k, static in enumerate(is_static) if not static and is_traced_by_jit(flat[k][1])]
+        others = (leaf for (_, leaf), static in zip(flat, is_static) if not static and not is_traced_by_jit(leaf))
         leaves = tuple(flat[k][1] for k in traced)
         given = {**dict(enumerate(args)), **kwargs}
         fixed = {place: value for place, value in given.items() if self._meant(place, self._static, len(args))}
@@ -110,13 +112,19 @@ class StepArguments:
 
         return StepCall(
             leaves=leaves,
-            static=tuple(fixed.values()),
+            static=(*fixed.values(), *map(_comparable, others)),
             tree=tree,
             names=tuple(self._name(flat[k][0], where[k]) for k in traced),
             donated=tuple(self._meant(where[k], self._donated, len(args)) for k in traced),
             shardings=tuple(map(mesh_sharding, leaves)) if shardings is None else tuple(shardings),
             rebuild=rebuild,
         )
+
+    def opaque(self, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> tuple[tuple[Any, ...], dict[Any, Any]]:
+        """A call whose leaves that are neither arrays nor numbers, such as the functions in a module of Equinox, are
+        part of its structure; static arguments stay as they are."""
+        kept = lambda place, value: value if self._meant(place, self._static, len(args)) else opaque(value)
+        return tuple(kept(i, arg) for i, arg in enumerate(args)), {name: kept(name, kwargs[name]) for name in kwargs}
 
     def _name(self, path: Sequence[Any], where: Where) -> str:
         first = self._parameters[where] if isinstance(where, int) and where < len(self._parameters) else str(where)
@@ -175,6 +183,15 @@ class StepArguments:
                     f"static argument {name!r} is a {type(value).__name__}, which cannot be hashed, so that calls"
                     " cannot be told apart by it: pass a tuple, a string, a frozen dataclass, or leave it traced"
                 ) from None
+
+
+def _comparable(value: Any) -> Any:
+    """Equal to another where calls with either are alike; what cannot be hashed is like itself alone."""
+    try:
+        hash(value)
+    except TypeError:
+        return Same(value)
+    return value
 
 
 def mesh_sharding(leaf: Any) -> NamedSharding | None:

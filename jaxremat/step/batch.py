@@ -15,6 +15,8 @@ from jaxremat.show.units import format_seconds
 from jaxremat.step.jit import PlannedStep, jit
 from jaxremat.step.plan import StepPlan
 
+_MOST_TRIALS = 2  # of a size: with the step as written, half of six compilations
+_MARGIN = 0.02  # of a size: what a correction leaves unused for the sake of one compilation less
 _COLUMNS = ("batch", "as written", "planned", "extra time", "per example", "")
 
 
@@ -53,12 +55,14 @@ class LargestBatch:
       plan: of its step; `plan.compiled` holds the proof where plans are compiled.
       table: one row per size that was tried, by size.
       budget_bytes: the budget.
+      compilations: how many steps were compiled, over all sizes.
     """
 
     size: int
     plan: StepPlan
     table: tuple[BatchRow, ...]
     budget_bytes: int
+    compilations: int
 
     @property
     def overhead(self) -> float:
@@ -105,7 +109,8 @@ def largest_batch(
     """The largest batch whose step fits in a budget at about the least time per example.
 
     Sizes are tried by bisection, by prediction alone, as if time per example fell up to some size and rose from there
-    on; only the step of the size that is chosen is compiled, and corrected until it fits.
+    on; the step of the size that is chosen is compiled, and corrected until it fits. Where it does not, after three
+    compilations, a size is taken next that is smaller by what was missing.
 
     Args:
       step: the step.
@@ -131,22 +136,26 @@ def largest_batch(
     if isinstance(parse_budget(budget), float) or budget == "least":
         raise ArgumentError(f"budget={budget!r} changes with the batch: give bytes, text such as '80GiB', or 'device'")
     planned = jit(step, budget=budget, donate_argnums=donate_argnums, target=target, verify=verify, **options)
-    tried = _Tried(planned, args_for, tolerance)
-    tried.bisect(choices)
+    tried = _Tried(planned, args_for, choices, tolerance)
+    tried.bisect()
     return _chosen(tried)
 
 
 class _Tried:
     """Predicted plans by size."""
 
-    def __init__(self, planned: PlannedStep, args_for: Callable[[int], Any], tolerance: float) -> None:
+    def __init__(
+        self, planned: PlannedStep, args_for: Callable[[int], Any], sizes: Sequence[int], tolerance: float
+    ) -> None:
         self.planned = planned
         self.args_for = args_for
+        self.sizes = sizes
         self.tolerance = tolerance
         self.plans: dict[int, StepPlan | BudgetError] = {}
 
-    def bisect(self, sizes: Sequence[int]) -> None:
+    def bisect(self) -> None:
         """Tries sizes until it is known which is the largest that is good."""
+        sizes = self.sizes
         self._require(sizes[0])
         low, high = 0, len(sizes)
         while high - low > 1:
@@ -177,6 +186,25 @@ class _Tried:
                 self.plans[size] = error
         return self.plans[size]
 
+    def compiled(self, size: int) -> StepPlan | BudgetError:
+        """The plan as compiled; its refusal takes the place of what was predicted."""
+        try:
+            return self.planned.attempt(None if size == self.sizes[0] else _MOST_TRIALS, *self.args(size))
+        except BudgetError as error:
+            self.plans[size] = error
+            return error
+
+    def leave_out_above(self, refused: int, error: BudgetError) -> None:
+        """After a refusal, leaves out what cannot fit either: bytes are a line over sizes, which in a step as written
+        begins at what does not grow with the batch."""
+        smallest = self.sizes[0]
+        low, high = (self.row(size).written_bytes for size in (smallest, refused))
+        fixed = low - (high - low) * smallest // (refused - smallest)
+        share = (error.budget_bytes - fixed) / max(1, error.min_peak_bytes - fixed)
+        bound = max(smallest, min((1 - _MARGIN) * share * refused, refused - 1))
+        self.sizes = [size for size in self.sizes if size <= bound]
+        self.plans = {k: plan for k, plan in self.plans.items() if k <= bound or isinstance(plan, BudgetError)}
+
     def args(self, size: int) -> tuple[Any, ...]:
         args = self.args_for(size)
         return args if isinstance(args, tuple) else (args,)
@@ -189,12 +217,12 @@ class _Tried:
         per_example = plan.outcome.cost / size
         return BatchRow(size, plan.baseline_peak_bytes, plan.peak_bytes, plan.overhead, per_example)
 
-    def by_preference(self) -> list[int]:
-        """Sizes that fit, the best first."""
+    def preferred(self) -> int:
+        """The best of the sizes that are predicted to fit."""
+        self.at(self.sizes[-1])
         seconds = {size: self.row(size).seconds_per_example or 0.0 for size in self.plans if self.fits(size)}
-        bound = (1 + self.tolerance) * self._least
-        good = sorted((size for size in seconds if seconds[size] <= bound), reverse=True)
-        return [*good, *sorted((size for size in seconds if size not in good), key=lambda size: seconds[size])]
+        least = min(seconds.values())
+        return max(size for size, value in seconds.items() if value <= (1 + self.tolerance) * least)
 
     def _require(self, size: int) -> None:
         plan = self.at(size)
@@ -204,17 +232,12 @@ class _Tried:
 
 def _chosen(tried: _Tried) -> LargestBatch:
     """The first size, by preference, whose step is found to fit when it is compiled."""
-    refused: BudgetError | None = None
-    for size in tried.by_preference():
-        try:
-            plan = tried.planned.plan(*tried.args(size))
-        except BudgetError as error:
-            refused = error
-            continue
-        rows = tuple(_with_proof(tried.row(other), plan if other == size else None) for other in sorted(tried.plans))
-        return LargestBatch(size, plan, rows, plan.budget_bytes)
-    assert refused is not None  # at least the smallest size was tried
-    raise refused
+    while isinstance(plan := tried.compiled(size := tried.preferred()), BudgetError):
+        if size == tried.sizes[0]:
+            raise plan
+        tried.leave_out_above(size, plan)
+    rows = (_with_proof(tried.row(other), plan if other == size else None) for other in sorted(tried.plans))
+    return LargestBatch(size, plan, tuple(rows), plan.budget_bytes, tried.planned.compilations)
 
 
 def _with_proof(row: BatchRow, plan: StepPlan | None) -> BatchRow:

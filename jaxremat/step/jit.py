@@ -29,6 +29,7 @@ from jaxremat.step.planning import Compile, StepPlanner, StepPlanning
 from jaxremat.step.program import StepProgram, trace_step
 from jaxremat.step.storage import check_program, read_step_plan
 from jaxremat.step.transfers import HostPlanner
+from jaxremat.trace.arguments import is_traced_by_jit, opaque
 
 logger = logging.getLogger("jaxremat")
 
@@ -94,7 +95,8 @@ def jit(
     planned program.
 
     Args:
-      fun: the step; without it, `jit(budget=...)` is a decorator.
+      fun: the step; without it, `jit(budget=...)` is a decorator. Leaves of its arguments and results that are neither
+        arrays nor numbers, such as the functions in a module of Equinox, are static.
       budget: bytes (int), text such as "12GiB", a fraction in (0, 1] of the step's own compiled peak, "least", the
         smallest peak that is found, or "device", what the device's allocator gives less 2 % for fragmentation and the
         runtime. It bounds argument + output + temporary - alias bytes of the compiled step on one device.
@@ -154,9 +156,16 @@ class PlannedStep:
         self._planners: dict[tuple[Any, ...], StepPlanner] = {}
         self._plans: dict[tuple[Any, ...], StepPlan] = {}
         self._jitted: dict[tuple[Any, ...], Any] = {}
+        self._compilations = 0
         self._unsharded = self._planned(())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._for(args, kwargs)(*args, **kwargs)
+        except TypeError:
+            if all(map(is_traced_by_jit, jax.tree.leaves((args, kwargs)))):
+                raise
+        args, kwargs = self._arguments.opaque(args, kwargs)
         return self._for(args, kwargs)(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -169,11 +178,13 @@ class PlannedStep:
     def trace(self, *args: Any, **kwargs: Any) -> Any:
         """As of `jax.jit`: the planned step, traced for some arguments."""
         self._arguments.call(args, kwargs)
+        args, kwargs = self._arguments.opaque(args, kwargs)
         return self._for(args, kwargs).trace(*args, **kwargs)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes of the results; nothing is planned."""
-        return self._plainly(self._fun).eval_shape(*args, **kwargs)
+        args, kwargs = self._arguments.opaque(args, kwargs)
+        return self._plainly(self._as_written).eval_shape(*args, **kwargs)
 
     def clear_cache(self) -> None:
         """Forgets plans and compiled programs."""
@@ -191,6 +202,15 @@ class PlannedStep:
           BudgetError: if nothing that was found fits; it carries the smallest peak and who holds it.
         """
         return self._plan(self._call(args, kwargs))
+
+    def attempt(self, most_trials: int | None, *args: Any, **kwargs: Any) -> StepPlan:
+        """As `plan`, but it is refused after so many compilations of planned steps that do not fit; None: as `plan`."""
+        return self._plan(self._call(args, kwargs), most_trials)
+
+    @property
+    def compilations(self) -> int:
+        """How many steps were compiled so far, for all plans."""
+        return self._compilations
 
     def predicted(self, *args: Any, **kwargs: Any) -> StepPlan:
         """The plan by prediction alone; nothing is compiled.
@@ -240,11 +260,14 @@ class PlannedStep:
         def planned(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs, shardings)
             if not self._program(call).jaxpr.eqns or (plan := self._plan(call)).is_plain:
-                return self._fun(*args, **kwargs)
+                return self._as_written(*args, **kwargs)
             captured = self._traced(call).captured if plan.program.captured else ()
-            return jax.tree.unflatten(plan.program.out_tree, plan.run([*captured, *call.leaves]))
+            return opaque(jax.tree.unflatten(plan.program.out_tree, plan.run([*captured, *call.leaves])))
 
         return self._plainly(functools.wraps(self._fun)(planned))
+
+    def _as_written(self, *args: Any, **kwargs: Any) -> Any:
+        return opaque(self._fun(*args, **kwargs))
 
     def _plainly(self, fun: Callable[..., Any]) -> Any:
         """`jax.jit` of a function with this step's options. What is empty is left out: names follow from numbers, and
@@ -255,7 +278,7 @@ class PlannedStep:
     def _call(self, args: Sequence[Any], kwargs: Mapping[Any, Any], shardings: tuple[Any, ...] = ()) -> StepCall:
         call = self._arguments.call(args, kwargs)
         if any(shardings):
-            leaves = jax.tree.leaves((tuple(args), dict(kwargs)))
+            leaves = jax.tree.leaves(self._arguments.opaque(args, kwargs))
             of_leaf = dict(zip(map(id, leaves), shardings, strict=True))
             call = dataclasses.replace(call, shardings=tuple(of_leaf.get(id(leaf)) for leaf in call.leaves))
         return self._placed(call)
@@ -277,11 +300,11 @@ class PlannedStep:
     def _key(self, call: StepCall) -> tuple[Any, ...]:
         return *call.key, compat.trace_context()
 
-    def _plan(self, call: StepCall) -> StepPlan:
+    def _plan(self, call: StepCall, most_trials: int | None = None) -> StepPlan:
         with self._lock:
             key = self._key(call)
             if key not in self._plans:
-                self._plans[key] = self._made(call)
+                self._plans[key] = self._made(call, most_trials)
                 name = getattr(self._fun, "__name__", "step")
                 logger.info("%s: %s", name, _told(self._plans[key]))
                 for warning in self._plans[key].warnings:
@@ -296,22 +319,26 @@ class PlannedStep:
                 self._programs[key] = self._traced(call)
             return self._programs[key]
 
-    def _made(self, call: StepCall) -> StepPlan:
+    def _made(self, call: StepCall, most_trials: int | None) -> StepPlan:
         program = self._program(call)
         if not program.jaxpr.eqns:
             raise ArgumentError("this step computes nothing: its results are its arguments; there is nothing to plan")
         compile = None if program.captured else functools.partial(self._compiled, call, program)
         try:
-            return self._planning(call, compile).plan(self._options.budget)
+            return self._planning(call, compile, most_trials).plan(self._options.budget)
         finally:
             self._planners.pop(self._key(call), None)
 
-    def _planning(self, call: StepCall, compile: Compile | None) -> StepPlanning:
+    def _planning(self, call: StepCall, compile: Compile | None, most_trials: int | None = None) -> StepPlanning:
         options = self._options
-        verifies = options.verify == "compile"
-        planner = self._planner(call)
         return StepPlanning(
-            self._program(call), planner, options.device, compile, options.solver.name, verifies=verifies
+            self._program(call),
+            self._planner(call),
+            options.device,
+            compile,
+            options.solver.name,
+            verifies=options.verify == "compile",
+            most_trials=most_trials,
         )
 
     def _planner(self, call: StepCall) -> StepPlanner:
@@ -334,9 +361,10 @@ class PlannedStep:
 
         @functools.wraps(self._fun)
         def as_called(*args: Any, **kwargs: Any) -> Any:
-            return jax.tree.unflatten(program.out_tree, run(self._arguments.call(args, kwargs).leaves))
+            return opaque(jax.tree.unflatten(program.out_tree, run(self._arguments.call(args, kwargs).leaves)))
 
-        args, kwargs = call.rebuild(call.shapes)
+        args, kwargs = self._arguments.opaque(*call.rebuild(call.shapes))
+        self._compilations += 1
         return compile_jitted(self._plainly(as_called), args, kwargs, self._options.device.name).report
 
 

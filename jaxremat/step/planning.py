@@ -13,7 +13,7 @@ from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes
 from jaxremat.base.errors import TargetError
 from jaxremat.compiled.compile import MemoryReport
-from jaxremat.planner.correction import Trial, correct, smallest
+from jaxremat.planner.correction import Correction, Trial, correct, smallest
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
@@ -46,6 +46,8 @@ class StepPlanning:
       compile: compiles it for that device; None where nothing can be compiled, or shall be.
       solver: the name of what searches.
       verifies: whether plans are compiled; otherwise the compiler is heard only before it is refused.
+      most_trials: how many planned steps are compiled before a budget is refused; by default, until none is known that
+        may fit.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class StepPlanning:
         solver: str,
         *,
         verifies: bool,
+        most_trials: int | None = None,
     ) -> None:
         self.program = program
         self.planner = planner
@@ -64,6 +67,7 @@ class StepPlanning:
         self.solver = solver
         self._compile = compile
         self._verifies = verifies and compile is not None
+        self._most_trials = most_trials
         self._spent_seconds = 0.0
         self._compilations = 0
 
@@ -129,12 +133,14 @@ class StepPlanning:
         if limit < held_bytes:
             least = self._smallest(self._small_ones()[:1], 1)
             raise below_held(self.program, least.candidate, least.peak_bytes, limit, held_bytes)
-        found = self._fitting(limit) or self._compiled_least(limit)
+        correction = self._corrected(limit)
+        smallest = correction.smallest if self._most_trials else None
+        found = correction.best or smallest or self._compiled_least(limit)
         if found.peak_bytes > limit:
             raise refusal(self.program, found.candidate, found.peak_bytes, limit)
         return found
 
-    def _fitting(self, limit: int) -> Measured | None:
+    def _corrected(self, limit: int) -> Correction[Outcome, MemoryReport]:
         def propose(aim: int) -> Outcome:
             predicted = self._timed(lambda: self.planner.predicted(aim))
             return (predicted.best or predicted.smallest).candidate
@@ -143,10 +149,10 @@ class StepPlanning:
             propose,
             self._measure,
             limit,
-            most_trials=_MOST_COMPILATIONS,
+            most_trials=self._most_trials or _MOST_COMPILATIONS,
             first_aim=limit,
             expected=lambda outcome: outcome.peak_bytes,
-        ).best
+        )
 
     def _predicted_least(self) -> Measured:
         least = min([self.plain, *self._small_ones()], key=_by_prediction)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +25,15 @@ def renewed_inputs(jaxpr: Jaxpr) -> tuple[bool, ...]:
     stems.update((v, 1 << i) for i, v in enumerate(jaxpr.invars))
     for eqn in jaxpr.eqns:
         for read, made in _passed_on(eqn):
-            if isinstance(read, Var) and read.aval.size == made.aval.size:
+            if isinstance(read, Var) and math.prod(kind(read)[0]) == math.prod(kind(made)[0]):
                 stems[made] |= stems[read]
-    given_out: dict[tuple[object, ...], Bits] = collections.defaultdict(int)
+    given_out: dict[tuple[tuple[int, ...], str], Bits] = collections.defaultdict(int)
     for v in jaxprs.vars_of(jaxpr.outvars):
         given_out[kind(v)] |= stems[v]
     return tuple(bool(given_out[kind(v)] >> i & 1) for i, v in enumerate(jaxpr.invars))
 
 
-def kind(atom: Atom) -> tuple[object, ...]:
+def kind(atom: Any) -> tuple[tuple[int, ...], str]:
     """Equal where one buffer can hold either: shape and dtype."""
     return tuple(atom.aval.shape), str(atom.aval.dtype)
 

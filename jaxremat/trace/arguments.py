@@ -74,6 +74,16 @@ class Same:
         return id(self.value)
 
 
+def is_traced_by_jit(leaf: Any) -> bool:
+    """Whether `jax.jit` takes a leaf: an array or a number."""
+    return is_array(leaf) or type(leaf) in NUMBERS
+
+
+def opaque(tree: Any) -> Any:
+    """The tree with everything that `jax.jit` does not take as part of its structure."""
+    return jax.tree.map(lambda leaf: leaf if is_traced_by_jit(leaf) else Opaque(leaf), tree)
+
+
 def arrays_and_tree(tree: Any) -> tuple[list[Any], Any]:
     """(the arrays of a tree, its structure, from which `jax.tree.unflatten` makes the tree with all that is static)."""
     return jax.tree.flatten(jax.tree.map(lambda leaf: leaf if is_array(leaf) else Opaque(leaf), tree))

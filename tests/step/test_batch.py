@@ -1,9 +1,13 @@
+import dataclasses
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 import step_programs
 
 import jaxremat
+from jaxremat.compiled.compile import compile_jitted
 
 
 def args_for(size):
@@ -49,3 +53,33 @@ def test_without_tolerance_the_fastest_size_per_example_is_taken():
 def test_bad_questions_are_refused(sizes, budget):
     with pytest.raises(jaxremat.ArgumentError):
         jaxremat.largest_batch(step, args_for, sizes=sizes, budget=budget)
+
+
+class Heavier:
+    """A compiler by which all temporaries take some times as much, as predictions may be off; it counts its calls."""
+
+    def __init__(self, factor):
+        self.calls = 0
+        self.factor = factor
+
+    def __call__(self, *args):
+        self.calls += 1
+        compiled = compile_jitted(*args)
+        more = int((self.factor - 1) * compiled.report.temp_bytes)
+        report = dataclasses.replace(compiled.report, peak_bytes=compiled.report.peak_bytes + more)
+        return dataclasses.replace(compiled, report=report)
+
+
+@pytest.mark.parametrize("factor", [1.2, 1.6, 3.0])
+def test_sizes_that_are_refused_once_compiled_cost_few_compilations(monkeypatch, factor):
+    compiler = Heavier(factor)
+    monkeypatch.setattr(sys.modules["jaxremat.step.jit"], "compile_jitted", compiler)
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+    few = lambda size: ([shape(64, 64)] * 6, shape(size, 64))
+    limit = jaxremat.jit(step, budget=1.0, verify="replay").plan(*few(8192)).baseline_peak_bytes
+    found = jaxremat.largest_batch(step, few, sizes=range(1024, 32768, 1024), budget=limit, tolerance=9)
+    assert found.compilations == compiler.calls <= 6
+    assert found.plan.compiled.peak_bytes <= limit
+    refused = [row for row in found.table if row.size > found.size]
+    assert refused and not any(row.fits for row in refused)
+    assert all(row.planned_bytes > limit for row in refused)

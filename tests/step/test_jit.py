@@ -1,3 +1,6 @@
+from collections.abc import Callable
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -288,3 +291,69 @@ def test_device_budget_is_the_pool_less_a_margin():
     step, args = step_programs.deep(16, 8)
     plan = jaxremat.jit(step, budget="device", target="h200", verify="replay").plan(*args)
     assert plan.budget_bytes == usable_bytes(resolve_target("h200"))
+
+
+def equinox_step(model, x, activation=jnp.tanh):
+    def loss(model):
+        return (activation(jax.vmap(model)(x)) ** 2).mean()
+
+    value, grads = eqx.filter_value_and_grad(loss)(model)
+    model = eqx.apply_updates(model, jax.tree.map(lambda g: -0.1 * g, grads))
+    return model, {"loss": value, "name": "mlp", "none": None}
+
+
+class Tagged(eqx.Module):
+    """A module with a string and a function among its leaves."""
+
+    layers: list
+    name: str
+    act: Callable
+
+    def __call__(self, x):
+        for w in self.layers:
+            x = x + self.act(x @ w)
+        return x
+
+
+@pytest.mark.parametrize("budget", ["least", 1.0])
+@pytest.mark.parametrize("keyword", [False, True])
+def test_leaves_that_are_no_arrays_are_static_and_come_back(budget, keyword):
+    model = eqx.nn.MLP(16, 16, 16, 3, activation=jax.nn.gelu, key=jax.random.key(0))
+    planned = jaxremat.jit(equinox_step, budget=budget, donate_argnums=0, verify="replay")
+    x = step_programs._data()
+    more = {"activation": jnp.sin} if keyword else {}
+    expected, values = equinox_step(model, x, **more)
+    given = jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, model)
+    new, mine = planned(given, x, **more)
+    assert new.activation is jax.nn.gelu and mine["name"] == "mlp" and mine["none"] is None
+    assert_same(eqx.filter((new, mine), eqx.is_array), eqx.filter((expected, values), eqx.is_array))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter(given, eqx.is_array)))
+    assert planned.eval_shape(model, x)[0].activation is jax.nn.gelu
+    assert "optimization_barrier" in str(planned.trace(model, x, **more).jaxpr) or budget == 1.0
+    new, _ = planned(new, x, **more)
+    assert new.activation is jax.nn.gelu
+
+
+def test_static_leaves_tell_calls_apart():
+    traced = []
+
+    def step(model, x):
+        traced.append(model.name)
+        return eqx.filter_value_and_grad(lambda model: (model(x) ** 2).mean())(model)[0]
+
+    planned = jaxremat.jit(step, budget="least", verify="replay")
+    x = step_programs._data()
+    model = lambda act, name: Tagged(step_programs._weights(), name, act)
+    for act, name in [(jnp.tanh, "a"), (jnp.sin, "a"), (jnp.tanh, "b")]:
+        np.testing.assert_allclose(planned(model(act, name), x), step(model(act, name), x), rtol=1e-5)
+    before = len(traced)
+    planned(model(jnp.tanh, "a"), x)
+    assert len(traced) == before
+
+
+def test_error_of_a_step_is_the_steps_own():
+    def step(x):
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="mine"):
+        jaxremat.jit(step, budget=1.0)(jnp.ones(3))
