@@ -44,10 +44,12 @@ def with_bodies(jaxpr: Jaxpr, bodies: Bodies) -> Replacements:
 
 
 def inlined_throughout(jaxpr: Jaxpr) -> Jaxpr:
-    """The program with calls inlined inside its loops and branches, too."""
+    """The program with calls inlined, inside its loops and branches, too, and linear solves as what solves them: all
+    has been differentiated already."""
     flat = jaxprs.inline_calls(jaxpr)
     inside = {(i, k): inlined_throughout(b) for i, eqn in enumerate(flat.eqns) for k, b in enumerate(bodies_of(eqn))}
-    return rewritten(flat, with_bodies(flat, inside))
+    solves = {eqn.outvars[0]: _solved(eqn) for eqn in flat.eqns if eqn.primitive.name == "custom_linear_solve"}
+    return rewritten(flat, {**with_bodies(flat, inside), **solves})
 
 
 def bodies_of(eqn: Eqn) -> list[Jaxpr]:
@@ -55,6 +57,14 @@ def bodies_of(eqn: Eqn) -> list[Jaxpr]:
     if eqn.primitive.name not in ("scan", "while", "cond") or not eqn.outvars:
         return []
     return jaxprs.subjaxprs(eqn)
+
+
+def _solved(eqn: Eqn) -> Callable[[list[Any]], list[Any]]:
+    """How `jax.lax.custom_linear_solve` runs: its `solve` alone, on the constants that are its own."""
+    lengths, solve = eqn.params["const_lengths"], inlined_throughout(eqn.params["jaxprs"].solve)
+    first = lengths.matvec + lengths.vecmat
+    own, right_sides = slice(first, first + lengths.solve), slice(sum(lengths), None)
+    return lambda inputs: jaxprs.evaluate(solve, [*inputs[own], *inputs[right_sides]])
 
 
 def _with_bodies(eqn: Eqn, new: Mapping[int, Jaxpr]) -> Callable[[list[Any]], list[Any]]:
