@@ -263,12 +263,13 @@ class _Lowering:
         return self.ops[read].kind == "dot" and len(self.ops[read].shape) == 2 and self._readers[eqn.invars[0]] == 1
 
     def _threefry(self, eqn: Eqn, key: int) -> int:
-        """Random bits as a loop over rounds that carries both halves of every number; they are joined where they are
-        read."""
+        """Random bits as a loop over rounds that makes both halves of every number of the halves before, which begin as
+        counts; they are joined where they are read."""
         shape = _shape(eqn.outvars[0])
         half = Op("random_bits", (key,), shape, "uint32", 4 * math.prod(shape), self._equation)
-        halves = tuple(self._keyed(half, (side, _params_key(eqn))) for side in ("high", "low"))
-        return self._add("xor", halves, eqn.outvars[0], "")
+        both = lambda half, name: tuple(self._keyed(half, (name, k, _params_key(eqn))) for k in range(2))
+        counts = both(half, "count")
+        return self._add("xor", both(dataclasses.replace(half, reads=counts), "half"), eqn.outvars[0], "")
 
     def _elementwise(self, eqn: Eqn, env: dict[Var, int]) -> int:
         name, out = _SYNONYMS.get(eqn.primitive.name, eqn.primitive.name), eqn.outvars[0]

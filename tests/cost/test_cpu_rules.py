@@ -131,10 +131,6 @@ RULES = {
     "float16 products are float32": (
         lambda a, b: jnp.exp(a) @ b, (HALF, S(128, 64, dtype=jnp.float16)), [8192, 16384, FILL, FILL],
     ),
-    "random bits are made in halves": (
-        lambda key, x: jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x, 0.0) * 2.0,
-        (jax.eval_shape(lambda: jax.random.key(0)), X), [FILL] * 3,
-    ),
 }  # fmt: skip
 
 
@@ -152,6 +148,7 @@ def stacked(x, v):
     return jnp.exp(rows) @ v
 
 
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 LIVE = {
     "nothing is written over what a loop returns": (stacked, (S(512, 128), S(128, 8)), 2 * 4 * 512 * 128),
     "a loop that reads elsewhere does not write over what it reads": (
@@ -162,6 +159,10 @@ LIVE = {
     ),
     "a reversal does not write over what it reads": (lambda x, w: (x @ w)[::-1] * 2.0, (X, W), FILL),
     "what two read lives until the second has": (twice(jnp.exp), (X,), FILL),
+    "random bits are made in halves, of halves": (lambda key: jax.random.bits(key, X.shape), (KEY,), 3 * FILL),
+    "the halves of random bits are joined where they are read": (
+        lambda key, x: jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x, 0.0) * 2.0, (KEY, X), 3 * FILL,
+    ),
 }  # fmt: skip
 
 
