@@ -7,13 +7,18 @@ from typing import Any
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
-from jaxremat.cost.hlo_model import Body
+from jaxremat.cost.hlo_ops import Body, Templates
 
 
 class KnownBodies:
-    """What is known of bodies on one device."""
+    """What is known of bodies on one device.
+
+    Attributes:
+      templates: what is known of equations, inside and outside of bodies.
+    """
 
     def __init__(self) -> None:
+        self.templates = Templates()
         self._known: dict[Hashable, Any] = {}
 
     def once[T](self, fact: str, body: Body, work_out: Callable[[Body], T]) -> T:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxremat.cost.hlo_model import Op, Program
+from jaxremat.cost.hlo_model import Program
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _SAME_PLACE = ELEMENTWISE | {"bitcast"}
@@ -36,7 +36,7 @@ class Fusion:
 
     def written_bytes(self, kernel: int) -> int:
         """What a kernel writes: of what is updated in place, the update."""
-        return written_bytes(self.program.ops, self.program.ops[kernel])
+        return written_bytes(self.program, kernel)
 
     def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
         """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""
@@ -52,17 +52,29 @@ class Fusion:
         return kernel in seen
 
 
-def written_bytes(ops: Sequence[Op], op: Op) -> int:
+def written_bytes(program: Program, index: int) -> int:
     """What an operation writes, were it a kernel: of what is updated in place, the update."""
-    return ops[op.reads[1]].size_bytes if op.kind == "dynamic_update_slice" else op.size_bytes
+    op = program.ops[index]
+    return program.ops[program.reads[index][1]].size_bytes if op.kind == "dynamic_update_slice" else op.size_bytes
 
 
 def reachable(program: Program) -> list[int]:
     """Operations that an output, or a loop or effect on the way, needs; in program order."""
-    needed, stack = set(), list(program.outputs)
-    while stack:
-        index = stack.pop()
-        if index not in needed:
-            needed.add(index)
-            stack.extend(program.ops[index].reads)
-    return sorted(needed)
+    needed = bytearray(len(program.ops))
+    for output in program.outputs:
+        needed[output] = True
+    for index in range(len(needed) - 1, -1, -1):
+        if needed[index]:
+            for read in program.reads[index]:
+                needed[read] = True
+    return [index for index, is_needed in enumerate(needed) if is_needed]
+
+
+def readers_of(program: Program, live: Sequence[int]) -> list[list[int]]:
+    """For each operation, those of some that read it; in program order."""
+    readers: list[list[int]] = [[] for _ in program.ops]
+    for index in live:
+        reads = program.reads[index]
+        for read in reads if len(reads) < 2 else set(reads):
+            readers[read].append(index)
+    return readers

@@ -1,4 +1,4 @@
-"""A jaxpr as the small operations that a compiler fuses: close to XLA's HLO after simplification.
+"""A program as the small operations that a compiler fuses: close to XLA's HLO after simplification.
 
 Reshapes vanish, literals become broadcasts, size-1 dimensions are broadcast explicitly, a division by a broadcast
 value becomes a multiplication by the broadcast of its reciprocal, equal operations are merged (never across an
@@ -8,338 +8,354 @@ optimization barrier), and contractions get the transposed copies that their ope
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
-from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
-from jaxremat.cost.flops import equation_flops, trip_count
+from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.cost.hlo_ops import Body, Facts, Op, Template, Templates, alone, shape_of
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.primitives import ALIASING, COMMUTATIVE, ELEMENTWISE, LOOPS, MOVING, REDUCTIONS
+from jaxremat.trace.listing import Listing, Slot, listing_of
+from jaxremat.trace.primitives import ALIASING, CALLS, CHECKPOINTS, ELEMENTWISE, LOOPS, OWN_RULES, REDUCTIONS
 
-CONTRACTIONS = frozenset({"dot", "conv"})
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
 _ONE = "1.0"  # as literals of any floating type are written
-_SYNONYMS = {"add_any": "add"}
 _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Body:
-    """What a loop or a branch runs.
-
-    Attributes:
-      jaxpr: one iteration.
-      own_inputs: how many of its inputs are there as they are; the others are slices of stacks.
-      own_outputs: how many of its outputs are handed on as they are; the others are written into stacks.
-    """
-
-    jaxpr: Jaxpr
-    own_inputs: int
-    own_outputs: int
-
-
-def bodies_of(eqn: Eqn) -> tuple[Body, ...]:
-    """The bodies of a loop or of a conditional; none of anything else."""
-    name = eqn.primitive.name
-    if name not in LOOPS:
-        return ()
-    if name == "scan":
-        num_consts, num_carry = compat.scan_arity(eqn)
-        return tuple(Body(jaxpr, num_consts + num_carry, num_carry) for jaxpr in jaxprs.subjaxprs(eqn))
-    return tuple(map(alone, jaxprs.subjaxprs(eqn)))
-
-
-def alone(jaxpr: Jaxpr) -> Body:
-    """A program that neither slices nor stacks."""
-    return Body(jaxpr, len(jaxpr.invars), len(jaxpr.outvars))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Op:
-    """One operation with one result.
-
-    Attributes:
-      kind: a primitive's name, or one of `input`, `broadcast`, `bitcast`, `reduce`, `dot`, `conv`, `part`, `barrier`.
-      reads: operations whose results it reads.
-      shape, dtype, size_bytes: of its result.
-      equation: index of the top-level equation that it comes from; -1 for inputs and constants.
-      in_library: a contraction or reduction that XLA:CPU hands to its library.
-      constant: identity of a broadcast literal, or None.
-      bodies: what it runs (loops, branches).
-      flops, runs: of a contraction, the FLOPs; of a loop, how often its body runs.
-      takes_over: operation whose buffer the result lives in (a loop's carry), or -1.
-      splits_rows: a concatenation along the last dimension.
-    """
-
-    kind: str
-    reads: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    size_bytes: int
-    equation: int = -1
-    in_library: bool = False
-    constant: Hashable = None
-    bodies: tuple[Body, ...] = ()
-    takes_over: int = -1
-    splits_rows: bool = False
-    flops: float = 0.0
-    runs: int = 1
-
-    @functools.cached_property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """Operations in executable order.
+    """Operations in executable order, inputs first.
 
     Attributes:
-      ops: the operations; inputs first.
-      op_of: the operation that computes each top-level variable.
+      ops: what each of them does.
+      reads: for each, the operations whose results it reads.
+      equations: for each, the top-level equation that it comes from; -1 for inputs and constants.
+      takes_over: for the results of loops, the operation whose buffer they live in (that of a carry).
       outputs: operations whose results the program returns.
+      op_of: the operation that computes each variable, where each is computed once.
     """
 
-    ops: tuple[Op, ...]
-    op_of: dict[Var, int]
+    ops: Sequence[Op]
+    reads: Sequence[tuple[int, ...]]
+    equations: Sequence[int]
+    takes_over: Mapping[int, int]
     outputs: tuple[int, ...]
+    op_of: Mapping[Var, int] = dataclasses.field(default_factory=dict)
 
 
-def lower(jaxpr: Jaxpr, backend: Backend) -> Program:
+def lower(jaxpr: Jaxpr, backend: Backend, templates: Templates | None = None) -> Program:
     """Lowers a jaxpr.
 
     Args:
       jaxpr: any jaxpr; call-like equations are followed into their bodies.
       backend: whose compiler it is for.
+      templates: what is known of its equations.
     """
-    return lower_body(alone(jaxpr), backend)
+    return lower_body(alone(jaxpr), backend, templates or Templates())
 
 
-def lower_body(body: Body, backend: Backend) -> Program:
+def lower_listing(listing: Listing, backend: Backend, templates: Templates) -> Program:
+    """Lowers a program that was put together from equations, with what is known of them."""
+    lowering = _Lowering(backend, templates)
+    at = [lowering.make_input(var) for var in listing.inputs]
+    lowering.run(listing, at, None)
+    return lowering.program([at[slot] for slot in listing.outputs if isinstance(slot, int)])
+
+
+def lower_body(body: Body, backend: Backend, templates: Templates) -> Program:
     """Lowers what a loop or a branch runs: of a stack, the slice that an iteration touches counts."""
-    lowering, jaxpr = _Lowering(backend), body.jaxpr
-    env = {var: lowering.make_input(var) for var in (*jaxpr.constvars, *jaxpr.invars)}
-    for var in jaxpr.invars[body.own_inputs :]:
-        env[var] = lowering.slice_of(env[var], var)
-    lowering.run(jaxpr, env, None)
-    outputs = [env[v] for v in jaxprs.vars_of(jaxpr.outvars[: body.own_outputs])]
-    stacked = [lowering.stacked(env[v], v) for v in jaxprs.vars_of(jaxpr.outvars[body.own_outputs :])]
-    return Program(tuple(lowering.ops), env, (*outputs, *stacked))
+    lowering, jaxpr = _Lowering(backend, templates), body.jaxpr
+    listing, slot_of = listing_of(jaxpr)
+    at = [lowering.make_input(var) for var in listing.inputs]
+    for k, var in enumerate(jaxpr.invars[body.own_inputs :], len(jaxpr.constvars) + body.own_inputs):
+        at[k] = lowering.slice_of(at[k], var)
+    lowering.run(listing, at, None)
+    op_of = {var: at[slot] for var, slot in slot_of.items() if isinstance(slot, int)}
+    outputs = [op_of[v] for v in jaxprs.vars_of(jaxpr.outvars[: body.own_outputs])]
+    stacked = [lowering.stacked(op_of[v], v) for v in jaxprs.vars_of(jaxpr.outvars[body.own_outputs :])]
+    return lowering.program([*outputs, *stacked], op_of)
 
 
 class _Lowering:
-    def __init__(self, backend: Backend) -> None:
+    """A program under way.
+
+    Attributes:
+      ops, reads, equations, takes_over: as in `Program`.
+    """
+
+    def __init__(self, backend: Backend, templates: Templates) -> None:
         self.ops: list[Op] = []
-        self._known: dict[Hashable, int] = {}
+        self.reads: list[tuple[int, ...]] = []
+        self.equations: list[int] = []
+        self.takes_over: dict[int, int] = {}
+        self._merged: dict[tuple[int, tuple[int, ...]], int] = {}
         self._expressions: dict[Hashable, int] = {}
-        self._backend = backend
+        self._backend, self._templates = backend, templates
         self._equation = -1
-        self._readers: dict[Atom, int] = {}
+        self._at: list[int] = []
+        self._readers: list[int] = []
+
+    def program(self, outputs: Sequence[int], op_of: Mapping[Var, int] | None = None) -> Program:
+        return Program(self.ops, self.reads, self.equations, self.takes_over, tuple(outputs), op_of or {})
 
     def make_input(self, var: Var) -> int:
-        return self._append(_op("input", (), var))
+        return self._append(self._templates.like("input", var), (), -1)
 
     def slice_of(self, stack: int, var: Var) -> int:
-        return self._append(_op("dynamic_slice", (stack,), var))
+        return self._append(self._templates.like("dynamic_slice", var), (stack,), -1)
 
     def stacked(self, read: int, var: Var) -> int:
         """What is written into a stack, in place."""
-        return self._append(_op("dynamic_update_slice", (self.make_input(var), read), var))
+        return self._append(self._templates.like("dynamic_update_slice", var), (self.make_input(var), read), -1)
 
-    def run(self, jaxpr: Jaxpr, env: dict[Var, int], equation: int | None) -> None:
-        for atom in (*(v for eqn in jaxpr.eqns for v in jaxprs.vars_of(eqn.invars)), *jaxprs.vars_of(jaxpr.outvars)):
-            self._readers[atom] = self._readers.get(atom, 0) + 1
-        for index, eqn in enumerate(jaxpr.eqns):
-            self._equation, self._eqn = (index if equation is None else equation), eqn
-            name = eqn.primitive.name
-            if (body := jaxprs.computed_body(eqn)) is not None:
-                self._call(eqn, body, env)
-            elif name == "optimization_barrier":
-                self._barrier(eqn, env)
-            elif len(eqn.outvars) == 1 and name not in LOOPS:
-                env[eqn.outvars[0]] = self._single(eqn, env)
+    def run(self, listing: Listing, at: list[int], equation: int | None) -> None:
+        """Lowers a listing; `at` holds the operations of its inputs, then those of all its variables.
+
+        Args:
+          listing: a program, or what one of its equations calls.
+          at: one operation per variable.
+          equation: the equation that calls it, None for the program itself.
+        """
+        outside, self._at, self._readers = (self._at, self._readers), at, listing.readers()
+        for index, (eqn, like, reads) in enumerate(listing.lines):
+            self._equation = index if equation is None else equation
+            if eqn is None:
+                at += self._fenced(tuple(self._found(read, at) for read in reads), like)
             else:
-                self._many(eqn, env)
+                facts = self._templates.facts(eqn)
+                rule = _RULES.get(facts.name)
+                at += rule(self, facts, reads) if rule else self._any(facts, reads)
+        self._at, self._readers = outside
 
-    def _call(self, eqn: Eqn, body: Jaxpr, env: dict[Var, int]) -> None:
-        inner = {var: self.make_input(var) for var in body.constvars}
-        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
-        fenced = eqn.params.get("prevent_cse", False) and eqn.params.get("differentiated", False)
-        inner.update(zip(body.invars, self._fenced(reads, body.invars) if fenced is True else reads))
-        self.run(body, inner, self._equation)
-        env.update(zip(eqn.outvars, [self._read(a, inner, _shape(a)) for a in body.outvars]))
+    def _operands(self, facts: Facts, reads: Sequence[Slot]) -> tuple[int, ...]:
+        """What an equation reads; numbers as arrays of their own shape."""
+        return tuple(self._operand(facts, position, read) for position, read in enumerate(reads))
 
-    def _barrier(self, eqn: Eqn, env: dict[Var, int]) -> None:
-        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
-        env.update(zip(eqn.outvars, self._fenced(reads, eqn.outvars)))
+    def _operand(self, facts: Facts, position: int, read: Slot, shape: tuple[int, ...] | None = None) -> int:
+        """One of the operands; a number as an array of a shape, or of its own."""
+        if isinstance(read, int):
+            return self._at[read]
+        return self._constant(facts.literal(position, shape_of(read) if shape is None else shape))
+
+    def _call(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        assert facts.body is not None
+        inner = [self.make_input(var) for var in facts.body.constvars]
+        given, params = self._operands(facts, reads), facts.eqn.params
+        fenced = params.get("prevent_cse", False) and params.get("differentiated", False)
+        inner += self._fenced(given, facts.body.invars) if fenced is True else given
+        self.run(facts.listing, inner, self._equation)
+        return [self._found(slot, inner) for slot in facts.listing.outputs]
+
+    def _found(self, slot: Slot, at: Sequence[int]) -> int:
+        return at[slot] if isinstance(slot, int) else self._constant(self._templates.literal(slot, shape_of(slot)))
+
+    def _barrier(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        return self._fenced(self._operands(facts, reads), facts.eqn.outvars)
 
     def _fenced(self, reads: tuple[int, ...], like: Sequence[Var]) -> list[int]:
         """The same values behind an optimization barrier."""
-        fence = self._append(Op("barrier", reads, (), "", 0, self._equation))
-        return [self._append(self._op("fenced", (fence, read), var)) for var, read in zip(like, reads)]
+        fence = self._append(_FENCE, reads)
+        return [self._append(self._templates.like("fenced", var), (fence, read)) for var, read in zip(like, reads)]
 
-    def _many(self, eqn: Eqn, env: dict[Var, int]) -> None:
-        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
-        if eqn.primitive.name == "split":
-            for k, var in enumerate(eqn.outvars):
-                env[var] = self._add("slice", reads, var, ("split", k, _params_key(eqn)))
-            return
+    def _split(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        slices = [self._templates.like("slice", var) for var in facts.eqn.outvars]
+        made = [self._templates.merged(part, ("split", k, facts.params)) for k, part in enumerate(slices)]
+        operands = self._operands(facts, reads)
+        return [self._merge(part, operands) for part in made]
+
+    def _with_bodies(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        """What has several results, or runs bodies."""
+        eqn, operands = facts.eqn, self._operands(facts, reads)
         begins = self._stacks(eqn) if not self._backend.breadth_first else {}
-        reads, bodies = (*reads, *begins.values()), bodies_of(eqn)
-        runs = trip_count(eqn) if bodies else 1
-        base = self._append(Op(eqn.primitive.name, reads, (), "", 0, self._equation, bodies=bodies, runs=runs))
-        taken = self._taken_over(eqn, reads) | begins
-        for k, var in enumerate(eqn.outvars):
-            env[var] = self._append(self._op("part", (base,), var, takes_over=taken.get(k, -1)))
+        operands, taken = (*operands, *begins.values()), self._taken_over(eqn, reads, operands) | begins
+        base = self._append(facts.with_bodies, operands)
+        parts = [self._append(self._templates.like("part", var), (base,)) for var in eqn.outvars]
+        self.takes_over |= {parts[k]: over for k, over in taken.items()}
+        return parts
 
     def _stacks(self, eqn: Eqn) -> dict[int, int]:
         """What a scan stacks, by result: it begins as zeros, which are written."""
         if eqn.primitive.name != "scan":
             return {}
         _, num_carry = compat.scan_arity(eqn)
-        zeros = [self._op("broadcast", (), var) for var in eqn.outvars[num_carry:]]
-        return {k: self._append(op) for k, op in enumerate(zeros, num_carry)}
+        zeros = [self._templates.like("broadcast", var) for var in eqn.outvars[num_carry:]]
+        return {k: self._append(op, ()) for k, op in enumerate(zeros, num_carry)}
 
-    def _taken_over(self, eqn: Eqn, reads: tuple[int, ...]) -> dict[int, int]:
+    def _taken_over(self, eqn: Eqn, slots: Sequence[Slot], reads: Sequence[int]) -> dict[int, int]:
         """For a scan, the carries that no one else reads: its results live in their buffers. Carries that start as the
         same constant share its buffer no longer; the first takes it."""
         if eqn.primitive.name != "scan":
             return {}
         num_consts, num_carry = compat.scan_arity(eqn)
         taken: dict[int, int] = {}
-        for k, (atom, read) in enumerate(zip(eqn.invars[num_consts:], reads[num_consts:][:num_carry])):
-            given_up = self.ops[read].constant is not None or self._readers.get(atom) == 1
-            if given_up and read not in taken.values() and self.ops[read].kind != "input":
+        for k, (slot, read) in enumerate(zip(slots[num_consts:], reads[num_consts:][:num_carry])):
+            alone = isinstance(slot, int) and self._readers[slot] == 1
+            op = self.ops[read]
+            if (op.constant is not None or alone) and read not in taken.values() and op.kind != "input":
                 taken[k] = read
         return taken
 
-    def _single(self, eqn: Eqn, env: dict[Var, int]) -> int:
-        name, out = compat.primitive_name(eqn), eqn.outvars[0]
-        if name in ALIASING:
-            return self._reshaped(self._read(eqn.invars[0], env, _shape(out)), out)
-        if name == "broadcast_in_dim":
-            return self._broadcast(self._read(eqn.invars[0], env, _shape(out)), out, _params_key(eqn))
-        if name in ELEMENTWISE:
-            return self._elementwise(eqn, env)
-        reads = tuple(self._read(a, env, _shape(a)) for a in eqn.invars)
-        if name == "dot_general":
-            return self._dot(eqn, reads)
-        if name == "conv_general_dilated":
-            return self._conv(eqn, reads)
-        if name in REDUCTIONS:
-            library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and _dtype(out) != "bfloat16")
-            return self._add("reduce", reads, out, (name, _params_key(eqn)), in_library=library)
-        if name == "transpose" and self._swaps_product(eqn, reads[0]):
-            return reads[0]
-        if name == "random_bits" and self._backend.rolls_threefry:
-            return self._threefry(eqn, reads[0])
-        if name == "select_and_scatter_add" and self._backend.expands_searches:
-            reads = self._searched_windows(eqn, reads)
-        if name == "concatenate":
-            rows = eqn.params["dimension"] == len(_shape(out)) - 1 > 0
-            return self._keyed(self._op(name, reads, out, splits_rows=rows), _params_key(eqn))
-        if name in MOVING:
-            return self._add(name, reads, out, _params_key(eqn))
-        return self._add(name, reads, out, None if eqn.effects else _params_key(eqn))
+    def _any(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        if len(facts.eqn.outvars) != 1:
+            return self._with_bodies(facts, reads)
+        return [self._usual(facts, self._operands(facts, reads))]
 
-    def _searched_windows(self, eqn: Eqn, reads: tuple[int, ...]) -> tuple[int, ...]:
-        """XLA:CPU finds the maxima with one array of indices per axis, then scatters the source there into zeros."""
-        (source, operand), out = reads, eqn.outvars[0]
-        axes = range(len(_shape(out)))
-        size = 4 * math.prod(_shape(out))
-        indices = [self._keyed(Op("iota", (), _shape(out), "int32", size, -1), ("axis", axis)) for axis in axes]
-        shape = (*_shape(eqn.invars[0]), len(axes))
-        found = Op("reduce_window", (operand, *indices), shape, "int32", 4 * math.prod(shape), self._equation)
-        return source, self._keyed(found, _params_key(eqn)), self._literal("0.0", out)
+    def _usual(self, facts: Facts, reads: tuple[int, ...]) -> int:
+        if facts.eqn.effects:
+            return self._append(facts.op(facts.name), reads)
+        return self._merge(facts.usual, reads)
 
-    def _swaps_product(self, eqn: Eqn, read: int) -> bool:
+    def _aliased(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        read = self._operand(facts, 0, reads[0], facts.shape)
+        constant = self.ops[read].constant
+        return [read if constant is None else self._spread(constant, facts)]
+
+    def _broadcast(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        read = self._operand(facts, 0, reads[0], facts.shape)
+        op = self.ops[read]
+        if op.constant is not None:
+            return [self._spread(op.constant, facts)]
+        return [read if op.elements == facts.elements else self._merge(facts.usual, (read,))]
+
+    def _reduced(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        name = facts.name
+        library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
+        template = facts.template("reduce", (name, facts.params), in_library=library)
+        return [self._merge(template, self._operands(facts, reads))]
+
+    def _concatenated(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        rows = facts.eqn.params["dimension"] == len(facts.shape) - 1 > 0
+        template = facts.template("concatenate", facts.params, splits_rows=rows)
+        return [self._merge(template, self._operands(facts, reads))]
+
+    def _transposed(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        (read,) = self._operands(facts, reads)
+        return [read if self._swaps_product(reads[0], read) else self._usual(facts, (read,))]
+
+    def _swaps_product(self, slot: Slot, read: int) -> bool:
         """Whether a transpose means a product of matrices that no one else reads: its operands change places."""
-        return self.ops[read].kind == "dot" and len(self.ops[read].shape) == 2 and self._readers[eqn.invars[0]] == 1
+        op = self.ops[read]
+        return op.kind == "dot" and len(op.shape) == 2 and isinstance(slot, int) and self._readers[slot] == 1
 
-    def _threefry(self, eqn: Eqn, key: int) -> int:
+    def _random_bits(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        operands = self._operands(facts, reads)
+        return [self._threefry(facts, operands[0]) if self._backend.rolls_threefry else self._usual(facts, operands)]
+
+    def _threefry(self, facts: Facts, key: int) -> int:
         """Random bits as a loop over rounds that makes both halves of every number of the halves before, which begin as
         counts; they are joined where they are read."""
-        shape = _shape(eqn.outvars[0])
-        half = Op("random_bits", (key,), shape, "uint32", 4 * math.prod(shape), self._equation)
-        both = lambda half, name: tuple(self._keyed(half, (name, k, _params_key(eqn))) for k in range(2))
-        counts = both(half, "count")
-        return self._add("xor", both(dataclasses.replace(half, reads=counts), "half"), eqn.outvars[0], "")
+        half = Op("random_bits", facts.shape, "uint32", 4 * facts.elements)
+        reads: tuple[int, ...] = (key,)
+        for name in ("count", "half"):
+            both = [self._templates.merged(half, (name, k, facts.params)) for k in range(2)]
+            reads = tuple(self._merge(each, reads) for each in both)
+        return self._merge(facts.template("xor"), reads)
 
-    def _elementwise(self, eqn: Eqn, env: dict[Var, int]) -> int:
-        name, out = _SYNONYMS.get(eqn.primitive.name, eqn.primitive.name), eqn.outvars[0]
-        reads = tuple(self._widened(self._read(a, env, _shape(out)), out) for a in eqn.invars)
-        if reads and all(self.ops[r].constant is not None for r in reads):
-            parts = (name, tuple(self.ops[r].constant for r in reads), _params_key(eqn))
-            return self._literal(self._expression(parts), out)
-        if name == "div" and self.ops[reads[1]].kind == "broadcast":
-            return self._add("mul", (reads[0], self._reciprocal(reads[1], out)), out, "")
-        if name == "square":
-            return self._add("mul", (reads[0], reads[0]), out, "")
-        if name == "integer_pow" and eqn.params["y"] in (2, 3):
-            square = self._add("mul", (reads[0], reads[0]), out, "")
-            return square if eqn.params["y"] == 2 else self._add("mul", (square, reads[0]), out, "")
-        if name == "one_minus_square":
-            one = self._literal(_ONE, out)
-            factors = (self._add("add", (one, reads[0]), out, ""), self._add("sub", (one, reads[0]), out, ""))
-            return self._add("mul", factors, out, "")
-        if name == "add":
-            for scattered, other in (reads, reads[::-1]):
-                op = self.ops[scattered]
-                if op.kind == "scatter-add" and self.ops[op.reads[0]].constant is not None:
-                    return self._add(op.kind, (other, *op.reads[1:]), out, None)
-        return self._add(name, reads, out, _params_key(eqn))
+    def _pooled_back(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        operands = self._operands(facts, reads)
+        if self._backend.expands_searches:
+            operands = self._searched_windows(facts, operands)
+        return [self._usual(facts, operands)]
 
-    def _reciprocal(self, divisor: int, like: Var) -> int:
+    def _searched_windows(self, facts: Facts, reads: tuple[int, ...]) -> tuple[int, ...]:
+        """XLA:CPU finds the maxima with one array of indices per axis, then scatters the source there into zeros."""
+        (source, operand), axes = reads, range(len(facts.shape))
+        counted = Op("iota", facts.shape, "int32", 4 * facts.elements)
+        indices = [self._constant(self._templates.merged(counted, ("axis", axis))) for axis in axes]
+        shape = (*shape_of(facts.eqn.invars[0]), len(axes))
+        found = Op("reduce_window", shape, "int32", 4 * math.prod(shape))
+        searched = self._merge(self._templates.merged(found, facts.params), (operand, *indices))
+        return source, searched, self._spread("0.0", facts)
+
+    def _elementwise(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        operands = self._operands_of_size(facts, reads)
+        constants = [self.ops[read].constant for read in operands]
+        if operands and None not in constants:
+            return [self._spread(self._expression((facts.kind, tuple(constants), facts.params)), facts)]
+        special = _SPECIAL.get(facts.name)
+        made = special(self, facts, operands) if special else None
+        return [self._merge(facts.usual, operands) if made is None else made]
+
+    def _operands_of_size(self, facts: Facts, reads: Sequence[Slot]) -> tuple[int, ...]:
+        """What an element-wise equation reads, all with as many elements as its result."""
+        found: list[int] = []
+        for position, read in enumerate(reads):
+            index = self._at[read] if isinstance(read, int) else self._operand(facts, position, read, facts.shape)
+            found.append(index if self.ops[index].elements == facts.elements else self._widened(index, facts))
+        return tuple(found)
+
+    def _divided(self, facts: Facts, reads: tuple[int, ...]) -> int | None:
+        if self.ops[reads[1]].kind != "broadcast":
+            return None
+        return self._merge(facts.template("mul"), (reads[0], self._reciprocal(reads[1], facts)))
+
+    def _squared(self, facts: Facts, reads: tuple[int, ...]) -> int:
+        return self._merge(facts.template("mul"), (reads[0], reads[0]))
+
+    def _to_power(self, facts: Facts, reads: tuple[int, ...]) -> int | None:
+        power = facts.eqn.params["y"]
+        if power not in (2, 3):
+            return None
+        square = self._squared(facts, reads)
+        return square if power == 2 else self._merge(facts.template("mul"), (square, reads[0]))
+
+    def _one_minus_square(self, facts: Facts, reads: tuple[int, ...]) -> int:
+        one = self._spread(_ONE, facts)
+        factors = tuple(self._merge(facts.template(kind), (one, reads[0])) for kind in ("add", "sub"))
+        return self._merge(facts.template("mul"), factors)
+
+    def _summed(self, facts: Facts, reads: tuple[int, ...]) -> int | None:
+        """A sum with what is scattered into a constant is scattered into the other summand."""
+        for scattered, other in (reads, reads[::-1]):
+            into = self.reads[scattered]
+            if self.ops[scattered].kind == "scatter-add" and self.ops[into[0]].constant is not None:
+                return self._append(facts.op("scatter-add"), (other, *into[1:]))
+        return None
+
+    def _reciprocal(self, divisor: int, facts: Facts) -> int:
         """The broadcast of 1/y for a broadcast of y."""
         op = self.ops[divisor]
         if op.constant is not None:
-            return self._literal(self._expression(("1/", op.constant)), like)
-        source = self.ops[op.reads[0]]
-        one = self._keyed(Op("broadcast", (), source.shape, op.dtype, source.size_bytes, -1, constant=_ONE), _ONE)
-        inverse = dataclasses.replace(source, kind="div", reads=(one, op.reads[0]), equation=self._equation, bodies=())
-        return self._keyed(dataclasses.replace(op, reads=(self._keyed(inverse, ""),)), ("1/", divisor))
+            return self._spread(self._expression(("1/", op.constant)), facts)
+        (divided,) = self.reads[divisor]
+        source = self.ops[divided]
+        one = self._constant(self._templates.spread(Op("broadcast", source.shape, op.dtype, source.size_bytes), _ONE))
+        inverse = self._templates.merged(dataclasses.replace(source, kind="div", bodies=()), "")
+        inverted = self._merge(inverse, (one, divided))
+        if divided in self.takes_over:
+            self.takes_over.setdefault(inverted, self.takes_over[divided])
+        spread = self._templates.merged(op, ("1/", divisor))
+        return self._merge(spread, (inverted,), self.equations[divisor])
 
-    def _widened(self, read: int, like: Var) -> int:
+    def _widened(self, read: int, facts: Facts) -> int:
         op = self.ops[read]
-        if op.elements == math.prod(_shape(like)):
+        if op.elements == facts.elements:
             return read
         if op.constant is not None:
-            return self._literal(op.constant, like, op)
-        return self._keyed(_resized(op, "broadcast", (read,), _shape(like), self._equation), ("to", _shape(like)))
+            like = self._templates.resized(op, "broadcast", facts.shape, None).op
+            return self._constant(self._templates.spread(like, op.constant))
+        spread = self._templates.resized(op, "broadcast", facts.shape, ("to", facts.shape))
+        return self._merge(spread, (read,))
 
-    def _broadcast(self, read: int, out: Var, key: Hashable) -> int:
-        op = self.ops[read]
-        if op.constant is not None:
-            return self._literal(op.constant, out)
-        return read if op.elements == math.prod(_shape(out)) else self._add("broadcast", (read,), out, key)
-
-    def _reshaped(self, read: int, out: Var) -> int:
-        return self._literal(self.ops[read].constant, out) if self.ops[read].constant is not None else read
-
-    def _dot(self, eqn: Eqn, reads: tuple[int, ...]) -> int:
-        (contracts, batches), out = eqn.params["dimension_numbers"], eqn.outvars[0]
+    def _dot(self, facts: Facts, slots: Sequence[Slot]) -> list[int]:
+        reads = self._operands(facts, slots)
+        contracts, batches = facts.eqn.params["dimension_numbers"]
         if not batches[0]:
             reads, contracts = self._turned(reads, contracts)
+        layout = facts.layout(tuple(map(tuple, contracts)))
         operands = [
-            self._laid_out(read, atom, contract, batch)
-            for read, atom, contract, batch in zip(reads, eqn.invars, contracts, batches)
+            read if fits or not self._backend.dot_copies else self._copy(facts, side, read, (contract, batch))
+            for side, (read, fits, contract, batch) in enumerate(zip(reads, layout.fits, contracts, layout.batches))
         ]
-        rank = len(_shape(eqn.invars[0]))
-        trailing = sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank))
-        plain = trailing or operands[0] != reads[0]
-        if self._backend.dot_copies and not plain and not batches[0] and rank > 2:
-            operands[0] = self._copy(reads[0], eqn.invars[0], "contracted first")
+        plain = layout.contracts_rows or operands[0] != reads[0]
+        if self._backend.dot_copies and not plain and not batches[0] and len(shape_of(facts.eqn.invars[0])) > 2:
+            operands[0] = self._copy(facts, 0, reads[0], "contracted first")
         elif not batches[0]:
-            operands = [self._flattened(new, atom) for new, atom in zip(operands, eqn.invars)]
-        given = eqn.params["dimension_numbers"][0]
-        matrix = all(_free_size(a, c, b) > 1 for a, c, b in zip(eqn.invars, given, batches))
-        return self._product("dot", tuple(operands), out, _params_key(eqn), FLOATS if plain and matrix else ())
+            operands = [self._flattened(facts, side, read) for side, read in enumerate(operands)]
+        return [self._product("dot", tuple(operands), facts, FLOATS if plain and layout.is_matrix else frozenset())]
 
     def _turned(self, reads: tuple[int, ...], contracts: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         """Operands, and what is contracted of them, with transposes of matrices folded into the product."""
@@ -347,123 +363,101 @@ class _Lowering:
         for side, (read, contract) in enumerate(turned):
             op = self.ops[read]
             if op.kind == "transpose" and len(op.shape) == 2 and len(contract) == 1:
-                turned[side] = op.reads[0], (1 - contract[0],)
+                turned[side] = self.reads[read][0], (1 - contract[0],)
         return tuple(read for read, _ in turned), [contract for _, contract in turned]
 
-    def _laid_out(self, read: int, atom: Atom, contract: Sequence[int], batch: Sequence[int]) -> int:
-        """The operand, copied where its batch dimensions do not lead or its contracted dimensions are torn apart."""
-        rank, leading = len(_shape(atom)), list(batch) == list(range(len(batch)))
-        dims = sorted(contract)
-        joined = dims in (list(range(len(batch), len(batch) + len(dims))), list(range(rank - len(dims), rank)))
-        fits = not self._backend.dot_copies or (leading and joined)
-        return read if fits else self._copy(read, atom, (tuple(contract), tuple(batch)))
+    def _copy(self, facts: Facts, side: int, read: int, key: Hashable) -> int:
+        """An operand in another layout."""
+        shape = shape_of(facts.eqn.invars[side])
+        return self._merge(self._templates.resized(self.ops[read], "transpose", shape, key), (read,))
 
-    def _copy(self, read: int, atom: Atom, key: Hashable) -> int:
-        return self._keyed(_resized(self.ops[read], "transpose", (read,), _shape(atom), self._equation), key)
-
-    def _flattened(self, read: int, atom: Atom) -> int:
+    def _flattened(self, facts: Facts, side: int, read: int) -> int:
         op = self.ops[read]
-        if len(_shape(atom)) <= 2 or op.kind == "transpose":
+        if len(shape_of(facts.eqn.invars[side])) <= 2 or op.kind == "transpose":
             return read
-        return self._keyed(_resized(op, "bitcast", (read,), op.shape, self._equation), "matrix")
+        return self._merge(self._templates.resized(op, "bitcast", op.shape, "matrix"), (read,))
 
-    def _conv(self, eqn: Eqn, reads: tuple[int, ...]) -> int:
+    def _conv(self, facts: Facts, slots: Sequence[Slot]) -> list[int]:
         """A convolution; where operands are copied, of channels last, its result turned as the program has it."""
-        dims, out = eqn.params["dimension_numbers"], eqn.outvars[0]
-        library = _LIBRARY_CONVOLUTIONS if _conv_in_library(eqn) else ()
+        reads, eqn, dims = self._operands(facts, slots), facts.eqn, facts.eqn.params["dimension_numbers"]
+        library = _LIBRARY_CONVOLUTIONS if _conv_in_library(eqn) else frozenset()
         if not self._backend.dot_copies:
-            return self._product("conv", reads, out, _params_key(eqn), library)
-        image, kernel = (
-            read if tuple(spec) == wanted else self._copy(read, atom, tuple(spec))
-            for read, atom, spec, wanted in zip(
-                reads, eqn.invars, (dims.lhs_spec, dims.rhs_spec), (_channels_last(dims), _kernel_order(dims))
-            )
+            return [self._product("conv", reads, facts, library)]
+        specs = ((dims.lhs_spec, _channels_last(dims)), (dims.rhs_spec, _kernel_order(dims)))
+        operands = tuple(
+            read if tuple(spec) == wanted else self._copy(facts, side, read, tuple(spec))
+            for side, (read, (spec, wanted)) in enumerate(zip(reads, specs))
         )
-        made = self._product("conv", (image, kernel), out, _params_key(eqn), library)
-        return made if tuple(dims.out_spec) == _channels_last(dims) else self._copy(made, out, "result")
+        made = self._product("conv", operands, facts, library)
+        if tuple(dims.out_spec) == _channels_last(dims):
+            return [made]
+        return [self._merge(self._templates.resized(self.ops[made], "transpose", facts.shape, "result"), (made,))]
 
-    def _product(self, kind: str, reads: tuple[int, ...], out: Var, key: Hashable, library: Container[str]) -> int:
+    def _product(self, kind: str, reads: tuple[int, ...], facts: Facts, library: Container[str]) -> int:
         """A contraction, in its own dtype or in float32; the library takes it in the given dtypes."""
-        dtype = _dtype(out)
-        widened = self._backend.widened_products
+        dtype, widened = facts.dtype, self._backend.widened_products
         if dtype in library or widened.isdisjoint({dtype, *(self.ops[read].dtype for read in reads)}):
-            return self._add(kind, reads, out, key, in_library=dtype in library)
+            return self._merge(facts.template(kind, facts.params, in_library=dtype in library), reads)
         wide = tuple(self._float32(read) if self.ops[read].dtype in widened else read for read in reads)
-        product = self._op(kind, wide, out, in_library="float32" in library)
-        wide_bytes = 4 * math.prod(_shape(out))
-        made = self._keyed(dataclasses.replace(product, dtype="float32", size_bytes=wide_bytes), key)
-        return made if dtype == "float32" else self._add("convert_element_type", (made,), out, dtype)
+        made = self._merge(facts.wide_product(kind, in_library="float32" in library), wide)
+        return made if dtype == "float32" else self._merge(facts.template("convert_element_type", dtype), (made,))
 
     def _float32(self, read: int) -> int:
         op = self.ops[read]
-        wide = Op("convert_element_type", (read,), op.shape, "float32", 4 * op.elements, self._equation)
-        return self._keyed(wide, "float32")
-
-    def _read(self, atom: Atom, env: dict[Var, int], shape: tuple[int, ...]) -> int:
-        if not isinstance(atom, Literal):
-            return env[atom]
-        size = math.prod(shape) * np.dtype(_dtype(atom)).itemsize
-        value = repr(np.asarray(atom.val).tolist())
-        return self._keyed(Op("broadcast", (), shape, _dtype(atom), size, -1, constant=value), value)
+        wide = Op("convert_element_type", op.shape, "float32", 4 * op.elements)
+        return self._merge(self._templates.merged(wide, "float32"), (read,))
 
     def _expression(self, parts: Hashable) -> Hashable:
         """One identity per distinct expression of constants, which does not grow with the expression."""
         return "expression", self._expressions.setdefault(parts, len(self._expressions))
 
-    def _literal(self, constant: Hashable, like: Var, op: Op | None = None) -> int:
-        template = _op("broadcast", (), like)
-        if op is not None:
-            template = _resized(op, "broadcast", (), template.shape, -1)
-        return self._keyed(dataclasses.replace(template, constant=constant), constant)
+    def _spread(self, constant: Hashable, facts: Facts) -> int:
+        """A constant over the equation's result."""
+        return self._constant(self._templates.spread(facts.result, constant))
 
-    def _add(self, kind: str, reads: tuple[int, ...], out: Var, key: Hashable, *, in_library: bool = False) -> int:
-        op = self._op(kind, reads, out, in_library=in_library)
-        return self._append(op) if key is None else self._keyed(op, key)
+    def _constant(self, template: Template) -> int:
+        return self._merge(template, (), -1)
 
-    def _op(self, kind: str, reads: tuple[int, ...], out: Var, **more: Any) -> Op:
-        """An operation of the equation at hand."""
-        size_bytes = jaxprs.size_bytes(out)
-        if kind in CONTRACTIONS:
-            more["flops"] = equation_flops(self._eqn)
-        return Op(kind, reads, _shape(out), _dtype(out), size_bytes, self._equation, **more)
+    def _merge(self, template: Template, reads: tuple[int, ...], equation: int | None = None) -> int:
+        """Adds an operation unless there is an equal one, whatever the order of operands that may change places."""
+        key = template.identity, tuple(sorted(reads)) if template.commutes else reads
+        known = self._merged.get(key)
+        if known is None:
+            known = self._merged[key] = self._append(template.op, reads, equation)
+        return known
 
-    def _keyed(self, op: Op, key: Hashable) -> int:
-        """Merges equal operations, whatever the order of operands that may change places."""
-        reads = tuple(sorted(op.reads)) if op.kind in COMMUTATIVE else op.reads
-        identity = (op.kind, reads, op.shape, op.dtype, key)
-        if identity not in self._known:
-            self._known[identity] = self._append(op)
-        return self._known[identity]
-
-    def _append(self, op: Op) -> int:
+    def _append(self, op: Op, reads: tuple[int, ...], equation: int | None = None) -> int:
         self.ops.append(op)
+        self.reads.append(reads)
+        self.equations.append(self._equation if equation is None else equation)
         return len(self.ops) - 1
 
 
-def _op(kind: str, reads: tuple[int, ...], var: Var) -> Op:
-    return Op(kind, reads, _shape(var), _dtype(var), jaxprs.size_bytes(var))
-
-
-def _resized(op: Op, kind: str, reads: tuple[int, ...], shape: tuple[int, ...], equation: int) -> Op:
-    itemsize = op.size_bytes // max(op.elements, 1)
-    return Op(kind, reads, shape, op.dtype, itemsize * math.prod(shape), equation)
-
-
-def _shape(atom: Atom) -> tuple[int, ...]:
-    return tuple(getattr(atom.aval, "shape", ()))
-
-
-def _dtype(atom: Atom) -> str:
-    return _dtype_name(getattr(atom.aval, "dtype", ""))
-
-
-@functools.cache
-def _dtype_name(dtype: Any) -> str:
-    return str(dtype)
-
-
-def _free_size(atom: Atom, contract: Sequence[int], batch: Sequence[int]) -> int:
-    return math.prod(size for dim, size in enumerate(_shape(atom)) if dim not in contract and dim not in batch)
+_FENCE = Op("barrier", (), "", 0)
+_RULES: dict[str, Callable[[_Lowering, Facts, Sequence[Slot]], list[int]]] = {
+    **dict.fromkeys(LOOPS, _Lowering._with_bodies),
+    **dict.fromkeys(ELEMENTWISE, _Lowering._elementwise),
+    **dict.fromkeys(ALIASING, _Lowering._aliased),
+    **dict.fromkeys(REDUCTIONS, _Lowering._reduced),
+    **dict.fromkeys((*CALLS, *CHECKPOINTS, *OWN_RULES), _Lowering._call),
+    "broadcast_in_dim": _Lowering._broadcast,
+    "concatenate": _Lowering._concatenated,
+    "conv_general_dilated": _Lowering._conv,
+    "dot_general": _Lowering._dot,
+    "optimization_barrier": _Lowering._barrier,
+    "random_bits": _Lowering._random_bits,
+    "select_and_scatter_add": _Lowering._pooled_back,
+    "split": _Lowering._split,
+    "transpose": _Lowering._transposed,
+}
+_SPECIAL: dict[str, Callable[[_Lowering, Facts, tuple[int, ...]], int | None]] = {
+    "add": _Lowering._summed,
+    "add_any": _Lowering._summed,
+    "div": _Lowering._divided,
+    "integer_pow": _Lowering._to_power,
+    "one_minus_square": _Lowering._one_minus_square,
+    "square": _Lowering._squared,
+}
 
 
 def _channels_last(dims: Any) -> tuple[int, ...]:
@@ -479,7 +473,7 @@ def _kernel_order(dims: Any) -> tuple[int, ...]:
 def _conv_in_library(eqn: Eqn) -> bool:
     """Two-dimensional convolutions without dilation of the input, with enough channels, that do not grow the image."""
     dims, params = eqn.params["dimension_numbers"], eqn.params
-    out, image = ([_shape(v)[i] for i in spec] for v, spec in zip((eqn.outvars[0], eqn.invars[0]), dims[2::-2]))
+    out, image = ([shape_of(v)[i] for i in spec] for v, spec in zip((eqn.outvars[0], eqn.invars[0]), dims[2::-2]))
     return (
         len(out) == 4
         and params["batch_group_count"] == 1
@@ -487,13 +481,3 @@ def _conv_in_library(eqn: Eqn) -> bool:
         and max(out[1], image[1]) > 16
         and all(after <= before for after, before in zip(out[2:], image[2:]))
     )
-
-
-def _params_key(eqn: Eqn) -> Hashable:
-    """What tells an equation from another of the same primitive."""
-    key = tuple((name, value) for name, value in sorted(eqn.params.items()) if name not in ("sharding", "out_sharding"))
-    try:
-        hash(key)
-    except TypeError:
-        return repr(key)
-    return key

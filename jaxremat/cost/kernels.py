@@ -18,7 +18,8 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import Op, lower
+from jaxremat.cost.hlo_model import Program, lower
+from jaxremat.cost.hlo_ops import Op, Templates
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 _FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
@@ -31,18 +32,21 @@ def kernel_seconds(fusion: Fusion, device: Device) -> dict[int, float]:
     return {group[0]: _seconds(fusion, group, device) for group in paid if group}
 
 
-def seconds_by_equation(jaxpr: Jaxpr, device: Device) -> tuple[np.ndarray, frozenset[Var]]:
-    """What equations take where each kernel runs by itself, and which variables have buffers.
+def seconds_by_equation(
+    jaxpr: Jaxpr, device: Device, templates: Templates | None = None
+) -> tuple[np.ndarray, frozenset[Var]]:
+    """What equations take where each kernel runs by itself, and which variables have buffers; `templates`: what is
+    known of the equations.
 
     Returns:
       ([E] seconds of the kernels that write an equation's results; zero where these are computed inside of others, the
       variables that are written to memory or name what is).
     """
-    fusion = fuse(lower(jaxpr, device.backend), device)
+    fusion = fuse(lower(jaxpr, device.backend, templates), device)
     ops, seconds = fusion.program.ops, np.zeros(len(jaxpr.eqns))
     for kernel in fusion.kernels:
         if _is_paid(ops[kernel]):
-            seconds[ops[kernel].equation] += _seconds(fusion, [kernel], device)
+            seconds[fusion.program.equations[kernel]] += _seconds(fusion, [kernel], device)
     buffers = set(fusion.kernels) | {index for index, op in enumerate(ops) if op.kind == "input"}
     return seconds, frozenset(var for var, index in fusion.program.op_of.items() if index in buffers)
 
@@ -60,13 +64,15 @@ def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
             if buffer not in group:
                 read[buffer] = max(read.get(buffer, 0.0), min(share, 1.0))
     moved = sum(map(fusion.written_bytes, group)) + sum(ops[index].size_bytes * part for index, part in read.items())
-    arithmetic = sum(ops[kernel].flops / _rate(ops, ops[kernel], device) for kernel in group if ops[kernel].flops)
+    products = [kernel for kernel in group if ops[kernel].flops]
+    arithmetic = sum(ops[kernel].flops / _rate(fusion.program, kernel, device) for kernel in products)
     return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
 
 
-def _rate(ops: tuple[Op, ...], op: Op, device: Device) -> float:
+def _rate(program: Program, product: int, device: Device) -> float:
     """FLOP/s of a contraction, by its wider operand."""
-    width = max(ops[read].size_bytes // max(ops[read].elements, 1) for read in op.reads[:2])
+    operands = [program.ops[read] for read in program.reads[product][:2]]
+    width = max(operand.size_bytes // max(operand.elements, 1) for operand in operands)
     return device.matrix_flops_per_second[min(max(width, 1).bit_length() - 1, 3)]
 
 

@@ -14,15 +14,14 @@ The rules are those of XLA (read in openxla/xla: `library_rewriter.cc`, `ynn_sup
 from __future__ import annotations
 
 import collections
-import functools
 import heapq
 from typing import Any
 
 import numpy as np
 
 from jaxremat.backends.backend import Backend
-from jaxremat.cost.fused import Fusion, reachable
-from jaxremat.cost.hlo_model import FLOATS, Op, Program
+from jaxremat.cost.fused import Fusion, reachable, readers_of
+from jaxremat.cost.hlo_model import FLOATS, Program
 from jaxremat.trace.primitives import ELEMENTWISE, EXACT, EXPENSIVE, IN_LIBRARY, MOVING
 
 _LIBRARY_STARTERS = ("dot", "conv", "reduce")
@@ -38,14 +37,11 @@ def fuse_by_rule(program: Program, backend: Backend) -> Fusion:
 
 class _Fuser:
     def __init__(self, program: Program, backend: Backend) -> None:
-        self.program, self.ops, self.backend = program, program.ops, backend
+        self.program, self.ops, self.reads, self.backend = program, program.ops, program.reads, backend
         self.outputs = set(program.outputs)
-        self.expensive = [_is_expensive(self.ops, op, backend) for op in self.ops]
+        self.expensive = [_is_expensive(program, index, backend) for index in range(len(self.ops))]
         self.live = reachable(program)
-        self.users: list[list[int]] = [[] for _ in self.ops]
-        for index in self.live:
-            for read in set(self.ops[index].reads):
-                self.users[read].append(index)
+        self.users = readers_of(program, self.live)
         self.group: dict[int, int] = {}
         self.members: dict[int, list[int]] = {}
 
@@ -63,7 +59,7 @@ class _Fuser:
         while grew:
             grew = False
             seen = set(group)
-            queue = collections.deque(self._neighbours([r for m in group for r in self.ops[m].reads], root, group))
+            queue = collections.deque(self._neighbours([r for m in group for r in self.reads[m]], root, group))
             while queue and len(group) < _LIBRARY_MAX_OPS:
                 index, upwards = queue.popleft()
                 if index in seen or index in self.group or not self._library(index):
@@ -73,7 +69,7 @@ class _Fuser:
                 self.group[index] = start
                 grew = True
                 if upwards:
-                    queue.extend(n for n in self._neighbours(self.ops[index].reads, root, group) if n[1])
+                    queue.extend(n for n in self._neighbours(self.reads[index], root, group) if n[1])
                 else:
                     root = index
                     queue.extend(n for n in self._neighbours((), root, group) if not n[1])
@@ -99,8 +95,8 @@ class _Fuser:
             return op.in_library
         if op.kind == "broadcast":
             return op.dtype in FLOATS
-        sizes = [op.elements, *(self.ops[r].elements for r in op.reads)]
-        floats = all(o.dtype in FLOATS for o in (op, *(self.ops[r] for r in op.reads)))
+        sizes = [op.elements, *(self.ops[r].elements for r in self.reads[index])]
+        floats = all(o.dtype in FLOATS for o in (op, *(self.ops[r] for r in self.reads[index])))
         if max(sizes) < _LIBRARY_MIN_ELEMENTS or not floats:
             return False
         return op.in_library if op.kind == "reduce" else op.kind in IN_LIBRARY
@@ -115,16 +111,21 @@ class _Fuser:
             return False
         first, second = self.ops[producer], self.ops[consumer]
         if second.kind == "concatenate" or first.kind == "concatenate":
-            return not (_joins_minor(first) or _joins_minor(second))
+            return not (self._stays_alone(producer) or self._stays_alone(consumer))
         reuses = second.kind in ("broadcast", "gather") and second.elements > first.elements
         return not (reuses and self.expensive[producer])
+
+    def _stays_alone(self, index: int) -> bool:
+        """A concatenation that XLA runs on its own: many parts, or long rows along the last dimension."""
+        op = self.ops[index]
+        return op.splits_rows and (len(self.reads[index]) > 8 or op.size_bytes >= 2048)
 
     def _not_repeated(self) -> set[int]:
         """Cheap producers with two operands of their own size that some reader cannot take, directly or on the way."""
         ancestors: dict[int, int] = {}
         for index in self.live:
             mask = 1 << index
-            for read in self.ops[index].reads:
+            for read in self.reads[index]:
                 mask |= ancestors[read]
             ancestors[index] = mask
         shared: set[int] = set()
@@ -133,13 +134,13 @@ class _Fuser:
             if consumer not in known:
                 known[consumer] = consumer == producer or all(
                     read not in shared and self._joins(read, consumer) and all_paths_join(producer, read, known)
-                    for read in self.ops[consumer].reads
+                    for read in self.reads[consumer]
                     if read >= producer and ancestors[read] >> producer & 1
                 )
             return known[consumer]
 
         for consumer in self.live:
-            for producer in set(self.ops[consumer].reads):
+            for producer in set(self.reads[consumer]):
                 op = self.ops[producer]
                 several = len(self.users[producer]) + (producer in self.outputs) > 1
                 if producer in shared or op.kind == "input" or not several or self.expensive[producer]:
@@ -150,7 +151,7 @@ class _Fuser:
 
     def _reads_one(self, index: int) -> bool:
         op = self.ops[index]
-        full = [r for r in op.reads if self.ops[r].elements >= op.elements > 1]
+        full = [r for r in self.reads[index] if self.ops[r].elements >= op.elements > 1]
         return sum(self.ops[r].kind not in ("broadcast", "iota") for r in full) <= 1
 
     def _fuse_loops(self) -> Fusion:
@@ -164,7 +165,7 @@ class _Fuser:
                 continue
             if index in self.members:
                 inside: set[int] = set(self.members[index])
-                outside = {r for m in inside for r in self.ops[m].reads if r not in inside}
+                outside = {r for m in inside for r in self.reads[m] if r not in inside}
             elif is_kernel[index] or not self._fusible(index):
                 inside, outside = self._absorb(index)
                 loops[index] = frozenset(inside)
@@ -181,7 +182,7 @@ class _Fuser:
     def _absorb(self, root: int) -> tuple[set[int], set[int]]:
         """The operations that one kernel runs, and the buffers that it reads."""
         inside, moved, outside = {root}, {root}, set()
-        heap = [-read for read in set(self.ops[root].reads)]
+        heap = [-read for read in set(self.reads[root])]
         heapq.heapify(heap)
         seen = set(heap)
         while heap:
@@ -196,22 +197,17 @@ class _Fuser:
             inside.add(index)
             if only_here:
                 moved.add(index)
-            for read in op.reads:
+            for read in self.reads[index]:
                 if -read not in seen:
                     seen.add(-read)
                     heapq.heappush(heap, -read)
         return inside, outside
 
 
-def _is_expensive(ops: tuple[Op, ...], op: Op, backend: Backend) -> bool:
+def _is_expensive(program: Program, index: int, backend: Backend) -> bool:
+    op = program.ops[index]
     if op.kind == "convert_element_type":
-        return op.dtype == "bfloat16" and ops[op.reads[0]].dtype == "float32"
+        return op.dtype == "bfloat16" and program.ops[program.reads[index][0]].dtype == "float32"
     if op.dtype in backend.rounded_results and op.kind in ELEMENTWISE - EXACT:
         return True
     return op.kind in EXPENSIVE or op.kind in ("reduce", "gather")
-
-
-@functools.cache
-def _joins_minor(op: Op) -> bool:
-    """A concatenation that XLA runs on its own: many parts, or long rows along the last dimension."""
-    return op.splits_rows and (len(op.reads) > 8 or op.size_bytes >= 2048)

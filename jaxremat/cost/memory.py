@@ -14,7 +14,8 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import CONTRACTIONS, Body, Op, alone, lower_body
+from jaxremat.cost.hlo_model import Program, lower_body
+from jaxremat.cost.hlo_ops import CONTRACTIONS, Body, Op, alone
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.trace import jaxpr as jaxprs
 
@@ -74,23 +75,35 @@ def estimate_body(
     body: Body, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
 ) -> MemoryEstimate:
     """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
-    backend = device.backend
-    inside = functools.partial(estimate_body, device=device, known=known)
-    fusion = fuse(lower_body(body, backend), device)
+    return estimate_program(lower_body(body, device.backend, known.templates), body, device, known, aliased)
+
+
+def estimate_program(
+    program: Program, body: Body, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
+) -> MemoryEstimate:
+    """The same for a program that is lowered already; `body` says what it takes and gives."""
+    backend, fusion = device.backend, fuse(program, device)
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
     if backend.stacked_products_last:
         order = _stacked_products_last(fusion, order, body.own_outputs)
-    ops = fusion.program.ops
-    spans = _laid_out(_buffer_spans(fusion, order, aliased), ops, backend.tile)
+    inside = functools.partial(estimate_body, device=device, known=known)
+    spans = _laid_out(_buffer_spans(fusion, order, aliased), program.ops, backend.tile)
     buffers = _in_main_memory(spans, len(order), device.vector_memory_bytes)
-    rows = [(ops[kernel].equation, size, first, last) for kernel, size, first, last in buffers]
-    bodies = {k: [known.once("memory", inner, inside) for inner in ops[k].bodies] for k in order}
+    rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in buffers]
+    bodies = {
+        step: [known.once("memory", inner, inside) for inner in program.ops[kernel].bodies]
+        for step, kernel in enumerate(order)
+        if program.ops[kernel].bodies
+    }
+    workspace_bytes = np.zeros(len(order), np.int64)
+    workspace_bytes[list(bodies)] = [max(inner.temp_bytes for inner in each) for each in bodies.values()]
+    in_bodies = sum(_inside(program.ops[order[step]], each) for step, each in bodies.items())
     return MemoryEstimate(
         argument_bytes=sum(map(jaxprs.size_bytes, body.jaxpr.invars)),
         output_bytes=sum(map(jaxprs.size_bytes, body.jaxpr.outvars)),
-        steps=np.asarray([ops[kernel].equation for kernel in order], np.int64),
-        workspace_bytes=np.asarray([max((b.temp_bytes for b in bodies[k]), default=0) for k in order], np.int64),
-        seconds=sum(kernel_seconds(fusion, device).values()) + sum(_inside(ops[k], bodies[k]) for k in order),
+        steps=np.asarray([program.equations[kernel] for kernel in order], np.int64),
+        workspace_bytes=workspace_bytes,
+        seconds=sum(kernel_seconds(fusion, device).values()) + in_bodies,
         spans=np.asarray(rows, np.int64).reshape(-1, 4),
     )
 
@@ -148,40 +161,75 @@ def _stacked_products_last(fusion: Fusion, order: Sequence[int], own_outputs: in
 
 def _buffer_spans(fusion: Fusion, order: Sequence[int], aliased: Set[int]) -> list[_Span]:
     """Rows (kernel, bytes, first step, last step) of the intermediate buffers; not of outputs and inputs."""
-    ops, outputs = fusion.program.ops, set(fusion.program.outputs)
-    step_of = {kernel: step for step, kernel in enumerate(order)}
-    home = {kernel: _renamed(fusion, kernel) for kernel in order}
-    last = dict(step_of)
+    buffers = _Buffers(fusion, order, aliased)
     for kernel in order:
-        for buffer in fusion.buffers_read[kernel]:
-            owner = home.get(buffer, buffer)
-            last[owner] = max(last.get(owner, 0), step_of[kernel])
-    for kernel in order:
-        last[home[kernel]] = max(last.get(home[kernel], 0), last[kernel])
-    returned = {home.get(output, output) for output in outputs}
-    open_to_all = {home.get(output, output) for k, output in enumerate(fusion.program.outputs) if k not in aliased}
-    start = {k: step_of[ops[k].reads[0]] if ops[k].kind == "part" else step_of[k] for k in order}
-    spans: list[_Span] = []
-    taken: set[int] = set()
-    free: set[int] = set()
-    end = dict(last)
-    for kernel in order:
-        if home[kernel] != kernel:
-            continue
-        for read in sorted(fusion.buffers_read[kernel], key=lambda read: home.get(read, read)):
-            buffer = home.get(read, read)
-            same = buffer in step_of and ops[buffer].size_bytes == ops[kernel].size_bytes
-            given_up = same and buffer not in taken | returned and last[buffer] == step_of[kernel]
-            if given_up and _writes_over(fusion, kernel, read) and not _lies_in_a_tuple(fusion, read):
-                taken.add(buffer)
-                end[buffer] = step_of[kernel] - 1
-                if kernel in open_to_all | free:
-                    free.add(buffer)
-                break
-    for kernel in order:
-        if home[kernel] == kernel and kernel not in returned and kernel not in free:
-            spans.append((kernel, ops[kernel].size_bytes, start[kernel], max(end[kernel], start[kernel])))
-    return spans
+        if buffers.home[kernel] == kernel:
+            buffers.write_over(kernel)
+    return buffers.spans()
+
+
+class _Buffers:
+    """Who lies where, and until when.
+
+    Attributes:
+      step_of: the step at which each kernel runs.
+      home: for each kernel, the one whose buffer its result is in.
+      last: for each buffer, the last step that reads it.
+      end: the same, but one less where what is written then takes its place.
+      returned: buffers that the program returns.
+      open_to_all: those of them in which other things may wait before.
+      elsewhere: buffers that lie in one of those all their lives.
+    """
+
+    def __init__(self, fusion: Fusion, order: Sequence[int], aliased: Set[int]) -> None:
+        self.fusion, self.order, self.ops = fusion, order, fusion.program.ops
+        self.step_of = {kernel: step for step, kernel in enumerate(order)}
+        self.home = {kernel: _names(fusion, kernel)[-1] for kernel in order}
+        self.last = self._last_reads()
+        self.end = dict(self.last)
+        outputs = [self.home.get(output, output) for output in fusion.program.outputs]
+        self.returned = set(outputs)
+        self.open_to_all = {output for k, output in enumerate(outputs) if k not in aliased}
+        self.elsewhere: set[int] = set()
+        self._taken: set[int] = set()
+
+    def _last_reads(self) -> dict[int, int]:
+        step_of, home, last = self.step_of, self.home, dict(self.step_of)
+        for kernel, step in step_of.items():
+            for buffer in self.fusion.buffers_read[kernel]:
+                last[home.get(buffer, buffer)] = step  # steps only grow
+        for kernel in self.order:
+            last[home[kernel]] = max(last.get(home[kernel], 0), last[kernel])
+        return last
+
+    def write_over(self, kernel: int) -> None:
+        """Lets a kernel write over something that it reads last, if it can."""
+        reads = self.fusion.buffers_read[kernel]
+        given_up = [read for read in reads if self._is_given_up(self.home.get(read, read), kernel)]
+        for read in sorted(given_up, key=lambda read: self.home.get(read, read)):
+            if _writes_over(self.fusion, kernel, read) and not _lies_in_a_tuple(self.fusion, read):
+                buffer = self.home.get(read, read)
+                self._taken.add(buffer)
+                self.end[buffer] = self.step_of[kernel] - 1
+                if kernel in self.open_to_all or kernel in self.elsewhere:
+                    self.elsewhere.add(buffer)
+                return
+
+    def _is_given_up(self, buffer: int, kernel: int) -> bool:
+        """Whether a buffer is read for the last time, and as large as what a kernel writes."""
+        same = buffer in self.step_of and self.ops[buffer].size_bytes == self.ops[kernel].size_bytes
+        unread = same and self.last[buffer] == self.step_of[kernel]
+        return unread and buffer not in self._taken and buffer not in self.returned
+
+    def spans(self) -> list[_Span]:
+        here = [kernel for kernel in self.order if self.home[kernel] == kernel]
+        own = [kernel for kernel in here if kernel not in self.returned and kernel not in self.elsewhere]
+        return [self._span(kernel) for kernel in own]
+
+    def _span(self, kernel: int) -> _Span:
+        op = self.ops[kernel]
+        start = self.step_of[self.fusion.program.reads[kernel][0] if op.kind == "part" else kernel]
+        return kernel, op.size_bytes, start, max(self.end[kernel], start)
 
 
 def _laid_out(spans: list[_Span], ops: Sequence[Op], tile: tuple[int, int] | None) -> list[_Span]:
@@ -217,13 +265,9 @@ def _in_main_memory(spans: list[_Span], number: int, vector_memory_bytes: int) -
 
 def _writes_over(fusion: Fusion, kernel: int, buffer: int) -> bool:
     """Whether a kernel's result may take the place of a buffer that it reads."""
-    op = fusion.program.ops[kernel]
-    return op.reads[0] == buffer if op.kind in _UPDATES else fusion.is_elementwise_on(kernel, buffer)
-
-
-def _renamed(fusion: Fusion, kernel: int) -> int:
-    """The buffer that a kernel's result names: what was fenced or viewed under another shape, or its own."""
-    return _names(fusion, kernel)[-1]
+    program = fusion.program
+    updates = program.ops[kernel].kind in _UPDATES
+    return program.reads[kernel][0] == buffer if updates else fusion.is_elementwise_on(kernel, buffer)
 
 
 def _lies_in_a_tuple(fusion: Fusion, kernel: int) -> bool:
@@ -234,15 +278,15 @@ def _lies_in_a_tuple(fusion: Fusion, kernel: int) -> bool:
 
 def _names(fusion: Fusion, kernel: int) -> list[int]:
     """A kernel, and what its result is another name of, up to the one whose buffer it is."""
-    ops, names = fusion.program.ops, [kernel]
+    program, names = fusion.program, [kernel]
     while True:
-        op = ops[kernel]
-        if op.kind == "fenced":
-            kernel = op.reads[1]
-        elif op.takes_over in fusion.buffers_read:
-            kernel = op.takes_over
-        elif op.kind == "bitcast" and fusion.buffers_read.get(kernel, {}).keys() == set(op.reads):
-            kernel = op.reads[0]
+        kind, reads = program.ops[kernel].kind, program.reads[kernel]
+        if kind == "fenced":
+            kernel = reads[1]
+        elif program.takes_over.get(kernel) in fusion.buffers_read:
+            kernel = program.takes_over[kernel]
+        elif kind == "bitcast" and fusion.buffers_read.get(kernel, {}).keys() == set(reads):
+            kernel = reads[0]
         else:
             return names
         names.append(kernel)

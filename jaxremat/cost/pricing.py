@@ -22,7 +22,7 @@ from jaxremat.cost.flops import (
     written_bytes,
 )
 from jaxremat.cost.fusion import materialised
-from jaxremat.cost.hlo_model import Body, alone, bodies_of
+from jaxremat.cost.hlo_ops import Body, alone, bodies_of
 from jaxremat.cost.memory import estimate_body
 from jaxremat.cost.sharding import device_fraction, device_share, summed_over_devices
 from jaxremat.graph.graph import Graph
@@ -82,7 +82,7 @@ def price(joint: Joint, device: Device | None = None, known: KnownBodies | None 
 def _direct_seconds(joint: Joint, device: Device, known: KnownBodies) -> np.ndarray:
     """[N] time of each equation in the program without round trips; those take nothing unless they are taken."""
     direct = joint.direct or joint
-    written = materialised(direct.jaxpr, device)
+    written = materialised(direct.jaxpr, device, known.templates)
     trips = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
     seconds = np.zeros(len(joint.eqns))
     direct_seconds = [_seconds(eqn, device, written, known) for eqn in direct.eqns]
@@ -192,7 +192,8 @@ def _takes_over(reader: Eqn, var: Var) -> bool:
 
 def program_seconds(jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None) -> float:
     """Time of one run of a program on a device, its fusions counted."""
-    written, known = materialised(jaxpr, device), known or KnownBodies()
+    known = known or KnownBodies()
+    written = materialised(jaxpr, device, known.templates)
     return sum(_seconds(eqn, device, written, known) for eqn in jaxpr.eqns)
 
 

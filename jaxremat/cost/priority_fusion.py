@@ -15,8 +15,8 @@ import heapq
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.cost.fused import Fusion, reachable, written_bytes
-from jaxremat.cost.hlo_model import Op, Program
+from jaxremat.cost.fused import Fusion, reachable, readers_of, written_bytes
+from jaxremat.cost.hlo_model import Program
 from jaxremat.cost.softmax import RowKernel, row_kernels
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
@@ -26,6 +26,7 @@ _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits"}) - {"bitcast"}
 _CONSUMERS = _PRODUCERS | {"reduce", "scatter", "scatter-add"}
 _PRODUCTS = {"dot"}
+_PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather"}  # of which entries are read more or less than once
 
 
 def fuse_by_priority(program: Program, device: Device) -> Fusion:
@@ -33,7 +34,7 @@ def fuse_by_priority(program: Program, device: Device) -> Fusion:
     return _Fuser(program, device).run()
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class _Kernel:
     """A kernel under way.
 
@@ -54,41 +55,43 @@ class _Kernel:
 
 class _Fuser:
     def __init__(self, program: Program, device: Device) -> None:
-        self.program, self.ops = program, program.ops
+        self.program, self.ops, self.reads = program, program.ops, program.reads
         self.bandwidth, self.flops = device.bandwidth_bytes_per_second, device.vector_flops_per_second
         self.consumers = _CONSUMERS | _PRODUCTS if device.backend.products_compute_operands else _CONSUMERS
         self.element_work = device.backend.element_work or {}
         self.outputs = set(program.outputs)
         self.rows: set[int] = set()
+        self.elements = [op.elements for op in self.ops]
         self.sizes = [float(op.size_bytes) for op in self.ops]
-        self.written = [float(written_bytes(self.ops, op)) for op in self.ops]
-        self.is_producer = [op.kind in _PRODUCERS for op in self.ops]
-        self.is_consumer = [op.kind in self.consumers for op in self.ops]
+        self.reduces = [op.kind == "reduce" for op in self.ops]
+        self.written = [written_bytes(program, index) for index in range(len(self.ops))]
         self.live = reachable(program)
-        self.users: list[list[int]] = [[] for _ in self.ops]
+        self.users = readers_of(program, self.live)
         self.kernels: dict[int, _Kernel] = {}
         self.readers: dict[int, set[int]] = {index: set() for index in self.live}
         for index in self.live:
-            op = self.ops[index]
-            for read in set(op.reads):
-                self.users[read].append(index)
-            if op.kind != "input":
-                self._open(index, op)
+            if self.ops[index].kind != "input":
+                self._open(index)
 
-    def _open(self, index: int, op: Op) -> None:
-        reads = {read: _share(op, self.ops[read]) for read in op.reads}
-        if op.kind == "dynamic_update_slice":
-            reads[op.reads[0]] = 0.0
+    def _open(self, index: int) -> None:
+        op, operands = self.ops[index], self.reads[index]
+        reads = dict.fromkeys(operands, 1.0)
+        if op.kind in _PARTIAL:
+            reads = {read: op.elements / max(self.elements[read], 1) for read in operands}
+        elif op.kind == "dynamic_update_slice":
+            reads[operands[0]] = 0.0
         work = op.elements * self.element_work.get(op.kind, 1)
         if op.kind == "reduce":
-            work = sum(self.ops[read].elements for read in op.reads)
+            work = sum(self.elements[read] for read in operands)
         self.kernels[index] = self._timed(index, _Kernel(float(work), reads, {index}))
         for read in reads:
             self.readers[read].add(index)
 
     def _timed(self, root: int, kernel: _Kernel) -> _Kernel:
         """A kernel with what it moves and takes worked out."""
-        read = sum(self.sizes[buffer] * min(share, 1.0) for buffer, share in kernel.reads.items())
+        read, sizes = 0.0, self.sizes
+        for buffer, share in kernel.reads.items():
+            read += sizes[buffer] * share if share < 1.0 else sizes[buffer]
         kernel.moved_bytes = self.written[root] + read
         kernel.seconds = self._seconds(kernel.work, kernel.moved_bytes)
         return kernel
@@ -99,7 +102,22 @@ class _Fuser:
                 self._take_operands(index)
         for kernel in row_kernels(self.program, self.users):
             self._as_one(kernel)
-        gains = {index: gain for index in self.live if (gain := self._saved(index)) > 0}
+        self._fuse_where_that_saves(self._fusible())
+        return self._fusion()
+
+    def _fusible(self) -> set[int]:
+        """Producers that only kernels read which can take them, and that nobody else asks for."""
+        consumers = {index for index in self.kernels if self.ops[index].kind in self.consumers}
+        written = self.outputs | self.rows
+        return {
+            index
+            for index in self.kernels
+            if self.ops[index].kind in _PRODUCERS and index not in written and self.readers[index] <= consumers
+        }
+
+    def _fuse_where_that_saves(self, fusible: set[int]) -> None:
+        """Fuses what saves most, again and again, while something saves time."""
+        gains = {index: gain for index in self.live if index in fusible and (gain := self._saved(index)) > 0}
         queue = [(-gain, index) for index, gain in gains.items()]
         heapq.heapify(queue)
         while queue:
@@ -107,12 +125,11 @@ class _Fuser:
             if gains.get(index) != -expected:
                 continue  # no longer so: what it is now stands elsewhere in the queue
             del gains[index]
-            for neighbour in self._fused(index):
+            for neighbour in self._fused(index) & fusible:
                 gains.pop(neighbour, None)
                 if (gain := self._saved(neighbour)) > 0:
                     gains[neighbour] = gain
                     heapq.heappush(queue, (-gain, neighbour))
-        return self._fusion()
 
     def _as_one(self, rows: RowKernel) -> None:
         """One kernel that reads every buffer once, and that no one computes again."""
@@ -137,13 +154,13 @@ class _Fuser:
             chain = self._own_chain(read, product)
             for index in chain:
                 self._fused(index)
-            for index in {spread for link in chain for spread in self.ops[link].reads if self._is_spread(spread)}:
+            for index in {spread for link in chain for spread in self.reads[link] if self._is_spread(spread)}:
                 self._made_inside(index, product)
 
     def _made_inside(self, index: int, product: int) -> None:
         """A product spreads a constant or a row itself; others read it as before."""
         kernel, spread = self.kernels[product], self.kernels[index]
-        kernel.work, kernel.reads = _merged(kernel, index, spread)
+        _merge(kernel, index, spread)
         self._timed(product, kernel)
         for read in spread.reads:
             self.readers[read].add(product)
@@ -156,7 +173,7 @@ class _Fuser:
         chain: list[int] = []
         while index in self.kernels and self.ops[index].kind in _PRODUCERS:
             op = self.ops[index]
-            full = {read for read in op.reads if not self._is_spread(read)}
+            full = {read for read in self.reads[index] if not self._is_spread(read)}
             alone = self.readers[index] == {reader} and index not in self.outputs
             if not alone or op.kind not in ELEMENTWISE or len(full) != 1:
                 return []
@@ -166,23 +183,18 @@ class _Fuser:
 
     def _is_spread(self, index: int) -> bool:
         """Whether a value is a constant or a row, spread; sums of rows belong to what they normalise."""
-        op = self.ops[index]
-        return op.kind == "broadcast" and not any(self.ops[read].kind == "reduce" for read in op.reads)
+        sums = any(self.ops[read].kind == "reduce" for read in self.reads[index])
+        return self.ops[index].kind == "broadcast" and not sums
 
     def _saved(self, index: int) -> float:
-        """Seconds that fusing a producer into all its readers saves; 0 where it cannot be."""
-        producer, readers = self.kernels.get(index), self.readers.get(index)
-        if producer is None or not readers or not self.is_producer[index]:
-            return 0.0
-        if index in self.outputs or index in self.rows:
-            return 0.0
+        """Seconds that fusing a producer into all its readers saves; 0 where one would read too many buffers."""
+        kernels = self.kernels
+        producer = kernels[index]
         saved = producer.seconds
-        for reader in readers:
-            if not self.is_consumer[reader]:
-                return 0.0
-            if self._normalises(index, reader):
+        for reader in self.readers[index]:
+            if self.reduces[reader] and self._normalises(index, reader):
                 continue
-            kernel = self.kernels[reader]
+            kernel = kernels[reader]
             together = self._seconds_together(kernel, index, producer)
             if together is None:
                 return 0.0
@@ -195,15 +207,17 @@ class _Fuser:
         share = reads[index]
         moved, number = kernel.moved_bytes - sizes[index] * (share if share < 1.0 else 1.0), len(reads) - 1
         for read, part in producer.reads.items():
-            before, part = reads.get(read, 0.0), share * part
-            number += read not in reads
-            if before < 1.0:
+            before, part = reads.get(read), share * part
+            if before is None:
+                number += 1
+                moved += sizes[read] * (part if part < 1.0 else 1.0)
+            elif before < 1.0:
                 moved += sizes[read] * ((before + part if before + part < 1.0 else 1.0) - before)
         return None if number > _MOST_READS else self._seconds(kernel.work + share * producer.work, moved)
 
     def _normalises(self, index: int, reader: int) -> bool:
         """Whether a reader sums the rows of a value for another reader of it: a softmax, say, is one kernel."""
-        rows = self.ops[reader].kind == "reduce" and self.ops[reader].shape == self.ops[index].shape[:-1]
+        rows = self.reduces[reader] and self.ops[reader].shape == self.ops[index].shape[:-1]
         return rows and any(reader in self.kernels[other].reads for other in self.readers[index])
 
     def _seconds(self, work: float, moved_bytes: float) -> float:
@@ -218,7 +232,7 @@ class _Fuser:
             self.readers[read].discard(index)
         for reader in self.readers.pop(index):
             kernel = self.kernels[reader]
-            kernel.work, kernel.reads = _merged(kernel, index, producer)
+            _merge(kernel, index, producer)
             kernel.inside |= producer.inside
             self._timed(reader, kernel)
             affected |= {reader, *kernel.reads}
@@ -242,17 +256,10 @@ class _Fuser:
         )
 
 
-def _share(op: Op, read: Op) -> float:
-    """How often each entry of an operand is read."""
-    if op.kind in ("broadcast", "slice", "dynamic_slice", "gather"):
-        return op.elements / max(read.elements, 1)
-    return 1.0
-
-
-def _merged(kernel: _Kernel, index: int, producer: _Kernel) -> tuple[float, dict[int, float]]:
-    """Work and reads of a kernel that runs a producer of its own instead of reading its result."""
-    reads = dict(kernel.reads)
+def _merge(kernel: _Kernel, index: int, producer: _Kernel) -> None:
+    """Lets a kernel run a producer of its own instead of reading its result."""
+    reads = kernel.reads
     share = reads.pop(index)
     for read, part in producer.reads.items():
         reads[read] = reads.get(read, 0.0) + share * part
-    return kernel.work + share * producer.work, reads
+    kernel.work += share * producer.work

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from jaxremat.cost.hlo_model import Op, Program
+from jaxremat.cost.hlo_model import Program
 from jaxremat.trace.primitives import ELEMENTWISE
 
 
@@ -37,11 +37,12 @@ def row_kernels(program: Program, users: Sequence[Sequence[int]]) -> Iterator[Ro
 
 class _Finder:
     def __init__(self, program: Program, users: Sequence[Sequence[int]]) -> None:
-        self.ops, self.users, self.outputs = program.ops, users, set(program.outputs)
+        self.ops, self.reads = program.ops, program.reads
+        self.users, self.outputs = users, set(program.outputs)
 
     def around(self, exponentials: int) -> RowKernel | None:
         """The kernel that makes some exponentials, if it is more than they: from the maxima of rows to their shares."""
-        shift = self.ops[exponentials].reads[0]
+        shift = self.reads[exponentials][0]
         first = self._diamond(shift)
         readers = set(self.users[exponentials])
         if first is None or self.users[shift] != [exponentials] or len(readers) < 2:
@@ -62,14 +63,14 @@ class _Finder:
     def _diamond(self, index: int) -> frozenset[int] | None:
         """What lies between an array and an operation on it and on the reductions of its rows, which no one else
         reads."""
-        op = self.ops[index]
-        if op.kind not in ELEMENTWISE or len(op.reads) != 2:
+        reads = self.reads[index]
+        if self.ops[index].kind not in ELEMENTWISE or len(reads) != 2:
             return None
-        for array, spread in (op.reads, op.reads[::-1]):
+        for array, spread in (reads, reads[::-1]):
             path = self._to_rows(spread, index)
-            while path and self.ops[path[-1]].reads[0] != array and self._converts_for(path[-1]):
-                path.append(self.ops[path[-1]].reads[0])
-            if path and self.ops[path[-1]].reads[0] == array:
+            while path and self.reads[path[-1]][0] != array and self._converts_for(path[-1]):
+                path.append(self.reads[path[-1]][0])
+            if path and self.reads[path[-1]][0] == array:
                 return frozenset(path)
         return None
 
@@ -78,8 +79,8 @@ class _Finder:
         path = [spread]
         if self.ops[spread].kind != "broadcast" or not self._is_read_by(spread, reader):
             return []
-        while not self._reduces_rows(self.ops[path[-1]]):
-            inputs = [read for read in self.ops[path[-1]].reads if self.ops[read].constant is None]
+        while not self._reduces_rows(path[-1]):
+            inputs = [read for read in self.reads[path[-1]] if self.ops[read].constant is None]
             if len(inputs) != 1 or not self._is_read_by(inputs[0], path[-1]):
                 return []
             path.append(inputs[0])
@@ -87,11 +88,12 @@ class _Finder:
 
     def _converts_for(self, reader: int) -> bool:
         """Whether what an operation reads is converted for it alone."""
-        source = self.ops[reader].reads[0]
+        source = self.reads[reader][0]
         return self.ops[source].kind == "convert_element_type" and self._is_read_by(source, reader)
 
     def _is_read_by(self, index: int, reader: int) -> bool:
         return self.users[index] == [reader] and index not in self.outputs
 
-    def _reduces_rows(self, op: Op) -> bool:
-        return op.kind == "reduce" and self.ops[op.reads[0]].shape[:-1] == op.shape
+    def _reduces_rows(self, index: int) -> bool:
+        op = self.ops[index]
+        return op.kind == "reduce" and self.ops[self.reads[index][0]].shape[:-1] == op.shape

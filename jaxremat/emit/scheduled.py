@@ -20,14 +20,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
+from jaxremat.base.compat import Eqn, Literal, Var
 from jaxremat.base.errors import EmissionError
 from jaxremat.emit.transfers import Transfers
 from jaxremat.emit.zeros import Zeros, with_own_zeros, zeros_written_into
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
-from jaxremat.trace.splice import Env, Splice, at
+from jaxremat.trace.splice import Puts, at
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Script:
     zeros: tuple[Zeros, ...] = ()
 
     @property
-    def numbers(self) -> dict[Var, Atom]:
+    def numbers(self) -> dict[Var, Literal]:
         """What the seeds of zeros stand for, before they have passed a barrier."""
         return {each.seed: each.number for each in self.zeros}
 
@@ -194,25 +194,34 @@ def run_segments(segments: Sequence[Segment], env: dict[Var, Any], same: Mapping
         env.update((v, inside[v]) for v in _made(segment.eqns, same))
 
 
-def emitted_program(joint: Joint, script: Script) -> Jaxpr:
-    """Forward and backward of a script as one program: what `run_forward`, then `run_backward` are traced to."""
-    program = Splice(joint.jaxpr)
+def put_script[Stand](program: Puts[Stand], joint: Joint, script: Script) -> list[Stand | Literal]:
+    """Puts forward and backward of a script into a program: what `run_forward`, then `run_backward` are traced to.
+
+    Returns:
+      What stands for the outputs, then for the gradients.
+    """
     forward = program.inputs | script.numbers
     put_segments(program, (Segment(script.constants, ()), *script.forward), forward, script.same)
     backward = program.inputs | script.numbers | {v: forward[v] for v in script.residuals}
     put_segments(program, (Segment(script.constants, ()), *script.backward), backward, script.same)
-    outputs = [at(forward, atom) for atom in joint.outputs]
-    return program.program([*outputs, *(at(backward, atom) for atom in joint.gradients)])
+    return [*(at(forward, atom) for atom in joint.outputs), *(at(backward, atom) for atom in joint.gradients)]
 
 
-def put_segments(program: Splice, segments: Sequence[Segment], env: Env, same: Mapping[Var, Var] = _NOTHING) -> None:
+def put_segments[Stand](
+    program: Puts[Stand],
+    segments: Sequence[Segment],
+    env: dict[Var, Stand | Literal],
+    same: Mapping[Var, Var] = _NOTHING,
+) -> None:
     """Puts what `run_segments` runs into a program."""
     for segment in segments:
         outside = {v: env[v] for v in segment.fenced if v not in segment.passed}
         env.update(program.put_barrier(segment.through, env) if segment.through else {})
         for eqn in segment.eqns:
             program.put(eqn, env)
-            env.update((same[v], env[v]) for v in eqn.outvars if v in same)
+            for v in eqn.outvars if same else ():
+                if v in same:
+                    env[same[v]] = env[v]
         made = set(_made(segment.eqns, same))
         env.update((v, value) for v, value in outside.items() if v not in made)
 
@@ -349,6 +358,8 @@ def _without_idle_trips(
     joint: Joint, passes: Sequence[Sequence[Sequence[Eqn]]], saved: Set[Var]
 ) -> list[tuple[Eqn, ...]]:
     """The stretches of both passes without round trips that lead nowhere."""
+    if not joint.round_trips:
+        return [tuple(eqns) for stretches in passes for eqns in stretches]
     there = [eqns for stretches in passes for eqns in _without_returns(joint, stretches)]
     read = {v for eqns in there for eqn in eqns for v in jaxprs.vars_of(eqn.invars)} | saved
     idle = {id(trip.way_there) for trip in joint.round_trips if trip.stored not in read}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -193,7 +194,7 @@ class Graph:
     @functools.cached_property
     def values_read(self) -> tuple[tuple[int, ...], ...]:
         """For each node, the values that it reads."""
-        return _group(self.reads[:, 1], self.reads[:, 0], self.num_nodes)
+        return _rows(self.reads[:, 0], self.read_start)
 
     @functools.cached_property
     def readers(self) -> tuple[tuple[int, ...], ...]:
@@ -203,7 +204,13 @@ class Graph:
     @functools.cached_property
     def values_of(self) -> tuple[tuple[int, ...], ...]:
         """For each node, the values that it produces."""
-        return _group(self.producer, np.arange(self.num_values), self.num_nodes)
+        return _rows(np.arange(self.num_values), self.value_start)
+
+    @functools.cached_property
+    def forward_reads(self) -> np.ndarray:
+        """[N] how many reads of its values by forward nodes each node has."""
+        early = ~self.backward[self.reads[:, 1]]
+        return np.bincount(self.producer[self.reads[early, 0]], minlength=self.num_nodes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -299,6 +306,12 @@ def _refuse_unordered(edges: np.ndarray, n: int) -> None:
         raise GraphError(f"the graph has a cycle through node {int(np.flatnonzero(waiting > 0)[0])}")
     u, v = map(int, edges[edges[:, 0] >= edges[:, 1]][0])
     raise GraphError(f"edge ({u}, {v}) runs backwards: list nodes so that every edge goes from a lower to a higher id")
+
+
+def _rows(entries: np.ndarray, start: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Rows of entries that lie one after another, and begin at some places."""
+    flat, bounds = entries.tolist(), start.tolist()
+    return tuple(tuple(flat[a:b]) for a, b in itertools.pairwise(bounds))
 
 
 def _group(keys: np.ndarray, values: np.ndarray, n: int) -> tuple[tuple[int, ...], ...]:

@@ -21,13 +21,11 @@ class Wiring(Protocol):
     """Who reads what, of a `Graph` or of a joint program."""
 
     @property
-    def num_values(self) -> int: ...
-    @property
     def backward(self) -> np.ndarray: ...
     @property
-    def values_of(self) -> Sequence[Sequence[int]]: ...
+    def producer(self) -> np.ndarray: ...
     @property
-    def values_read(self) -> Sequence[Sequence[int]]: ...
+    def reads(self) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,9 +119,8 @@ def first_runs(steps: np.ndarray) -> np.ndarray:
 
 def saved_before(wiring: Wiring, tail: np.ndarray) -> np.ndarray:
     """[K] values that a stretch running to the end reads before it makes them."""
-    made: set[int] = set()
-    saved: set[int] = set()
-    for node in dict.fromkeys(tail.tolist()):
-        saved.update(value for value in wiring.values_read[node] if value not in made)
-        made.update(wiring.values_of[node])
-    return np.asarray(sorted(saved), np.int32)
+    first = np.full(wiring.backward.size, tail.size)
+    first[tail[::-1]] = np.arange(tail.size)[::-1]  # the last of equal places counts
+    value, reader = wiring.reads.T
+    is_read_before = first[reader] < first[wiring.producer[value]]
+    return np.unique(value[is_read_before]).astype(np.int32)

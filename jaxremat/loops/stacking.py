@@ -14,7 +14,8 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import CONTRACTIONS, lower
+from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.hlo_ops import CONTRACTIONS
 from jaxremat.cost.kernels import seconds_by_equation
 from jaxremat.graph.graph import Graph
 from jaxremat.trace.joint import Joint
@@ -38,5 +39,5 @@ def _times_moved(joint: Joint, fusion: Fusion) -> np.ndarray:
 
 
 def _is_late_product(joint: Joint, fusion: Fusion, index: int) -> bool:
-    op = fusion.program.ops[index]
-    return op.kind in CONTRACTIONS and bool(joint.backward[op.equation])
+    program = fusion.program
+    return program.ops[index].kind in CONTRACTIONS and bool(joint.backward[program.equations[index]])

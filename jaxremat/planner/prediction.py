@@ -8,79 +8,127 @@ compiler works in a wider dtype than the program's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.base.compat import Eqn, Jaxpr
+from jaxremat.base.compat import Eqn, Var
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.flops import is_contraction
-from jaxremat.cost.memory import MemoryEstimate, estimate_memory, live_bytes
-from jaxremat.cost.pricing import Shares, shares
-from jaxremat.emit.scheduled import Script, Segment, emitted_program, write_script
+from jaxremat.cost.hlo_model import lower_listing
+from jaxremat.cost.hlo_ops import alone
+from jaxremat.cost.memory import MemoryEstimate, estimate_program, live_bytes
+from jaxremat.cost.pricing import shares
+from jaxremat.emit.scheduled import Script, put_script, write_script
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.listing import Listing
 
 
-def predict(
-    joint: Joint, graph: Graph, program: ScheduledProgram, device: Device, known: KnownBodies | None = None
-) -> Timeline:
-    """The timeline of a scheduled program as compiled: one step per kernel, one span per buffer.
+def predict(joint: Joint, graph: Graph, program: ScheduledProgram, device: Device) -> Timeline:
+    """The timeline of a scheduled program as compiled; see `Predictor`."""
+    return Predictor(joint, graph, device, KnownBodies()).predict(program)
+
+
+class Predictor:
+    """Predicts the schedules of one program on one device; what they have in common is worked out once.
 
     Args:
       joint, graph: the program.
-      program: its schedule.
       device: what it is compiled for.
       known: bodies of loops whose costs on the device are known already.
     """
-    if is_below_model_threshold(joint, graph, device):
-        return replay(graph, program.steps)
-    script = write_script(joint, program, device.backend.unfenced(joint.eqns))
-    emitted = emitted_program(joint, script)
-    node_of = _nodes_of_equations(joint, script, len(emitted.eqns))
-    estimate = estimate_memory(emitted, device, known)
-    replayed = float(graph.costs[program.steps].sum())
-    cost = estimate.seconds if device.backend.barrier_parts else replayed
-    return timeline_of(joint, graph, estimate, emitted, node_of, cost)
+
+    def __init__(self, joint: Joint, graph: Graph, device: Device, known: KnownBodies) -> None:
+        self._joint, self._graph, self._device, self._known = joint, graph, device, known
+
+    def predict(self, program: ScheduledProgram) -> Timeline:
+        """The timeline of a schedule as compiled: one step per kernel, one span per buffer."""
+        if self._is_replayed:
+            return replay(self._graph, program.steps)
+        joint, device = self._joint, self._device
+        script = write_script(joint, program, self._unfenced)
+        listing = Listing((*joint.jaxpr.constvars, *joint.jaxpr.invars))
+        listing.outputs = put_script(listing, joint, script)
+        lowered = lower_listing(listing, device.backend, self._known.templates)
+        estimate = estimate_program(lowered, alone(joint.jaxpr), device, self._known)
+        replayed = float(self._graph.costs[program.steps].sum())
+        cost = estimate.seconds if device.backend.barrier_parts else replayed
+        return self._timelines.of(estimate, self._nodes(listing, script), cost)
+
+    @functools.cached_property
+    def _timelines(self) -> Timelines:
+        return Timelines(self._joint, self._graph)
+
+    @functools.cached_property
+    def _is_replayed(self) -> bool:
+        return is_below_model_threshold(self._joint, self._graph, self._device)
+
+    @functools.cached_property
+    def _unfenced(self) -> set[Var]:
+        return self._device.backend.unfenced(self._joint.eqns)
+
+    @functools.cached_property
+    def _node_of(self) -> dict[Eqn, int]:
+        return {eqn: node for node, eqn in enumerate(self._joint.eqns)}
+
+    def _nodes(self, listing: Listing, script: Script) -> np.ndarray:
+        """[E] the joint program's node of each line; a barrier counts as the node that follows it."""
+        node_of = self._node_of | {zeros.seeded: self._node_of[zeros.eqn] for zeros in script.zeros}
+        lines = listing.lines
+        sources = [lines[k + 1].eqn if line.eqn is None else line.eqn for k, line in enumerate(lines)]
+        return np.asarray([node_of[eqn] for eqn in sources if eqn is not None], np.int64)
 
 
-def timeline_of(
-    joint: Joint, graph: Graph, estimate: MemoryEstimate, emitted: Jaxpr, node_of: np.ndarray, cost: float
-) -> Timeline:
-    """The timeline of an emitted program, from its estimate and the node that each of its equations stems from."""
-    live, span_bytes = _on_one_device(estimate, emitted, shares(joint), node_of)
-    first_value = np.asarray([values[0] if values else -1 for values in graph.values_of])
-    made_by = estimate.spans[:, 0]
-    value = np.where(made_by >= 0, first_value[node_of[made_by]], -1)
-    known = value >= 0
-    return Timeline(
-        schedule=node_of[estimate.steps].astype(np.int32),
-        live_bytes=live + graph.resident_bytes,
-        cost=cost,
-        spans=np.stack([value, *estimate.spans[:, 2:].T], 1)[known].astype(np.int32),
-        span_bytes=span_bytes[known],
-    )
+class Timelines:
+    """Timelines of what is emitted for one program.
 
+    Args:
+      joint, graph: the program.
+    """
 
-def _on_one_device(
-    estimate: MemoryEstimate, emitted: Jaxpr, part: Shares, node_of: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """([T] live bytes, [S] bytes of spans) on one device, which holds a part of what each equation makes and copies; of
-    constants, the part that it holds on average."""
-    made_by, whole = estimate.spans[:, :2].T
-    known = made_by >= 0
-    made = np.asarray([max(map(jaxprs.size_bytes, eqn.outvars), default=0) for eqn in emitted.eqns], np.int64)
-    copied = np.asarray([is_contraction(eqn) for eqn in emitted.eqns])[made_by] & (whole != made[made_by])
-    share = np.where(copied, part.read[node_of[made_by]], part.run[node_of[made_by]])
-    typical = np.average(share[known], weights=whole[known]) if whole[known].sum() else 1.0
-    share = np.where(known, share, typical)
-    span_bytes = np.ceil(whole * share).astype(np.int64)
-    workspace_bytes = np.ceil(estimate.workspace_bytes * part.run[node_of[estimate.steps]]).astype(np.int64)
-    return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
+    def __init__(self, joint: Joint, graph: Graph) -> None:
+        self._graph, self._shares = graph, shares(joint)
+        self._made_bytes = np.asarray([max(map(jaxprs.size_bytes, eqn.outvars), default=0) for eqn in joint.eqns])
+        self._contracts = np.asarray([is_contraction(eqn) for eqn in joint.eqns], bool)
+
+    def of(self, estimate: MemoryEstimate, node_of: np.ndarray, cost: float) -> Timeline:
+        """A timeline from an estimate and the node that each emitted equation stems from."""
+        live, span_bytes = self._on_one_device(estimate, node_of)
+        made_by = estimate.spans[:, 0]
+        value = np.where(made_by >= 0, self._first_value[node_of[made_by]], -1)
+        known = value >= 0
+        return Timeline(
+            schedule=node_of[estimate.steps].astype(np.int32),
+            live_bytes=live + self._graph.resident_bytes,
+            cost=cost,
+            spans=np.stack([value, *estimate.spans[:, 2:].T], 1)[known].astype(np.int32),
+            span_bytes=span_bytes[known],
+        )
+
+    @functools.cached_property
+    def _first_value(self) -> np.ndarray:
+        """[N] the first value of each node; -1 where it has none."""
+        start = self._graph.value_start
+        return np.where(start[1:] > start[:-1], start[:-1], -1)
+
+    def _on_one_device(self, estimate: MemoryEstimate, node_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([T] live bytes, [S] bytes of spans) on one device, which holds a part of what each equation makes and
+        copies; of constants, the part that it holds on average."""
+        part = self._shares
+        made_by, whole = estimate.spans[:, :2].T
+        node, known = node_of[made_by], made_by >= 0
+        copied = self._contracts[node] & (whole != self._made_bytes[node])
+        share = np.where(copied, part.read[node], part.run[node])
+        typical = np.average(share[known], weights=whole[known]) if whole[known].sum() else 1.0
+        span_bytes = np.ceil(whole * np.where(known, share, typical)).astype(np.int64)
+        workspace_bytes = np.ceil(estimate.workspace_bytes * part.run[node_of[estimate.steps]]).astype(np.int64)
+        return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
 
 
 def is_below_model_threshold(joint: Joint, graph: Graph, device: Device) -> bool:
@@ -96,19 +144,3 @@ def _is_widened(eqns: Sequence[Eqn], dtypes: frozenset[str]) -> bool:
     return any(str(jaxprs.dtype_of(atom)) in dtypes for eqn in products for atom in eqn.invars) or any(
         _is_widened(body, dtypes) for body in inside
     )
-
-
-def _nodes_of_equations(joint: Joint, script: Script, number: int) -> np.ndarray:
-    """[E] the joint program's node of each emitted equation; a barrier counts as the node that follows it."""
-    node = {id(eqn): index for index, eqn in enumerate(joint.eqns)}
-    node |= {id(zeros.seeded): node[id(zeros.eqn)] for zeros in script.zeros}
-    constants = [node[id(eqn)] for eqn in script.constants]
-
-    def run(segments: Sequence[Segment]) -> list[int]:
-        eqns = [eqn for segment in segments for eqn in (*segment.eqns[: bool(segment.through)], *segment.eqns)]
-        return [node[id(eqn)] for eqn in eqns]
-
-    nodes = [*constants, *run(script.forward), *constants, *run(script.backward)]
-    if len(nodes) != number:
-        raise AssertionError(f"emission wrote {number} equations for {len(nodes)} steps")
-    return np.asarray(nodes, np.int64)

@@ -16,6 +16,7 @@ from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.find import find
+from jaxremat.planner.prediction import Predictor
 from jaxremat.trace.joint import Joint, Primal, differentiate
 from jaxremat.trace.round_trips import UNDONE
 
@@ -56,6 +57,11 @@ class Problem:
             if self.graph.pinned[node] or decided or not unfenced.isdisjoint(eqn.outvars):
                 seconds[node] = np.inf
         return seconds
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """What predicts its schedules."""
+        return Predictor(self.joint, self.graph, self.device, self.known)
 
     @functools.cached_property
     def in_order(self) -> ScheduledProgram:

@@ -24,7 +24,6 @@ from jaxremat.loops.decide import Loops, in_one_piece
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within, left_behind
 from jaxremat.planner.decision import FlatFunction, Form, form_of
-from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.barriers import barriers_at_turns
 from jaxremat.solvers.mincut.search import Candidate, Search
@@ -64,8 +63,7 @@ class ScheduleOutcome:
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The predicted timeline of the emitted program."""
-        problem = self.problem
-        return predict(problem.joint, problem.graph, self.program, problem.device, problem.known)
+        return self.problem.predictor.predict(self.program)
 
     @property
     def peak_bytes(self) -> int:

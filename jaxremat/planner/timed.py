@@ -24,7 +24,6 @@ from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_progra
 from jaxremat.planner.by_hand import POLICIES, blocks_of, kept_by_hand
 from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.decision import FlatFunction, Form, form_of
-from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut.assemble import assemble_parts
@@ -226,7 +225,7 @@ class TimedPlanner:
         key = program.steps.tobytes() + np.asarray(program.barriers).tobytes()
         if key not in self._made:
             problem = self._problem
-            timeline = predict(problem.joint, problem.graph, program, self.device)
+            timeline = problem.predictor.predict(program)
             self._made[key] = TimedOutcome(problem, program, timeline)
         return self._made[key]
 
@@ -251,7 +250,8 @@ class TimedPlanner:
     @functools.cached_property
     def _kernels(self) -> tuple[np.ndarray, frozenset[Var]]:
         """Of the plain program: what each equation takes by itself, and which variables have buffers."""
-        return seconds_by_equation(self._problem.joint.jaxpr, self.device)
+        problem = self._problem
+        return seconds_by_equation(problem.joint.jaxpr, self.device, problem.known.templates)
 
     @functools.cached_property
     def _structure(self) -> Structure:

@@ -16,7 +16,6 @@ from jaxremat.backends.devices import Device
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.hosted import Hosting
-from jaxremat.planner.prediction import predict
 from jaxremat.planner.timed import TimedOutcome, TimedPlanner
 from jaxremat.planner.transfers import require_link, transfers_of
 from jaxremat.trace.joint import Primal
@@ -148,7 +147,7 @@ class TimedTransferPlanner:
         if key not in self._made:
             problem = self._hosting.problem
             program = self._hosting.program(outcome.program, hosted)
-            timeline = predict(problem.joint, problem.graph, program, self.device)
+            timeline = problem.predictor.predict(program)
             made = TimedOutcome(problem, program, timeline)
             self._made[key] = made.at_cost(made.cost + transfers_of(made, self.device).exposed_seconds)
         return self._made[key]

@@ -9,6 +9,7 @@ from typing import Any
 from jaxremat.backends.devices import resolve_target
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import Budget, budget_bytes, format_bytes, parse_budget
+from jaxremat.base.collecting import collected_seldom
 from jaxremat.base.errors import BudgetError
 from jaxremat.planner.by_hand import Policy, dots, nothing
 from jaxremat.planning.plan import Plan
@@ -103,6 +104,7 @@ class Front:
         )
 
 
+@collected_seldom()
 def pareto(
     fun: Callable[..., Any],
     *args: Any,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, keep_bytes, parse_budget
+from jaxremat.base.collecting import collected_seldom
 from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
 from jaxremat.chunk.candidates import rewritten
 from jaxremat.chunk.choice import Chunked
@@ -105,6 +106,7 @@ def plan(
     return plan_for(request, budget)
 
 
+@collected_seldom()
 def plan_for(request: Request, budget: Budget | None, keep: Budget | None = None) -> Plan:
     """The plan of a request, for a budget or for what it may keep; the same for all processes."""
 

@@ -16,6 +16,7 @@ import jax
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes, parse_budget
+from jaxremat.base.collecting import collected_seldom
 from jaxremat.base.errors import ArgumentError
 from jaxremat.compiled.compile import MemoryReport, compile_jitted
 from jaxremat.planner.solver_schedules import require_graphs
@@ -319,6 +320,7 @@ class PlannedStep:
                 self._programs[key] = self._traced(call)
             return self._programs[key]
 
+    @collected_seldom()
     def _made(self, call: StepCall, most_trials: int | None) -> StepPlan:
         program = self._program(call)
         if not program.jaxpr.eqns:

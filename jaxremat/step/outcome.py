@@ -15,7 +15,7 @@ from jaxremat.cost.memory import MemoryEstimate, estimate_memory
 from jaxremat.cost.pricing import price, shares
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
-from jaxremat.planner.prediction import is_below_model_threshold, timeline_of
+from jaxremat.planner.prediction import Timelines, is_below_model_threshold
 from jaxremat.planner.problem import Problem
 from jaxremat.solvers.mincut.barriers import PARTS
 from jaxremat.step.decision import ProgramDecision
@@ -46,6 +46,11 @@ class Posed:
     is_body: bool
     known: KnownBodies
     aliased: frozenset[int]
+
+    @functools.cached_property
+    def timelines(self) -> Timelines:
+        """What writes the timelines of its schedules."""
+        return Timelines(self.joint, self.graph)
 
     @functools.cached_property
     def ends(self) -> np.ndarray:
@@ -141,7 +146,7 @@ class Outcome:
         """The predicted timeline of the emitted program."""
         if not self.posed.is_body and self._is_small:
             return replay(self.posed.graph, self.schedule.steps)
-        return timeline_of(self.posed.joint, self.posed.graph, self.estimate, *self._emitted, self.cost)
+        return self.posed.timelines.of(self.estimate, self._emitted[1], self.cost)
 
     @functools.cached_property
     def held_bytes(self) -> np.ndarray:

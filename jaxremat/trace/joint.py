@@ -141,6 +141,17 @@ class Joint:
         return len(self.values)
 
     @functools.cached_property
+    def producer(self) -> np.ndarray:
+        """[V] the equation that makes each value."""
+        return np.repeat(np.arange(len(self.eqns)), [len(eqn.outvars) for eqn in self.eqns])
+
+    @functools.cached_property
+    def reads(self) -> np.ndarray:
+        """[R, 2] pairs (value, equation that reads it)."""
+        pairs = [(value, node) for node, values in enumerate(self.values_read) for value in values]
+        return np.asarray(pairs, np.int64).reshape(-1, 2)
+
+    @functools.cached_property
     def values_of(self) -> tuple[tuple[int, ...], ...]:
         """For each equation, the values that it makes."""
         count = itertools.count()

@@ -7,13 +7,27 @@ an equation keeps its primitive, parameters and place in the source, and only re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
 
 Env = dict[Var, Atom]
 """What stands for each variable of a source in the program that is being put together."""
+
+
+class Puts[Stand](Protocol):
+    """What equations are put into, one after another; something stands there for each variable."""
+
+    @property
+    def inputs(self) -> dict[Var, Stand | Literal]:
+        """What stands for the inputs."""
+
+    def put(self, eqn: Eqn, env: dict[Var, Stand | Literal]) -> None:
+        """Adds an equation, and what stands for its results to `env`."""
+
+    def put_barrier(self, variables: Sequence[Var], env: dict[Var, Stand | Literal]) -> dict[Var, Stand | Literal]:
+        """Adds an optimization barrier; returns what stands for the variables behind it."""
 
 
 class Splice:
@@ -63,6 +77,6 @@ class Splice:
         return compat.assembled(self._like, self._eqns, results, constants)
 
 
-def at(env: Mapping[Var, Atom], atom: Atom) -> Atom:
+def at[T](env: Mapping[Var, T], atom: Atom) -> T | Literal:
     """What stands for an atom; a literal for itself."""
     return atom if isinstance(atom, Literal) else env[atom]

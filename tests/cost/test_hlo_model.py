@@ -4,9 +4,18 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from put_together import emitted_program
 
 from jaxremat.backends.cpu import CPU
-from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.hlo_model import lower, lower_listing
+from jaxremat.cost.hlo_ops import Templates
+from jaxremat.cost.pricing import price
+from jaxremat.emit.scheduled import put_script, write_script
+from jaxremat.graph.scheduled import schedule_program
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.trace.joint import trace_joint
+from jaxremat.trace.listing import Listing
 
 
 def squares(times):
@@ -35,3 +44,29 @@ def test_equal_constant_expressions_are_one_operation():
     program = lower(jax.make_jaxpr(twice)(jnp.ones(8)).jaxpr, CPU)
     products = [op for op in program.ops if op.kind == "mul" and op.constant is None]
     assert len(products) == 1
+
+
+def operations(program):
+    """What the operations of a program do and read, and where they come from."""
+    does = [(op.kind, op.shape, op.dtype, op.size_bytes, op.constant, op.flops) for op in program.ops]
+    return list(zip(does, program.reads, program.equations, strict=True)), program.outputs, program.takes_over
+
+
+def test_a_script_is_lowered_as_the_program_that_it_becomes():
+    def loss(ws, x):
+        for w in ws:
+            x = jax.nn.softmax(jnp.tanh(x @ w) * 0.5) + x
+        carry, stacked = jax.lax.scan(lambda c, w: (jnp.sin(c) @ w, c), x, jnp.stack(ws))
+        return jnp.mean(carry**2) + jnp.sum(stacked[0])
+
+    shapes = [jax.ShapeDtypeStruct((16, 16), jnp.float32)] * 3, jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    joint = trace_joint(loss, *shapes)
+    graph, templates = price(joint), Templates()
+    for every in (1, 2, 3):
+        kept = np.arange(graph.num_values) % every == 0
+        steps, start = assemble_parts(graph, kept)
+        script = write_script(joint, schedule_program(graph, steps, backward_start=start))
+        listing = Listing((*joint.jaxpr.constvars, *joint.jaxpr.invars))
+        listing.outputs = put_script(listing, joint, script)
+        lowered = lower_listing(listing, CPU, templates)
+        assert operations(lowered) == operations(lower(emitted_program(joint, script), CPU))

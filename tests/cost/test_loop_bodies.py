@@ -7,7 +7,7 @@ from jax import lax
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.bodies import KnownBodies
-from jaxremat.cost.hlo_model import bodies_of
+from jaxremat.cost.hlo_ops import bodies_of
 from jaxremat.cost.memory import estimate_body, estimate_memory
 
 H200 = resolve_target("h200")

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from emitted import ARGS, FORMS, array, assert_same, counts, network, network_plan
 from jax import lax
+from put_together import emitted_program
 
 from jaxremat.base import compat
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import emitted_program, run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import run_backward, run_forward, write_script
 from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.search import Search

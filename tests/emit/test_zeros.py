@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from put_together import emitted_program
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import emitted_program, run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import run_backward, run_forward, write_script
 from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
 from jaxremat.planner.timed import TimedPlanner
 from jaxremat.planning.compilation import compile_program

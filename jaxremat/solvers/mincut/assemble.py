@@ -52,7 +52,7 @@ class _Assembly:
         self.value_group = value_group.tolist()
         self.left = left
         self.available = (left | graph.backward[graph.producer]).tolist()
-        self.restored = {last}
+        self.restored, self.has_groups = {last}, last > 0
         self.steps = forward_part(graph, left)
         self.producer = graph.producer.tolist()
 
@@ -76,7 +76,7 @@ class _Assembly:
 
     def _provide(self, readers: list[int]) -> None:
         """Runs what `readers` need and is not available, restoring groups first."""
-        for needed in sorted(self._groups_missing(readers), reverse=True):
+        for needed in sorted(self._groups_missing(readers), reverse=True) if self.has_groups else ():
             self._restore(needed)
         for node in self._missing(readers):
             self._step(node)
@@ -123,9 +123,13 @@ def forward_part(graph: Graph, left: np.ndarray) -> list[int]:
     wanted = (graph.is_output | left) & ~graph.backward[graph.producer]
     must_run = (graph.pinned | graph.is_dead_end) & ~graph.backward
     must_run[graph.producer[wanted]] = True
-    run, producer = must_run.tolist(), graph.producer.tolist()
-    for node in np.flatnonzero(~graph.backward)[::-1].tolist():
-        if run[node]:
-            for value in graph.values_read[node]:
-                run[producer[value]] = True
+    readers, run = graph.forward_reads.copy(), ~graph.backward
+    idle = np.flatnonzero(run & ~must_run & (readers == 0)).tolist()
+    while idle:
+        node = idle.pop()
+        run[node] = False
+        for source in graph.producer[list(graph.values_read[node])].tolist():
+            readers[source] -= 1
+            if not readers[source] and not must_run[source]:
+                idle.append(source)
     return np.flatnonzero(run).tolist()

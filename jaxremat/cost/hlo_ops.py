@@ -1,0 +1,302 @@
+"""The operations that equations become, and what is asked of an equation again and again while it is lowered.
+
+A program that runs an equation five times, and twenty programs of the same equations, ask the same things: they are
+worked out once for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxremat.base import compat
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
+from jaxremat.cost.flops import equation_flops, trip_count
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.listing import Listing, listing_of
+from jaxremat.trace.primitives import COMMUTATIVE, LOOPS
+
+CONTRACTIONS = frozenset({"dot", "conv"})
+_KINDS = {"add_any": "add", "broadcast_in_dim": "broadcast"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Body:
+    """What a loop or a branch runs.
+
+    Attributes:
+      jaxpr: one iteration.
+      own_inputs: how many of its inputs are there as they are; the others are slices of stacks.
+      own_outputs: how many of its outputs are handed on as they are; the others are written into stacks.
+    """
+
+    jaxpr: Jaxpr
+    own_inputs: int
+    own_outputs: int
+
+
+def bodies_of(eqn: Eqn) -> tuple[Body, ...]:
+    """The bodies of a loop or of a conditional; none of anything else."""
+    name = eqn.primitive.name
+    if name not in LOOPS:
+        return ()
+    if name == "scan":
+        num_consts, num_carry = compat.scan_arity(eqn)
+        return tuple(Body(jaxpr, num_consts + num_carry, num_carry) for jaxpr in jaxprs.subjaxprs(eqn))
+    return tuple(map(alone, jaxprs.subjaxprs(eqn)))
+
+
+def alone(jaxpr: Jaxpr) -> Body:
+    """A program that neither slices nor stacks."""
+    return Body(jaxpr, len(jaxpr.invars), len(jaxpr.outvars))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Op:
+    """What an operation with one result does; many operations of a program may be one of these.
+
+    Attributes:
+      kind: a primitive's name, or one of `input`, `broadcast`, `bitcast`, `reduce`, `dot`, `conv`, `part`, `barrier`.
+      shape, dtype, size_bytes: of its result.
+      in_library: a contraction or reduction that XLA:CPU hands to its library.
+      constant: identity of a broadcast literal, or None.
+      bodies: what it runs (loops, branches).
+      splits_rows: a concatenation along the last dimension.
+      flops, runs: of a contraction, the FLOPs; of a loop, how often its body runs.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+    in_library: bool = False
+    constant: Hashable = None
+    bodies: tuple[Body, ...] = ()
+    splits_rows: bool = False
+    flops: float = 0.0
+    runs: int = 1
+
+    @functools.cached_property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+_NOTHING = Op("broadcast", (), "", 0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Template:
+    """An operation of which equal ones are merged.
+
+    Attributes:
+      op: the operation.
+      identity: the same number for all that do the same.
+      commutes: its operands may change places.
+    """
+
+    op: Op
+    identity: int
+    commutes: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """How the operands of a product lie.
+
+    Attributes:
+      batches: the batch dimensions of both.
+      fits: for both, whether batch dimensions lead and contracted dimensions lie together.
+      contracts_rows: whether the last dimensions of the first are contracted.
+      is_matrix: whether rows and columns are left.
+    """
+
+    batches: tuple[tuple[int, ...], ...]
+    fits: tuple[bool, ...]
+    contracts_rows: bool
+    is_matrix: bool
+
+
+class Facts:
+    """What lowering asks of an equation.
+
+    Attributes:
+      eqn: the equation.
+      name: of its primitive.
+      kind: of its usual operation.
+      shape, dtype, elements: of its first result.
+    """
+
+    def __init__(self, eqn: Eqn, templates: Templates) -> None:
+        self.eqn, self.name, self._templates = eqn, compat.primitive_name(eqn), templates
+        self.kind = _KINDS.get(self.name, self.name)
+        self.result = templates.like("broadcast", eqn.outvars[0]) if eqn.outvars else _NOTHING
+        self.shape, self.dtype, self.elements = self.result.shape, self.result.dtype, self.result.elements
+        self._made: dict[Hashable, Template] = {}
+        self._layouts: dict[Hashable, Layout] = {}
+
+    @functools.cached_property
+    def params(self) -> int:
+        """What tells the equation from another of the same primitive, as a number."""
+        return self._templates.number(_params_key(self.eqn))
+
+    @functools.cached_property
+    def body(self) -> Jaxpr | None:
+        """What it calls, if it is a call."""
+        return jaxprs.computed_body(self.eqn)
+
+    @functools.cached_property
+    def listing(self) -> Listing:
+        """The body of a call."""
+        assert self.body is not None
+        return listing_of(self.body)[0]
+
+    @functools.cached_property
+    def usual(self) -> Template:
+        """The operation that the equation is, where nothing is special."""
+        return self.template(self.kind, self.params)
+
+    def op(self, kind: str, **more: Any) -> Op:
+        """An operation with the equation's first result."""
+        if kind in CONTRACTIONS:
+            more["flops"] = equation_flops(self.eqn)
+        return dataclasses.replace(self.result, kind=kind, **more)
+
+    def template(self, kind: str, key: Hashable = "", **more: bool) -> Template:
+        """The same where equal ones are merged, told by a key from others of the kind."""
+        made = kind, key, *more.values()
+        if made not in self._made:
+            self._made[made] = self._templates.merged(self.op(kind, **more), key)
+        return self._made[made]
+
+    def wide_product(self, kind: str, *, in_library: bool) -> Template:
+        """A contraction in float32, whatever the equation's dtype."""
+        made = "wide", kind, in_library
+        if made not in self._made:
+            op = self.op(kind, in_library=in_library, dtype="float32", size_bytes=4 * self.elements)
+            self._made[made] = self._templates.merged(op, self.params)
+        return self._made[made]
+
+    @functools.cached_property
+    def with_bodies(self) -> Op:
+        """A loop, a branch, or another operation with several results."""
+        bodies = bodies_of(self.eqn)
+        return Op(self.eqn.primitive.name, (), "", 0, bodies=bodies, runs=trip_count(self.eqn) if bodies else 1)
+
+    def literal(self, position: int, shape: tuple[int, ...]) -> Template:
+        """A number among what the equation reads, as an array of a shape."""
+        made = "literal", position, shape
+        if made not in self._made:
+            self._made[made] = self._templates.literal(self.eqn.invars[position], shape)
+        return self._made[made]
+
+    def layout(self, contracts: tuple[tuple[int, ...], ...]) -> Layout:
+        """How the operands of a product lie of which some dimensions are contracted."""
+        if contracts not in self._layouts:
+            self._layouts[contracts] = _layout(self.eqn, contracts)
+        return self._layouts[contracts]
+
+
+class Templates:
+    """Operations of one program, or of many programs of the same equations."""
+
+    def __init__(self) -> None:
+        self._facts: dict[Eqn, Facts] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._resized: dict[Hashable, Template] = {}
+        self._like: dict[tuple[str, Var], Op] = {}
+        self._spread: dict[Hashable, Template] = {}
+
+    def facts(self, eqn: Eqn) -> Facts:
+        """What lowering asks of an equation."""
+        found = self._facts.get(eqn)
+        if found is None:
+            found = self._facts[eqn] = Facts(eqn, self)
+        return found
+
+    def number(self, key: Hashable) -> int:
+        """One number for all that is equal."""
+        return self._numbers.setdefault(key, len(self._numbers))
+
+    def merged(self, op: Op, key: Hashable) -> Template:
+        """An operation that is merged with those of the same kind, operands and key."""
+        return Template(op, self.number((op.kind, op.shape, op.dtype, key)), op.kind in COMMUTATIVE)
+
+    def like(self, kind: str, var: Var) -> Op:
+        """An operation with a result like a variable."""
+        if (kind, var) not in self._like:
+            self._like[kind, var] = Op(kind, shape_of(var), dtype_of(var), jaxprs.size_bytes(var))
+        return self._like[kind, var]
+
+    def resized(self, op: Op, kind: str, shape: tuple[int, ...], key: Hashable) -> Template:
+        """An operation whose result has the dtype of another's."""
+        made = op, kind, shape, key
+        if made not in self._resized:
+            itemsize = op.size_bytes // max(op.elements, 1)
+            self._resized[made] = self.merged(Op(kind, shape, op.dtype, itemsize * math.prod(shape)), key)
+        return self._resized[made]
+
+    def spread(self, like: Op, constant: Hashable) -> Template:
+        """A constant over an array like the result of an operation."""
+        made = like.shape, like.dtype, like.size_bytes, constant
+        if made not in self._spread:
+            op = Op("broadcast", like.shape, like.dtype, like.size_bytes, constant=constant)
+            self._spread[made] = self.merged(op, constant)
+        return self._spread[made]
+
+    def literal(self, atom: Atom, shape: tuple[int, ...]) -> Template:
+        """A number as an array of a shape."""
+        assert isinstance(atom, Literal)
+        dtype = dtype_of(atom)
+        op = Op("broadcast", shape, dtype, math.prod(shape) * np.dtype(dtype).itemsize)
+        return self.spread(op, repr(np.asarray(atom.val).tolist()))
+
+
+def shape_of(atom: Atom) -> tuple[int, ...]:
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+def dtype_of(atom: Atom) -> str:
+    return _dtype_name(getattr(atom.aval, "dtype", ""))
+
+
+@functools.cache
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype)
+
+
+def _params_key(eqn: Eqn) -> Hashable:
+    """What tells an equation from another of the same primitive."""
+    key = tuple((name, value) for name, value in sorted(eqn.params.items()) if name not in ("sharding", "out_sharding"))
+    try:
+        hash(key)
+    except TypeError:
+        return repr(key)
+    return key
+
+
+def _layout(eqn: Eqn, contracts: Sequence[Sequence[int]]) -> Layout:
+    given, batches = eqn.params["dimension_numbers"]
+    operands = list(zip(map(shape_of, eqn.invars), contracts, batches))
+    rank = len(shape_of(eqn.invars[0]))
+    return Layout(
+        batches=tuple(map(tuple, batches)),
+        fits=tuple(_lies_together(len(shape), contract, batch) for shape, contract, batch in operands),
+        contracts_rows=sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank)),
+        is_matrix=all(_free_size(shape_of(a), c, b) > 1 for a, c, b in zip(eqn.invars, given, batches)),
+    )
+
+
+def _lies_together(rank: int, contract: Sequence[int], batch: Sequence[int]) -> bool:
+    """Whether batch dimensions lead and contracted dimensions are not torn apart."""
+    leading, dims = list(batch) == list(range(len(batch))), sorted(contract)
+    joined = dims in (list(range(len(batch), len(batch) + len(dims))), list(range(rank - len(dims), rank)))
+    return leading and joined
+
+
+def _free_size(shape: tuple[int, ...], contract: Sequence[int], batch: Sequence[int]) -> int:
+    return math.prod(size for dim, size in enumerate(shape) if dim not in contract and dim not in batch)
