@@ -279,5 +279,5 @@ def _one_iteration(source: Eqn, target: Eqn, kept: Any, links: Any, num_carry: i
 
 
 def _stack(length: int, atom: Any) -> jax.Array:
-    shape = jaxprs.shape_of(atom)
-    return jnp.zeros((length, *shape.shape), shape.dtype)
+    zeros = compat.zeros_of(atom.aval)
+    return jnp.broadcast_to(zeros, (length, *zeros.shape))

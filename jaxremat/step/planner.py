@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.pricing import shares
@@ -34,6 +35,7 @@ _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
 _TENTHS = 10  # steps of an aim below which one mountain does not go: as coarse as two predictions are told apart
 _MOST_SMALL = 6  # predicted where nothing else fits
+_MOST_IN_CHECKPOINTS = 2  # as in planner/schedules: the best number of segments and its neighbour
 
 Bodies = tuple[tuple[int, int, Outcome], ...]
 Schedules = StepSearch | SolverSearch
@@ -108,7 +110,8 @@ class ProgramPlanner:
 
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
-        distinct = list({id(outcome): outcome for outcome in sorted(self._small, key=by_peak)}.values())[:number]
+        small = sorted(self._small, key=by_peak)
+        distinct = [*_distinct(small)[:number], *_distinct(self._in_checkpoints)[:_MOST_IN_CHECKPOINTS]]
         return distinct if self._is_sharded or self._is_body else [*distinct, *map(self._closely, distinct)]
 
     def predicted(self, limit: int) -> Correction[Outcome, None]:
@@ -163,11 +166,19 @@ class ProgramPlanner:
 
     @functools.cached_property
     def _small(self) -> list[Outcome]:
+        return self._at_smallest(lambda search: search.smallest_few())
+
+    @functools.cached_property
+    def _in_checkpoints(self) -> list[Outcome]:
+        return self._at_smallest(lambda search: search.in_checkpoints())
+
+    def _at_smallest(self, schedules: Callable[[Schedules], list[Schedule]]) -> list[Outcome]:
+        """Outcomes with the smallest bodies, and with pairs as decided at each price."""
         bodies = self._bodies_within(1)
         return [
             self._as_run(self._outcome(pairs, bodies, schedule))
             for pairs in self._pair_decisions
-            for schedule in self._posed(pairs, bodies)[1].smallest_few()
+            for schedule in schedules(self._posed(pairs, bodies)[1])
         ]
 
     @functools.cached_property
@@ -212,7 +223,8 @@ class ProgramPlanner:
             room = replayed_bytes - int(live[position]) + int(graph.workspace_bytes[position])
             for k in () if position in paired else _plannable(eqn):
                 planner = self._body(position, k)
-                found = planner.within(int(max(room, 0) / run[position]))
+                with compat.in_body_of(eqn):
+                    found = planner.within(int(max(room, 0) / run[position]))
                 if found is not planner.plain:
                     chosen.append((position, k, found))
         return tuple(chosen)
@@ -311,8 +323,9 @@ def restored(
     """The outcome of a decision that was made before, for the same program; nothing is searched."""
     new = {}
     for position, k, inner in decision.bodies:
-        body = bodies_of(jaxpr.eqns[position])[k]
-        new[position, k] = restored(body, inner, device, is_body=True).jaxpr
+        eqn = jaxpr.eqns[position]
+        with compat.in_body_of(eqn):
+            new[position, k] = restored(bodies_of(eqn)[k], inner, device, is_body=True).jaxpr
     emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages), decision.pairs) if decision.pairs else {}
     program = rewritten(jaxpr, {**emitted, **with_bodies(jaxpr, new)})
     posed = pose_program(program, device, shardings, aliased, is_body=is_body)
@@ -328,6 +341,10 @@ def _holds_pairs(jaxpr: Jaxpr) -> bool:
 def _plannable(eqn: Eqn) -> list[int]:
     """Which bodies of an equation compute anything."""
     return [k for k, body in enumerate(bodies_of(eqn)) if body.eqns]
+
+
+def _distinct(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return list({id(outcome): outcome for outcome in outcomes}.values())
 
 
 def predict(outcome: Outcome) -> tuple[int, None]:

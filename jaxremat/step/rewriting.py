@@ -11,6 +11,7 @@ import jax
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.primitives import LOOPS
 
 Bodies = Mapping[tuple[int, int], Jaxpr]
 """By (equation, which of its bodies)."""
@@ -47,16 +48,19 @@ def inlined_throughout(jaxpr: Jaxpr) -> Jaxpr:
     """The program with calls inlined, inside its loops and branches, too, and linear solves as what solves them: all
     has been differentiated already."""
     flat = jaxprs.inline_calls(jaxpr)
-    inside = {(i, k): inlined_throughout(b) for i, eqn in enumerate(flat.eqns) for k, b in enumerate(bodies_of(eqn))}
+    inside = {(i, k): body for i, eqn in enumerate(flat.eqns) for k, body in enumerate(_inlined_bodies(eqn))}
     solves = {eqn.outvars[0]: _solved(eqn) for eqn in flat.eqns if eqn.primitive.name == "custom_linear_solve"}
     return rewritten(flat, {**with_bodies(flat, inside), **solves})
 
 
 def bodies_of(eqn: Eqn) -> list[Jaxpr]:
-    """The bodies of a loop or conditional, which can be planned as programs of their own."""
-    if eqn.primitive.name not in ("scan", "while", "cond") or not eqn.outvars:
-        return []
-    return jaxprs.subjaxprs(eqn)
+    """The bodies of a loop, a conditional or a shard_map, which can be planned as programs of their own."""
+    return jaxprs.subjaxprs(eqn) if eqn.primitive.name in LOOPS and eqn.outvars else []
+
+
+def _inlined_bodies(eqn: Eqn) -> list[Jaxpr]:
+    with compat.in_body_of(eqn):
+        return list(map(inlined_throughout, bodies_of(eqn)))
 
 
 def _solved(eqn: Eqn) -> Callable[[list[Any]], list[Any]]:

@@ -93,6 +93,68 @@ STATE_BYTES = 3 * 12 * 512 * 512 * 4
 GRADIENT_BYTES = STATE_BYTES // 3
 
 
+MAPPED = """
+import json
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+import jaxremat
+
+mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+mapped = lambda fun: jax.shard_map(fun, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P(), P()))
+
+def loss(params, x):
+    for w in params:
+        x = x + jnp.tanh(jnp.sin(x) @ w)
+    return (x**2).mean()
+
+def over_layers(params, x):
+    out, _ = jax.lax.scan(lambda h, w: (h + jnp.tanh(jnp.sin(h) @ w), None), x, jnp.stack(params))
+    return (out**2).mean()
+
+def moved(params, grads):
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+
+def averaged(loss):
+    \"\"\"Gradients in a shard_map, averaged over devices by hand; the update outside.\"\"\"
+    def step(params, x):
+        def local(params, x):
+            own = jax.lax.pcast(params, "data", to="varying")
+            return jax.lax.pmean(jax.value_and_grad(loss)(own, x), "data")
+        value, grads = mapped(local)(params, x)
+        return moved(params, grads), value
+    return step
+
+def inside(params, x):
+    \"\"\"A whole step in a shard_map.\"\"\"
+    def local(params, x):
+        value, grads = jax.value_and_grad(lambda params: jax.lax.pmean(loss(params, x), "data"))(params)
+        return moved(params, grads), value
+    return mapped(local)(params, x)
+
+def peak(compiled):
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+found = []
+for step in (averaged(loss), averaged(over_layers), inside):
+    params = lambda: [jax.device_put(jnp.eye(64) * 0.1, whole) for _ in range(8)]
+    x = jax.device_put(jnp.linspace(0, 1, 16384 * 64).reshape(16384, 64), rows)
+    written = jax.jit(step, donate_argnums=0)
+    size = peak(written.lower(params(), x).compile())
+    planned = jaxremat.jit(step, budget=int(0.6 * size), donate_argnums=0)
+    ratio = peak(planned.lower(params(), x).compile()) / size
+    pairs = zip(jax.tree.leaves(planned(params(), x)), jax.tree.leaves(written(params(), x)))
+    found.append([ratio, max(float(jnp.abs(a - b).max()) for a, b in pairs)])
+print("RESULT", json.dumps(found))
+"""
+
+
+def test_shard_maps_are_planned_inside():
+    found = result_on_devices(4, MAPPED)
+    assert all(ratio <= 0.6 and error < 1e-4 for ratio, error in found), found
+
+
 @pytest.fixture(scope="module")
 def clipped():
     return result_on_devices(4, CLIPPED)
