@@ -22,6 +22,7 @@ from jaxremat.cost.hlo_model import Program, lower
 from jaxremat.cost.hlo_ops import Op, Templates
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
+_LOOPS = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice"}
 _FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
 
 
@@ -58,15 +59,22 @@ def _is_paid(op: Op) -> bool:
 
 def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
     ops = fusion.program.ops
+    read = fusion.buffers_read[group[0]] if len(group) == 1 else _read_together(fusion, group)
+    moved = sum(map(fusion.written_bytes, group))
+    moved += sum([ops[index].size_bytes * (share if share < 1.0 else 1.0) for index, share in read.items()])
+    products = [kernel for kernel in group if ops[kernel].flops]
+    arithmetic = sum(ops[kernel].flops / _rate(fusion.program, kernel, device) for kernel in products)
+    return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
+
+
+def _read_together(fusion: Fusion, group: list[int]) -> dict[int, float]:
+    """How much kernels that run as one read of each buffer that none of them writes."""
     read: dict[int, float] = {}
     for kernel in group:
         for buffer, share in fusion.buffers_read[kernel].items():
             if buffer not in group:
-                read[buffer] = max(read.get(buffer, 0.0), min(share, 1.0))
-    moved = sum(map(fusion.written_bytes, group)) + sum(ops[index].size_bytes * part for index, part in read.items())
-    products = [kernel for kernel in group if ops[kernel].flops]
-    arithmetic = sum(ops[kernel].flops / _rate(fusion.program, kernel, device) for kernel in products)
-    return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
+                read[buffer] = max(read.get(buffer, 0.0), share)
+    return read
 
 
 def _rate(program: Program, product: int, device: Device) -> float:
@@ -95,7 +103,8 @@ def _joined(fusion: Fusion) -> Iterable[list[int]]:
 
 def _reduces_inside(fusion: Fusion, kernel: int) -> bool:
     """Whether a kernel goes over rows more than once, as that of a softmax does: it stays by itself."""
-    return any(fusion.program.ops[index].kind == "reduce" for index in fusion.loops.get(kernel, ()) if index != kernel)
+    inside = fusion.loops.get(kernel, frozenset())
+    return len(inside) > 1 and any(fusion.program.ops[k].kind == "reduce" for k in inside if k != kernel)
 
 
 class _Joins:
@@ -110,14 +119,12 @@ class _Joins:
 
     def __init__(self, fusion: Fusion) -> None:
         ops = fusion.program.ops
-        self.level: dict[int, int] = {}
+        level = self.level = dict[int, int]()
         for kernel in fusion.kernels:
-            before = [self.level[buffer] for buffer in fusion.buffers_read[kernel] if buffer in self.level]
-            self.level[kernel] = 1 + max(before, default=0)
-        loops = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice"}
-        self.is_loop = {k for k in fusion.kernels if ops[k].kind in loops and not _reduces_inside(fusion, k)}
+            level[kernel] = 1 + max([level.get(buffer, 0) for buffer in fusion.buffers_read[kernel]], default=0)
+        self.is_loop = {k for k in fusion.kernels if ops[k].kind in _LOOPS and not _reduces_inside(fusion, k)}
         self.elements = {
-            kernel: max(ops[index].elements for index in (kernel, *fusion.buffers_read[kernel]))
+            kernel: max([ops[index].elements for index in (kernel, *fusion.buffers_read[kernel])])
             for kernel in self.is_loop
         }
         self.readers: dict[int, list[int]] = collections.defaultdict(list)

@@ -74,14 +74,14 @@ class _Fuser:
                 self._open(index)
 
     def _open(self, index: int) -> None:
-        op, operands = self.ops[index], self.reads[index]
+        kind, elements, operands = self.ops[index].kind, self.elements[index], self.reads[index]
         reads = dict.fromkeys(operands, 1.0)
-        if op.kind in _PARTIAL:
-            reads = {read: op.elements / max(self.elements[read], 1) for read in operands}
-        elif op.kind == "dynamic_update_slice":
+        if kind in _PARTIAL:
+            reads = {read: elements / max(self.elements[read], 1) for read in operands}
+        elif kind == "dynamic_update_slice":
             reads[operands[0]] = 0.0
-        work = op.elements * self.element_work.get(op.kind, 1)
-        if op.kind == "reduce":
+        work = elements * self.element_work.get(kind, 1)
+        if kind == "reduce":
             work = sum(self.elements[read] for read in operands)
         self.kernels[index] = self._timed(index, _Kernel(float(work), reads, {index}))
         for read in reads:
@@ -125,11 +125,13 @@ class _Fuser:
             if gains.get(index) != -expected:
                 continue  # no longer so: what it is now stands elsewhere in the queue
             del gains[index]
-            for neighbour in self._fused(index) & fusible:
-                gains.pop(neighbour, None)
-                if (gain := self._saved(neighbour)) > 0:
-                    gains[neighbour] = gain
+            readers = self._fused(index)
+            affected = readers.union(*(self.kernels[reader].reads for reader in readers))
+            for neighbour in affected & fusible:
+                gain = self._saved(neighbour)
+                if gain > 0 and gain != gains.get(neighbour):
                     heapq.heappush(queue, (-gain, neighbour))
+                gains[neighbour] = gain
 
     def _as_one(self, rows: RowKernel) -> None:
         """One kernel that reads every buffer once, and that no one computes again."""
@@ -225,20 +227,18 @@ class _Fuser:
         return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * (arithmetic if arithmetic < memory else memory)
 
     def _fused(self, index: int) -> set[int]:
-        """Fuses a producer into its readers; returns the producers whose saving that changes."""
-        producer = self.kernels.pop(index)
-        affected: set[int] = set()
+        """Fuses a producer into its readers; returns those."""
+        producer, readers = self.kernels.pop(index), self.readers.pop(index)
         for read in producer.reads:
             self.readers[read].discard(index)
-        for reader in self.readers.pop(index):
+        for reader in readers:
             kernel = self.kernels[reader]
             _merge(kernel, index, producer)
             kernel.inside |= producer.inside
             self._timed(reader, kernel)
-            affected |= {reader, *kernel.reads}
             for read in producer.reads:
                 self.readers[read].add(reader)
-        return affected
+        return readers
 
     def _fusion(self) -> Fusion:
         kernel_of = np.full(len(self.ops), -1, np.int64)

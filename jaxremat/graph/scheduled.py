@@ -112,15 +112,20 @@ def _backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
 
 def first_runs(steps: np.ndarray) -> np.ndarray:
     """[T] bool: steps at which their node runs for the first time."""
-    first = np.zeros(steps.size, bool)
-    first[np.unique(steps, return_index=True)[1]] = True
+    return _first_steps(steps, int(steps.max(initial=-1)) + 1)[steps] == np.arange(steps.size)
+
+
+def _first_steps(steps: np.ndarray, num_nodes: int) -> np.ndarray:
+    """[N] the step at which each node runs for the first time; the number of steps where it never does."""
+    first = np.full(num_nodes, steps.size)
+    first[steps[::-1]] = np.arange(steps.size)[::-1]  # of several places, the last that is written counts
     return first
 
 
 def saved_before(wiring: Wiring, tail: np.ndarray) -> np.ndarray:
     """[K] values that a stretch running to the end reads before it makes them."""
-    first = np.full(wiring.backward.size, tail.size)
-    first[tail[::-1]] = np.arange(tail.size)[::-1]  # the last of equal places counts
+    first = _first_steps(tail, wiring.backward.size)
     value, reader = wiring.reads.T
-    is_read_before = first[reader] < first[wiring.producer[value]]
-    return np.unique(value[is_read_before]).astype(np.int32)
+    is_saved = np.zeros(wiring.producer.size, bool)
+    is_saved[value[first[reader] < first[wiring.producer[value]]]] = True
+    return np.flatnonzero(is_saved).astype(np.int32)

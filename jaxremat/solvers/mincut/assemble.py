@@ -57,13 +57,13 @@ class _Assembly:
         self.producer = graph.producer.tolist()
 
     def run(self) -> np.ndarray:
-        late = np.flatnonzero(self.graph.backward)
-        done = 0
-        for place in np.flatnonzero(self._may_miss[late]).tolist():
-            self.steps.extend(late[done:place].tolist())
+        nodes = np.flatnonzero(self.graph.backward)
+        late, done = nodes.tolist(), 0
+        for place in np.flatnonzero(self._may_miss[nodes]).tolist():
+            self.steps.extend(late[done:place])
             done = place
-            self._provide([int(late[place])])
-        return np.asarray([*self.steps, *late[done:].tolist()], np.int32)
+            self._provide([late[place]])
+        return np.asarray([*self.steps, *late[done:]], np.int32)
 
     @functools.cached_property
     def _may_miss(self) -> np.ndarray:
@@ -78,8 +78,11 @@ class _Assembly:
         """Runs what `readers` need and is not available, restoring groups first."""
         for needed in sorted(self._groups_missing(readers), reverse=True) if self.has_groups else ():
             self._restore(needed)
-        for node in self._missing(readers):
-            self._step(node)
+        missing, available, values_of = self._missing(readers), self.available, self.graph.values_of
+        self.steps.extend(missing)
+        for node in missing:
+            for value in values_of[node]:
+                available[value] = True
 
     def _restore(self, group: int) -> None:
         """Runs a group's forward again; only what it keeps stays."""
@@ -103,19 +106,14 @@ class _Assembly:
     def _missing(self, readers: list[int], include: Sequence[int] = ()) -> list[int]:
         """Forward nodes to run, in order, so that the readers can (and those to include)."""
         missing: set[int] = set(include)
-        waiting = list(readers)
+        waiting, values_read = list(readers), self.graph.values_read
+        available, producer = self.available, self.producer
         while waiting:
-            for value in self.graph.values_read[waiting.pop()]:
-                producer = self.producer[value]
-                if not self.available[value] and producer not in missing:
-                    missing.add(producer)
-                    waiting.append(producer)
+            for value in values_read[waiting.pop()]:
+                if not available[value] and producer[value] not in missing:
+                    missing.add(producer[value])
+                    waiting.append(producer[value])
         return sorted(missing)
-
-    def _step(self, node: int) -> None:
-        self.steps.append(node)
-        for value in self.graph.values_of[node]:
-            self.available[value] = True
 
 
 def forward_part(graph: Graph, left: np.ndarray) -> list[int]:
