@@ -43,6 +43,7 @@ class Backend:
       stacked_products_last: in a loop's body, contractions that nothing but a stack reads run after all others.
       products_compute_operands: contractions compute what they read, whoever else does.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
+      reads_host: element-wise kernels read the host's memory themselves: what they fetch takes no buffer.
       tile: rows and columns of the tiles in which arrays lie in memory, the last ones filled up; None where entries lie
         side by side.
       element_work: where loops are fused by what that saves, arithmetic operations per element of primitives that take
@@ -68,6 +69,7 @@ class Backend:
     stacked_products_last: bool = False
     products_compute_operands: bool = False
     ties_transfers: bool = False
+    reads_host: bool = False
     tile: tuple[int, int] | None = None
     element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
 

@@ -25,6 +25,7 @@ CUDA = Backend(
     smallest_modelled_bytes=32 * 2**20,
     element_work=_ELEMENT_WORK,
     ties_transfers=True,
+    reads_host=True,
     pool_fraction=0.75,  # JAX's page on GPU memory allocation
     pool_variable="XLA_PYTHON_CLIENT_MEM_FRACTION",
 )

@@ -189,6 +189,18 @@ def zeros_of(aval: Any) -> Any:
     return _ad_util.zeros_like_aval(aval)
 
 
+def in_host_memory(shape: jax.ShapeDtypeStruct) -> Any:
+    """The abstract array of a shape that lies in the host's memory, as a trace takes it: JAX reads no memory kind from
+    the sharding of a ShapeDtypeStruct."""
+    aval: Any = jax.typeof(shape)
+    return aval.update(memory_space=jax.memory.Space.Host)
+
+
+def is_in_host_memory(aval: Any) -> bool:
+    """Whether an abstract array lies in the host's memory."""
+    return getattr(aval, "memory_space", None) == jax.memory.Space.Host
+
+
 def placement(aval: Any) -> dict[str, Any]:
     """What an abstract array says of meshes, as arguments of ShapeDtypeStruct: how it is sharded over explicit axes,
     and along which manual axes it varies."""

@@ -31,7 +31,7 @@ class MemoryReport:
       argument_bytes, output_bytes, temp_bytes, alias_bytes: `alias_bytes` are outputs that reuse donated arguments.
       peak_bytes: argument + output + temp − alias: what must be allocated to run it.
       compile_seconds: wall time of tracing, lowering and compiling.
-      host_bytes: of the host's memory.
+      host_bytes: of the host's memory: argument + output + temp − alias.
       seconds: of one run, by the roofline of the optimized program; None on a CPU, where libraries hide their work.
       flops: of the contractions of one run, counted in the optimized program; None on a CPU.
       xla_rematerialized: operations that XLA's own rematerialization pass made a second time: a program that trips the
@@ -182,9 +182,10 @@ def _place(inputs: tuple[Any, ...], devices: list[Any], here: bool) -> tuple[Any
             return leaf
         if here and not isinstance(getattr(leaf.sharding, "mesh", None), AbstractMesh):
             return leaf
-        sharding: Any = SingleDeviceSharding(devices[0])
+        kind = getattr(leaf.sharding, "memory_kind", None)
+        sharding: Any = SingleDeviceSharding(devices[0], memory_kind=kind)
         if isinstance(leaf.sharding, NamedSharding):
-            sharding = NamedSharding(_rebuilt(leaf.sharding.mesh, devices), leaf.sharding.spec)
+            sharding = NamedSharding(_rebuilt(leaf.sharding.mesh, devices), leaf.sharding.spec, memory_kind=kind)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, inputs)
@@ -201,9 +202,11 @@ def _rebuilt(mesh: Any, devices: list[Any]) -> Any:
 
 
 def _host_bytes(stats: Any) -> int:
-    """Bytes in the host's memory: arguments, outputs and temporaries."""
-    parts = ("argument", "output", "temp")
-    return sum(int(getattr(stats, f"host_{part}_size_in_bytes")) for part in parts)
+    """Bytes in the host's memory: argument + output + temp − alias, as on the device."""
+    argument, output, temp, alias = (
+        int(getattr(stats, f"host_{part}_size_in_bytes")) for part in ("argument", "output", "temp", "alias")
+    )
+    return argument + output + temp - alias
 
 
 def _read(executable: Any, device: Device, compile_seconds: float) -> MemoryReport:

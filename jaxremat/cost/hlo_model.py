@@ -240,6 +240,11 @@ class _Lowering:
         op = self.ops[read]
         return op.kind == "dot" and len(op.shape) == 2 and isinstance(slot, int) and self._readers[slot] == 1
 
+    def _transferred(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        """A copy over the link; from the host it is element-wise work where kernels read the host's memory."""
+        is_read = self._backend.reads_host and jaxprs.is_on_host(facts.eqn.invars[0])
+        return [self._merge(facts.template("copy" if is_read else facts.kind, facts.params), self._operands(facts, reads))]
+
     def _random_bits(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
         operands = self._operands(facts, reads)
         return [self._threefry(facts, operands[0]) if self._backend.rolls_threefry else self._usual(facts, operands)]
@@ -445,6 +450,7 @@ _RULES: dict[str, Callable[[_Lowering, Facts, Sequence[Slot]], list[int]]] = {
     "conv_general_dilated": _Lowering._conv,
     "dot_general": _Lowering._dot,
     "optimization_barrier": _Lowering._barrier,
+    "device_put": _Lowering._transferred,
     "random_bits": _Lowering._random_bits,
     "select_and_scatter_add": _Lowering._pooled_back,
     "split": _Lowering._split,

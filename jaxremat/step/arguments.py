@@ -11,14 +11,47 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
+from jaxremat.base import compat
 from jaxremat.base.errors import ArgumentError
 from jaxremat.trace.arguments import Same, is_traced_by_jit, opaque
 from jaxremat.trace.nnx_state import call_without_changes
 
 Where = int | str
 """A positional argument, or a keyword."""
+
+HOST_MEMORY = "pinned_host"
+"""The kind of memory that devices copy from and to: JAX's name of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a leaf lies; that of one device's own memory, or nobody knows where, is false.
+
+    Attributes:
+      sharding: over a mesh, or None.
+      on_host: whether in the host's memory.
+    """
+
+    sharding: NamedSharding | None = None
+    on_host: bool = False
+
+    def __bool__(self) -> bool:
+        return self.on_host or self.sharding is not None
+
+    @staticmethod
+    def of(leaf: Any) -> Placement:
+        """Of an array, a shape or a tracer, which tells no sharding."""
+        if isinstance(leaf, jax.core.Tracer):
+            return Placement(None, compat.is_in_host_memory(jax.typeof(leaf)))
+        return Placement.by(getattr(leaf, "sharding", None))
+
+    @staticmethod
+    def by(sharding: Any) -> Placement:
+        """That of a sharding."""
+        mesh = sharding if isinstance(sharding, NamedSharding) else None
+        return Placement(mesh, getattr(sharding, "memory_kind", None) == HOST_MEMORY)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +64,7 @@ class StepCall:
       tree: from `leaves` to (args, kwargs).
       names: path of each leaf, such as `state/params/w`.
       donated: whether each leaf's buffer may be used for a result.
-      shardings: of each leaf over a mesh, or None.
+      placements: where each leaf lies.
     """
 
     leaves: tuple[Any, ...]
@@ -39,19 +72,30 @@ class StepCall:
     tree: Any
     names: tuple[str, ...]
     donated: tuple[bool, ...]
-    shardings: tuple[NamedSharding | None, ...]
+    placements: tuple[Placement, ...]
     rebuild: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[Any, Any]]]
 
     @functools.cached_property
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The leaves, abstract, with their shardings."""
-        return tuple(map(_shape, self.leaves, self.shardings))
+        return tuple(map(_shape, self.leaves, self.placements))
+
+    @property
+    def avals(self) -> tuple[Any, ...]:
+        """The leaves as a trace sees them, in the memory where they lie."""
+        pairs = zip(self.shapes, self.placements, strict=True)
+        return tuple(compat.in_host_memory(shape) if placement.on_host else shape for shape, placement in pairs)
+
+    @property
+    def shardings(self) -> tuple[NamedSharding | None, ...]:
+        """Of each leaf over a mesh, or None."""
+        return tuple(placement.sharding for placement in self.placements)
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for calls that one plan serves."""
         shapes = ((s.shape, s.dtype, s.weak_type) for s in self.shapes)
-        return self.tree, self.static, tuple(shapes), self.shardings
+        return self.tree, self.static, tuple(shapes), self.placements
 
     def bind(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         """`fun` as a function of the leaves."""
@@ -88,8 +132,8 @@ class StepArguments:
         if both := sorted(map(str, self._donated & self._static)):
             raise ArgumentError(f"arguments {', '.join(both)} are both static and donated: static ones have no buffer")
 
-    def call(self, args: Sequence[Any], kwargs: Mapping[Any, Any], shardings: Sequence[Any] | None = None) -> StepCall:
-        """What a call consists of; `shardings` of its traced leaves where they are known already.
+    def call(self, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> StepCall:
+        """What a call consists of.
 
         Raises:
           ArgumentError: for static arguments that cannot be hashed.
@@ -116,7 +160,7 @@ class StepArguments:
             tree=tree,
             names=tuple(self._name(flat[k][0], where[k]) for k in traced),
             donated=tuple(self._meant(where[k], self._donated, len(args)) for k in traced),
-            shardings=tuple(map(mesh_sharding, leaves)) if shardings is None else tuple(shardings),
+            placements=tuple(map(Placement.of, leaves)),
             rebuild=rebuild,
         )
 
@@ -194,14 +238,11 @@ def _comparable(value: Any) -> Any:
     return value
 
 
-def mesh_sharding(leaf: Any) -> NamedSharding | None:
-    """How a leaf lies on a mesh; None on a single device, or where nobody knows yet."""
-    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
-    return sharding if isinstance(sharding, NamedSharding) else None
-
-
-def _shape(leaf: Any, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
+def _shape(leaf: Any, placement: Placement) -> jax.ShapeDtypeStruct:
     aval: Any = jax.typeof(leaf)
+    sharding: Any = placement.sharding
+    if placement.on_host and sharding is None:
+        sharding = SingleDeviceSharding(jax.devices()[0], memory_kind=HOST_MEMORY)
     return jax.ShapeDtypeStruct(
         aval.shape, aval.dtype, sharding=sharding, weak_type=bool(getattr(aval, "weak_type", False))
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import jax
@@ -92,16 +92,24 @@ def script_of(joint: Joint, schedule: Schedule, unfenced: Set[Var] = frozenset()
 
 def _in_order(segments: Sequence[Segment], given_out: Sequence[Var], free: Set[Var]) -> tuple[Segment, ...]:
     """The segments such that all of one is made before the next begins, and summed over the devices of a mesh: what
-    later ones read, or is given out, passes the next one's barrier."""
+    later ones read, or is given out, passes the next one's barrier; a copy to the host that of the one after, so that
+    it runs beside the next one."""
     wanted, ordered = set(given_out), list(segments)
     for k in range(len(segments) - 1, 0, -1):
-        before, segment = segments[k - 1 : k + 1]
+        segment = segments[k]
         wanted -= {v for eqn in segment.eqns for v in eqn.outvars}
         wanted.update(_read_from_outside(segment.eqns, free, ()))
         ahead = wanted.difference(segment.fenced)
-        made = dict.fromkeys(v for eqn in before.eqns for v in eqn.outvars if v in ahead and v not in free)
+        made = dict.fromkeys(v for v in _awaited(segments[max(k - 2, 0) : k]) if v in ahead and v not in free)
         ordered[k] = dataclasses.replace(segment, passed=tuple(filter(_can_be_fenced, made)))
     return tuple(ordered)
+
+
+def _awaited(before: Sequence[Segment]) -> Iterator[Var]:
+    """What is to be there after one or two segments: what the last makes on the device, and the other on the host."""
+    for segment in before:
+        made = (v for eqn in segment.eqns for v in eqn.outvars)
+        yield from (v for v in made if jaxprs.is_on_host(v) == (segment is not before[-1]))
 
 
 def _read_from_outside(eqns: Sequence[Eqn], free: Set[Var], before: Sequence[Eqn]) -> tuple[Var, ...]:

@@ -43,6 +43,7 @@ class ArgumentGroup:
       size_bytes: on one device.
       donated_bytes: of leaves whose buffers results take over.
       idle_bytes: of leaves that a result could take over, if they were donated.
+      host_bytes: of leaves that lie in the host's memory.
     """
 
     name: str
@@ -50,19 +51,22 @@ class ArgumentGroup:
     size_bytes: int
     donated_bytes: int
     idle_bytes: int
+    host_bytes: int = 0
 
     @property
     def sentence(self) -> str:
         """`optimizer state (state/opt), donated`."""
         named = f"{self.role} ({self.name})" if self.role != self.name else self.name
-        return f"{named}, donated" if self.donated_bytes > self.size_bytes / 2 else named
+        elsewhere = f", {format_bytes(self.host_bytes)} on the host" if self.host_bytes else ""
+        return named + (", donated" if self.donated_bytes > self.size_bytes / 2 else "") + elsewhere
 
 
 def argument_groups(program: StepProgram) -> tuple[ArgumentGroup, ...]:
     """The arguments of a step by part, the largest first."""
     late = read_late(program.jaxpr)
     parts = _parts(program.names)
-    rows = zip(parts, program.input_bytes, program.reused, program.reusable, program.renewed, late, strict=True)
+    held = program.input_bytes, program.host_input_bytes
+    rows = zip(parts, *held, program.reused, program.reusable, program.renewed, late, strict=True)
     groups: dict[str, list[tuple[Any, ...]]] = {}
     for part, *row in rows:
         groups.setdefault(part, []).append(tuple(row))
@@ -81,11 +85,12 @@ def donation_warnings(groups: Iterable[ArgumentGroup]) -> tuple[str, ...]:
 
 
 def _group(name: str, members: Sequence[tuple[Any, ...]]) -> ArgumentGroup:
-    sizes, *flags = zip(*members)
-    size = sum(sizes)
-    donated, idle, renewed, late = (sum(itertools.compress(sizes, flag)) for flag in flags)
-    role = _role(name, is_renewed=renewed > size / 2, is_late=late > size / 2)
-    return ArgumentGroup(name, role, size, donated, idle)
+    here, there, *flags = zip(*members)
+    size, host = sum(here), sum(there)
+    donated, idle = (sum(itertools.compress(here, flag)) for flag in flags[:2])
+    sizes = [a + b for a, b in zip(here, there)]
+    renewed, late = (2 * sum(itertools.compress(sizes, flag)) > size + host for flag in flags[2:])
+    return ArgumentGroup(name, _role(name, is_renewed=renewed, is_late=late), size, donated, idle, host)
 
 
 def _role(name: str, *, is_renewed: bool, is_late: bool) -> str:

@@ -23,7 +23,8 @@ from jaxremat.planner.solver_schedules import require_graphs
 from jaxremat.planning.request import permissions
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_named
-from jaxremat.step.arguments import StepArguments, StepCall, mesh_sharding
+from jaxremat.step.arguments import Placement, StepArguments, StepCall
+from jaxremat.step.hosting import telling_of_host_memory, with_state_on_host
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import restored_step, search_by, step_planner
 from jaxremat.step.planning import Compile, StepPlanner, StepPlanning
@@ -107,8 +108,9 @@ def jit(
       verify: "compile" compiles and corrects until the step fits; "replay" trusts the prediction, and hears the
         compiler only before it refuses.
       allow: "offload" lets what a scan stacks for its gradient wait in the host's memory, where the target has a link
-        to one. Parameters and optimizer state stay where the caller has put them: a compiled step holds the buffers of
-        its arguments throughout, so that moving them between their uses would free nothing. "chunk" and "narrow" belong
+        to one. Arguments that lie there (memory kind "pinned_host"), such as the moments of an optimizer, are brought
+        to the device leaf by leaf, each where it is read, and what takes their place goes back: the result of the same
+        shape and dtype whose path ends alike. What lies on the device is never moved there. "chunk" and "narrow" belong
         to the loss: give them to `jaxremat.plan` of it, and differentiate `plan.apply(loss)` inside the step.
       seed: for solvers that draw random numbers; the default search draws none.
 
@@ -184,8 +186,8 @@ class PlannedStep:
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes of the results; nothing is planned."""
-        args, kwargs = self._arguments.opaque(args, kwargs)
-        return self._plainly(self._as_written).eval_shape(*args, **kwargs)
+        call = self._call(args, kwargs)
+        return jax.eval_shape(lambda *leaves: opaque(self._step(call)(*leaves)), *call.shapes)
 
     def clear_cache(self) -> None:
         """Forgets plans and compiled programs."""
@@ -245,30 +247,27 @@ class PlannedStep:
 
     def _for(self, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> Any:
         """The jitted function for how the arguments lie on a mesh: `jax.jit` itself traces once for all of these."""
-        if _has_one_device():
+        if _has_one_device() and "offload" not in self._options.allow:
             return self._unsharded
-        shardings = tuple(map(mesh_sharding, jax.tree.leaves((args, kwargs))))
-        if not any(shardings):
+        placements = tuple(map(Placement.of, jax.tree.leaves((args, kwargs))))
+        if not any(placements):
             return self._unsharded
         with self._lock:
-            if shardings not in self._jitted:
-                self._jitted[shardings] = self._planned(shardings)
-            return self._jitted[shardings]
+            if placements not in self._jitted:
+                self._jitted[placements] = self._planned(placements)
+            return self._jitted[placements]
 
-    def _planned(self, shardings: tuple[Any, ...]) -> Any:
+    def _planned(self, placements: tuple[Placement, ...]) -> Any:
         """`jax.jit` of the step, planned where it is traced."""
 
         def planned(*args: Any, **kwargs: Any) -> Any:
-            call = self._call(args, kwargs, shardings)
+            call = self._call(args, kwargs, placements)
             if not self._program(call).jaxpr.eqns or (plan := self._plan(call)).is_plain:
-                return self._as_written(*args, **kwargs)
+                return opaque(self._step(call)(*call.leaves))
             captured = self._traced(call).captured if plan.program.captured else ()
             return opaque(jax.tree.unflatten(plan.program.out_tree, plan.run([*captured, *call.leaves])))
 
         return self._plainly(functools.wraps(self._fun)(planned))
-
-    def _as_written(self, *args: Any, **kwargs: Any) -> Any:
-        return opaque(self._fun(*args, **kwargs))
 
     def _plainly(self, fun: Callable[..., Any]) -> Any:
         """`jax.jit` of a function with this step's options. What is empty is left out: names follow from numbers, and
@@ -276,12 +275,16 @@ class PlannedStep:
         given = {name: value for name, value in self._given.items() if value is not None and value != ()}
         return jax.jit(fun, **given, **self._shardings)
 
-    def _call(self, args: Sequence[Any], kwargs: Mapping[Any, Any], shardings: tuple[Any, ...] = ()) -> StepCall:
+    def _step(self, call: StepCall) -> Callable[..., Any]:
+        """The step as a function of the leaves of a call."""
+        return with_state_on_host(self._fun, call) if "offload" in self._options.allow else call.bind(self._fun)
+
+    def _call(self, args: Sequence[Any], kwargs: Mapping[Any, Any], placements: tuple[Placement, ...] = ()) -> StepCall:
         call = self._arguments.call(args, kwargs)
-        if any(shardings):
+        if any(placements):
             leaves = jax.tree.leaves(self._arguments.opaque(args, kwargs))
-            of_leaf = dict(zip(map(id, leaves), shardings, strict=True))
-            call = dataclasses.replace(call, shardings=tuple(of_leaf.get(id(leaf)) for leaf in call.leaves))
+            of_leaf = dict(zip(map(id, leaves), placements, strict=True))
+            call = dataclasses.replace(call, placements=tuple(of_leaf[id(leaf)] for leaf in call.leaves))
         return self._placed(call)
 
     def _placed(self, call: StepCall) -> StepCall:
@@ -292,11 +295,8 @@ class PlannedStep:
         asked = jax.tree.broadcast(self._shardings["in_shardings"], args, is_leaf=lambda x: x is None)
         order = jax.tree.leaves(args)
         found = dict(zip(order, jax.tree.leaves(asked, is_leaf=lambda x: x is None), strict=True))
-        shardings = tuple(
-            sharding if isinstance(sharding := found.get(k), jax.sharding.NamedSharding) else own
-            for k, own in enumerate(call.shardings)
-        )
-        return dataclasses.replace(call, shardings=shardings)
+        placements = tuple(Placement.by(found.get(k)) or own for k, own in enumerate(call.placements))
+        return dataclasses.replace(call, placements=placements)
 
     def _key(self, call: StepCall) -> tuple[Any, ...]:
         return *call.key, compat.trace_context()
@@ -353,7 +353,8 @@ class PlannedStep:
         return self._planners[key]
 
     def _traced(self, call: StepCall) -> StepProgram:
-        return trace_step(call.bind(self._fun), call.shapes, call.names, call.donated, call.shardings)
+        with telling_of_host_memory(call):
+            return trace_step(self._step(call), call.avals, call.names, call.donated, call.shardings)
 
     def _compiled(
         self, call: StepCall, program: StepProgram, run: Callable[[Sequence[Any]], list[Any]]

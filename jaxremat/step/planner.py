@@ -26,6 +26,7 @@ from jaxremat.step.pairs import Pairs, emit_pairs, find_pairs
 from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
 from jaxremat.step.rewriting import bodies_of, rewritten, with_bodies
 from jaxremat.step.scheduling import Schedule, SolverSearch, StepSearch, judged
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.round_trips import LOSSLESS
 
 _OWN_SEARCH = ("auto", "mincut")
@@ -112,7 +113,7 @@ class ProgramPlanner:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         small = sorted(self._small, key=by_peak)
         distinct = [*_distinct(small)[:number], *_distinct(self._in_checkpoints)[:_MOST_IN_CHECKPOINTS]]
-        return distinct if self._is_sharded or self._is_body else [*distinct, *map(self._closely, distinct)]
+        return distinct if self._follows or self._is_body else [*distinct, *map(self._closely, distinct)]
 
     def predicted(self, limit: int) -> Correction[Outcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
@@ -144,9 +145,8 @@ class ProgramPlanner:
                 return
 
     def _as_run(self, outcome: Outcome) -> Outcome:
-        """An outcome as it is emitted: over a mesh, followed closely, since a compiler sums all gradients at once if it
-        may, and then holds all of them twice."""
-        return self._closely(outcome) if self._is_sharded else outcome
+        """An outcome as it is emitted: followed closely where that is needed."""
+        return self._closely(outcome) if self._follows else outcome
 
     def _closely(self, outcome: Outcome) -> Outcome:
         """An outcome with barriers that let the compiler choose little of the order."""
@@ -154,8 +154,10 @@ class ProgramPlanner:
         return self._outcome(pairs, bodies, outcome.schedule.followed_closely(outcome.posed.ends))
 
     @property
-    def _is_sharded(self) -> bool:
-        return any(self._shardings)
+    def _follows(self) -> bool:
+        """Whether schedules are followed closely: over a mesh a compiler sums all gradients at once if it may, and then
+        holds all of them twice; and it puts off copies to the host until the end."""
+        return any(self._shardings) or any(map(jaxprs.is_on_host, self.jaxpr.invars))
 
     def _descended(self, start: Outcome, limit: int) -> Outcome:
         """From an outcome's loops on, each mountain lowered until all are predicted to fit."""

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Jaxpr, Literal
+from jaxremat.base.compat import Jaxpr, Literal, Var
 from jaxremat.cost.sharding import device_share
 from jaxremat.step.contractions import turned_contractions
 from jaxremat.step.order import result_by_result
@@ -69,8 +69,16 @@ class StepProgram:
     @functools.cached_property
     def input_bytes(self) -> tuple[int, ...]:
         """Bytes of each input on one device."""
+        return self._on_one_device(jaxprs.size_bytes)
+
+    @functools.cached_property
+    def host_input_bytes(self) -> tuple[int, ...]:
+        """Bytes of each input that lies in the host's memory, for one device."""
+        return self._on_one_device(lambda v: jaxprs.array_bytes(v) if jaxprs.is_on_host(v) else 0)
+
+    def _on_one_device(self, bytes_of: Callable[[Var], int]) -> tuple[int, ...]:
         pairs = zip(self.jaxpr.invars, self.shardings, strict=True)
-        return tuple(int(np.ceil(jaxprs.size_bytes(v) * device_share(v, s))) for v, s in pairs)
+        return tuple(int(np.ceil(bytes_of(v) * device_share(v, s))) for v, s in pairs)
 
     @functools.cached_property
     def reused(self) -> tuple[bool, ...]:
@@ -145,7 +153,8 @@ def whole_program(jaxpr: Jaxpr, shardings: tuple[Any, ...] = ()) -> Joint:
 
 
 def _matched(jaxpr: Jaxpr, donated: Sequence[bool], first: Sequence[bool] | None = None) -> dict[int, int]:
-    """The donated input whose buffer each result takes: one of its shape and dtype, as `jax.jit` gives them out."""
+    """The donated input whose buffer each result takes: one of its shape and dtype in the same
+    memory, as `jax.jit` gives them out."""
     order = sorted(range(len(donated)), key=lambda i: not first[i]) if first else range(len(donated))
     waiting: dict[tuple[Any, ...], list[int]] = {}
     for i in order:

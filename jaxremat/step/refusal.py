@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import BudgetError, Occupant
 from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warnings
-from jaxremat.step.outcome import Outcome
+from jaxremat.step.outcome import Outcome, Posed
 from jaxremat.step.program import StepProgram
 
 _MOST_GROUPS = 6  # lines of a message
@@ -28,7 +28,7 @@ def refusal(program: StepProgram, smallest: Outcome, peak_bytes: int, budget_byt
         f" {format_bytes(peak_bytes)} ({peak_bytes} bytes)."
     )
     enough = f"a budget of at least {peak_bytes} bytes"
-    return _error(program, smallest.posed.graph.resident_bytes, peak_bytes, budget_bytes, reached, enough)
+    return _error(program, smallest.posed, peak_bytes, budget_bytes, reached, enough)
 
 
 def below_held(
@@ -45,20 +45,20 @@ def below_held(
         f" {format_bytes(held_bytes)} ({held_bytes} bytes), before anything is computed."
     )
     enough = f'a budget of at least {peak_bytes} bytes, which is reached; budget="least" finds the smallest'
-    return _error(program, smallest.posed.graph.resident_bytes, peak_bytes, budget_bytes, alone, enough)
+    return _error(program, smallest.posed, peak_bytes, budget_bytes, alone, enough)
 
 
 def _error(
-    program: StepProgram, resident_bytes: int, peak_bytes: int, budget_bytes: int, headline: str, enough: str
+    program: StepProgram, posed: Posed, peak_bytes: int, budget_bytes: int, headline: str, enough: str
 ) -> BudgetError:
-    groups = argument_groups(program)
+    groups, resident_bytes = argument_groups(program), posed.graph.resident_bytes
     occupants = _occupants(groups, resident_bytes, peak_bytes)
     lines = [
         headline,
         "There, these are live:",
         *(f"  {format_bytes(occupant.bytes)}  {occupant.name}" for occupant in occupants),
         "What would lower it:",
-        *(f"  - {remedy}" for remedy in _remedies(groups, resident_bytes, peak_bytes, budget_bytes)),
+        *(f"  - {remedy}" for remedy in _remedies(groups, posed, peak_bytes, budget_bytes)),
         f"  - {enough}",
     ]
     return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes, occupants=occupants)
@@ -74,21 +74,26 @@ def _occupants(groups: Sequence[ArgumentGroup], resident_bytes: int, peak_bytes:
     return [Occupant(name, "", "", size) for name, size in rows if size > 0]
 
 
-def _remedies(groups: Sequence[ArgumentGroup], resident_bytes: int, peak_bytes: int, budget_bytes: int) -> list[str]:
+def _remedies(groups: Sequence[ArgumentGroup], posed: Posed, peak_bytes: int, budget_bytes: int) -> list[str]:
     remedies = [*donation_warnings(groups)]
     for group in groups:
         if group.role != "batch" and group.size_bytes >= _TELLING * budget_bytes:
             remedies.append(
                 f"{group.name}: {group.role} {format_bytes(group.size_bytes)} of {format_bytes(budget_bytes)}:"
-                f" {_advice(group.role)}"
+                f" {_advice(group.role, has_link=posed.device.host_bytes_per_second is not None)}"
             )
-    computed = peak_bytes - resident_bytes
+    computed = peak_bytes - posed.graph.resident_bytes
     if computed >= _TELLING * budget_bytes:
         remedies.append(f"a smaller batch, or sharding it: {format_bytes(computed)} are intermediate values")
     return remedies
 
 
-def _advice(role: str) -> str:
-    if role == "optimizer state":
-        return "shard it or move it to the host, or take an optimizer that keeps less"
-    return "shard it, or keep it in a narrower dtype"
+def _advice(role: str, *, has_link: bool) -> str:
+    if role not in ("optimizer state", "averages"):
+        return "shard it, or keep it in a narrower dtype"
+    if has_link:
+        return (
+            "place it on the host, jax.device_put(leaf, leaf.sharding.with_memory_kind('pinned_host')), and"
+            " allow=('offload',) brings each leaf to the device for its update; or shard it"
+        )
+    return "shard it, or take an optimizer that keeps less"

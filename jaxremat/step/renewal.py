@@ -27,15 +27,15 @@ def renewed_inputs(jaxpr: Jaxpr) -> tuple[bool, ...]:
         for read, made in _passed_on(eqn):
             if isinstance(read, Var) and math.prod(kind(read)[0]) == math.prod(kind(made)[0]):
                 stems[made] |= stems[read]
-    given_out: dict[tuple[tuple[int, ...], str], Bits] = collections.defaultdict(int)
+    given_out: dict[tuple[tuple[int, ...], str, bool], Bits] = collections.defaultdict(int)
     for v in jaxprs.vars_of(jaxpr.outvars):
         given_out[kind(v)] |= stems[v]
     return tuple(bool(given_out[kind(v)] >> i & 1) for i, v in enumerate(jaxpr.invars))
 
 
-def kind(atom: Any) -> tuple[tuple[int, ...], str]:
-    """Equal where one buffer can hold either: shape and dtype."""
-    return tuple(atom.aval.shape), str(atom.aval.dtype)
+def kind(atom: Any) -> tuple[tuple[int, ...], str, bool]:
+    """Equal where one buffer can hold either: shape, dtype, and whether on the host."""
+    return tuple(atom.aval.shape), str(atom.aval.dtype), jaxprs.is_on_host(atom)
 
 
 def read_late(jaxpr: Jaxpr) -> tuple[bool, ...]:

@@ -188,7 +188,7 @@ def is_constant(eqn: Eqn, constants: Set[Var] = frozenset()) -> bool:
 
 def is_on_host(atom: Atom) -> bool:
     """Whether a variable's array lies in the host's memory."""
-    return getattr(atom.aval, "memory_space", None) == jax.memory.Space.Host
+    return compat.is_in_host_memory(atom.aval)
 
 
 def size_bytes(atom: Atom) -> int:

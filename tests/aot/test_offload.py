@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import SingleDeviceSharding
 
 import jaxremat
 from jaxremat.backends.devices import resolve_target
@@ -74,3 +75,34 @@ def test_what_a_scan_of_a_step_stacks_lies_on_the_host():
     plan = planned.plan(ws, x)
     assert plan.compiled.host_bytes >= layers * width * width * 4
     assert plan.compiled.peak_bytes <= plan.budget_bytes
+
+
+@pytest.mark.aot
+def test_a_step_whose_state_alone_does_not_fit_keeps_its_moments_on_the_host():
+    """Parameters of 512 MiB and moments of 1024, in 1152 MiB: the moments wait in the host's memory, there and back."""
+    leaves, width = 8, 4096
+
+    def adam(params, moments, x):
+        def loss(params):
+            y = x
+            for w in params:
+                y = y + jnp.tanh(y @ w)
+            return jnp.mean(y**2)
+
+        value, grads = jax.value_and_grad(loss)(params)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], grads)
+        second = jax.tree.map(lambda v, g: 0.99 * v + 0.01 * g * g, moments[1], grads)
+        new = jax.tree.map(lambda p, m, v: p - 1e-3 * m / (jnp.sqrt(v) + 1e-8), params, first, second)
+        return new, (first, second), value
+
+    on_host = SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+    params = [jax.ShapeDtypeStruct((width, width), jnp.float32)] * leaves
+    moments = [jax.ShapeDtypeStruct((width, width), jnp.float32, sharding=on_host)] * leaves
+    x = jax.ShapeDtypeStruct((2048, width), jnp.float32)
+    step = jaxremat.jit(adam, budget="1152MiB", donate_argnums=(0, 1), target="h200", allow="offload")
+    with pytest.raises(jaxremat.BudgetError, match=r"optimizer state .*pinned_host"):
+        step.plan(params, (params, params), x)
+    compiled = step.plan(params, (moments, moments), x).compiled
+    assert compiled.host_bytes < 1.5 * 2 * leaves * width * width * 4, "most results take over the moments' own buffers"
+    assert compiled.argument_bytes < 2**20 * (leaves * 64 + 33)
+    assert compiled.peak_bytes <= 1152 * 2**20
