@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Set
 
 from jaxremat.backends.devices import Device
@@ -9,6 +10,7 @@ from jaxremat.base.errors import ArgumentError, EmissionError
 from jaxremat.loops.find import find
 from jaxremat.planner.checkpoints import PiecePlanner
 from jaxremat.planner.contract import Planner
+from jaxremat.planner.narrow import NarrowPlanner
 from jaxremat.planner.own_names import OwnNamesPlanner
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.solver_schedules import SolverPlanner
@@ -57,7 +59,16 @@ def planner_for(
         return SolverPlanner(primal, device, solver, seed)
     if emit != "schedule":
         return {"names": _names_planner, "segments": _segments_planner}[emit](primal, device)
-    storages = (*LOSSLESS, *([NARROW.form] if "narrow" in allow else []))
+    if "narrow" not in allow:
+        return _scheduling(primal, device, LOSSLESS, allow, host_budget_bytes)
+    forms = [(*LOSSLESS, *narrow) for narrow in NARROW]
+    return NarrowPlanner([functools.partial(_scheduling, primal, device, f, allow, host_budget_bytes) for f in forms])
+
+
+def _scheduling(
+    primal: Primal, device: Device, storages: tuple[str, ...], allow: Set[str], host_budget_bytes: int | None
+) -> Planner:
+    """The planner of schedules whose values may wait in some forms, on the host too where that is allowed."""
     if "offload" in allow:
         if device.backend.ties_transfers and not find(primal):
             return TimedTransferPlanner(primal, device, host_budget_bytes)

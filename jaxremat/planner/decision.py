@@ -33,12 +33,14 @@ FlatFunction = Callable[..., list[Any]]
 class Form(Protocol):
     """How a program is emitted. Frozen, of plain data.
 
-    `emit` is "plain" or one of `FORMS`; `policy` and `named` raise EmissionError where the form has no names, `script`
-    where it has no schedule.
+    `emit` is "plain" or one of `FORMS`, `storages` names the forms in which values may wait for the backward; `policy`
+    and `named` raise EmissionError where the form has no names, `script` where it has no schedule.
     """
 
     @property
     def emit(self) -> str: ...
+    @property
+    def storages(self) -> tuple[str, ...]: ...
     @property
     def policy(self) -> Callable[..., Any]: ...
     def emitted(self, primal: Primal, device: Device) -> FlatFunction: ...
@@ -52,6 +54,7 @@ class AsWritten:
     """The program is left alone."""
 
     emit: ClassVar[str] = "plain"
+    storages: ClassVar[tuple[str, ...]] = ()
 
     @property
     def policy(self) -> Callable[..., Any]:
@@ -161,6 +164,8 @@ class Checkpoints:
       outer: all pieces in one checkpoint more, for a compiler that recomputes just in time.
     """
 
+    storages: ClassVar[tuple[str, ...]] = ()
+
     emit: str
     pieces: Pieces
     labels: tuple[tuple[int, int, str], ...]
@@ -206,6 +211,7 @@ class OwnNames:
     """
 
     emit: ClassVar[str] = "names"
+    storages: ClassVar[tuple[str, ...]] = ()
 
     names: tuple[str, ...]
 

@@ -14,6 +14,7 @@ from jaxremat.base.errors import GradientError
 from jaxremat.planner.decision import Decision
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.round_trips import STORAGES
 
 _TINY_SHARE = 1e-3  # of the largest entry of all: what is smaller is compared by absolute difference
 
@@ -49,13 +50,14 @@ def check_gradients(joint: Joint, decision: Decision, args: Sequence[Any], rtol:
       joint: the program, as planned.
       decision: what was decided for it.
       args: concrete arrays, in trees, as the plan's signature says.
-      rtol: the largest relative difference allowed; None is eps ** 0.6 of the narrowest floating type in the program.
+      rtol: the largest relative difference allowed; None is eps ** 0.6 of the narrowest type that numbers are in, or
+        wait in.
 
     Raises:
       GradientError: if a result or a gradient differs by more, or is not a number.
     """
     primal = joint.primal
-    rtol = _default_rtol(joint) if rtol is None else rtol
+    rtol = _default_rtol(joint, decision) if rtol is None else rtol
     inputs = [*primal.captured, *jax.tree.leaves(tuple(args))]
     plain = _gradient(lambda *xs: jaxprs.evaluate(primal.jaxpr, xs), joint)(inputs)
     planned = _gradient(decision.emitted(primal), joint)(inputs)
@@ -107,10 +109,12 @@ def _cotangent(key: Any, output: Any) -> Any:
     return jax.random.uniform(key, output.shape, jnp.float32, 0.5, 1.5).astype(output.dtype)
 
 
-def _default_rtol(joint: Joint) -> float:
+def _default_rtol(joint: Joint, decision: Decision) -> float:
     atoms = (*joint.jaxpr.invars, *(v for eqn in joint.eqns for v in eqn.outvars))
     dtypes = {atom.aval.dtype for atom in atoms if hasattr(atom.aval, "dtype")}
-    return max((float(jnp.finfo(d).eps) ** 0.6 for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0)
+    eps = [float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
+    eps += [2 * STORAGES[form].rounding for form in decision.form.storages]
+    return max(eps, default=0.0) ** 0.6
 
 
 def _largest(array: Any) -> float:

@@ -39,13 +39,10 @@ from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_parameters
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, read_primal
+from jaxremat.trace.round_trips import STORAGES
 
 logger = logging.getLogger("jaxremat")
 
-_ROUNDED = (
-    "values may wait rounded to bfloat16, each off by up to 2**-9 of itself: plan.check_grads(fun, *args) says by how"
-    " much gradients differ"
-)
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _SHARES_OF_DOUBT = (1, 0.3)  # all of it, and with the 17 % of unrolled programs the 5 % of most: prediction.md
@@ -87,7 +84,9 @@ def plan(
       allow: permissions for what is not free of consequences: "chunk" lets attention, loss heads and token-wise
         MLPs run in chunks where that is the cheaper way to fit; values and gradients then agree up to rounding.
         "offload" lets values wait in the host's memory, where the target has a link to one. "narrow" lets float32
-        values wait as bfloat16: each is then off by at most 2**-9 of itself, and gradients by what follows from that.
+        values wait as bfloat16, each off by at most 2**-9 of itself, and where that takes more time numbers in a byte
+        each with a scale per row: exponentials and the like as float8_e4m3, to the nearest, the others as int8, up or
+        down at random, so that gradients are right on average.
       host_budget: the most that may wait on the host, in bytes or text; any amount by default.
 
     Returns:
@@ -140,7 +139,7 @@ class Planning:
         self.primal = self._read()
         loss = told_of_loss(self.primal) if request.is_loss else ()
         in_chunks = (f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks)
-        self.told = (*loss, *in_chunks, *([_ROUNDED] if "narrow" in request.allow else []))
+        self.told = (*loss, *in_chunks)
         self.planner = self._new_planner()
         self.plain = self.planner.plain
         self._solve_seconds = time.perf_counter() - start
@@ -440,7 +439,7 @@ class Planning:
             solver=self.request.solver.name,
             solver_parameters=solver_parameters(self.request.solver),
             target=self.request.device.name,
-            warnings=(*self.told, *_over_budget(outcome, report, limit)),
+            warnings=(*self.told, *_rounding(outcome), *_over_budget(outcome, report, limit)),
         )
 
     @property
@@ -474,6 +473,14 @@ class Planning:
             outcome.form,
             self.chunks,
         )
+
+
+def _rounding(outcome: Outcome) -> Iterator[str]:
+    """What a plan says in which values may wait rounded."""
+    used = [STORAGES[form] for form in outcome.form.storages if STORAGES[form].rounding]
+    if used:
+        forms = " or ".join(f"{storage.form} (off by up to {storage.rounding:.2g})" for storage in used)
+        yield (f"values may wait rounded to {forms}: plan.check_grads(*args) measures by how much gradients differ")
 
 
 def _over_budget(outcome: Outcome, report: MemoryReport | None, limit: int) -> Iterator[str]:

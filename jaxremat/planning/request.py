@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from jaxremat.trace.calls import called
 VERIFICATIONS = ("compile", "replay")
 PERMISSIONS = ("chunk", "narrow", "offload")
 """What may be allowed because it is not free of consequences: "chunk" changes values up to rounding, "narrow" rounds
-what waits for the backward to bfloat16, "offload" takes memory of the host."""
+what waits for the backward, "offload" takes memory of the host."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,10 +118,11 @@ def _host_budget(host_budget: int | str | None, allow: Sequence[str]) -> int | N
         raise ArgumentError(
             f"host_budget={host_budget!r} bounds what waits on the host: allow it with allow=('offload',)"
         )
-    parsed = parse_budget(host_budget)
-    if not isinstance(parsed, int):
-        raise ArgumentError(f"host_budget={host_budget!r}: give bytes, or text with a unit such as '200GiB'")
-    return parsed
+    with contextlib.suppress(ArgumentError):
+        parsed = parse_budget(host_budget)
+        if isinstance(parsed, int):
+            return parsed
+    raise ArgumentError(f"host_budget={host_budget!r}: give bytes, or text with a unit such as '200GiB'")
 
 
 def permissions(allow: Iterable[str]) -> frozenset[str]:
@@ -129,6 +131,10 @@ def permissions(allow: Iterable[str]) -> frozenset[str]:
     Raises:
       ArgumentError: for a name that is none.
     """
+    if not isinstance(allow, Iterable):
+        raise ArgumentError(
+            f"allow={allow!r}: give permissions, such as ('offload',); there are {', '.join(PERMISSIONS)}"
+        )
     given = (allow,) if isinstance(allow, str) else tuple(allow)
     unknown = [permission for permission in given if permission not in PERMISSIONS]
     if unknown:

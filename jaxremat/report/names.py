@@ -29,9 +29,8 @@ class Names:
         for eqn in filter(_is_name, joint.eqns):
             self._given.update((var, str(eqn.params["name"])) for var in jaxprs.vars_of([*eqn.invars, *eqn.outvars]))
         self._eqns = joint.eqns
-        self._source = {trip.stored: trip.source for trip in joint.round_trips}
-        self._source |= {trip.restored: trip.source for trip in joint.round_trips}
-        self._form = {trip.stored: trip.form for trip in joint.round_trips}
+        self._source = {v: trip.source for trip in joint.round_trips for v in (*trip.waiting, trip.restored)}
+        self._form = {v: trip.form for trip in joint.round_trips for v in trip.waiting}
 
     def form(self, var: Var) -> str:
         """How a value is stored."""

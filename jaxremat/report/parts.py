@@ -95,7 +95,7 @@ class Part:
     @functools.cached_property
     def _is_stored(self) -> np.ndarray:
         """[V] bool: values in another form than the one they are read in."""
-        stored = {trip.stored for trip in self.joint.round_trips}
+        stored = {v for trip in self.joint.round_trips for v in trip.waiting}
         return np.asarray([var in stored for var in self.joint.values], bool)
 
     @functools.cached_property

@@ -12,8 +12,8 @@ from jaxremat.report.values import Value
 
 ACTIONS = ("save", "recompute", "defer")
 _LEAST_SHARE = 3e-4  # of the whole: a row that rounds to 0.0 %
-_WAITING = {"bits": ", as bits", "host": ", on the host", "bfloat16": ", as bfloat16"}
-"""What is said of values that wait in another form."""
+_WAITING = {"device": "", "host": ", on the host"}
+"""What is said of values by where they wait; of others, in what form."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Group:
         seconds = self.part.seconds_of(self.values)
         return Row(
             path=common_path([value.path for value in values]),
-            what=values[0].what + _WAITING.get(values[0].form, ""),
+            what=values[0].what + _WAITING.get(values[0].form, f", as {values[0].form}"),
             sources=tuple(dict.fromkeys(value.source for value in values if value.source)),
             shapes=tuple(dict.fromkeys(value.shape for value in values)),
             count=self.count,

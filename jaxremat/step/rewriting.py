@@ -33,7 +33,7 @@ def rewritten(jaxpr: Jaxpr, replacements: Replacements) -> Jaxpr:
             return run(inputs)
 
     run = lambda *inputs: jaxprs.evaluate(jaxpr, inputs, rule)
-    return jaxprs.inline_calls(jax.make_jaxpr(run)(*map(jaxprs.shape_of, jaxpr.invars)))
+    return jaxprs.inline_calls(jax.make_jaxpr(run)(*map(jaxprs.argument_like, jaxpr.invars)))
 
 
 def with_bodies(jaxpr: Jaxpr, bodies: Bodies) -> Replacements:

@@ -143,7 +143,7 @@ def _put_flat(flat: Splice, jaxpr: Jaxpr, env: Env, within: Any = ()) -> None:
 
 def traced_with(jaxpr: Jaxpr, rule: Rule) -> Jaxpr:
     """The program that a jaxpr is under a rule for `evaluate`, without dead code."""
-    made = jax.make_jaxpr(lambda *xs: evaluate(jaxpr, xs, rule))(*[shape_of(v) for v in jaxpr.invars])
+    made = jax.make_jaxpr(lambda *xs: evaluate(jaxpr, xs, rule))(*map(argument_like, jaxpr.invars))
     made = compat.without_dead_code(made)
     compat.check_jaxpr(made)
     return made
@@ -173,6 +173,11 @@ def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
     aval: Any = atom.aval
     weak_type = getattr(aval, "weak_type", False)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak_type, **compat.placement(aval))
+
+
+def argument_like(atom: Atom) -> Any:
+    """The same, as a trace takes it, in the memory where the variable's array lies."""
+    return compat.in_host_memory(shape_of(atom)) if is_on_host(atom) else shape_of(atom)
 
 
 def dtype_of(atom: Atom) -> Any:

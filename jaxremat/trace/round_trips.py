@@ -1,6 +1,6 @@
 """Other forms in which a value can wait for its last readers, each a round trip of two equations.
 
-    source -> stored -> restored
+    source -> stored (and scales) -> restored
 
 The late readers of a source read what is restored instead. To a search this is a program like any other: keeping what
 is stored in place of the source, and running the way back late, is one more thing that it may decide. Where both ways
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,15 +35,17 @@ class Storage:
 
     Attributes:
       form: its name, such as "bits".
-      takes: whether it stores a value of this shape and dtype.
-      store: from the value to what waits.
-      restore: from what waits, and the shape and dtype of the value, to the value.
+      takes: whether it stores a value of this shape and dtype, made by a primitive of this name.
+      store: from the value to the arrays that wait: what is stored, and its scales where it has some.
+      restore: from those, and the shape and dtype of the value, to the value.
+      rounding: the most that a number is off by: of itself, or where rows have scales of the largest in its row.
     """
 
     form: str
-    takes: Callable[[jax.ShapeDtypeStruct], bool]
-    store: Callable[[jax.Array], jax.Array]
-    restore: Callable[[jax.Array, jax.ShapeDtypeStruct], jax.Array]
+    takes: Callable[[jax.ShapeDtypeStruct, str], bool]
+    store: Callable[[jax.Array], tuple[jax.Array, ...]]
+    restore: Callable[[Sequence[jax.Array], jax.ShapeDtypeStruct], jax.Array]
+    rounding: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +54,36 @@ class RoundTrip:
 
     Attributes:
       form: the name of its storage.
-      source, stored, restored: the value, what may wait in its place, and what late readers read.
-      way_there, way_back: the equations between them.
+      way_there, way_back: the equations from the value to what may wait in its place, and from there to what late
+        readers read.
     """
 
     form: str
-    source: Var
-    stored: Var
-    restored: Var
     way_there: Eqn
     way_back: Eqn
 
+    @property
+    def source(self) -> Var:
+        """The value."""
+        return jaxprs.vars_of(self.way_there.invars)[0]
 
-def _is_mask(shape: jax.ShapeDtypeStruct) -> bool:
+    @property
+    def stored(self) -> Var:
+        """What may wait in its place."""
+        return self.waiting[0]
+
+    @property
+    def waiting(self) -> Sequence[Var]:
+        """All that waits then: what is stored, and its scales."""
+        return self.way_there.outvars
+
+    @property
+    def restored(self) -> Var:
+        """What late readers read."""
+        return self.way_back.outvars[0]
+
+
+def _is_mask(shape: jax.ShapeDtypeStruct, maker: str) -> bool:
     """Whether packing saves bytes: rows shorter than a byte's bits would take as many bytes as before."""
     return shape.dtype == jnp.bool_ and bool(shape.shape) and shape.shape[-1] >= BITS_PER_BYTE
 
@@ -72,13 +91,13 @@ def _is_mask(shape: jax.ShapeDtypeStruct) -> bool:
 BITS = Storage(
     "bits",
     _is_mask,
-    lambda mask: jnp.packbits(mask, axis=-1),
-    lambda bits, like: jnp.unpackbits(bits, axis=-1, count=like.shape[-1]).astype(jnp.bool_),
+    lambda mask: (jnp.packbits(mask, axis=-1),),
+    lambda waiting, like: jnp.unpackbits(waiting[0], axis=-1, count=like.shape[-1]).astype(jnp.bool_),
 )
 """Masks of one bit per element instead of one byte: lossless."""
 
 
-def _is_worth_a_transfer(shape: jax.ShapeDtypeStruct) -> bool:
+def _is_worth_a_transfer(shape: jax.ShapeDtypeStruct, maker: str) -> bool:
     """Arrays of numbers whose copy takes longer than to start it: at 64 GB/s a MiB takes 16 microseconds."""
     size_bytes = math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
     return jnp.issubdtype(shape.dtype, jnp.inexact) and size_bytes >= 2**20
@@ -87,22 +106,93 @@ def _is_worth_a_transfer(shape: jax.ShapeDtypeStruct) -> bool:
 HOST = Storage(
     "host",
     _is_worth_a_transfer,
-    lambda x: jax.device_put(x, jax.memory.Space.Host),
-    lambda stored, like: jax.device_put(stored, jax.memory.Space.Device),
+    lambda x: (jax.device_put(x, jax.memory.Space.Host),),
+    lambda waiting, like: jax.device_put(waiting[0], jax.memory.Space.Device),
 )
 """The host's memory, over the link: only with permission, where the device has a link."""
 
-NARROW = Storage(
+BFLOAT16 = Storage(
     "bfloat16",
-    lambda shape: shape.dtype == jnp.float32 and bool(shape.shape),
-    lambda x: x.astype(jnp.bfloat16),
-    lambda stored, like: stored.astype(like.dtype),
+    lambda shape, maker: shape.dtype == jnp.float32 and bool(shape.shape),
+    lambda x: (x.astype(jnp.bfloat16),),
+    lambda waiting, like: waiting[0].astype(like.dtype),
+    rounding=2.0**-9,
 )
-"""Half the bytes: rounded to the nearest of 8 bits, so off by at most 2**-9 of itself; only with permission."""
+"""Half the bytes of float32: rounded to the nearest of 8 bits."""
 
-STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST, NARROW)}
-UNDONE = (HOST.form, NARROW.form)
-"""Forms that XLA undoes outside of loops, unless they are tied to what runs around them."""
+_LEAST_ROW = 32  # numbers that share a scale in the OCP Microscaling Formats, 2023
+_SPREADING = ("div", "exp", "exp2", "expm1", "logistic", "pow", "square")
+_LARGEST_INT8 = 127
+_LARGEST_E4M3 = float(jnp.finfo(jnp.float8_e4m3fn).max)
+
+
+def _has_rows(shape: jax.ShapeDtypeStruct) -> bool:
+    """Whether a byte per number, and a scale per row, are fewer bytes."""
+    wide = jnp.issubdtype(shape.dtype, jnp.floating) and np.dtype(shape.dtype).itemsize >= 2
+    return wide and bool(shape.shape) and shape.shape[-1] >= _LEAST_ROW
+
+
+def _scales(x: jax.Array, largest: float) -> jax.Array:
+    """One per row: with it, the row's largest number is `largest`. Of a row that is not finite it is no number either:
+    that takes a sum, since XLA:CPU's maxima pass over what is no number."""
+    wide = x.astype(jnp.float32)
+    most = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) + jnp.sum(wide * 0, axis=-1, keepdims=True)
+    return jnp.where(most == 0, jnp.ones_like(most), most / largest)
+
+
+def _to_e4m3(x: jax.Array) -> tuple[jax.Array, ...]:
+    scales = _scales(x, _LARGEST_E4M3)
+    return (x.astype(jnp.float32) / scales).astype(jnp.float8_e4m3fn), scales
+
+
+def _to_int8(x: jax.Array) -> tuple[jax.Array, ...]:
+    scales = _scales(x, _LARGEST_INT8)
+    steps = jnp.floor(x.astype(jnp.float32) / scales + _scattered(x))
+    return jnp.minimum(steps, jnp.full_like(steps, _LARGEST_INT8)).astype(jnp.int8), scales
+
+
+def _scattered(x: jax.Array) -> jax.Array:
+    """Numbers in [0, 1) that look random: the bits of each entry and its place in the row, mixed (Appleby's
+    MurmurHash3, `fmix32`). Equal arrays are rounded alike, so that what runs again gives the same."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    mixed = bits ^ (jax.lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1) * np.uint32(0x9E3779B9))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
+    return (mixed >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
+
+
+def _rescaled(waiting: Sequence[jax.Array], like: jax.ShapeDtypeStruct) -> jax.Array:
+    stored, scales = waiting
+    return (stored.astype(jnp.float32) * scales).astype(like.dtype)
+
+
+E4M3 = Storage(
+    "float8_e4m3",
+    lambda shape, maker: _has_rows(shape) and maker in _SPREADING,
+    _to_e4m3,
+    _rescaled,
+    rounding=2.0**-4,
+)
+"""A byte per number and a scale per row, for what spreads over magnitudes, such as exponentials: rounded to the nearest
+of 4 bits, as COAT (Xi et al. 2024) keeps activations."""
+
+INT8 = Storage(
+    "int8",
+    lambda shape, maker: _has_rows(shape) and maker not in _SPREADING,
+    _to_int8,
+    _rescaled,
+    rounding=1 / _LARGEST_INT8,
+)
+"""A byte per number and a scale per row: rounded up or down at random, so that gradients are right on average, as
+ActNN (Chen et al. 2021) asks of what is kept in few bits."""
+
+NARROW = ((BFLOAT16.form,), (E4M3.form, INT8.form))
+"""Forms that round, only with permission: sets that are used together, the widest first."""
+
+STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST, BFLOAT16, E4M3, INT8)}
+UNDONE = tuple(form for form in STORAGES if form != BITS.form)
+"""Forms that XLA undoes outside of loops, unless they are tied to what runs around them: it cancels the way there with
+the way back, or keeps the source and goes there late."""
 LOSSLESS = (BITS.form,)
 """Forms that need no permission."""
 
@@ -120,7 +210,7 @@ def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Ja
         var: storage
         for eqn, is_late in zip(jaxpr.eqns, late)
         for var in eqn.outvars
-        if var in wanted and not is_late and not jaxprs.is_constant(eqn) and (storage := _storage_of(var, forms))
+        if var in wanted and not is_late and not jaxprs.is_constant(eqn) and (storage := _storage_of(var, eqn, forms))
     }
     if not chosen:
         return jaxpr
@@ -149,13 +239,9 @@ def _put_trip(program: Splice, trip: Jaxpr, source: Atom, maker: Eqn) -> Atom:
 
 def round_trips_in(jaxpr: Jaxpr) -> tuple[RoundTrip, ...]:
     """The round trips that `with_round_trips` put into a program."""
-    ways_there: Mapping[Var, Eqn] = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if _form(eqn, _STORE)}
-    return tuple(
-        RoundTrip(form, ways_there[stored].invars[0], stored, eqn.outvars[0], ways_there[stored], eqn)  # type: ignore[arg-type]
-        for eqn in jaxpr.eqns
-        if (form := _form(eqn, _RESTORE))
-        for stored in jaxprs.vars_of(eqn.invars)
-    )
+    ways_there = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if _form(eqn, _STORE)}
+    ways_back = ((form, eqn) for eqn in jaxpr.eqns if (form := _form(eqn, _RESTORE)))
+    return tuple(RoundTrip(form, ways_there[jaxprs.vars_of(eqn.invars)[0]], eqn) for form, eqn in ways_back)
 
 
 def transferred_bytes(eqn: Eqn) -> tuple[int, int]:
@@ -171,11 +257,11 @@ def _host_bytes(atoms: Sequence[Atom]) -> int:
     return sum(jaxprs.array_bytes(v) for v in atoms if jaxprs.is_on_host(v))
 
 
-def _storage_of(var: Var, forms: Sequence[str]) -> Storage | None:
+def _storage_of(var: Var, maker: Eqn, forms: Sequence[str]) -> Storage | None:
     if not hasattr(var.aval, "shape") or jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended):
         return None
-    shape = jaxprs.shape_of(var)
-    return next((storage for storage in map(STORAGES.__getitem__, forms) if storage.takes(shape)), None)
+    shape, name = jaxprs.shape_of(var), maker.primitive.name
+    return next((storage for storage in map(STORAGES.__getitem__, forms) if storage.takes(shape, name)), None)
 
 
 def _traced_trip(shape: jax.ShapeDtypeStruct, storage: Storage) -> Jaxpr:
@@ -184,16 +270,16 @@ def _traced_trip(shape: jax.ShapeDtypeStruct, storage: Storage) -> Jaxpr:
 
 def _there_and_back(x: Any, storage: Storage) -> Any:
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    store, restore = storage.store, lambda stored: storage.restore(stored, like)
-    stored = jax.jit(_named(store, _STORE + storage.form))(x)
-    return jax.jit(_named(restore, _RESTORE + storage.form))(stored)
+    waiting = jax.jit(_named(storage.store, _STORE + storage.form))(x)
+    restore = _named(lambda *arrays: storage.restore(arrays, like), _RESTORE + storage.form)
+    return jax.jit(restore)(*waiting)
 
 
 def _named(fun: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A function of its own under a name that the equation of its call keeps."""
 
-    def called(x: Any) -> Any:
-        return fun(x)
+    def called(*arrays: Any) -> Any:
+        return fun(*arrays)
 
     called.__name__ = called.__qualname__ = name
     return called

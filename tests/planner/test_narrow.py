@@ -1,4 +1,4 @@
-"""Values that wait rounded to bfloat16: with permission only, at half the bytes; gradients say what it costs."""
+"""Values that wait rounded: with permission only, at half or a quarter of the bytes; gradients say what it costs."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,12 @@ from jax import lax
 import jaxremat
 from jaxremat.backends.devices import resolve_target
 from jaxremat.planner.choose import planner_for
+from jaxremat.planner.schedules import SchedulePlanner
+from jaxremat.planner.timed import TimedPlanner
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import apply_flat, read_primal
+from jaxremat.trace.round_trips import LOSSLESS, NARROW, STORAGES
 
 LAYERS = 8
 
@@ -43,7 +46,7 @@ def test_nothing_is_rounded_without_permission(allow):
     )
     plan = jaxremat.plan(unrolled, *shapes, budget=0.7, target="h200", verify="replay", allow=allow)
     assert bool(rounded(plan)) == bool(allow)
-    assert any("rounded to bfloat16" in warning for warning in plan.warnings) == bool(allow)
+    assert any("rounded to bfloat16 (off by up to 0.002)" in warning for warning in plan.warnings) == bool(allow)
     if allow:
         assert ", as bfloat16" in str(plan)
         exact = jaxremat.plan(unrolled, *shapes, budget=0.7, target="h200", verify="replay")
@@ -75,6 +78,73 @@ def narrow_planner(fun, args):
 def test_half_precision_stays_as_it_is():
     args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), arrays(False))
     assert not narrow_planner(unrolled, args).plain.problem.joint.round_trips
+
+
+IN_BYTES = NARROW[1]
+
+
+@pytest.mark.parametrize("form", IN_BYTES)
+def test_a_byte_per_number_is_off_by_what_its_form_says(form):
+    storage, like = STORAGES[form], jax.ShapeDtypeStruct((64, 256), jnp.float32)
+    x = jax.random.normal(jax.random.key(0), like.shape).at[3].set(0.0).at[5, 7].set(jnp.nan).at[6, 1].set(jnp.inf)
+    waiting = jax.jit(storage.store)(x)
+    assert [a.dtype.itemsize for a in waiting] == [1, 4] and waiting[1].shape == (64, 1)
+    back = storage.restore(waiting, like)
+    assert (back[3] == 0).all(), "a row of zeros has no largest number"
+    assert jnp.isnan(back[5:7]).all(), "a row that is not finite is not hidden"
+    finite = np.delete(np.arange(64), [5, 6])
+    largest = jnp.abs(x).max(-1, keepdims=True)
+    assert (jnp.abs(back - x) <= storage.rounding * largest)[finite].all()
+
+
+def test_int8_is_right_on_average_and_floats_keep_small_numbers():
+    x = jnp.full((64, 256), 0.3).at[:, 0].set(40.0)  # 0.3 is less than a step of 40 / 127
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    back = {form: STORAGES[form].restore(STORAGES[form].store(x), like)[:, 1:] for form in IN_BYTES}
+    assert set(np.unique(np.round(back["int8"] * 127 / 40))) == {0.0, 1.0}
+    assert abs(back["int8"].mean() - 0.3) < 0.01
+    np.testing.assert_allclose(back["float8_e4m3"], 0.3, rtol=2**-4)
+
+
+@pytest.mark.parametrize(
+    ("planner_type", "fun", "scan", "share"),
+    [(TimedPlanner, unrolled, False, 0.5), (SchedulePlanner, scanned, True, 0.9)],
+    ids=["unrolled", "scanned"],
+)
+def test_in_bytes_gradients_are_near_and_bytes_are_saved(planner_type, fun, scan, share):
+    """Compiled and run here, by the planner of the target on which it takes effect."""
+    args, device = arrays(scan), resolve_target("cpu" if scan else "h200")
+    primal = read_primal(fun, args, 0, False)
+    planner = planner_type(primal, device, (*LOSSLESS, *IN_BYTES))
+    outcome = planner.fit(int(share * planner.plain.replayed_bytes))
+    joint = outcome.problem.joint
+    assert any(jaxprs.dtype_of(v) == jnp.int8 for eqn in joint.eqns for v in eqn.outvars)
+    emitted = outcome.form.emitted(outcome.problem.primal, device)
+    gradient = jax.jit(jax.grad(lambda *args: apply_flat(primal, emitted, args)))
+    plain = jax.jit(jax.grad(fun))
+    for got, own in zip(jax.tree.leaves(gradient(*args)), jax.tree.leaves(plain(*args)), strict=True):
+        assert 0 < float(jnp.abs(got - own).max() / jnp.abs(own).max()) < 0.02
+    ours, theirs = (f.lower(*args).compile().memory_analysis().temp_size_in_bytes for f in (gradient, plain))
+    assert ours <= share * theirs
+
+
+def test_as_few_bits_as_pay_and_no_fewer():
+    shapes = (
+        [jax.ShapeDtypeStruct((1024, 1024), jnp.float32)] * LAYERS,
+        jax.ShapeDtypeStruct((16384, 1024), jnp.float32),
+    )
+    planner = narrow_planner(unrolled, shapes)
+    forms = lambda share: set(planner.fit(int(share * planner.plain.replayed_bytes)).form.storages) - {*LOSSLESS}
+    assert forms(0.75) == set(NARROW[0]), "half the bytes are enough"
+    assert forms(0.5) == set(IN_BYTES), "with them nothing runs again"
+
+
+def test_a_check_of_gradients_allows_for_the_forms_that_were_used():
+    args = arrays(False)
+    plan = jaxremat.plan(unrolled, *args, budget=0.5, target="h200", verify="replay", allow=("narrow",))
+    assert rounded(plan) or any(value.form in IN_BYTES for value in plan.saved)
+    check = plan.check_grads(*args)
+    assert 0 < check.largest_difference < check.rtol
 
 
 @pytest.mark.parametrize("wrong", [{"emit": "names"}, {"solver": "fastsa"}])

@@ -93,6 +93,21 @@ def test_what_lies_on_the_host_takes_no_bytes_of_the_device():
     assert "optimizer state (state/opt), 2.0 MiB on the host" in str(there)
 
 
+def test_loops_beside_it_leave_the_state_where_it_lies():
+    def step(w, m, x):
+        scanned = lambda w: jnp.mean(jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), x, w)[0] ** 2)
+        m = 0.9 * m + jax.grad(scanned)(w)
+        return w - 1e-3 * m, m
+
+    stacked = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32)
+    hosted = jax.ShapeDtypeStruct(stacked.shape, stacked.dtype, sharding=HOST)
+    here, there = (
+        planned(step, budget=1.0, donate_argnums=(0, 1)).plan(stacked, m, jax.eval_shape(batch))
+        for m in (stacked, hosted)
+    )
+    assert there.peak_bytes <= here.peak_bytes - LAYERS * LEAF_BYTES
+
+
 def test_a_copy_to_the_host_runs_beside_the_next_update_and_no_longer():
     """As it is emitted, what is stored passes the barrier of the stretch after the next one."""
     plan = planned(budget="least").plan(*shapes(HOST))

@@ -1,0 +1,64 @@
+"""Schedules whose saved values may wait rounded, and to no fewer bits than pays.
+
+Rounding costs accuracy, which no price of a byte knows. So narrower forms count only where the plan with wider ones
+takes more time, by more than times can be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from jaxremat.planner.contract import Outcome, Planner, cheapest_within
+from jaxremat.planner.decision import FlatFunction
+
+_TOLD_APART = 1.01  # as in `planner.timed_loops`
+
+
+class NarrowPlanner:
+    """The outcomes of several planners, which take ever narrower forms.
+
+    Args:
+      planners: of one program and device, the one of the widest forms first; each is made when it is asked.
+    """
+
+    may_leave_alone = True
+    more_capable: Planner | None = None
+
+    def __init__(self, planners: Iterable[Callable[[], Planner]]) -> None:
+        first, *self._unmade = planners
+        self._made: list[Planner] = [first()]
+        own = self._made[0]
+        self.predicts_time, self.peak_doubt = own.predicts_time, own.peak_doubt
+        self.as_written: FlatFunction = own.as_written
+
+    @property
+    def plain(self) -> Outcome:
+        """The program as it stands."""
+        return self._made[0].plain
+
+    def fit(self, replayed_bytes: int) -> Outcome:
+        """The outcome of the widest forms that is within a replayed peak and takes no more time than others by more
+        than can be told apart; or the one with the smallest peak."""
+        found = [self._made[0].fit(replayed_bytes)]
+        if found[0].replayed_bytes <= replayed_bytes and found[0].cost <= _TOLD_APART * self.plain.cost:
+            return found[0]
+        found += [planner.fit(replayed_bytes) for planner in self._all[1:]]
+        best = cheapest_within(found, replayed_bytes)
+        most_bytes = max(replayed_bytes, best.replayed_bytes)
+        alike = (each for each in found if each.replayed_bytes <= most_bytes and each.cost <= _TOLD_APART * best.cost)
+        return next(alike)
+
+    def least(self) -> Sequence[Outcome]:
+        """Outcomes of small replayed peak, the smallest first."""
+        each = [outcome for planner in self._all for outcome in planner.least()]
+        return sorted(each, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
+
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
+        """Those of the planner of the widest forms."""
+        return self._made[0].near_misses(best, peak_bytes)
+
+    @property
+    def _all(self) -> Sequence[Planner]:
+        self._made += [make() for make in self._unmade]
+        self._unmade = []
+        return self._made
