@@ -241,9 +241,12 @@ class _Lowering:
         return op.kind == "dot" and len(op.shape) == 2 and isinstance(slot, int) and self._readers[slot] == 1
 
     def _transferred(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
-        """A copy over the link; from the host it is element-wise work where kernels read the host's memory."""
-        is_read = self._backend.reads_host and jaxprs.is_on_host(facts.eqn.invars[0])
-        return [self._merge(facts.template("copy" if is_read else facts.kind, facts.params), self._operands(facts, reads))]
+        """Copies over the link; from the host they are element-wise work where kernels read the host's memory."""
+        eqn = facts.eqn
+        if not self._backend.reads_host or not any(map(jaxprs.is_on_host, eqn.invars)):
+            return self._any(facts, reads)
+        operands = self._operands(facts, reads)
+        return [self._append(self._templates.like("copy", v), (read,)) for v, read in zip(eqn.outvars, operands)]
 
     def _random_bits(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
         operands = self._operands(facts, reads)

@@ -62,7 +62,7 @@ def test_a_slow_link_shows_in_the_cost(moved):
 
 
 def test_every_fetch_runs_a_stretch_ahead_of_its_reader(moved):
-    _, outcome = moved
+    outcome = moved[0]._moved_ahead(moved[0].plain, 0, 1)
     joint, program = outcome.problem.joint, outcome.program
     steps, node_of = program.steps.tolist(), {id(eqn): node for node, eqn in enumerate(joint.eqns)}
     saved = {joint.values[value] for value in program.saved.tolist()}
