@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip
 
-AHEAD = 1
-"""Stretches between two fetches that a fetch runs ahead of its reader: with none, XLA's schedule shows no overlap, and
-each one more holds another value on the device."""
+AHEAD = (1, 0)
+"""Stretches between two fetches that a fetch may run ahead of its reader: with none, XLA's schedule shows no overlap,
+and each one more holds another value on the device."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,14 +54,18 @@ class Hosting:
         """Bytes on the host of every value, of the program without round trips, that may go there."""
         return {value: jaxprs.array_bytes(trip.stored) for value, trip in self._trip_of.items()}
 
-    def program(self, program: ScheduledProgram, hosted: Set[int]) -> ScheduledProgram:
+    def program(
+        self, program: ScheduledProgram, hosted: Set[int], ahead: int, opening: Callable[[int], int]
+    ) -> ScheduledProgram:
         """The schedule with some of its saved values on the host.
 
         Args:
           program: a schedule of the program without round trips.
           hosted: values that it saves, among those of `bytes_of`.
+          ahead: one of `AHEAD`.
+          opening: for a step before which a stretch is to begin, where that is best.
         """
-        return _Rewriting(self, program, hosted).program()
+        return _Rewriting(self, program, hosted, ahead, opening).program()
 
     @functools.cached_property
     def _trip_of(self) -> dict[Any, Any]:
@@ -77,8 +81,10 @@ class Hosting:
 
 
 class _Rewriting:
-    def __init__(self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int]) -> None:
-        self.hosting, self.before, self.hosted = hosting, before, hosted
+    def __init__(
+        self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int], ahead: int, opening: Callable[[int], int]
+    ) -> None:
+        self.hosting, self.before, self.hosted, self.ahead, self.opening = hosting, before, hosted, ahead, opening
         joint = hosting.problem.joint
         self.own = np.full(joint.num_values, -1)  # [V] the value without round trips that each value is, or restores
         self.own[hosting.value] = np.arange(hosting.value.size)
@@ -112,19 +118,19 @@ class _Rewriting:
         return dataclasses.replace(made, saved=np.setdiff1d(made.saved, away).astype(np.int32))
 
     def _first_readers(self) -> dict[int, int]:
-        """The step of the backward that reads each hosted value first."""
+        """The step of the backward at which the stretch begins that reads each hosted value first."""
         before, read = self.before, self.hosting.problem.joint.values_read
         late = range(before.backward_start, before.steps.size)
         first: dict[int, int] = {}
         for step in late:
             for value in read[int(self.hosting.node[before.steps[step]])]:
                 first.setdefault(int(self.own[value]), step)
-        return {value: first[value] for value in sorted(self.hosted) if value in first}
+        return {value: self.opening(first[value]) for value in sorted(self.hosted) if value in first}
 
     def _fetched_before(self, first_reader: Mapping[int, int]) -> dict[int, list[int]]:
         """What is fetched before each step: a number of the steps that read something first ahead of its own."""
         reads = sorted(set(first_reader.values()))
-        earlier = dict(zip(reads, [self.before.backward_start] * AHEAD + reads))
+        earlier = dict(zip(reads, [self.before.backward_start] * self.ahead + reads))
         fetched: dict[int, list[int]] = {}
         for value, step in first_reader.items():
             fetched.setdefault(earlier[step], []).append(value)

@@ -15,8 +15,8 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.planner.hosted import Hosting
-from jaxremat.planner.timed import TimedOutcome, TimedPlanner
+from jaxremat.planner.hosted import AHEAD, Hosting
+from jaxremat.planner.timed import TimedOutcome, TimedPlanner, by_peak
 from jaxremat.planner.transfers import require_link, transfers_of
 from jaxremat.trace.joint import Primal
 
@@ -47,7 +47,7 @@ class TimedTransferPlanner:
         self.own = TimedPlanner(primal, device)
         self.as_written: FlatFunction = primal.as_written
         self._most_bytes = np.inf if host_budget_bytes is None else host_budget_bytes
-        self._made: dict[tuple[int, tuple[int, ...]], TimedOutcome] = {}
+        self._made: dict[tuple[int, tuple[int, ...], int], TimedOutcome] = {}
 
     @property
     def plain(self) -> TimedOutcome:
@@ -96,14 +96,23 @@ class TimedTransferPlanner:
         return outcome.cost * forward, outcome.cost * (1 - forward)
 
     def _moved(self, outcome: TimedOutcome, peak_bytes: int) -> TimedOutcome:
-        """An outcome with values on the host until its peak fits, or nothing more at its peak can go there."""
+        """An outcome with values on the host until its peak fits, or nothing more at its peak can go there; they are
+        fetched ahead of their readers where there is room for it."""
+        moved: list[TimedOutcome] = []
+        for ahead in AHEAD:
+            moved.append(self._moved_ahead(outcome, peak_bytes, ahead))
+            if moved[-1].peak_bytes <= peak_bytes:
+                break
+        return min(moved, key=by_peak)
+
+    def _moved_ahead(self, outcome: TimedOutcome, peak_bytes: int, ahead: int) -> TimedOutcome:
         moved, hosted = outcome, set[int]()
         for _ in range(_MOST_ROUNDS):
             more = self._waiting_at_peak(outcome, moved, hosted, moved.peak_bytes - peak_bytes)
             if moved.peak_bytes <= peak_bytes or not more:
                 break
             hosted |= more
-            moved = self._hosted(outcome, hosted)
+            moved = self._hosted(outcome, hosted, ahead)
         return moved
 
     def _waiting_at_peak(self, outcome: TimedOutcome, moved: TimedOutcome, hosted: set[int], excess: int) -> set[int]:
@@ -141,12 +150,13 @@ class TimedTransferPlanner:
         }
         return [v for v in program.saved.tolist() if v not in read and graph.producer[v] in made]
 
-    def _hosted(self, outcome: TimedOutcome, hosted: set[int]) -> TimedOutcome:
+    def _hosted(self, outcome: TimedOutcome, hosted: set[int], ahead: int) -> TimedOutcome:
         """One outcome per schedule and choice."""
-        key = id(outcome), tuple(sorted(hosted))
+        key = id(outcome), tuple(sorted(hosted)), ahead
         if key not in self._made:
             problem = self._hosting.problem
-            program = self._hosting.program(outcome.program, hosted)
+            opening = functools.partial(self.own.behind_a_kernel, outcome.program)
+            program = self._hosting.program(outcome.program, hosted, ahead, opening)
             timeline = problem.predictor.predict(program)
             made = TimedOutcome(problem, program, timeline)
             self._made[key] = made.at_cost(made.cost + transfers_of(made, self.device).exposed_seconds)

@@ -122,7 +122,7 @@ BFLOAT16 = Storage(
 
 _LEAST_ROW = 32  # numbers that share a scale in the OCP Microscaling Formats, 2023
 _SPREADING = ("div", "exp", "exp2", "expm1", "logistic", "pow", "square")
-_LARGEST_INT8 = 127
+_LARGEST_INT8 = 127  # of eight bits, one of them the sign
 _LARGEST_E4M3 = float(jnp.finfo(jnp.float8_e4m3fn).max)
 
 
