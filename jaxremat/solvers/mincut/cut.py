@@ -21,6 +21,8 @@ with heuristic capacities and without a time axis.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import scipy
 
@@ -111,6 +113,25 @@ class CutNetwork:
         reached = np.zeros(network.shape[0], bool)
         reached[scipy.sparse.csgraph.breadth_first_order(residual, self._source, return_predecessors=False)] = True
         return reached
+
+
+def cut_at_each(prices: Sequence[float], cut_at: Callable[[float], np.ndarray]) -> list[np.ndarray]:
+    """The cut at each of some ascending prices per byte.
+
+    What a cut costs is linear in the price, so one that is the cheapest at two prices is so at all between: those are
+    not asked for.
+    """
+    found = {k: cut_at(prices[k]) for k in sorted({0, len(prices) - 1})}
+    spans = [(0, len(prices) - 1)]
+    while spans:
+        low, high = spans.pop()
+        if np.array_equal(found[low], found[high]):
+            found.update((k, found[low]) for k in range(low + 1, high))
+        elif high - low > 1:
+            middle = (low + high) // 2
+            found[middle] = cut_at(prices[middle])
+            spans += [(low, middle), (middle, high)]
+    return [found[k] for k in range(len(prices))]
 
 
 def _with_reverse_arcs(rows: np.ndarray, columns: np.ndarray, size: int) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:

@@ -22,7 +22,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.unrolled import unrolled
 from jaxremat.solvers.idle import needed_runs
 from jaxremat.solvers.mincut.assemble import assemble_parts
-from jaxremat.solvers.mincut.cut import CutNetwork
+from jaxremat.solvers.mincut.cut import CutNetwork, cut_at_each
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out, lower_hull, undominated
 from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 
@@ -61,9 +61,13 @@ class PeakCut:
     def everywhere(self) -> Iterator[Layout]:
         """What comes out at every price and number of segments, no two alike."""
         seen: set[bytes] = set()
+        prices = [float(price) for price in self._mean_price * _PRICES]
         for boundaries in self._boundaries:
-            for price in self._mean_price * _PRICES:
-                yield from self._new_at(boundaries, float(price), seen)
+            kept = cut_at_each(prices, functools.partial(self._kept, boundaries))
+            for price, each in zip(prices, kept):
+                if each.tobytes() not in seen:
+                    seen.add(each.tobytes())
+                    yield self._at(each, boundaries, price)
 
     def refined(self, budget_bytes: int, enough: Layout) -> Layout:
         """Of what comes out at the boundaries of `enough`, the cheapest within a budget that lower prices give."""
@@ -105,12 +109,6 @@ class PeakCut:
     @functools.cached_property
     def _mean_price(self) -> float:
         return self._structure.mean_price
-
-    def _new_at(self, boundaries: np.ndarray, price: float, seen: set[bytes]) -> Iterator[Layout]:
-        kept = self._kept(boundaries, price)
-        if kept.tobytes() not in seen:
-            seen.add(kept.tobytes())
-            yield self._at(kept, boundaries, price)
 
     def _kept(self, boundaries: np.ndarray, price: float) -> np.ndarray:
         """[V] bool: what is kept over the peak. What is live there whatever is done, is kept at no price."""
