@@ -7,7 +7,8 @@
 
 Each program runs in a process of its own: `jax.make_jaxpr(jax.value_and_grad(loss))`, then `jaxremat.plan` at half of
 the plain peak. Memory is what planning adds to the largest resident size of that process. Verified plans count their
-compilations beyond that of the plain program.
+compilations beyond that of the plain program. Load is the machine's: cores that others use, too, take longer for the
+same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -63,6 +65,7 @@ def measured(name: str, target: str, verify: str) -> dict[str, float | int | str
         "plan": round(seconds, 2),
         "ratio": round(seconds / trace, 1),
         "memory_mib": round(more / 1024),
+        "load": round(os.getloadavg()[0], 1),
         **answer,
     }
 
@@ -96,12 +99,13 @@ def table(rows: dict[str, dict[str, dict]]) -> str:
             "",
             f"### {part}",
             "",
-            "| program | trace | plan | plan / trace | compilations | memory, MiB | overhead |",
-            "|---|---|---|---|---|---|---|",
+            "| program | trace | plan | plan / trace | compilations | memory, MiB | overhead | load |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for name, row in found.items():
             overhead = f"{row['overhead']:+.1%}" if "overhead" in row else "refused"
-            cells = (row["trace"], row["plan"], row["ratio"], row.get("compilations", ""), row["memory_mib"], overhead)
+            numbers = (row["trace"], row["plan"], row["ratio"], row.get("compilations", ""), row["memory_mib"])
+            cells = (*numbers, overhead, row["load"])
             lines.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 

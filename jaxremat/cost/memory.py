@@ -14,10 +14,11 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import Program, lower_body
+from jaxremat.cost.hlo_model import Program, lower_body, lower_listing
 from jaxremat.cost.hlo_ops import CONTRACTIONS, Body, Op, alone
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.listing import Listing
 
 _Span = tuple[int, int, int, int]  # kernel, bytes, first step, last step
 _UPDATES = ("dynamic_update_slice", "scatter", "scatter-add")
@@ -75,13 +76,19 @@ def estimate_body(
     body: Body, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
 ) -> MemoryEstimate:
     """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
-    return estimate_program(lower_body(body, device.backend, known.templates), body, device, known, aliased)
+    return _estimate(lower_body(body, device.backend, known.templates), body, device, known, aliased)
 
 
-def estimate_program(
-    program: Program, body: Body, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
+def estimate_listing(
+    listing: Listing, like: Jaxpr, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
 ) -> MemoryEstimate:
-    """The same for a program that is lowered already; `body` says what it takes and gives."""
+    """The same for a program that was put together from equations; `like`: one that takes and gives the same."""
+    return _estimate(lower_listing(listing, device.backend, known.templates), alone(like), device, known, aliased)
+
+
+def _estimate(
+    program: Program, body: Body, device: Device, known: KnownBodies, aliased: frozenset[int]
+) -> MemoryEstimate:
     backend, fusion = device.backend, fuse(program, device)
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
     if backend.stacked_products_last:

@@ -17,9 +17,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Eqn, Var
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.flops import is_contraction
-from jaxremat.cost.hlo_model import lower_listing
-from jaxremat.cost.hlo_ops import alone
-from jaxremat.cost.memory import MemoryEstimate, estimate_program, live_bytes
+from jaxremat.cost.memory import MemoryEstimate, estimate_listing, live_bytes
 from jaxremat.cost.pricing import shares
 from jaxremat.emit.scheduled import Script, put_script, write_script
 from jaxremat.graph.graph import Graph
@@ -53,10 +51,9 @@ class Predictor:
             return replay(self._graph, program.steps)
         joint, device = self._joint, self._device
         script = write_script(joint, program, self._unfenced)
-        listing = Listing((*joint.jaxpr.constvars, *joint.jaxpr.invars))
+        listing = Listing(joint.jaxpr)
         listing.outputs = put_script(listing, joint, script)
-        lowered = lower_listing(listing, device.backend, self._known.templates)
-        estimate = estimate_program(lowered, alone(joint.jaxpr), device, self._known)
+        estimate = estimate_listing(listing, joint.jaxpr, device, self._known)
         replayed = float(self._graph.costs[program.steps].sum())
         cost = estimate.seconds if device.backend.barrier_parts else replayed
         return self._timelines.of(estimate, self._nodes(listing, script), cost)
@@ -78,11 +75,9 @@ class Predictor:
         return {eqn: node for node, eqn in enumerate(self._joint.eqns)}
 
     def _nodes(self, listing: Listing, script: Script) -> np.ndarray:
-        """[E] the joint program's node of each line; a barrier counts as the node that follows it."""
+        """[E] the joint program's node of each line."""
         node_of = self._node_of | {zeros.seeded: self._node_of[zeros.eqn] for zeros in script.zeros}
-        lines = listing.lines
-        sources = [lines[k + 1].eqn if line.eqn is None else line.eqn for k, line in enumerate(lines)]
-        return np.asarray([node_of[eqn] for eqn in sources if eqn is not None], np.int64)
+        return np.asarray([node_of[eqn] for eqn in listing.sources], np.int64)
 
 
 class Timelines:

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 from jaxremat.emit.scheduled import Segment, put_segments, run_segments
 from jaxremat.step.scheduling import Schedule
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
-from jaxremat.trace.splice import Splice, at
+from jaxremat.trace.listing import Listing
+from jaxremat.trace.splice import Puts, Splice, at
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,16 +55,23 @@ class Script:
                 done += id(eqn) not in self.anywhere
         return np.asarray(counted, np.int64)
 
-    def emitted(self) -> tuple[Jaxpr, list[Eqn]]:
-        """What `run` emits, and the equation that each one stems from; a barrier counts as what follows."""
-        sources = [eqn for s in self.stretches for eqn in ((s.eqns[:1] if s.through else ()) + s.eqns)]
+    @functools.cached_property
+    def emitted(self) -> Jaxpr:
+        """What `run` emits."""
         program = Splice(self.jaxpr)
+        return program.program(self._put_into(program))
+
+    @functools.cached_property
+    def listing(self) -> Listing:
+        """The same as a listing."""
+        listing = Listing(self.jaxpr)
+        listing.outputs = self._put_into(listing)
+        return listing
+
+    def _put_into[Stand](self, program: Puts[Stand]) -> list[Stand | Literal]:
         env = program.inputs
         put_segments(program, self.stretches, env)
-        jaxpr = program.program([at(env, atom) for atom in self.jaxpr.outvars])
-        if len(jaxpr.eqns) != len(sources):
-            raise AssertionError(f"emission wrote {len(jaxpr.eqns)} equations for {len(sources)} steps")
-        return jaxpr, sources
+        return [at(env, atom) for atom in self.jaxpr.outvars]
 
 
 def script_of(joint: Joint, schedule: Schedule, unfenced: Set[Var] = frozenset()) -> Script:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.bodies import KnownBodies
-from jaxremat.cost.memory import MemoryEstimate, estimate_memory
+from jaxremat.cost.memory import MemoryEstimate, estimate_listing
 from jaxremat.cost.pricing import price, shares
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
@@ -121,21 +121,16 @@ class Outcome:
         joint = self.posed.joint
         return script_of(joint, self.schedule, self.posed.device.backend.unfenced(joint.eqns))
 
-    @functools.cached_property
-    def _emitted(self) -> tuple[Jaxpr, np.ndarray]:
-        jaxpr, sources = self.script.emitted()
-        node = {id(eqn): index for index, eqn in enumerate(self.posed.joint.eqns)}
-        return jaxpr, np.asarray([node[id(eqn)] for eqn in sources], np.int32)
-
     @property
     def jaxpr(self) -> Jaxpr:
         """The emitted program."""
-        return self._emitted[0]
+        return self.script.emitted
 
     @functools.cached_property
     def estimate(self) -> MemoryEstimate:
         """The emitted program under the target's memory model."""
-        return estimate_memory(self.jaxpr, self.posed.device, self.posed.known, self.posed.aliased)
+        posed = self.posed
+        return estimate_listing(self.script.listing, posed.joint.jaxpr, posed.device, posed.known, posed.aliased)
 
     @property
     def _is_small(self) -> bool:
@@ -146,7 +141,9 @@ class Outcome:
         """The predicted timeline of the emitted program."""
         if not self.posed.is_body and self._is_small:
             return replay(self.posed.graph, self.schedule.steps)
-        return self.posed.timelines.of(self.estimate, self._emitted[1], self.cost)
+        node = {eqn: index for index, eqn in enumerate(self.posed.joint.eqns)}
+        node_of = np.asarray([node[eqn] for eqn in self.script.listing.sources], np.int32)
+        return self.posed.timelines.of(self.estimate, node_of, self.cost)
 
     @functools.cached_property
     def held_bytes(self) -> np.ndarray:

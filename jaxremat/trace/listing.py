@@ -5,6 +5,7 @@ What `Splice` makes is a program that can be run; what a model of a compiler rea
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,19 +34,30 @@ class Listing:
     """A program under way.
 
     Args:
-      inputs: variables of the source that are there; they have the first numbers.
+      like: a program with the same inputs and constants; they have the first numbers.
 
     Attributes:
-      inputs: their numbers, by variables.
       lines: the program.
       outputs: what it returns.
     """
 
-    def __init__(self, inputs: Sequence[Var]) -> None:
-        self.inputs: dict[Var, Slot] = {var: number for number, var in enumerate(inputs)}
+    def __init__(self, like: Jaxpr) -> None:
+        self._inputs = (*like.constvars, *like.invars)
         self.lines: list[Line] = []
         self.outputs: list[Slot] = []
-        self.number_of_variables = len(inputs)
+        self.number_of_variables = len(self._inputs)
+
+    @property
+    def inputs(self) -> dict[Var, Slot]:
+        """The numbers of constants and inputs, in their order."""
+        return {var: number for number, var in enumerate(self._inputs)}
+
+    @property
+    def sources(self) -> list[Eqn]:
+        """The equation that each line stems from; a barrier counts as the equation that follows it."""
+        following = itertools.pairwise([*(line.eqn for line in self.lines), None])
+        found = (after if eqn is None else eqn for eqn, after in following)
+        return [eqn for eqn in found if eqn is not None]
 
     def put(self, eqn: Eqn, env: dict[Var, Slot]) -> None:
         """Adds an equation, and what stands for its results to `env`."""
@@ -76,8 +88,8 @@ class Listing:
 
 def listing_of(jaxpr: Jaxpr) -> tuple[Listing, dict[Var, Slot]]:
     """A whole program, and the numbers of its variables."""
-    listing = Listing((*jaxpr.constvars, *jaxpr.invars))
-    env = dict(listing.inputs)
+    listing = Listing(jaxpr)
+    env = listing.inputs
     for eqn in jaxpr.eqns:
         listing.put(eqn, env)
     listing.outputs = [at(env, atom) for atom in jaxpr.outvars]

@@ -66,7 +66,7 @@ def test_a_script_is_lowered_as_the_program_that_it_becomes():
         kept = np.arange(graph.num_values) % every == 0
         steps, start = assemble_parts(graph, kept)
         script = write_script(joint, schedule_program(graph, steps, backward_start=start))
-        listing = Listing((*joint.jaxpr.constvars, *joint.jaxpr.invars))
+        listing = Listing(joint.jaxpr)
         listing.outputs = put_script(listing, joint, script)
         lowered = lower_listing(listing, CPU, templates)
         assert operations(lowered) == operations(lower(emitted_program(joint, script), CPU))
