@@ -45,6 +45,9 @@ _BROKEN_BY_TESTS = {
         ("cost/hlo_model.py", "and max(out[1], image[1]) > 16", ""),
         ("cost/hlo_ops.py", "op.kind in COMMUTATIVE)", "False)"),
         ("cost/memory.py", "else fusion.is_elementwise_on(kernel, buffer)", "else True"),
+        ("cost/hlo_model.py", "carry if op.constant is None else", "carry if True else"),
+        ("cost/hlo_model.py", "if part not in read:", "if False:"),
+        ("cost/hlo_ops.py", "counts[id(before)] == counts[id(after)] == 1", "False"),
         ("backends/cpu.py", "expands_searches=True", "expands_searches=False"),
         ("backends/cpu.py", "rolls_threefry=True", "rolls_threefry=False"),
         ("backends/cpu.py", "breadth_first=True", "breadth_first=False"),
@@ -55,13 +58,21 @@ _BROKEN_BY_TESTS = {
         ("backends/cuda.py", '"tanh": 467', '"tanh": 7'),
         ("cost/priority_fusion.py", "and self._normalises(index, reader):", "and False:"),
     ),
-    "tests/planner/test_prediction.py": (("cost/memory.py", "used[first : last + 1] += size", "pass"),),
+    "tests/planner/test_prediction.py": (
+        ("cost/memory.py", "used[first : last + 1] += size", "pass"),
+        ("backends/backend.py", "joint.late_scans if self.breadth_first else {}", "{}"),
+    ),
     "tests/cost/test_memory.py": (("cost/memory.py", " * waste[~np.eye(len(shape), dtype=bool)].min()", ""),),
     "tests/compiled/test_roofline.py": (
         ("compiled/roofline.py", "& (at % gap == 0)", ""),
         ("compiled/hlo_text.py", "return int(limits[0][1]) if", "return 1 if"),
     ),
     "tests/emit/test_zeros.py": (("emit/zeros.py", "eqn.outvars[0] not in summed", "True"),),
+    "tests/trace/test_late_scans.py": (
+        ("trace/late_scans.py", "for v, seed in zip(begun, seeds)", "for v, seed in begun.items()"),
+        ("trace/late_scans.py", 'reverse=params["reverse"], ', ""),
+        ("trace/late_scans.py", "and not jaxprs.has_effects(eqn)", ""),
+    ),
     "tests/trace/test_round_trips.py": (
         ("emit/scheduled.py", " or (trip.stored in made and trip.source in before)", ""),
     ),

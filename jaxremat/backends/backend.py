@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from jaxremat.base.compat import Eqn, Var
 from jaxremat.trace.jaxpr import vars_of
+from jaxremat.trace.joint import Joint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,10 @@ class Backend:
     reads_host: bool = False
     tile: tuple[int, int] | None = None
     element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
+
+    def late_scans(self, joint: Joint) -> dict[int, Eqn]:
+        """What runs in the place of scans, by node, where what they write into would be made at the start."""
+        return joint.late_scans if self.breadth_first else {}
 
     def unfenced(self, eqns: Iterable[Eqn]) -> set[Var]:
         """What equations read that never enters a barrier, and is best never made again."""

@@ -91,6 +91,7 @@ class _Lowering:
         self.reads: list[tuple[int, ...]] = []
         self.equations: list[int] = []
         self.takes_over: dict[int, int] = {}
+        self._only_written: dict[int, int] = {}
         self._merged: dict[tuple[int, tuple[int, ...]], int] = {}
         self._expressions: dict[Hashable, int] = {}
         self._backend, self._templates = backend, templates
@@ -99,6 +100,8 @@ class _Lowering:
         self._readers: list[int] = []
 
     def program(self, outputs: Sequence[int], op_of: Mapping[Var, int] | None = None) -> Program:
+        if self._only_written:
+            self._without_idle_stacks(outputs)
         return Program(self.ops, self.reads, self.equations, self.takes_over, tuple(outputs), op_of or {})
 
     def make_input(self, var: Var) -> int:
@@ -168,35 +171,51 @@ class _Lowering:
 
     def _with_bodies(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
         """What has several results, or runs bodies."""
-        eqn, operands = facts.eqn, self._operands(facts, reads)
-        begins = self._stacks(eqn) if not self._backend.breadth_first else {}
-        operands, taken = (*operands, *begins.values()), self._taken_over(eqn, reads, operands) | begins
+        return self._parts(facts, self._operands(facts, reads))
+
+    def _parts(self, facts: Facts, operands: tuple[int, ...]) -> list[int]:
         base = self._append(facts.with_bodies, operands)
-        parts = [self._append(self._templates.like("part", var), (base,)) for var in eqn.outvars]
-        self.takes_over |= {parts[k]: over for k, over in taken.items()}
+        return [self._append(self._templates.like("part", var), (base,)) for var in facts.eqn.outvars]
+
+    def _scanned(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+        """A loop. What it stacks begins as zeros, which are written."""
+        operands, (num_consts, num_carry) = self._operands(facts, reads), compat.scan_arity(facts.eqn)
+        consts, carries, slices = (
+            operands[:num_consts],
+            operands[num_consts:][:num_carry],
+            operands[num_consts + num_carry :],
+        )
+        carries = tuple(map(self._copied, carries)) if self._backend.breadth_first else carries
+        stacks = [self._append(self._templates.like("broadcast", v), ()) for v in facts.eqn.outvars[num_carry:]]
+        parts = self._parts(facts, (*consts, *carries, *slices, *stacks))
+        begins = [*carries, *stacks]
+        self._only_written |= {parts[k]: begins[k] for k in facts.only_written}
+        self.takes_over |= self._taken_over(parts, reads[num_consts:], carries) | dict(zip(parts[num_carry:], stacks))
         return parts
 
-    def _stacks(self, eqn: Eqn) -> dict[int, int]:
-        """What a scan stacks, by result: it begins as zeros, which are written."""
-        if eqn.primitive.name != "scan":
-            return {}
-        _, num_carry = compat.scan_arity(eqn)
-        zeros = [self._templates.like("broadcast", var) for var in eqn.outvars[num_carry:]]
-        return {k: self._append(op, ()) for k, op in enumerate(zeros, num_carry)}
+    def _copied(self, carry: int) -> int:
+        """What a carry begins as: a constant is copied at the start of the program, for each loop by itself."""
+        op = self.ops[carry]
+        return carry if op.constant is None else self._append(op, (), -1)
 
-    def _taken_over(self, eqn: Eqn, slots: Sequence[Slot], reads: Sequence[int]) -> dict[int, int]:
-        """For a scan, the carries that no one else reads: its results live in their buffers. Carries that start as the
-        same constant share its buffer no longer; the first takes it."""
-        if eqn.primitive.name != "scan":
-            return {}
-        num_consts, num_carry = compat.scan_arity(eqn)
+    def _taken_over(self, parts: Sequence[int], slots: Sequence[Slot], carries: Sequence[int]) -> dict[int, int]:
+        """The carries that no one else reads: a scan's results live in their buffers. Carries that start as the same
+        constant share its buffer no longer; the first takes it."""
         taken: dict[int, int] = {}
-        for k, (slot, read) in enumerate(zip(slots[num_consts:], reads[num_consts:][:num_carry])):
+        for part, slot, read in zip(parts, slots, carries):
             alone = isinstance(slot, int) and self._readers[slot] == 1
             op = self.ops[read]
             if (op.constant is not None or alone) and read not in taken.values() and op.kind != "input":
-                taken[k] = read
+                taken[part] = read
         return taken
+
+    def _without_idle_stacks(self, outputs: Sequence[int]) -> None:
+        """Takes from loops what they only write into, where nobody reads it."""
+        read = {read for reads in self.reads for read in reads}.union(outputs)
+        for part, stack in self._only_written.items():
+            if part not in read:
+                (loop,) = self.reads[part]
+                self.reads[loop] = tuple(read for read in self.reads[loop] if read != stack)
 
     def _any(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
         if len(facts.eqn.outvars) != 1:
@@ -455,6 +474,7 @@ _RULES: dict[str, Callable[[_Lowering, Facts, Sequence[Slot]], list[int]]] = {
     "optimization_barrier": _Lowering._barrier,
     "device_put": _Lowering._transferred,
     "random_bits": _Lowering._random_bits,
+    "scan": _Lowering._scanned,
     "select_and_scatter_add": _Lowering._pooled_back,
     "split": _Lowering._split,
     "transpose": _Lowering._transposed,

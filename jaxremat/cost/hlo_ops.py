@@ -6,6 +6,7 @@ worked out once for all of them.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
@@ -186,6 +187,16 @@ class Facts:
         """A loop, a branch, or another operation with several results."""
         bodies = bodies_of(self.eqn)
         return Op(self.eqn.primitive.name, (), "", 0, bodies=bodies, runs=trip_count(self.eqn) if bodies else 1)
+
+    @functools.cached_property
+    def only_written(self) -> list[int]:
+        """The results of a scan that its body writes into and does not read: what is stacked, and carries like that."""
+        body, (num_consts, num_carry) = self.eqn.params["jaxpr"], compat.scan_arity(self.eqn)
+        counts = collections.Counter(id(v) for v in (*(v for eqn in body.eqns for v in eqn.invars), *body.outvars))
+        written = {e.outvars[0]: e.invars[0] for e in body.eqns if e.primitive.name == "dynamic_update_slice"}
+        pairs = list(zip(body.invars[num_consts:], body.outvars[:num_carry]))
+        once = [written.get(b) is a and counts[id(a)] == counts[id(b)] == 1 for a, b in pairs]
+        return [*np.flatnonzero(once).tolist(), *range(num_carry, len(body.outvars))]
 
     def literal(self, position: int, shape: tuple[int, ...]) -> Template:
         """A number among what the equation reads, as an array of a shape."""

@@ -77,16 +77,22 @@ class Script:
         return {each.seed: each.number for each in self.zeros}
 
 
-def write_script(joint: Joint, program: ScheduledProgram, unfenced: Set[Var] = frozenset()) -> Script:
-    """A scheduled program in terms of equations; one that repeats nothing has no barrier.
+def write_script(
+    joint: Joint,
+    program: ScheduledProgram,
+    unfenced: Set[Var] = frozenset(),
+    late_scans: Mapping[int, Eqn] = types.MappingProxyType({}),
+) -> Script:
+    """A scheduled program in terms of equations; one that repeats nothing has no barrier but those of late scans.
 
     Args:
       joint: the program; node i of the schedule is equation i.
       program: its schedule.
       unfenced: what enters no barrier in any case; see `Backend.unfenced`.
+      late_scans: what runs in the place of scans, by node; see `Backend.late_scans`.
     """
     anywhere = set(map(id, joint.constants))
-    eqns = [joint.eqns[node] for node in program.steps]
+    eqns = [late_scans.get(node, joint.eqns[node]) for node in program.steps.tolist()]
     start = program.backward_start
     bounds = sorted({0, start, *program.barriers, len(eqns)})
 

@@ -176,9 +176,9 @@ def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
       piece: its schedule.
       fenced: whether what runs again waits behind barriers; it does in any case where the backward repeats itself.
     """
-    unfenced = searched_windows(joint.eqns) if fenced else frozenset()
+    unfenced, late_scans = (searched_windows(joint.eqns), joint.late_scans) if fenced else (frozenset(), {})
     program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
-    script = scheduled.write_script(joint, program, unfenced)
+    script = scheduled.write_script(joint, program, unfenced, late_scans)
     if not fenced and not piece.repeats:
         loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
         script = dataclasses.replace(script, backward=loose)

@@ -22,8 +22,8 @@ from jaxremat.base.compat import Atom
 from jaxremat.base.errors import EmissionError
 from jaxremat.loops.body import Body, Iteration, Loop
 from jaxremat.loops.decision import LoopDecision, Piece, length_of
-from jaxremat.loops.stack import Stack, arrays_of, stacks, zeros_like
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.stack import Stack, arrays_of, stacks, zeros_like
 
 
 def differentiable(

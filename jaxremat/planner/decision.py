@@ -124,7 +124,8 @@ class Schedule:
         primal = self.program_of(primal)
         run = rewritten(primal, self.loops, self.storages) if self.loops else None
         joint = differentiate(primal, run, outside_loops(primal, device, self.storages))
-        return joint, write_script(joint, self.program, device.backend.unfenced(joint.eqns))
+        backend = device.backend
+        return joint, write_script(joint, self.program, backend.unfenced(joint.eqns), backend.late_scans(joint))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -147,10 +148,9 @@ class Schedule:
 
 def form_of(problem: Problem, program: ScheduledProgram) -> AsWritten | Schedule:
     """How a schedule of a problem is emitted."""
-    has_epilogues_inside = problem.primal.epilogues_after is not None
-    if program.is_in_order and not problem.loops and not has_epilogues_inside:
+    if problem.is_as_written(program):
         return AsWritten()
-    return Schedule(program, problem.loops, problem.storages, has_epilogues_inside)
+    return Schedule(program, problem.loops, problem.storages, problem.primal.epilogues_after is not None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ compiler works in a wider dtype than the program's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,18 +46,25 @@ class Predictor:
     def __init__(self, joint: Joint, graph: Graph, device: Device, known: KnownBodies) -> None:
         self._joint, self._graph, self._device, self._known = joint, graph, device, known
 
-    def predict(self, program: ScheduledProgram) -> Timeline:
-        """The timeline of a schedule as compiled: one step per kernel, one span per buffer."""
+    def predict(
+        self, program: ScheduledProgram, late_scans: Mapping[int, Eqn] = types.MappingProxyType({})
+    ) -> Timeline:
+        """The timeline of a schedule as compiled: one step per kernel, one span per buffer.
+
+        Args:
+          program: the schedule.
+          late_scans: what is emitted in the place of scans, by node.
+        """
         if self._is_replayed:
             return replay(self._graph, program.steps)
         joint, device = self._joint, self._device
-        script = write_script(joint, program, self._unfenced)
+        script = write_script(joint, program, self._unfenced, late_scans)
         listing = Listing(joint.jaxpr)
         listing.outputs = put_script(listing, joint, script)
         estimate = estimate_listing(listing, joint.jaxpr, device, self._known)
         replayed = float(self._graph.costs[program.steps].sum())
         cost = estimate.seconds if device.backend.barrier_parts else replayed
-        return self._timelines.of(estimate, self._nodes(listing, script), cost)
+        return self._timelines.of(estimate, self._nodes(listing, script, late_scans), cost)
 
     @functools.cached_property
     def _timelines(self) -> Timelines:
@@ -74,9 +82,10 @@ class Predictor:
     def _node_of(self) -> dict[Eqn, int]:
         return {eqn: node for node, eqn in enumerate(self._joint.eqns)}
 
-    def _nodes(self, listing: Listing, script: Script) -> np.ndarray:
+    def _nodes(self, listing: Listing, script: Script, late_scans: Mapping[int, Eqn]) -> np.ndarray:
         """[E] the joint program's node of each line."""
         node_of = self._node_of | {zeros.seeded: self._node_of[zeros.eqn] for zeros in script.zeros}
+        node_of |= {eqn: node for node, eqn in late_scans.items()}
         return np.asarray([node_of[eqn] for eqn in listing.sources], np.int64)
 
 

@@ -12,6 +12,7 @@ from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import again_seconds
 from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
@@ -58,10 +59,18 @@ class Problem:
                 seconds[node] = np.inf
         return seconds
 
+    def predicted(self, program: ScheduledProgram) -> Timeline:
+        """The timeline of a schedule as compiled."""
+        late_scans = {} if self.is_as_written(program) else self.device.backend.late_scans(self.joint)
+        return self._predictor.predict(program, late_scans)
+
     @functools.cached_property
-    def predictor(self) -> Predictor:
-        """What predicts its schedules."""
+    def _predictor(self) -> Predictor:
         return Predictor(self.joint, self.graph, self.device, self.known)
+
+    def is_as_written(self, program: ScheduledProgram) -> bool:
+        """Whether a schedule leaves the program alone."""
+        return program.is_in_order and not self.loops and self.primal.epilogues_after is None
 
     @functools.cached_property
     def in_order(self) -> ScheduledProgram:

@@ -63,7 +63,7 @@ class ScheduleOutcome:
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The predicted timeline of the emitted program."""
-        return self.problem.predictor.predict(self.program)
+        return self.problem.predicted(self.program)
 
     @property
     def peak_bytes(self) -> int:

@@ -225,7 +225,7 @@ class TimedPlanner:
         key = program.steps.tobytes() + np.asarray(program.barriers).tobytes()
         if key not in self._made:
             problem = self._problem
-            timeline = problem.predictor.predict(program)
+            timeline = problem.predicted(program)
             self._made[key] = TimedOutcome(problem, program, timeline)
         return self._made[key]
 

@@ -157,7 +157,7 @@ class TimedTransferPlanner:
             problem = self._hosting.problem
             opening = functools.partial(self.own.behind_a_kernel, outcome.program)
             program = self._hosting.program(outcome.program, hosted, ahead, opening)
-            timeline = problem.predictor.predict(program)
+            timeline = problem.predicted(program)
             made = TimedOutcome(problem, program, timeline)
             self._made[key] = made.at_cost(made.cost + transfers_of(made, self.device).exposed_seconds)
         return self._made[key]

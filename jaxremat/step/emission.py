@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence, Set
+import types
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -74,18 +75,25 @@ class Script:
         return [at(env, atom) for atom in self.jaxpr.outvars]
 
 
-def script_of(joint: Joint, schedule: Schedule, unfenced: Set[Var] = frozenset()) -> Script:
+def script_of(
+    joint: Joint,
+    schedule: Schedule,
+    unfenced: Set[Var] = frozenset(),
+    late_scans: Mapping[int, Eqn] = types.MappingProxyType({}),
+) -> Script:
     """The script of a schedule of a flat program; one that repeats nothing has no barrier.
 
     Args:
       joint: the program.
       schedule: how it runs.
       unfenced: what enters no barrier; see `Backend.unfenced`.
+      late_scans: what runs in the place of scans, by node; see `Backend.late_scans`.
     """
     anywhere = frozenset(map(id, joint.constants))
     enters = _sources if schedule.barrier_scope == "sources" else _read_from_outside
     free = {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars), *unfenced}
-    eqns = [joint.eqns[node] for node in schedule.steps]
+    instead = late_scans if schedule.barriers else {}
+    eqns = [instead.get(node, joint.eqns[node]) for node in schedule.steps.tolist()]
     bounds = sorted({0, *schedule.barriers, len(eqns)})
     parts = [tuple(eqn for eqn in eqns[a:b] if id(eqn) not in anywhere) for a, b in itertools.pairwise(bounds)]
     early, *late = parts

@@ -118,8 +118,8 @@ class Outcome:
 
     @functools.cached_property
     def script(self) -> Script:
-        joint = self.posed.joint
-        return script_of(joint, self.schedule, self.posed.device.backend.unfenced(joint.eqns))
+        joint, backend = self.posed.joint, self.posed.device.backend
+        return script_of(joint, self.schedule, backend.unfenced(joint.eqns), backend.late_scans(joint))
 
     @property
     def jaxpr(self) -> Jaxpr:
@@ -141,7 +141,8 @@ class Outcome:
         """The predicted timeline of the emitted program."""
         if not self.posed.is_body and self._is_small:
             return replay(self.posed.graph, self.schedule.steps)
-        node = {eqn: index for index, eqn in enumerate(self.posed.joint.eqns)}
+        joint, late_scans = self.posed.joint, self.posed.device.backend.late_scans(self.posed.joint)
+        node = {eqn: index for index, eqn in (*enumerate(joint.eqns), *late_scans.items())}
         node_of = np.asarray([node[eqn] for eqn in self.script.listing.sources], np.int32)
         return self.posed.timelines.of(self.estimate, node_of, self.cost)
 

@@ -26,11 +26,11 @@ from jaxremat.loops.decide import LoopOption, at_price
 from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.options import IterationHull, iteration_hull
 from jaxremat.loops.pieces import Sums, Way, empty_results
-from jaxremat.loops.stack import arrays_of, stacks
 from jaxremat.step.rewriting import Replacements, rewritten
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.round_trips import with_round_trips
+from jaxremat.trace.stack import arrays_of, stacks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from jaxremat.base.errors import ArgumentError, UnplannableError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
 from jaxremat.trace.fingerprint import fingerprint
+from jaxremat.trace.late_scans import late_scans
 from jaxremat.trace.nnx_state import naming_what_is_closed_over
 from jaxremat.trace.primitives import REDUCTIONS_OVER_AXES
 from jaxremat.trace.round_trips import RoundTrip, round_trips_in, with_round_trips
@@ -186,6 +187,11 @@ class Joint:
                 made.update(eqn.outvars)
                 found.append(eqn)
         return tuple(found)
+
+    @functools.cached_property
+    def late_scans(self) -> dict[int, Eqn]:
+        """For equations that are scans, by index, what computes the same and makes what it writes into when it runs."""
+        return dict(late_scans(self.eqns, self.constants))
 
 
 def read_primal(

@@ -1,5 +1,6 @@
 """Each rule of XLA:CPU that the model follows, against the compiled program: what is written, and what is live."""
 
+import functools
 import re
 from collections import Counter
 
@@ -13,6 +14,7 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.memory import estimate_memory
+from jaxremat.trace.stack import Stack
 
 CPU = resolve_target("cpu")
 
@@ -148,6 +150,28 @@ def stacked(x, v):
     return jnp.exp(rows) @ v
 
 
+def looped(x):
+    """Loops one after another: each stacks X, and carries from zeros on."""
+    sums = []
+    for _ in range(4):
+        total, x = lax.scan(lambda c, row: (c + row, row * 2.0), jnp.zeros(x.shape[1:]), x)
+        sums.append(jnp.sum(total))
+    return x, sums
+
+
+def idle(x, *, carried):
+    """A loop whose stacked results nobody reads, as JAX stacks them or as a carry that is written into."""
+
+    def step(running, entry):
+        (total, rows), (row, k) = running, entry
+        new = jnp.tanh(row)
+        rows = Stack(rows).put(new, k).array if carried else rows
+        return (total + row, rows), () if carried else new
+
+    first = jnp.zeros(x.shape[1:]), jnp.zeros(x.shape if carried else ())
+    return jnp.sum(lax.scan(step, first, (x, jnp.arange(len(x))))[0][0][::-1], 1)
+
+
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 LIVE = {
     "nothing is written over what a loop returns": (stacked, (S(512, 128), S(128, 8)), 2 * 4 * 512 * 128),
@@ -158,6 +182,13 @@ LIVE = {
         lambda x, w, v: jnp.exp(jnp.tanh(x @ w)) @ v, (X, W, S(128, 8)), FILL,
     ),
     "a reversal does not write over what it reads": (lambda x, w: (x @ w)[::-1] * 2.0, (X, W), FILL),
+    "what loops stack, and carry from constants on, is made at the start": (
+        looped, (S(2, 64, 128),), 3 * 2 * FILL + 4 * FILL,
+    ),
+    "what a loop stacks for nobody is not there": (functools.partial(idle, carried=False), (S(9, 64, 128),), 2 * FILL),
+    "what a loop writes into for nobody is not there": (
+        functools.partial(idle, carried=True), (S(9, 64, 128),), 2 * FILL,
+    ),
     "what two read lives until the second has": (twice(jnp.exp), (X,), FILL),
     "random bits are made in halves, of halves": (lambda key: jax.random.bits(key, X.shape), (KEY,), 3 * FILL),
     "the halves of random bits are joined where they are read": (

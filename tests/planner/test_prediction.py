@@ -14,6 +14,7 @@ from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import BARRIER_SCOPES
 from jaxremat.planner.prediction import is_below_model_threshold, predict
 from jaxremat.planner.problem import pose
+from jaxremat.planning.compilation import compile_program
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import read_primal
 
@@ -74,6 +75,30 @@ def test_toy_programs_of_half_precision_hold_what_products_read_in_float32(fun, 
     planning = planning_of(fun, args)
     compiled = planning.plain_report.peak_bytes
     assert 0.8 * compiled <= planning.plain.peak_bytes <= 1.05 * compiled
+
+
+def in_chunks(ws, x):
+    """Layers that run chunk by chunk, each a loop whose results are stacked."""
+    for w, v in ws:
+        x = x + jax.lax.map(functools.partial(layer, w, v), x)
+    return jnp.mean(x**2)
+
+
+def layer(w, v, row):
+    return jnp.tanh(row @ w) @ v
+
+
+def test_loops_one_after_another_are_compiled_to_what_is_predicted():
+    """What they write into does not lie beside the peak before they run: to .39 of the peak, .56 if it does."""
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+    args = [(shape(256, 512), shape(512, 256))] * 8, shape(16, 256, 256)
+    planning = planning_of(in_chunks, args)
+    plain = planning.plain_report.peak_bytes
+    assert planning.plain.peak_bytes == pytest.approx(plain, rel=0.02)
+    planned = planning.planner.fit(int(0.4 * plain))
+    emitted = planned.form.emitted(planned.problem.primal, CPU)
+    compiled = compile_program(planned.problem.primal, emitted, False, CPU).report.peak_bytes
+    assert planned.peak_bytes == pytest.approx(compiled, rel=0.02) and compiled <= 0.4 * plain
 
 
 @pytest.mark.parametrize("target", ["cpu", "h200"])

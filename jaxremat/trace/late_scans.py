@@ -1,0 +1,85 @@
+"""Scans that make what they write into when they run.
+
+What a scan stacks begins as zeros, and so do many carries. Those depend on nothing, and a compiler that runs first what
+is ready first makes them at the start of the program, for all of its loops. Here they are made from numbers that come
+through a barrier together with what the scan reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxremat.base import compat
+from jaxremat.base.compat import Eqn, Literal, Var
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.stack import arrays_of, stacks
+
+
+def late_scans(eqns: Sequence[Eqn], constants: Sequence[Eqn]) -> Iterator[tuple[int, Eqn]]:
+    """(position, call that computes the same) for each scan that stacks, or carries from spread numbers on.
+
+    Args:
+      eqns: equations of a program.
+      constants: those that spread numbers or count; nothing waits for them.
+    """
+    spread = [(eqn.outvars[0], eqn.invars[0]) for eqn in constants if eqn.invars]
+    numbers = {var: number.val for var, number in spread if isinstance(number, Literal)}
+    free = {var for eqn in constants for var in eqn.outvars}
+    for position, eqn in enumerate(eqns):
+        if eqn.primitive.name == "scan" and all(map(_is_plain, eqn.outvars)) and not jaxprs.has_effects(eqn):
+            begun = _begun(eqn, numbers)
+            if begun and not compat.consts_of(eqn.params["jaxpr"]):
+                yield position, _late(eqn, begun, free)
+
+
+def _begun(scan: Eqn, numbers: Mapping[Var, Any]) -> dict[Var, Any]:
+    """The numbers that a scan's carries, and what it stacks, begin as."""
+    num_consts, num_carry = compat.scan_arity(scan)
+    carries = jaxprs.vars_of(scan.invars[num_consts:][:num_carry])
+    stacks = scan.outvars[num_carry:]
+    return {v: numbers[v] for v in carries if v in numbers} | {v: np.zeros((), jaxprs.dtype_of(v)) for v in stacks}
+
+
+def _late(scan: Eqn, begun: Mapping[Var, Any], free: Set[Var]) -> Eqn:
+    """A call in place of a scan that makes what is `begun` once all that it reads, but for what is `free`, is there."""
+    given = [v for v in dict.fromkeys(jaxprs.vars_of(scan.invars)) if v not in begun]
+    waited_for = [v for v in given if v not in free]
+    stacked = [v for v in begun if v in scan.outvars]
+
+    def late_scan(*inputs: Any) -> list[Any]:
+        env = dict(zip(given, inputs))
+        _, seeds = lax.optimization_barrier(([env[v] for v in waited_for], [*begun.values()]))
+        env.update((v, lax.broadcast(seed, jaxprs.shape_of(v).shape)) for v, seed in zip(begun, seeds))
+        read = [jaxprs.value_of(env, atom) for atom in scan.invars]
+        return _with_stacks_carried(scan, read, [env[v] for v in stacked])
+
+    with compat.at_position_of(scan):
+        (call,) = jax.make_jaxpr(jax.jit(late_scan))(*map(jaxprs.shape_of, given)).eqns
+    return compat.rewired(call, [*given], list(scan.outvars))
+
+
+def _with_stacks_carried(scan: Eqn, inputs: Sequence[Any], empty: Sequence[jax.Array]) -> list[Any]:
+    """What a scan computes of its inputs, its results written into arrays that are there."""
+    params, (num_consts, num_carry) = scan.params, compat.scan_arity(scan)
+    consts, carry, slices = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
+
+    def step(running: Any, entries: Any) -> Any:
+        (carry, written), (slices, index) = running, entries
+        made = jaxprs.evaluate(params["jaxpr"], [*consts, *carry, *slices])
+        return (made[:num_carry], [stack.put(y, index) for stack, y in zip(written, made[num_carry:])]), None
+
+    running, entries = ([*carry], stacks(empty)), ([*slices], lax.iota(np.int32, params["length"]))
+    (carry, written), _ = lax.scan(step, running, entries, reverse=params["reverse"], unroll=params["unroll"])
+    return [*carry, *arrays_of(written)]
+
+
+def _is_plain(var: Var) -> bool:
+    """Whether an array is one of numbers, on the device and on no mesh."""
+    extended = jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended)
+    return not (extended or jaxprs.is_on_host(var) or compat.placement(var.aval))
