@@ -35,6 +35,8 @@ _REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %; bench
 _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
 _TENTHS = 10  # steps of an aim below which one mountain does not go: as coarse as two predictions are told apart
+_DEAR = 0.1  # of the whole cost, added: what is worth a second look
+_MOST_NEAR = 3  # each a quarter of the way nearer to what fits
 _MOST_SMALL = 6  # predicted where nothing else fits
 _MOST_IN_CHECKPOINTS = 2  # as in planner/schedules: the best number of segments and its neighbour
 
@@ -128,12 +130,24 @@ class ProgramPlanner:
             expected=lambda outcome: outcome.replayed_bytes,
         )
         if correction.best:
-            return correction
+            near = self._near_misses(correction.best.candidate, limit, limit + offset)
+            return correction.with_more(near, predict, limit)
         correction = correction.with_more(self._lower(correction.smallest.candidate, limit), predict, limit)
         if correction.best:
             return correction
         correction = correction.with_more([self._descended(correction.smallest.candidate, limit)], predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
+
+    def _near_misses(self, best: Outcome, limit: int, highest_aim: int) -> Iterator[Outcome]:
+        """Cheaper outcomes than one that fits, replayed higher: where memory comes in large pieces they may be predicted
+        to fit, too, as they stand, or if all of one stretch is made before the next begins."""
+        dear = best.cost > (1 + _DEAR) * self.plain.cost
+        for aim in np.linspace(highest_aim, best.replayed_bytes, _MOST_NEAR + 2)[1:-1] if dear else ():
+            outcome = self._as_run(self.fit(int(aim)))
+            if outcome.cost < best.cost and outcome.peak_bytes > limit:
+                pairs, bodies = self._loops_of[outcome.decision]
+                outcome = self._outcome(pairs, bodies, outcome.schedule.stretch_by_stretch())
+            yield outcome
 
     def _lower(self, start: Outcome, limit: int) -> Iterator[Outcome]:
         """Outcomes for ever lower aims, up to the first that is predicted to fit: where one mountain cannot be replayed
@@ -190,15 +204,22 @@ class ProgramPlanner:
         return list(dict.fromkeys(map(self._decisions, [None, *prices])))
 
     def _with_pairs(self, bodies: Bodies, replayed_bytes: int) -> Outcome:
-        """The smallest price of a byte at which pairs and flat schedule together fit; without pairs there is one."""
-        if not self._pairs.found:
-            return self._fit_at(None, bodies, replayed_bytes)
-        fits = functools.cache(lambda price: self._fit_at(price, bodies, replayed_bytes))
-        within = lambda price: fits(price).replayed_bytes <= replayed_bytes
+        """About the smallest price of a byte at which pairs and flat schedule together fit; without pairs there is
+        one."""
+        prices = self._prices_around(bodies, replayed_bytes) if self._pairs.found else [None]
+        found = [self._fit_at(price, bodies, replayed_bytes) for price in prices]
+        within = [outcome for outcome in found if outcome.replayed_bytes <= replayed_bytes]
+        return min(within, key=lambda outcome: outcome.cost) if within else min(found, key=by_peak)
+
+    def _prices_around(self, bodies: Bodies, replayed_bytes: int) -> Sequence[float]:
+        """Two neighbouring prices of a byte, of which the higher one lets pairs and flat schedule fit with one cut; a
+        range where none does."""
         prices = self._pair_prices
+        fits = functools.cache(lambda pairs: self._posed(pairs, bodies)[1].fits_quickly(replayed_bytes))
+        within = lambda price: fits(self._decisions(price))
         high = next((i for i in range(0, len(prices), _STRIDE) if within(prices[i])), None)
         if high is None:
-            return min(map(fits, prices[::_STRIDE]), key=by_peak)
+            return prices[::_STRIDE]
         low = max(high - _STRIDE, 0)
         while high - low > 1:
             middle = (low + high) // 2
@@ -207,7 +228,7 @@ class ProgramPlanner:
         for _ in range(_REFINEMENTS):
             middle_price = float(np.sqrt(too_low * enough))
             too_low, enough = (too_low, middle_price) if within(middle_price) else (middle_price, enough)
-        return fits(enough)
+        return too_low, enough
 
     def _fit_at(self, price: float | None, bodies: Bodies, replayed_bytes: int) -> Outcome:
         pairs = self._decisions(price)

@@ -48,6 +48,10 @@ class Schedule:
     cost: float
     barrier_scope: str = "all"
 
+    def stretch_by_stretch(self) -> Schedule:
+        """The same such that all of one stretch is made before the next begins."""
+        return dataclasses.replace(self, barrier_scope="order")
+
     def followed_closely(self, ends: np.ndarray) -> Schedule:
         """The same with more barriers, which let the compiler choose little of the order: a stretch ends in any case
         after some nodes ([N] bool), where they run first."""
@@ -77,6 +81,10 @@ class StepSearch:
         """The cheapest schedule found, in one round of cuts, whose replayed peak is within the budget; or the one with
         the smallest peak."""
         return self._first_round.fit([budget_bytes] * len(self._first_round.parts)).schedule
+
+    def fits_quickly(self, budget_bytes: int) -> bool:
+        """Whether one cut of each mountain is enough."""
+        return self._first_round.fits_quickly(budget_bytes)
 
     @functools.cached_property
     def smallest(self) -> Schedule:
@@ -162,6 +170,10 @@ class SolverSearch:
         parts = Structure(in_two_parts(self.graph)).parts(PARTS)
         return judged(self.graph, steps, barriers_between(self.graph, steps, steps.size, parts))
 
+    def fits_quickly(self, budget_bytes: int) -> bool:
+        """Whether the solver's schedule fits."""
+        return self.fit(budget_bytes).peak_bytes <= budget_bytes
+
     @property
     def smallest(self) -> Schedule:
         """The schedule with the smallest replayed peak that the solver reaches."""
@@ -212,6 +224,10 @@ class Round:
     def fit(self, budgets_bytes: Sequence[int]) -> Composed:
         """Each mountain at the least cost within a budget of its own."""
         return self.composed([search.fit(size) for (_, search), size in zip(self.parts, budgets_bytes, strict=True)])
+
+    def fits_quickly(self, budget_bytes: int) -> bool:
+        """Whether each mountain fits with one cut."""
+        return all(search.fit_quickly(budget_bytes) for _, search in self.parts)
 
     def smallest(self) -> Composed:
         """Each mountain as low as it goes."""
