@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
 _TENTHS = 10  # steps of an aim below which one mountain does not go: as coarse as two predictions are told apart
 _DEAR = 0.1  # of the whole cost, added: what is worth a second look
+_APART = 1.005  # as in planner/schedules: less than a prediction can tell
 _MOST_NEAR = 3  # each a quarter of the way nearer to what fits
 _MOST_SMALL = 6  # predicted where nothing else fits
 _MOST_IN_CHECKPOINTS = 2  # as in planner/schedules: the best number of segments and its neighbour
@@ -83,6 +84,7 @@ class ProgramPlanner:
         self._outcomes: dict[ProgramDecision, Outcome] = {}
         self._loops_of: dict[ProgramDecision, tuple[tuple[LoopDecision, ...], Bodies]] = {}
         self._fits: dict[int, Outcome] = {}
+        self._within: dict[int, Outcome] = {}
         self._inside: dict[tuple[int, int], ProgramPlanner] = {}
 
     @functools.cached_property
@@ -99,10 +101,11 @@ class ProgramPlanner:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
         if self.plain.replayed_bytes <= replayed_bytes:
             return self.plain
-        if replayed_bytes not in self._fits:
+        found = _answered(self._fits, replayed_bytes, lambda outcome: outcome.replayed_bytes)
+        if found is None:
             bodies = self._bodies_within(replayed_bytes)
-            self._fits[replayed_bytes] = self._with_pairs(bodies, replayed_bytes)
-        return self._fits[replayed_bytes]
+            found = self._fits[replayed_bytes] = self._with_pairs(bodies, replayed_bytes)
+        return found
 
     @functools.cached_property
     def smallest(self) -> Outcome:
@@ -139,8 +142,8 @@ class ProgramPlanner:
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
 
     def _near_misses(self, best: Outcome, limit: int, highest_aim: int) -> Iterator[Outcome]:
-        """Cheaper outcomes than one that fits, replayed higher: where memory comes in large pieces they may be predicted
-        to fit, too, as they stand, or if all of one stretch is made before the next begins."""
+        """Cheaper outcomes than one that fits, replayed higher: where memory comes in large pieces they may be
+        predicted to fit, too, as they stand, or if all of one stretch is made before the next begins."""
         dear = best.cost > (1 + _DEAR) * self.plain.cost
         for aim in np.linspace(highest_aim, best.replayed_bytes, _MOST_NEAR + 2)[1:-1] if dear else ():
             outcome = self._as_run(self.fit(int(aim)))
@@ -258,8 +261,11 @@ class ProgramPlanner:
             return self.plain
         if room_bytes <= 0:
             return self.smallest
-        predicted = self.predicted(room_bytes)
-        return (predicted.best or predicted.smallest).candidate
+        found = _answered(self._within, room_bytes, lambda outcome: outcome.peak_bytes)
+        if found is None:
+            predicted = self.predicted(room_bytes)
+            found = self._within[room_bytes] = (predicted.best or predicted.smallest).candidate
+        return found
 
     def _body(self, position: int, k: int) -> ProgramPlanner:
         if (position, k) not in self._inside:
@@ -368,6 +374,11 @@ def _plannable(eqn: Eqn) -> list[int]:
 
 def _distinct(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return list({id(outcome): outcome for outcome in outcomes}.values())
+
+
+def _answered(answers: Mapping[int, Outcome], aim: int, size_of: Callable[[Outcome], int]) -> Outcome | None:
+    """The answer to an aim that was given before: what answers a higher one, or one next to nothing lower, and fits."""
+    return next((found for asked, found in answers.items() if size_of(found) <= aim <= _APART * asked), None)
 
 
 def predict(outcome: Outcome) -> tuple[int, None]:
