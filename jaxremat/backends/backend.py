@@ -22,9 +22,12 @@ class Backend:
       name: "cpu", "cuda" or "tpu", as JAX names platforms when it lowers for them.
       library_groups: contractions and reductions gather element-wise neighbours before loops are fused.
       dot_copies: contractions and convolutions read transposed copies of operands that are not laid out for them.
+      batch_copies: contractions of batches do so, one copy for all of them.
       widened_products: dtypes whose contractions and convolutions, where no library takes them, run in float32 on
         copies of their operands.
       rounded_results: dtypes in which arithmetic runs in float32, every result rounded: too dear to compute twice.
+      spreads_reciprocals: what is divided by a row, spread, is multiplied by the reciprocals of the row; elsewhere only
+        divisors that are constants are inverted.
       rolls_threefry: random bits are made by a loop that carries twice as many, and kept so; elsewhere they are
         element-wise arithmetic.
       breadth_first: instructions run as soon as they can, not in program order.
@@ -43,6 +46,7 @@ class Backend:
       pool_variable: of the environment, which sets that part; empty where nothing does.
       stacked_products_last: in a loop's body, contractions that nothing but a stack reads run after all others.
       products_compute_operands: contractions compute what they read, whoever else does.
+      rows_in_one_kernel: what normalises rows goes over them once.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
       reads_host: element-wise kernels read the host's memory themselves: what they fetch takes no buffer.
       tile: rows and columns of the tiles in which arrays lie in memory, the last ones filled up; None where entries lie
@@ -54,8 +58,10 @@ class Backend:
     name: str
     library_groups: bool = False
     dot_copies: bool = False
+    batch_copies: bool = False
     widened_products: frozenset[str] = frozenset()
     rounded_results: frozenset[str] = frozenset()
+    spreads_reciprocals: bool = False
     rolls_threefry: bool = False
     breadth_first: bool = False
     expands_searches: bool = False
@@ -69,6 +75,7 @@ class Backend:
     times_loops: bool = False
     stacked_products_last: bool = False
     products_compute_operands: bool = False
+    rows_in_one_kernel: bool = False
     ties_transfers: bool = False
     reads_host: bool = False
     tile: tuple[int, int] | None = None

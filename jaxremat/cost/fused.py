@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxremat.cost.hlo_model import Program
+from jaxremat.cost.hlo_ops import CONTRACTIONS
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _SAME_PLACE = ELEMENTWISE | {"bitcast"}
@@ -19,12 +20,13 @@ class Fusion:
 
     Attributes:
       program: the operations.
-      kernels: operations whose results are buffers, in program order; each is the root of one kernel.
+      kernels: operations whose results are buffers, in the order in which they run; each is the root of one kernel.
       buffers_read: the buffers (kernels and inputs) that each kernel reads, and how much of each: less than 1 of what
         is sliced, nothing of what is updated in place, more than 1 where parts are read several times.
       kernel_of: for each operation, a kernel that computes it, itself if it is one; -1 if nothing needs it.
       loops: the operations of each kernel that is a fused loop.
       users: for each operation, those that read it.
+      custom: kernels that are compiled apart from loops: products, and what runs by rows.
     """
 
     program: Program
@@ -33,10 +35,19 @@ class Fusion:
     kernel_of: np.ndarray
     loops: dict[int, frozenset[int]]
     users: list[list[int]]
+    custom: frozenset[int] = frozenset()
 
     def written_bytes(self, kernel: int) -> int:
         """What a kernel writes: of what is updated in place, the update."""
         return written_bytes(self.program, kernel)
+
+    def runs(self, kernel: int) -> frozenset[int]:
+        """The operations that a kernel runs."""
+        return self.loops.get(kernel, frozenset((kernel,)))
+
+    def contracts(self, kernel: int) -> bool:
+        """Whether a kernel is a product's or a convolution's."""
+        return any(self.program.ops[index].kind in CONTRACTIONS for index in self.runs(kernel))
 
     def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
         """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""

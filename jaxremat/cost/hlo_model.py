@@ -21,6 +21,10 @@ from jaxremat.trace.listing import Listing, Slot, listing_of
 from jaxremat.trace.primitives import ALIASING, CALLS, CHECKPOINTS, ELEMENTWISE, LOOPS, OWN_RULES, REDUCTIONS
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
+_NEUTRAL = {
+    "add": ("0", "0.0"), "mul": ("1", "1.0"), "and": ("True",), "or": ("False",), "max": ("-inf",), "min": ("inf",),
+}  # fmt: skip
+_COMBINES = {"reduce_sum": "add", "reduce_prod": "mul"}
 _ONE = "1.0"  # as literals of any floating type are written
 _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 
@@ -240,10 +244,13 @@ class _Lowering:
         return [read if op.elements == facts.elements else self._merge(facts.usual, (read,))]
 
     def _reduced(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
-        name = facts.name
+        name, operands = facts.name, self._operands(facts, reads)
+        if self.ops[operands[0]].elements == facts.elements and name not in ("argmax", "argmin"):
+            return [operands[0]]
         library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
-        template = facts.template("reduce", (name, facts.params), in_library=library)
-        return [self._merge(template, self._operands(facts, reads))]
+        combines = _COMBINES.get(name, name.removeprefix("reduce_"))
+        template = facts.template("reduce", (name, facts.params), in_library=library, combines=combines)
+        return [self._merge(template, operands)]
 
     def _concatenated(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
         rows = facts.eqn.params["dimension"] == len(facts.shape) - 1 > 0
@@ -252,7 +259,9 @@ class _Lowering:
 
     def _transposed(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
         (read,) = self._operands(facts, reads)
-        return [read if self._swaps_product(reads[0], read) else self._usual(facts, (read,))]
+        dims = [dim for dim in facts.eqn.params["permutation"] if shape_of(facts.eqn.invars[0])[dim] > 1]
+        stays = dims == sorted(dims) or self._swaps_product(reads[0], read)
+        return [read if stays else self._usual(facts, (read,))]
 
     def _swaps_product(self, slot: Slot, read: int) -> bool:
         """Whether a transpose means a product of matrices that no one else reads: its operands change places."""
@@ -302,6 +311,9 @@ class _Lowering:
         constants = [self.ops[read].constant for read in operands]
         if operands and None not in constants:
             return [self._spread(self._expression((facts.kind, tuple(constants), facts.params)), facts)]
+        for read, constant in zip(operands, reversed(constants)) if len(operands) == 2 else ():
+            if constant in _NEUTRAL.get(facts.kind, ()):
+                return [read]
         special = _SPECIAL.get(facts.name)
         made = special(self, facts, operands) if special else None
         return [self._merge(facts.usual, operands) if made is None else made]
@@ -315,9 +327,26 @@ class _Lowering:
         return tuple(found)
 
     def _divided(self, facts: Facts, reads: tuple[int, ...]) -> int | None:
-        if self.ops[reads[1]].kind != "broadcast":
+        divisor = self.ops[reads[1]]
+        if divisor.kind != "broadcast" or (divisor.constant is None and not self._backend.spreads_reciprocals):
             return None
         return self._merge(facts.template("mul"), (reads[0], self._reciprocal(reads[1], facts)))
+
+    def _converted(self, facts: Facts, reads: tuple[int, ...]) -> int | None:
+        """What is turned and then narrowed is narrowed first (ReshapeMover)."""
+        turned, width = self.ops[reads[0]], facts.usual.op.size_bytes
+        if turned.kind != "transpose" or turned.size_bytes <= width:
+            return None
+        (source,) = self.reads[reads[0]]
+        narrow = Op("convert_element_type", self.ops[source].shape, facts.dtype, width)
+        narrowed = self._merge(self._templates.merged(narrow, facts.params), (source,))
+        again = dataclasses.replace(turned, dtype=facts.dtype, size_bytes=width)
+        return self._merge(self._templates.merged(again, ("narrowed", reads[0])), (narrowed,))
+
+    def _selected(self, facts: Facts, reads: tuple[int, ...]) -> int | None:
+        """What selects between false and true is the condition."""
+        either = tuple(self.ops[read].constant for read in reads[1:])
+        return reads[0] if either == ("False", "True") else None
 
     def _squared(self, facts: Facts, reads: tuple[int, ...]) -> int:
         return self._merge(facts.template("mul"), (reads[0], reads[0]))
@@ -374,7 +403,7 @@ class _Lowering:
             reads, contracts = self._turned(reads, contracts)
         layout = facts.layout(tuple(map(tuple, contracts)))
         operands = [
-            read if fits or not self._backend.dot_copies else self._copy(facts, side, read, (contract, batch))
+            read if fits else self._laid_out(facts, side, read, tuple(contract), batch)
             for side, (read, fits, contract, batch) in enumerate(zip(reads, layout.fits, contracts, layout.batches))
         ]
         plain = layout.contracts_rows or operands[0] != reads[0]
@@ -392,6 +421,14 @@ class _Lowering:
             if op.kind == "transpose" and len(op.shape) == 2 and len(contract) == 1:
                 turned[side] = self.reads[read][0], (1 - contract[0],)
         return tuple(read for read, _ in turned), [contract for _, contract in turned]
+
+    def _laid_out(self, facts: Facts, side: int, read: int, contract: tuple[int, ...], batch: tuple[int, ...]) -> int:
+        """An operand that does not lie as its product wants it, copied where the compiler does so."""
+        if self._backend.dot_copies:
+            return self._copy(facts, side, read, (contract, batch))
+        if not self._backend.batch_copies or _leads(batch, shape_of(facts.eqn.invars[side])):
+            return read
+        return self._copy(facts, side, read, batch)
 
     def _copy(self, facts: Facts, side: int, read: int, key: Hashable) -> int:
         """An operand in another layout."""
@@ -482,11 +519,20 @@ _RULES: dict[str, Callable[[_Lowering, Facts, Sequence[Slot]], list[int]]] = {
 _SPECIAL: dict[str, Callable[[_Lowering, Facts, tuple[int, ...]], int | None]] = {
     "add": _Lowering._summed,
     "add_any": _Lowering._summed,
+    "convert_element_type": _Lowering._converted,
     "div": _Lowering._divided,
     "integer_pow": _Lowering._to_power,
+    "select_n": _Lowering._selected,
     "one_minus_square": _Lowering._one_minus_square,
     "square": _Lowering._squared,
 }
+
+
+def _leads(batch: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether batch dimensions come before all others, but for those of size 1."""
+    large = [dim for dim, size in enumerate(shape) if size > 1]
+    leading = [dim for dim in batch if shape[dim] > 1]
+    return large[: len(leading)] == leading
 
 
 def _channels_last(dims: Any) -> tuple[int, ...]:

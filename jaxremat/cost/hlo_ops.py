@@ -68,6 +68,7 @@ class Op:
       constant: identity of a broadcast literal, or None.
       bodies: what it runs (loops, branches).
       splits_rows: a concatenation along the last dimension.
+      combines: of a reduction, the primitive by which two entries become one.
       flops, runs: of a contraction, the FLOPs; of a loop, how often its body runs.
     """
 
@@ -79,6 +80,7 @@ class Op:
     constant: Hashable = None
     bodies: tuple[Body, ...] = ()
     splits_rows: bool = False
+    combines: str = ""
     flops: float = 0.0
     runs: int = 1
 

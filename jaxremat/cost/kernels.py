@@ -1,16 +1,16 @@
 """The time of a program once it is compiled, predicted from its fusion: kernel by kernel, by roofline.
 
 A kernel takes as long as its arithmetic or its traffic, plus a launch; it reads each of its buffers once. On a GPU,
-loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel
-(`multi_output_fusion.cc`); an update in place is a kernel of its own. What runs inside a loop's body is the body's
-own program.
+loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel,
+unless that is a product's or made by rows (`multi_output_fusion.cc`); an update in place is a kernel of its own. What
+runs inside a loop's body is the body's own program.
 """
 
 from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import numpy as np
 
@@ -52,6 +52,17 @@ def seconds_by_equation(
     return seconds, frozenset(var for var, index in fusion.program.op_of.items() if index in buffers)
 
 
+def seconds_again(jaxpr: Jaxpr, seconds: np.ndarray, written: Set[Var], least: np.ndarray) -> np.ndarray:
+    """What equations take to run again.
+
+    Args:
+      jaxpr, seconds, written: a program, and what `seconds_by_equation` says of it.
+      least: [E] what each takes at least; nothing where a kernel computes it on its way, unless it never runs again.
+    """
+    on_the_way = np.asarray([written.isdisjoint(eqn.outvars) for eqn in jaxpr.eqns], bool) & np.isfinite(least)
+    return np.where(on_the_way, seconds, np.maximum(seconds, least))
+
+
 def _is_paid(op: Op) -> bool:
     """Whether an operation is a kernel of its own: what loops and branches take is in their bodies."""
     return op.kind not in _FREE and not op.bodies
@@ -62,8 +73,8 @@ def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
     read = fusion.buffers_read[group[0]] if len(group) == 1 else _read_together(fusion, group)
     moved = sum(map(fusion.written_bytes, group))
     moved += sum([ops[index].size_bytes * (share if share < 1.0 else 1.0) for index, share in read.items()])
-    products = [kernel for kernel in group if ops[kernel].flops]
-    arithmetic = sum(ops[kernel].flops / _rate(fusion.program, kernel, device) for kernel in products)
+    products = [index for kernel in group for index in fusion.runs(kernel) if ops[index].flops]
+    arithmetic = sum(ops[product].flops / _rate(fusion.program, product, device) for product in products)
     return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
 
 
@@ -101,10 +112,8 @@ def _joined(fusion: Fusion) -> Iterable[list[int]]:
     return groups.values()
 
 
-def _reduces_inside(fusion: Fusion, kernel: int) -> bool:
-    """Whether a kernel goes over rows more than once, as that of a softmax does: it stays by itself."""
-    inside = fusion.loops.get(kernel, frozenset())
-    return len(inside) > 1 and any(fusion.program.ops[k].kind == "reduce" for k in inside if k != kernel)
+def _reduces(fusion: Fusion, kernel: int) -> bool:
+    return any(fusion.program.ops[index].kind == "reduce" for index in fusion.runs(kernel))
 
 
 class _Joins:
@@ -122,19 +131,17 @@ class _Joins:
         level = self.level = dict[int, int]()
         for kernel in fusion.kernels:
             level[kernel] = 1 + max([level.get(buffer, 0) for buffer in fusion.buffers_read[kernel]], default=0)
-        self.is_loop = {k for k in fusion.kernels if ops[k].kind in _LOOPS and not _reduces_inside(fusion, k)}
+        self.is_loop = {k for k in fusion.kernels if ops[k].kind in _LOOPS and k not in fusion.custom}
         self.elements = {
             kernel: max([ops[index].elements for index in (kernel, *fusion.buffers_read[kernel])])
             for kernel in self.is_loop
         }
         self.readers: dict[int, list[int]] = collections.defaultdict(list)
         for kernel in fusion.kernels:
-            for buffer in fusion.buffers_read[kernel] if kernel in self.is_loop else ():
+            for buffer in fusion.buffers_read[kernel].keys() - fusion.custom if kernel in self.is_loop else ():
                 if ops[buffer].elements == self.elements[kernel]:
                     self.readers[buffer].append(kernel)
-        self._reduced = {
-            kernel: {ops[kernel].shape} if ops[kernel].kind == "reduce" else set() for kernel in self.is_loop
-        }
+        self._reduced = {kernel: {ops[kernel].shape} if _reduces(fusion, kernel) else set() for kernel in self.is_loop}
         self._leader = {kernel: kernel for kernel in fusion.kernels}
 
     def leader(self, kernel: int) -> int:

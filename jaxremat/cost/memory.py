@@ -15,7 +15,7 @@ from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import Program, lower_body, lower_listing
-from jaxremat.cost.hlo_ops import CONTRACTIONS, Body, Op, alone
+from jaxremat.cost.hlo_ops import Body, Op, alone
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing
@@ -161,7 +161,7 @@ def _stacked_products_last(fusion: Fusion, order: Sequence[int], own_outputs: in
     late: set[int] = set()
     for kernel in order:
         waits = not late.isdisjoint(fusion.buffers_read[kernel])
-        if kernel not in needed and (waits or fusion.program.ops[kernel].kind in CONTRACTIONS):
+        if kernel not in needed and (waits or fusion.contracts(kernel)):
             late.add(kernel)
     return (*(kernel for kernel in order if kernel not in late), *(kernel for kernel in order if kernel in late))
 

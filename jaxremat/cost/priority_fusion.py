@@ -3,8 +3,10 @@
 A producer is fused into all kernels that read it, or into none: its result is then never written, and its work is done
 in each of them. What that saves is the time of the kernels before, less their time after. A kernel takes its launch,
 then the longer of arithmetic and memory, and a twentieth of the shorter. Before that, products take what they alone
-read. (openxla/xla: `gemm_fusion.cc`, `softmax_rewriter_triton.cc`, `priority_fusion.cc`,
-`gpu_performance_model_base.cc`, `gpu_fusible.cc`; arithmetic per element from `hlo_op_profiles_data.h`.)
+read and what alone reads them, and diamonds become kernels over rows: those run in tiles of whole rows, so what they
+reduce can be read again in the same kernel, and what is fused with them must run so, too. (openxla/xla:
+`gemm_fusion.cc`, `softmax_rewriter_triton.cc`, `priority_fusion.cc`, `gpu_performance_model_base.cc`,
+`gpu_indexing_performance_model.cc`, `gpu_fusible.cc`; arithmetic per element from `hlo_op_profiles_data.h`.)
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import heapq
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.cost.diamonds import Diamond, diamonds
 from jaxremat.cost.fused import Fusion, reachable, readers_of, written_bytes
 from jaxremat.cost.hlo_model import Program
-from jaxremat.cost.softmax import RowKernel, row_kernels
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 _LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead
@@ -25,7 +27,8 @@ _OVERLAP = 0.95  # kMemoryComputeParallelism
 _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits"}) - {"bitcast"}
 _CONSUMERS = _PRODUCERS | {"reduce", "scatter", "scatter-add"}
-_PRODUCTS = {"dot"}
+_HEROES = {"dot", "reduce"}
+_BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice"}  # IsTritonSupportedInstruction
 _PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather"}  # of which entries are read more or less than once
 
 
@@ -42,6 +45,10 @@ class _Kernel:
       work: arithmetic operations.
       reads: how much of each buffer it reads; more than 1 where parts are read several times.
       inside: the operations that it runs.
+      by_rows: whether it can run in tiles of whole rows.
+      is_unary: whether it does nothing but change one array entry by entry.
+      reduces: whether it reduces anything.
+      padding: where it runs in tiles of whole rows, which are padded to powers of two, by how much; elsewhere 0.
       moved_bytes: what it reads and writes.
       seconds: what it takes.
     """
@@ -49,6 +56,10 @@ class _Kernel:
     work: float
     reads: dict[int, float]
     inside: set[int]
+    by_rows: bool
+    is_unary: bool
+    reduces: bool
+    padding: float = 0.0
     moved_bytes: float = 0.0
     seconds: float = 0.0
 
@@ -57,13 +68,13 @@ class _Fuser:
     def __init__(self, program: Program, device: Device) -> None:
         self.program, self.ops, self.reads = program, program.ops, program.reads
         self.bandwidth, self.flops = device.bandwidth_bytes_per_second, device.vector_flops_per_second
-        self.consumers = _CONSUMERS | _PRODUCTS if device.backend.products_compute_operands else _CONSUMERS
+        self.computes_operands = device.backend.products_compute_operands
+        self.rows_in_one_kernel = device.backend.rows_in_one_kernel
         self.element_work = device.backend.element_work or {}
         self.outputs = set(program.outputs)
-        self.rows: set[int] = set()
+        self.products: set[int] = set()
         self.elements = [op.elements for op in self.ops]
         self.sizes = [float(op.size_bytes) for op in self.ops]
-        self.reduces = [op.kind == "reduce" for op in self.ops]
         self.written = [written_bytes(program, index) for index in range(len(self.ops))]
         self.live = reachable(program)
         self.users = readers_of(program, self.live)
@@ -80,12 +91,22 @@ class _Fuser:
             reads = {read: elements / max(self.elements[read], 1) for read in operands}
         elif kind == "dynamic_update_slice":
             reads[operands[0]] = 0.0
-        work = elements * self.element_work.get(kind, 1)
-        if kind == "reduce":
-            work = sum(self.elements[read] for read in operands)
-        self.kernels[index] = self._timed(index, _Kernel(float(work), reads, {index}))
+        work = elements * self.element_work.get(kind, 0 if kind in MOVING else 1)
+        reduces, is_unary = kind == "reduce", kind in ELEMENTWISE and len(operands) == 1
+        if reduces:
+            work = self.elements[operands[0]] * self.element_work.get(self.ops[index].combines, 1)
+        kernel = _Kernel(float(work), reads, {index}, self._runs_by_rows(index), is_unary, reduces)
+        self.kernels[index] = self._timed(index, kernel)
         for read in reads:
             self.readers[read].add(index)
+
+    def _runs_by_rows(self, index: int) -> bool:
+        """Whether an operation can run in tiles of whole rows: sums of rows can, and what moves rows as they are."""
+        op, operands = self.ops[index], self.reads[index]
+        before = self.ops[operands[0]].shape if operands else ()
+        if op.kind == "transpose":
+            return before != op.shape and before[-1] == op.shape[-1]
+        return op.kind in _BY_ROWS or (op.kind == "reduce" and before[:-1] == op.shape)
 
     def _timed(self, root: int, kernel: _Kernel) -> _Kernel:
         """A kernel with what it moves and takes worked out."""
@@ -93,27 +114,32 @@ class _Fuser:
         for buffer, share in kernel.reads.items():
             read += sizes[buffer] * share if share < 1.0 else sizes[buffer]
         kernel.moved_bytes = self.written[root] + read
-        kernel.seconds = self._seconds(kernel.work, kernel.moved_bytes)
+        kernel.seconds = self._seconds(kernel.work * (kernel.padding or 1.0), kernel.moved_bytes)
         return kernel
 
     def run(self) -> Fusion:
         for index in self.live:
             if self.ops[index].kind == "dot":
                 self._take_operands(index)
-        for kernel in row_kernels(self.program, self.users):
-            self._as_one(kernel)
+                self.products.add(self._take_followers(index))
+        for diamond in diamonds(self.program, self.users) if self.rows_in_one_kernel else ():
+            self._as_one(diamond)
         self._fuse_where_that_saves(self._fusible())
         return self._fusion()
 
     def _fusible(self) -> set[int]:
         """Producers that only kernels read which can take them, and that nobody else asks for."""
-        consumers = {index for index in self.kernels if self.ops[index].kind in self.consumers}
-        written = self.outputs | self.rows
+        takers = {index for index in self.kernels if self._takes_producers(index)}
+        written = self.outputs | self.products
+        kinds = _PRODUCERS | {"reduce"}
         return {
             index
             for index in self.kernels
-            if self.ops[index].kind in _PRODUCERS and index not in written and self.readers[index] <= consumers
+            if self.ops[index].kind in kinds and index not in written and self.readers[index] <= takers
         }
+
+    def _takes_producers(self, index: int) -> bool:
+        return self.computes_operands if index in self.products else self.ops[index].kind in _CONSUMERS
 
     def _fuse_where_that_saves(self, fusible: set[int]) -> None:
         """Fuses what saves most, again and again, while something saves time."""
@@ -133,21 +159,13 @@ class _Fuser:
                     heapq.heappush(queue, (-gain, neighbour))
                 gains[neighbour] = gain
 
-    def _as_one(self, rows: RowKernel) -> None:
-        """One kernel that reads every buffer once, and that no one computes again."""
-        if not rows.inside <= self.kernels.keys():
-            return
-        self.rows.add(rows.root)
-        kernel = self.kernels[rows.root]
-        for index in rows.inside:
-            part = self.kernels.pop(index)
-            self.readers.pop(index)
-            kernel.work, kernel.inside = kernel.work + part.work, kernel.inside | part.inside
-            kernel.reads = kernel.reads | part.reads
-            for read in part.reads.keys() - rows.inside:
-                self.readers[read] = (self.readers[read] - {index}) | {rows.root}
-        kernel.reads = {read: min(share, 1.0) for read, share in kernel.reads.items() if read not in rows.inside}
-        self._timed(rows.root, kernel)
+    def _as_one(self, diamond: Diamond) -> None:
+        """One kernel over rows, which reads every buffer once."""
+        if diamond.inside | {diamond.root} <= self.kernels.keys():
+            row = self.ops[diamond.root].shape[-1]
+            self.kernels[diamond.root].padding = (1 << (row - 1).bit_length()) / row
+            for index in sorted(diamond.inside, reverse=True):
+                self._fused(index)
 
     def _take_operands(self, product: int) -> None:
         """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads
@@ -158,6 +176,38 @@ class _Fuser:
                 self._fused(index)
             for index in {spread for link in chain for spread in self.reads[link] if self._is_spread(spread)}:
                 self._made_inside(index, product)
+
+    def _take_followers(self, product: int) -> int:
+        """A product computes what alone reads it, entry by entry, with what is there; returns the last of it."""
+        while (follower := self._follower(product)) is not None:
+            self._fused(product)
+            product = follower
+            for read in set(self.reads[product]) & self.kernels.keys():
+                if self.ops[read].kind == "broadcast":
+                    self._made_inside(read, product)
+        return product
+
+    def _follower(self, index: int) -> int | None:
+        """What alone reads a product and is computed with it; what is only widened is left to its readers, unless
+        products compute what they read, too."""
+        if len(self.users[index]) != 1 or index in self.outputs:
+            return None
+        (follower,) = self.users[index]
+        op, operands = self.ops[follower], self.reads[follower]
+        widened = op.kind == "convert_element_type" and op.size_bytes > self.ops[index].size_bytes
+        if op.kind not in ELEMENTWISE or operands.count(index) > 1:
+            return None
+        if follower in self.products or follower not in self.kernels:
+            return None
+        if widened and self.users[follower] and not self.computes_operands:
+            return None
+        return follower if all(read == index or self._is_there(read) for read in operands) else None
+
+    def _is_there(self, index: int) -> bool:
+        """Whether a product can read a value as it is: a constant, a row or an array that no loop computes."""
+        if self.ops[index].kind == "broadcast":
+            return all(self.ops[read].kind not in _CONSUMERS for read in self.reads[index])
+        return index in self.products or self.ops[index].kind not in _CONSUMERS
 
     def _made_inside(self, index: int, product: int) -> None:
         """A product spreads a constant or a row itself; others read it as before."""
@@ -173,7 +223,7 @@ class _Fuser:
     def _own_chain(self, index: int, reader: int) -> list[int]:
         """The operations from a reader back to an array that is there; none where they start elsewhere."""
         chain: list[int] = []
-        while index in self.kernels and self.ops[index].kind in _PRODUCERS:
+        while index in self.kernels and index not in self.products and self.ops[index].kind in _PRODUCERS:
             op = self.ops[index]
             full = {read for read in self.reads[index] if not self._is_spread(read)}
             alone = self.readers[index] == {reader} and index not in self.outputs
@@ -189,15 +239,12 @@ class _Fuser:
         return self.ops[index].kind == "broadcast" and not sums
 
     def _saved(self, index: int) -> float:
-        """Seconds that fusing a producer into all its readers saves; 0 where one would read too many buffers."""
-        kernels = self.kernels
-        producer = kernels[index]
+        """Seconds that fusing a producer into all its readers saves; 0 where one cannot take it."""
+        producer = self.kernels[index]
         saved = producer.seconds
         for reader in self.readers[index]:
-            if self.reduces[reader] and self._normalises(index, reader):
-                continue
-            kernel = kernels[reader]
-            together = self._seconds_together(kernel, index, producer)
+            kernel = self.kernels[reader]
+            together = self._seconds_together(kernel, index, producer) if _may_run(kernel, producer) else None
             if together is None:
                 return 0.0
             saved += kernel.seconds - together
@@ -206,7 +253,8 @@ class _Fuser:
     def _seconds_together(self, kernel: _Kernel, index: int, producer: _Kernel) -> float | None:
         """What a kernel takes that runs a producer of its own; None where it would read too many buffers."""
         reads, sizes = kernel.reads, self.sizes
-        share = reads[index]
+        padding = max(kernel.padding, producer.padding)
+        share = min(reads[index], 1.0) if padding else reads[index]
         moved, number = kernel.moved_bytes - sizes[index] * (share if share < 1.0 else 1.0), len(reads) - 1
         for read, part in producer.reads.items():
             before, part = reads.get(read), share * part
@@ -215,12 +263,8 @@ class _Fuser:
                 moved += sizes[read] * (part if part < 1.0 else 1.0)
             elif before < 1.0:
                 moved += sizes[read] * ((before + part if before + part < 1.0 else 1.0) - before)
-        return None if number > _MOST_READS else self._seconds(kernel.work + share * producer.work, moved)
-
-    def _normalises(self, index: int, reader: int) -> bool:
-        """Whether a reader sums the rows of a value for another reader of it: a softmax, say, is one kernel."""
-        rows = self.reduces[reader] and self.ops[reader].shape == self.ops[index].shape[:-1]
-        return rows and any(reader in self.kernels[other].reads for other in self.readers[index])
+        work = (kernel.work + share * producer.work) * (padding or 1.0)
+        return None if number > _MOST_READS else self._seconds(work, moved)
 
     def _seconds(self, work: float, moved_bytes: float) -> float:
         memory, arithmetic = moved_bytes / self.bandwidth, work / self.flops
@@ -244,7 +288,7 @@ class _Fuser:
         kernel_of = np.full(len(self.ops), -1, np.int64)
         for index, kernel in self.kernels.items():
             kernel_of[list(kernel.inside)] = index
-        roots = tuple(index for index in self.live if index in self.kernels)
+        roots = self._order()
         kernel_of[list(roots)] = roots
         return Fusion(
             self.program,
@@ -253,13 +297,38 @@ class _Fuser:
             kernel_of,
             {index: frozenset(kernel.inside) for index, kernel in self.kernels.items()},
             self.users,
+            frozenset(index for index in roots if index in self.products or self.kernels[index].padding),
         )
+
+    def _order(self) -> tuple[int, ...]:
+        """The kernels in program order; products and sums stand where they are made, whatever they do to their results,
+        unless that reads something else that is made later."""
+        place: dict[int, int] = {}
+        for index in filter(self.kernels.__contains__, self.live):
+            kernel, place[index] = self.kernels[index], index
+            heroes = [inner for inner in kernel.inside if self.ops[inner].kind in _HEROES]
+            if heroes:
+                place[index] = max((*heroes, *(place.get(read, read) for read in kernel.reads)))
+        return tuple(sorted(place, key=lambda index: (place[index], index)))
+
+
+def _may_run(kernel: _Kernel, producer: _Kernel) -> bool:
+    """Whether a kernel can run a producer: with rows, only what runs by rows; what is reduced, only to its end."""
+    if kernel.padding or producer.padding:
+        return kernel.by_rows and producer.by_rows
+    return kernel.is_unary or not producer.reduces
 
 
 def _merge(kernel: _Kernel, index: int, producer: _Kernel) -> None:
     """Lets a kernel run a producer of its own instead of reading its result."""
     reads = kernel.reads
+    kernel.padding = max(kernel.padding, producer.padding)
     share = reads.pop(index)
+    if kernel.padding:
+        share = min(share, 1.0)
     for read, part in producer.reads.items():
         reads[read] = reads.get(read, 0.0) + share * part
     kernel.work += share * producer.work
+    kernel.by_rows &= producer.by_rows
+    kernel.is_unary &= producer.is_unary
+    kernel.reduces |= producer.reduces

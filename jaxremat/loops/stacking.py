@@ -16,24 +16,25 @@ from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.hlo_ops import CONTRACTIONS
-from jaxremat.cost.kernels import seconds_by_equation
+from jaxremat.cost.kernels import seconds_again, seconds_by_equation
 from jaxremat.graph.graph import Graph
 from jaxremat.trace.joint import Joint
 
 
 def judged_by_kernels(joint: Joint, graph: Graph, device: Device) -> Graph:
     """The priced graph of an iteration with the time of kernels: of its equations, and of what it keeps."""
-    seconds, _ = seconds_by_equation(joint.jaxpr, device)
+    seconds, written = seconds_by_equation(joint.jaxpr, device)
     moved = _times_moved(joint, fuse(lower(joint.jaxpr, device.backend), device)) * graph.value_bytes
     keep_costs = graph.keep_costs + moved / device.bandwidth_bytes_per_second
-    return dataclasses.replace(graph, costs=np.maximum(seconds, graph.costs), keep_costs=keep_costs)
+    costs = seconds_again(joint.jaxpr, seconds, written, graph.costs)
+    return dataclasses.replace(graph, costs=costs, keep_costs=keep_costs)
 
 
 def _times_moved(joint: Joint, fusion: Fusion) -> np.ndarray:
     """[V] how often the bytes of each value are read or written for its stack's sake."""
-    ops, kernels = fusion.program.ops, set(fusion.kernels)
+    kernels = set(fusion.kernels)
     made = [fusion.program.op_of[v] for v in joint.values]
-    copied_in = [index not in kernels or ops[index].kind in CONTRACTIONS for index in made]
+    copied_in = [index not in kernels or fusion.contracts(index) for index in made]
     copied_out = [any(_is_late_product(joint, fusion, user) for user in fusion.users[index]) for index in made]
     return 1 + 2 * np.asarray(copied_in, int) + 2 * np.asarray(copied_out, int)
 

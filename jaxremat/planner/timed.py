@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
-from jaxremat.cost.kernels import seconds_by_equation
+from jaxremat.cost.kernels import seconds_again, seconds_by_equation
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
 from jaxremat.planner.by_hand import POLICIES, blocks_of, kept_by_hand
@@ -196,6 +196,8 @@ class TimedPlanner:
     def _with_other_parts(self, outcome: TimedOutcome) -> Iterator[TimedOutcome]:
         for factor in _OTHER_PARTS:
             yield self._emitted(outcome.program, self._structure.parts(int(factor * self._parts)))
+        if self._number_of_blocks:
+            yield self._emitted(outcome.program, self._blocks)
 
     def _at(self, point: SearchPoint) -> TimedOutcome:
         if point not in self._at_point:
@@ -260,13 +262,13 @@ class TimedPlanner:
     @functools.cached_property
     def _search(self) -> Search:
         """The search over kept values, with what the plain program's kernels take: what a kernel computes on the way
-        costs nothing to compute again, and much to keep, since it would have to be written and read."""
+        costs nothing to compute again, and much to keep, since a kernel would have to write it, and others read it."""
         problem, graph = self._problem, self._problem.graph
         seconds, written = self._kernels
-        run_seconds = np.where(np.isfinite(problem.run_seconds), np.maximum(seconds, problem.run_seconds), np.inf)
+        run_seconds = seconds_again(problem.joint.jaxpr, seconds, written, problem.run_seconds)
         made = [var for eqn in problem.joint.eqns for var in eqn.outvars]
-        extra_bytes = np.where([var in written for var in made], 0, 2 * graph.value_bytes)
-        return Search(graph, run_seconds, graph.keep_costs + extra_bytes / self.device.bandwidth_bytes_per_second)
+        extra = 2 * graph.value_bytes / self.device.bandwidth_bytes_per_second + self.device.launch_seconds
+        return Search(graph, run_seconds, graph.keep_costs + np.where([var in written for var in made], 0, extra))
 
 
 def fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome | None:

@@ -41,8 +41,12 @@ def test_a_hyperbolic_tangent_is_written_once():
     assert "tanh" in written(lambda x: (jnp.tanh(x)[::-1] * 2.0, jnp.tanh(x) + 1.0), X)
 
 
-def test_what_a_product_reads_is_written():
-    assert written(between_products(jnp.exp), X, W) == ["dot_general", "exp", "dot_general", "reduce_sum"]
+def test_what_a_product_reads_is_written_by_the_product_before():
+    assert written(between_products(jnp.exp), X, W) == ["exp", "dot_general", "reduce_sum"]
+
+
+def test_a_product_whose_result_two_read_is_written():
+    assert written(lambda x, w: ((y := x @ w) * 2.0, jnp.exp(y)), X, W) == ["dot_general", "mul", "exp"]
 
 
 def test_a_softmax_is_one_kernel_beside_its_sums():
@@ -58,6 +62,15 @@ def test_what_is_divided_by_the_sum_of_its_row_is_not_written():
         return entries / jnp.sum(entries, -1, keepdims=True)
 
     assert "tanh" not in written(shares, X)
+
+
+def test_a_softmax_is_written_before_it_is_summed_over_rows():
+    assert "div" in written(lambda x: jnp.sum(jax.nn.softmax(x), 0), X)
+
+
+def test_a_sum_is_written_before_it_is_spread():
+    """Beside another array: the same array would close a diamond, and be one kernel."""
+    assert "reduce_sum" in written(lambda x, y: y * jnp.sum(x, -1, keepdims=True), X, X)
 
 
 @pytest.mark.parametrize("readers", [2, 5])
