@@ -169,7 +169,7 @@ class Facts:
             more["flops"] = equation_flops(self.eqn)
         return dataclasses.replace(self.result, kind=kind, **more)
 
-    def template(self, kind: str, key: Hashable = "", **more: bool) -> Template:
+    def template(self, kind: str, key: Hashable = "", **more: bool | str) -> Template:
         """The same where equal ones are merged, told by a key from others of the kind."""
         made = kind, key, *more.values()
         if made not in self._made:

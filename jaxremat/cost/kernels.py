@@ -71,7 +71,7 @@ def _is_paid(op: Op) -> bool:
 def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
     ops = fusion.program.ops
     read = fusion.buffers_read[group[0]] if len(group) == 1 else _read_together(fusion, group)
-    moved = sum(map(fusion.written_bytes, group))
+    moved: float = sum(map(fusion.written_bytes, group))
     moved += sum([ops[index].size_bytes * (share if share < 1.0 else 1.0) for index, share in read.items()])
     products = [index for kernel in group for index in fusion.runs(kernel) if ops[index].flops]
     arithmetic = sum(ops[product].flops / _rate(fusion.program, product, device) for product in products)
