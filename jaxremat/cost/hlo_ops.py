@@ -131,7 +131,7 @@ class Facts:
       eqn: the equation.
       name: of its primitive.
       kind: of its usual operation.
-      shape, dtype, elements: of its first result.
+      result: an array like its first result, of which shape, dtype and elements are taken.
     """
 
     def __init__(self, eqn: Eqn, templates: Templates) -> None:

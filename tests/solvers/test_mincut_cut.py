@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import gradient_chain, graphs
 
-from jaxremat.solvers.mincut.cut import cheapest_cut
+from jaxremat.solvers.mincut.cut import cheapest_cut, cut_at_each
 from jaxremat.solvers.mincut.structure import Structure
 
 
@@ -114,3 +114,31 @@ def test_what_must_not_run_is_kept_whatever_it_costs():
     run_price = np.where(graph.pinned, np.inf, 1e-3)
     kept, again = cheapest_cut(graph, keep_price, run_price, Structure(graph).needed, np.zeros(12, bool))
     assert np.flatnonzero(kept).tolist() == [5] and np.flatnonzero(again).tolist() == [0, 1, 2, 3, 4]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(questions())
+def test_what_is_the_cheapest_at_two_prices_is_so_between(question):
+    graph, keep_price, run_price, needed, must_keep = question
+    asked = []
+
+    def cut_at(price):
+        asked.append(price)
+        return np.concatenate(cheapest_cut(graph, price * keep_price, run_price, needed, must_keep))
+
+    def seconds(cut, price):
+        kept, again = np.split(cut, [graph.num_values])
+        return price_of(graph, price * keep_price, run_price, kept, np.flatnonzero(again))
+
+    prices = [0.01, 0.1, 0.5, 1.0, 2.0, 10.0, 100.0]
+    found = cut_at_each(prices, cut_at)
+    assert len(asked) == len(set(asked)) <= len(prices)
+    for price, cut in zip(prices, found, strict=True):
+        np.testing.assert_allclose(seconds(cut, price), seconds(cut_at(price), price), rtol=1e-6, atol=1e-9)
+
+
+def test_equal_cuts_are_asked_for_twice_at_most():
+    asked = []
+    alike = cut_at_each([1.0, 2.0, 3.0, 4.0, 5.0], lambda price: asked.append(price) or np.ones(3, bool))
+    assert asked == [1.0, 5.0] and len(alike) == 5
+    assert cut_at_each([1.0], lambda price: np.zeros(1, bool))[0].tolist() == [False]
