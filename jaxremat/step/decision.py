@@ -19,6 +19,7 @@ class ProgramDecision:
       bodies: (equation, which of its bodies, decision) for each body that is planned as a program of its own.
       storages: forms in which values may wait inside the pairs.
       barrier_scope: what enters through a barrier; see `Schedule`.
+      joined: whether the conditionals and shard_maps that a gradient passes through are; see `joining`.
     """
 
     steps: tuple[int, ...] = ()
@@ -27,6 +28,7 @@ class ProgramDecision:
     bodies: tuple[tuple[int, int, ProgramDecision], ...] = ()
     storages: tuple[str, ...] = ()
     barrier_scope: str = "all"
+    joined: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -41,6 +43,7 @@ class ProgramDecision:
             "bodies": [[equation, body, inner.to_json()] for equation, body, inner in self.bodies],
             "storages": list(self.storages),
             "barrier_scope": self.barrier_scope,
+            "joined": self.joined,
         }
 
     @staticmethod
@@ -52,4 +55,5 @@ class ProgramDecision:
             bodies=tuple((int(e), int(b), ProgramDecision.from_json(inner)) for e, b, inner in data["bodies"]),
             storages=tuple(data.get("storages", ())),
             barrier_scope=data.get("barrier_scope", "all"),
+            joined=bool(data.get("joined", False)),
         )

@@ -21,6 +21,7 @@ from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.solver_schedules import require_graphs
 from jaxremat.solvers.base import Solver
 from jaxremat.step.decision import ProgramDecision
+from jaxremat.step.joining import joined
 from jaxremat.step.outcome import Outcome, Posed, pose_program
 from jaxremat.step.pairs import Pairs, emit_pairs, find_pairs
 from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
@@ -58,6 +59,7 @@ class ProgramPlanner:
       storages: forms in which values may wait between the scans of a pair.
       search_for: the search of a graph, from it and what running each of its nodes again is taken to cost.
       known: bodies of loops whose costs on the device are known.
+      is_joined: whether it is another program with its pairs of conditionals and shard_maps joined.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class ProgramPlanner:
         storages: tuple[str, ...] = LOSSLESS,
         search_for: SearchFor = StepSearch,
         known: KnownBodies | None = None,
+        is_joined: bool = False,
     ) -> None:
         self.jaxpr = jaxpr
         self.device = device
@@ -80,6 +83,7 @@ class ProgramPlanner:
         self._storages = storages
         self._search_for = search_for
         self._known = known or KnownBodies()
+        self._is_joined = is_joined
         self._posed_as: dict[tuple[Any, ...], tuple[Posed, Schedules]] = {}
         self._outcomes: dict[ProgramDecision, Outcome] = {}
         self._loops_of: dict[ProgramDecision, tuple[tuple[LoopDecision, ...], Bodies]] = {}
@@ -112,13 +116,15 @@ class ProgramPlanner:
         """The outcome with the smallest replayed peak."""
         bodies = self._bodies_within(1)
         each = [(pairs, self._posed(pairs, bodies)[1].smallest) for pairs in self._pair_decisions]
-        return min((self._outcome(pairs, bodies, schedule) for pairs, schedule in each), key=by_peak)
+        own = min((self._outcome(pairs, bodies, schedule) for pairs, schedule in each), key=by_peak)
+        return min(own, self._joined.smallest, key=by_peak) if self._joined else own
 
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         small = sorted(self._small, key=by_peak)
         distinct = [*_distinct(small)[:number], *_distinct(self._in_checkpoints)[:_MOST_IN_CHECKPOINTS]]
-        return distinct if self._follows or self._is_body else [*distinct, *map(self._closely, distinct)]
+        closely = () if self._follows or self._is_body else map(self._closely, distinct)
+        return [*distinct, *closely, *(self._joined.smallest_few(number) if self._joined else ())]
 
     def predicted(self, limit: int) -> Correction[Outcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
@@ -139,6 +145,9 @@ class ProgramPlanner:
         if correction.best:
             return correction
         correction = correction.with_more([self._descended(correction.smallest.candidate, limit)], predict, limit)
+        if correction.best is None and self._joined:
+            found = self._joined.predicted(limit)
+            correction = correction.with_more([(found.best or found.smallest).candidate], predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
 
     def _near_misses(self, best: Outcome, limit: int, highest_aim: int) -> Iterator[Outcome]:
@@ -169,6 +178,24 @@ class ProgramPlanner:
         """An outcome with barriers that let the compiler choose little of the order."""
         pairs, bodies = self._loops_of[outcome.decision]
         return self._outcome(pairs, bodies, outcome.schedule.followed_closely(outcome.posed.ends))
+
+    @functools.cached_property
+    def _joined(self) -> ProgramPlanner | None:
+        """The planner of the program with its pairs of conditionals and shard_maps joined, where there are any."""
+        jaxpr = None if self._is_joined else joined(self.jaxpr)
+        if jaxpr is None:
+            return None
+        return ProgramPlanner(
+            jaxpr,
+            self.device,
+            self._shardings,
+            self._aliased,
+            is_body=self._is_body,
+            storages=self._storages,
+            search_for=self._search_for,
+            known=self._known,
+            is_joined=True,
+        )
 
     @property
     def _follows(self) -> bool:
@@ -312,7 +339,9 @@ class ProgramPlanner:
         steps = () if in_order else tuple(schedule.steps.tolist())
         scope = schedule.barrier_scope
         barriers = () if in_order and scope == "all" else schedule.barriers
-        decision = ProgramDecision(steps, barriers, pairs, inner, self._storages if pairs else (), scope)
+        decision = ProgramDecision(
+            steps, barriers, pairs, inner, self._storages if pairs else (), scope, self._is_joined
+        )
         if decision not in self._outcomes:
             self._loops_of[decision] = pairs, bodies
             self._outcomes[decision] = Outcome(self._posed(pairs, bodies)[0], schedule, decision)
@@ -350,6 +379,7 @@ def restored(
     is_body: bool = False,
 ) -> Outcome:
     """The outcome of a decision that was made before, for the same program; nothing is searched."""
+    jaxpr = (joined(jaxpr) if decision.joined else None) or jaxpr
     new = {}
     for position, k, inner in decision.bodies:
         eqn = jaxpr.eqns[position]
