@@ -114,6 +114,38 @@ class CheckpointCandidates:
         return CheckpointOutcome(self.problem, program, form, timeline.peak_bytes, timeline.cost, settings)
 
 
+class PlansCheckpoints:
+    """What the planners of checkpoints share.
+
+    Attributes:
+      candidates: the outcomes, of which the plain one is theirs.
+    """
+
+    predicts_time = False
+    peak_doubt = 0.1  # about the worst of predictions: prediction.md
+
+    candidates: CheckpointCandidates
+
+    @property
+    def outcomes(self) -> Sequence[CheckpointOutcome]:
+        """Every outcome that was worth a look so far."""
+        raise NotImplementedError
+
+    @property
+    def plain(self) -> CheckpointOutcome:
+        """The program without recomputation."""
+        return self.candidates.plain
+
+    @property
+    def more_capable(self) -> Planner:
+        """Schedules, which need no names."""
+        return self.candidates.more_capable
+
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
+        """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""
+        return cheaper_that_may_fit(self.outcomes, best, peak_bytes, self.peak_doubt)
+
+
 def cheaper_that_may_fit(
     outcomes: Sequence[CheckpointOutcome], best: Outcome, peak_bytes: int, doubt: float
 ) -> Iterator[CheckpointOutcome]:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from jaxremat.base import compat
 from jaxremat.cost.pricing import price
 from jaxremat.emit.segments import Pieces
 from jaxremat.planner.blocks import assemble_in_groups
-from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_that_may_fit
-from jaxremat.planner.contract import Outcome, Planner, cheapest_within
+from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, PlansCheckpoints
+from jaxremat.planner.contract import cheapest_within
 from jaxremat.planner.decision import Checkpoints, FlatFunction, Form
 from jaxremat.solvers.mincut.assemble import assemble
 from jaxremat.solvers.mincut.cut import cheapest_cut
@@ -36,7 +36,7 @@ _WORTH_A_NAME = 1e-5  # of all bytes: hundreds of such values together are a tho
 _READ_AT_ONCE = 0.15  # benchmarks/constants.py
 
 
-class PiecePlanner:
+class PiecePlanner(PlansCheckpoints):
     """Outcomes that put contiguous pieces of the program into checkpoints.
 
     Args:
@@ -46,8 +46,6 @@ class PiecePlanner:
     """
 
     may_leave_alone = True
-    predicts_time = False
-    peak_doubt = 0.1  # about the worst of predictions: prediction.md
 
     def __init__(self, primal: Primal, device: Device, emit: str, outer: bool) -> None:
         self.primal = primal
@@ -59,16 +57,6 @@ class PiecePlanner:
         self.candidates = CheckpointCandidates(primal, device, self.origins)
         self.graph = self.candidates.graph
         self.structure = self.candidates.structure
-
-    @property
-    def plain(self) -> CheckpointOutcome:
-        """The program without recomputation."""
-        return self.candidates.plain
-
-    @property
-    def more_capable(self) -> Planner:
-        """Schedules, which need no names."""
-        return self.candidates.more_capable
 
     def fit(self, replayed_bytes: int) -> CheckpointOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak;
@@ -92,10 +80,6 @@ class PiecePlanner:
     def least(self) -> Sequence[CheckpointOutcome]:
         """The outcome with the smallest replayed peak."""
         return [cheapest_within(self._range, 0)]
-
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
-        """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""
-        return cheaper_that_may_fit(self.outcomes, best, peak_bytes, self.peak_doubt)
 
     @property
     def outcomes(self) -> list[CheckpointOutcome]:

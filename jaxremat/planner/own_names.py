@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.planner.blocks import assemble_in_groups
-from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, cheaper_that_may_fit
-from jaxremat.planner.contract import Outcome, Planner, cheapest_within
+from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, PlansCheckpoints
+from jaxremat.planner.contract import cheapest_within
 from jaxremat.planner.decision import FlatFunction, Form, OwnNames
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
@@ -20,7 +20,7 @@ from jaxremat.trace.origins import trace_regions
 _MOST_NAMES_IN_FULL = 7  # 2 ** 7 choices
 
 
-class OwnNamesPlanner:
+class OwnNamesPlanner(PlansCheckpoints):
     """Outcomes that save some of the author's names in the author's checkpoints.
 
     Args:
@@ -29,8 +29,6 @@ class OwnNamesPlanner:
     """
 
     may_leave_alone = False
-    predicts_time = False
-    peak_doubt = 0.1  # about the worst of predictions: prediction.md
 
     def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]) -> None:
         assert primal.raw is not None  # that is where the names were found
@@ -40,16 +38,6 @@ class OwnNamesPlanner:
         self.candidates = CheckpointCandidates(primal, device, self.origins)
         self.names = names
 
-    @property
-    def plain(self) -> CheckpointOutcome:
-        """The program without recomputation."""
-        return self.candidates.plain
-
-    @property
-    def more_capable(self) -> Planner:
-        """Schedules, which need no names."""
-        return self.candidates.more_capable
-
     def fit(self, replayed_bytes: int) -> CheckpointOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
         return cheapest_within(self.outcomes, replayed_bytes)
@@ -57,10 +45,6 @@ class OwnNamesPlanner:
     def least(self) -> Sequence[CheckpointOutcome]:
         """The outcome with the smallest replayed peak."""
         return [self.fit(0)]
-
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
-        """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""
-        return cheaper_that_may_fit(self.outcomes, best, peak_bytes, self.peak_doubt)
 
     @functools.cached_property
     def outcomes(self) -> list[CheckpointOutcome]:
