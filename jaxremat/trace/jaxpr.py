@@ -191,6 +191,17 @@ def is_constant(eqn: Eqn, constants: Set[Var] = frozenset()) -> bool:
     return eqn.primitive.name in ("broadcast_in_dim", "iota") and all(v in constants for v in vars_of(eqn.invars))
 
 
+def constants_among(eqns: Sequence[Eqn]) -> tuple[Eqn, ...]:
+    """Those that are constant, perhaps because what they read is."""
+    made: set[Var] = set()
+    found = []
+    for eqn in eqns:
+        if is_constant(eqn, made):
+            made.update(eqn.outvars)
+            found.append(eqn)
+    return tuple(found)
+
+
 def is_on_host(atom: Atom) -> bool:
     """Whether a variable's array lies in the host's memory."""
     return compat.is_in_host_memory(atom.aval)

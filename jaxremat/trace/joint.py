@@ -180,17 +180,12 @@ class Joint:
     def constants(self) -> tuple[Eqn, ...]:
         """Equations that spread a number over an array, perhaps over several in a row, or count: compilers write their
         results where they are read."""
-        made: set[Var] = set()
-        found = []
-        for eqn in self.eqns:
-            if jaxprs.is_constant(eqn, made):
-                made.update(eqn.outvars)
-                found.append(eqn)
-        return tuple(found)
+        return jaxprs.constants_among(self.eqns)
 
     @functools.cached_property
     def late_scans(self) -> dict[int, Eqn]:
-        """For equations that are scans, by index, what computes the same and makes what it writes into when it runs."""
+        """For equations that are scans, or have some inside, by index, what computes the same and makes what it writes
+        into when it runs."""
         return dict(late_scans(self.eqns, self.constants))
 
 

@@ -7,7 +7,7 @@ through a barrier together with what the scan reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -16,26 +16,41 @@ import numpy as np
 from jax import lax
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Literal, Var
+from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.splice import Splice, at
 from jaxremat.trace.stack import arrays_of, stacks
 
 
 def late_scans(eqns: Sequence[Eqn], constants: Sequence[Eqn]) -> Iterator[tuple[int, Eqn]]:
-    """(position, call that computes the same) for each scan that stacks, or carries from spread numbers on.
+    """(position, call that computes the same) for each scan that stacks, or carries from spread numbers on, and for
+    each call with such a scan inside.
 
     Args:
       eqns: equations of a program.
       constants: those that spread numbers or count; nothing waits for them.
     """
-    spread = [(eqn.outvars[0], eqn.invars[0]) for eqn in constants if eqn.invars]
-    numbers = {var: number.val for var, number in spread if isinstance(number, Literal)}
+    numbers = _spread_numbers(constants)
     free = {var for eqn in constants for var in eqn.outvars}
     for position, eqn in enumerate(eqns):
-        if eqn.primitive.name == "scan" and all(map(_is_plain, eqn.outvars)) and not jaxprs.has_effects(eqn):
-            begun = _begun(eqn, numbers)
-            if begun and not compat.consts_of(eqn.params["jaxpr"]):
-                yield position, _late(eqn, begun, free)
+        is_scan = eqn.primitive.name == "scan"
+        body = eqn.params["jaxpr"] if is_scan else jaxprs.computed_body(eqn)
+        if body is None or jaxprs.has_effects(eqn) or compat.consts_of(body) or not all(map(_is_plain, eqn.outvars)):
+            continue
+        if is_scan and (begun := _begun(eqn, numbers)):
+            yield position, _late(eqn, begun, free)
+        elif not is_scan and (inside := dict(late_scans(body.eqns, jaxprs.constants_among(body.eqns)))):
+            yield position, _with_late_scans_inside(eqn, body, inside)
+
+
+def _spread_numbers(constants: Sequence[Eqn]) -> dict[Var, Any]:
+    """The number that fills each array, also where it is spread over several in a row."""
+    numbers: dict[Var, Any] = {}
+    for eqn in constants:
+        for source in eqn.invars:  # none where a count is made
+            if isinstance(source, Literal) or source in numbers:
+                numbers[eqn.outvars[0]] = jaxprs.value_of(numbers, source)
+    return numbers
 
 
 def _begun(scan: Eqn, numbers: Mapping[Var, Any]) -> dict[Var, Any]:
@@ -59,9 +74,29 @@ def _late(scan: Eqn, begun: Mapping[Var, Any], free: Set[Var]) -> Eqn:
         read = [jaxprs.value_of(env, atom) for atom in scan.invars]
         return _with_stacks_carried(scan, read, [env[v] for v in stacked])
 
-    with compat.at_position_of(scan):
-        (call,) = jax.make_jaxpr(jax.jit(late_scan))(*map(jaxprs.shape_of, given)).eqns
-    return compat.rewired(call, [*given], list(scan.outvars))
+    return _called(late_scan, given, scan)
+
+
+def _with_late_scans_inside(call: Eqn, body: Jaxpr, late: Mapping[int, Eqn]) -> Eqn:
+    """A call in place of another, with some equations of its body replaced."""
+    given, program = jaxprs.vars_of(call.invars), Splice(body)
+    inner = program.inputs
+    for position, eqn in enumerate(body.eqns):
+        program.put(late.get(position, eqn), inner)
+    replaced = program.program([at(inner, atom) for atom in body.outvars])
+
+    def called(*inputs: Any) -> list[Any]:
+        env = dict(zip(given, inputs))
+        return jaxprs.evaluate(replaced, [jaxprs.value_of(env, atom) for atom in call.invars])
+
+    return _called(called, given, call)
+
+
+def _called(fun: Callable[..., list[Any]], given: list[Var], instead_of: Eqn) -> Eqn:
+    """A call of a function of some variables, in the place of an equation."""
+    with compat.at_position_of(instead_of):
+        (call,) = jax.make_jaxpr(jax.jit(fun))(*map(jaxprs.shape_of, given)).eqns
+    return compat.rewired(call, [*given], list(instead_of.outvars))
 
 
 def _with_stacks_carried(scan: Eqn, inputs: Sequence[Any], empty: Sequence[jax.Array]) -> list[Any]:

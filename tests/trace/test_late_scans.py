@@ -81,6 +81,33 @@ def test_carries_begin_as_the_number_that_they_began_as():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@jax.custom_jvp
+def with_its_own_rule(w, x):
+    return running(w, x)
+
+
+with_its_own_rule.defjvp(lambda given, tangents: (with_its_own_rule(*given), jnp.sum(given[0] * tangents[0])))
+
+
+def test_scans_inside_calls_are_late_too():
+    joint = trace_joint(lambda w: with_its_own_rule(w, X), W)
+    ((node, call),) = joint.late_scans.items()
+    assert joint.eqns[node].primitive.name == "custom_jvp_call" and "optimization_barrier" in str(call)
+    for a, b in zip(with_late_scans(joint)(W, jnp.ones(())), as_written(joint)(W, jnp.ones(())), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_numbers_are_seen_through_arrays_that_are_spread_on():
+    def loss(w):
+        start = jnp.broadcast_to(jnp.full((8,), 0.5), (4, 8))
+        return lax.scan(lambda c, _: (jnp.tanh(c @ w), None), start, length=3)[0].sum()
+
+    joint = trace_joint(loss, W)
+    assert all(len(call.invars) < len(joint.eqns[node].invars) for node, call in joint.late_scans.items())
+    for a, b in zip(with_late_scans(joint)(W, jnp.ones(())), jax.value_and_grad(loss)(W), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def printing(x):
     def step(total, row):
         jax.debug.print("{}", total)
