@@ -47,7 +47,7 @@ _BROKEN_BY_TESTS = {
         ("cost/memory.py", "else fusion.is_elementwise_on(kernel, buffer)", "else True"),
         ("cost/hlo_model.py", "carry if op.constant is None else", "carry if True else"),
         ("cost/hlo_model.py", "if part not in read:", "if False:"),
-        ("cost/hlo_ops.py", "counts[id(before)] == counts[id(after)] == 1", "False"),
+        ("cost/hlo_ops.py", "counts[id(a)] == counts[id(b)] == 1", "False"),
         ("backends/cpu.py", "expands_searches=True", "expands_searches=False"),
         ("backends/cpu.py", "rolls_threefry=True", "rolls_threefry=False"),
         ("backends/cpu.py", "breadth_first=True", "breadth_first=False"),
