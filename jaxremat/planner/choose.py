@@ -61,7 +61,7 @@ def planner_for(
         return {"names": _names_planner, "segments": _segments_planner}[emit](primal, device)
     if "narrow" not in allow:
         return _scheduling(primal, device, LOSSLESS, allow, host_budget_bytes)
-    forms = [(*LOSSLESS, *narrow) for narrow in NARROW]
+    forms = [LOSSLESS, *((*LOSSLESS, *narrow) for narrow in NARROW)]
     return NarrowPlanner([functools.partial(_scheduling, primal, device, f, allow, host_budget_bytes) for f in forms])
 
 

@@ -1,7 +1,7 @@
 """Schedules whose saved values may wait rounded, and to no fewer bits than pays.
 
-Rounding costs accuracy, which no price of a byte knows. So narrower forms count only where the plan with wider ones
-takes more time, by more than times can be told apart.
+Rounding costs accuracy, which no price of a byte knows. So narrower forms count only where the plan with wider ones, or
+with none, takes more time, by more than times can be told apart.
 """
 
 from __future__ import annotations
