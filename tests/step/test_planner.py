@@ -1,0 +1,57 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import step_programs
+
+import jaxremat
+from jaxremat.step.planner import ProgramPlanner
+from jaxremat.step.scheduling import StepSearch
+
+
+def normalized():
+    """Convolutions with batch statistics, whose values are as large as one another: memory comes in large pieces."""
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    conv = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=dimensions
+    )
+
+    def loss(kernels, x):
+        for k in kernels:
+            h = conv(x, k)
+            x = x + jax.nn.relu((h - h.mean((0, 1, 2))) * jax.lax.rsqrt(h.var((0, 1, 2)) + 1e-5))
+        return jnp.mean(x**2)
+
+    def step(kernels, x):
+        value, grads = jax.value_and_grad(loss)(kernels, x)
+        return jax.tree.map(lambda k, g: k - 0.1 * g, kernels, grads), value
+
+    kernels, images = (
+        jax.ShapeDtypeStruct((3, 3, 32, 32), jnp.float32),
+        jax.ShapeDtypeStruct((16, 32, 32, 32), jnp.float32),
+    )
+    return step, ([kernels] * 6, images)
+
+
+def test_dear_plan_is_looked_at_again(monkeypatch):
+    step, args = normalized()
+    plan = lambda: jaxremat.jit(step, budget=0.38, donate_argnums=0, verify="replay").plan(*args)
+    found = plan()
+    monkeypatch.setattr(ProgramPlanner, "_near_misses", lambda *_: iter(()))
+    first = plan()
+    assert max(found.peak_bytes, first.peak_bytes) <= found.budget_bytes
+    assert found.overhead < first.overhead
+
+
+def test_aims_next_to_one_another_are_searched_once(monkeypatch):
+    step, args = step_programs.deep(8, 2048)
+    jitted = jaxremat.jit(step, budget=0.7, donate_argnums=0, verify="replay")
+    planner = jitted._planner(jitted._call(args, {}))
+    asked = []
+    fit = StepSearch.fit
+    monkeypatch.setattr(StepSearch, "fit", lambda self, size: asked.append(size) or fit(self, size))
+    aim = int(0.6 * planner.plain.replayed_bytes)
+    outcome = planner.fit(aim)
+    assert planner.fit(outcome.replayed_bytes) is outcome is planner.fit(int(1.001 * aim))
+    assert planner.fit(int(0.9 * outcome.replayed_bytes)) is not outcome
+    assert len(asked) == 2
