@@ -240,11 +240,13 @@ class _Fuser:
 
     def _saved(self, index: int) -> float:
         """Seconds that fusing a producer into all its readers saves; 0 where one cannot take it."""
-        producer = self.kernels[index]
-        saved = producer.seconds
+        kernels, producer = self.kernels, self.kernels[index]
+        saved, is_special = producer.seconds, producer.reduces or producer.padding
         for reader in self.readers[index]:
-            kernel = self.kernels[reader]
-            together = self._seconds_together(kernel, index, producer) if _may_run(kernel, producer) else None
+            kernel = kernels[reader]
+            if (is_special or kernel.padding) and not _may_run(kernel, producer):
+                return 0.0
+            together = self._seconds_together(kernel, index, producer)
             if together is None:
                 return 0.0
             saved += kernel.seconds - together
@@ -253,8 +255,9 @@ class _Fuser:
     def _seconds_together(self, kernel: _Kernel, index: int, producer: _Kernel) -> float | None:
         """What a kernel takes that runs a producer of its own; None where it would read too many buffers."""
         reads, sizes = kernel.reads, self.sizes
-        padding = max(kernel.padding, producer.padding)
-        share = min(reads[index], 1.0) if padding else reads[index]
+        share, padding = reads[index], kernel.padding if kernel.padding > producer.padding else producer.padding
+        if padding:
+            share = min(share, 1.0)
         moved, number = kernel.moved_bytes - sizes[index] * (share if share < 1.0 else 1.0), len(reads) - 1
         for read, part in producer.reads.items():
             before, part = reads.get(read), share * part
@@ -322,8 +325,9 @@ def _may_run(kernel: _Kernel, producer: _Kernel) -> bool:
 def _merge(kernel: _Kernel, index: int, producer: _Kernel) -> None:
     """Lets a kernel run a producer of its own instead of reading its result."""
     reads = kernel.reads
-    kernel.padding = max(kernel.padding, producer.padding)
     share = reads.pop(index)
+    if producer.padding > kernel.padding:
+        kernel.padding = producer.padding
     if kernel.padding:
         share = min(share, 1.0)
     for read, part in producer.reads.items():
