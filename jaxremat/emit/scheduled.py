@@ -103,7 +103,7 @@ def write_script(
     transfers = Transfers(joint, {joint.values[v] for v in program.saved})
     passes = [[part(*b) for b in bounded if (b[0] >= start) == is_late] for is_late in (False, True)]
     parts = _without_idle_trips(joint, passes, transfers.saved)
-    cut = _Cut(joint, program, transfers, _available_anywhere(joint) | unfenced, parts)
+    cut = _Cut(joint, program, transfers, _available_anywhere(joint) | unfenced, [eqns for eqns in parts if eqns])
     segments = {False: list[Segment](), True: list[Segment]()}
     for (first, _), stretch in zip(bounded, parts):
         if stretch:
@@ -140,9 +140,12 @@ class _Cut:
         self.zeros = zeros_written_into(joint)
         self.ran: set[int] = set()
         self.waiting: tuple[Var, ...] = ()
+        self.last_read = {v: k for k, eqns in enumerate(stretches) for eqn in eqns for v in jaxprs.vars_of(eqn.invars)}
+        self.number = -1  # of the stretch at hand
 
     def segment(self, stretch: tuple[Eqn, ...], *, has_barrier: bool, is_late: bool) -> Segment:
         """The next segment; in the forward, nothing enters its barrier unless something runs again there."""
+        self.number += 1
         if not has_barrier or not (self.repeated or self.transfers.taken):
             made = Segment(stretch, ())
         else:
@@ -153,8 +156,12 @@ class _Cut:
             made = Segment(eqns, (*fenced, *seeds), passed)
             self.waiting = ()
         self.ran.update(map(id, stretch))
-        self.waiting += self.transfers.left_waiting(stretch)
+        self.waiting += self.transfers.left_waiting(stretch, self._waits_longer)
         return made
+
+    def _waits_longer(self, var: Var) -> bool:
+        """Whether something reads what the stretch at hand makes after the next stretch."""
+        return self.last_read.get(var, -1) > self.number + 1
 
     def in_order(self, segments: Sequence[Segment], given_out: Sequence[Var]) -> list[Segment]:
         """The segments such that all of one is made before the next begins: what later ones read, or is given out,

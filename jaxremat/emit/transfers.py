@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 
 from jaxremat.base.compat import Eqn, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.primitives import CUTTING
 from jaxremat.trace.round_trips import UNDONE, RoundTrip
 
 
@@ -49,12 +50,22 @@ class Transfers:
         """For each variable of a round trip, the one that holds the same value once it is made."""
         return self.joint.restored_of | {trip.restored: trip.source for trip in self.taken}
 
-    def left_waiting(self, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
-        """What a stretch makes that is to be there before the next one begins: copies and gradients."""
+    def left_waiting(self, eqns: Sequence[Eqn], wait: Callable[[Var], bool]) -> tuple[Var, ...]:
+        """What a stretch makes that is to be there before the next one begins: copies and gradients; and of what waits
+        longer what is cut out of larger values, or made of one that is copied: those would wait in its place."""
         if not self.taken:
             return ()
         awaited = {trip.stored for trip in self.taken} | self._gradients
-        return tuple(v for eqn in eqns for v in eqn.outvars if v in awaited)
+        return tuple(
+            v for eqn in eqns for v in eqn.outvars if v in awaited or (wait(v) and self._would_wait_as_its_source(eqn))
+        )
+
+    def _would_wait_as_its_source(self, eqn: Eqn) -> bool:
+        return eqn.primitive.name in CUTTING or not self._sources.isdisjoint(jaxprs.vars_of(eqn.invars))
+
+    @functools.cached_property
+    def _sources(self) -> frozenset[Var]:
+        return frozenset(trip.source for trip in self.taken)
 
     def passed(self, eqns: Sequence[Eqn], waiting: Sequence[Var]) -> tuple[Var, ...]:
         """What passes through the barrier of a stretch: what waits for it, and what it copies that was made before."""

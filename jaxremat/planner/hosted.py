@@ -92,9 +92,11 @@ class _Rewriting:
             self.own[joint.values_of[back]] = value
 
     def program(self) -> ScheduledProgram:
-        first_reader = self._first_readers()
+        readers = self._late_readers()
+        first_reader = self._places({value: steps[0] for value, steps in readers.items()})
         fetched = self._fetched_before(first_reader)
-        opens = {*first_reader.values(), *fetched, *self.before.barriers}
+        done = {steps[-1] + 1 for steps in readers.values()}  # what was fetched is free before more is made
+        opens = {*first_reader.values(), *fetched, *done, *self.before.barriers}
         steps: list[int] = []
         barriers: set[int] = set()
         places: list[int] = []
@@ -117,15 +119,20 @@ class _Rewriting:
         away = self.hosting.value[sorted(self.hosted)]
         return dataclasses.replace(made, saved=np.setdiff1d(made.saved, away).astype(np.int32))
 
-    def _first_readers(self) -> dict[int, int]:
-        """The step of the backward at which the stretch begins that reads each hosted value first."""
+    def _late_readers(self) -> dict[int, list[int]]:
+        """The steps of the backward that read each hosted value."""
         before, read = self.before, self.hosting.problem.joint.values_read
-        late = range(before.backward_start, before.steps.size)
-        first: dict[int, int] = {}
-        for step in late:
+        readers: dict[int, list[int]] = {value: [] for value in sorted(self.hosted)}
+        for step in range(before.backward_start, before.steps.size):
             for value in read[int(self.hosting.node[before.steps[step]])]:
-                first.setdefault(int(self.own[value]), step)
-        return {value: self.opening(first[value]) for value in sorted(self.hosted) if value in first}
+                readers.get(int(self.own[value]), []).append(step)
+        return {value: steps for value, steps in readers.items() if steps}
+
+    def _places(self, first_reader: Mapping[int, int]) -> dict[int, int]:
+        """Where the stretch begins in which each value is read first: behind a kernel, and after the reader before."""
+        steps = sorted(set(first_reader.values()))
+        place = {step: max(self.opening(step), before + 1) for before, step in zip([-1, *steps], steps)}
+        return {value: place[step] for value, step in first_reader.items()}
 
     def _fetched_before(self, first_reader: Mapping[int, int]) -> dict[int, list[int]]:
         """What is fetched before each step: a number of the steps that read something first ahead of its own."""

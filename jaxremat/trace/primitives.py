@@ -36,6 +36,9 @@ MOVING = _names(
 )
 """Data movement that a fused loop can read through."""
 
+CUTTING = _names("slice split dynamic_slice")
+"""What gives parts of what it reads."""
+
 REDUCTIONS = _names("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin")
 
 CUMULATIVE = _names("cumsum cumprod cummax cummin cumlogsumexp")
