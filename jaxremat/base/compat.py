@@ -36,6 +36,9 @@ from jax._src.state import discharge as _discharge
 from jax._src.state import types as _state
 from jax.sharding import AxisType
 
+HOST_MEMORY = "pinned_host"
+"""The kind of memory of the host that devices copy from and to: JAX's name of it."""
+
 Jaxpr = _core.Jaxpr
 Eqn = _core.JaxprEqn
 Var = _core.Var
@@ -187,6 +190,12 @@ def zeros_of(aval: Any) -> Any:
     if jax.numpy.issubdtype(aval.dtype, jax.dtypes.extended):
         return jax.lax.full(aval.shape, 0, aval.dtype)
     return _ad_util.zeros_like_aval(aval)
+
+
+def is_placed_on_host(leaf: Any) -> bool:
+    """Whether the sharding of an array or a ShapeDtypeStruct asks for the host's memory; a tracer has none to ask."""
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    return getattr(sharding, "memory_kind", None) == HOST_MEMORY
 
 
 def in_host_memory(shape: jax.ShapeDtypeStruct) -> Any:

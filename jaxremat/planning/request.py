@@ -8,8 +8,11 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxremat.backends.devices import Device, resolve_target
-from jaxremat.base.budget import Budget, parse_budget
+from jaxremat.base import compat
+from jaxremat.base.budget import Budget, format_bytes, parse_budget
 from jaxremat.base.errors import ArgumentError
 from jaxremat.planner.decision import FORMS
 from jaxremat.solvers.base import Solver
@@ -77,6 +80,7 @@ def checked_request(
       ArgumentError: where one cannot be understood.
     """
     require_function(fun)
+    _require_on_device((args, dict(kwargs)))
     positions = checked_argnums(argnums, len(args))
     call = called(fun, args, kwargs, positions)
     return Request(
@@ -91,6 +95,18 @@ def require_function(fun: Any) -> None:
     if not callable(fun):
         raise ArgumentError(
             f"the first argument has to be a function, not {type(fun).__name__}: the loss, not its data"
+        )
+
+
+def _require_on_device(tree: Any) -> None:
+    """Raises ArgumentError for arguments that lie in the host's memory."""
+    there = [leaf for leaf in jax.tree.leaves(tree) if compat.is_placed_on_host(leaf)]
+    if there:
+        size = format_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in there))
+        raise ArgumentError(
+            f"{len(there)} arguments, {size}, lie in the host's memory (memory kind {compat.HOST_MEMORY!r}): a gradient"
+            " reads its arguments on the device. Place them there; or plan the whole step, jaxremat.jit(step, ...,"
+            " allow=('offload',)), which brings each to the device where it is read"
         )
 
 

@@ -21,9 +21,6 @@ from jaxremat.trace.nnx_state import call_without_changes
 Where = int | str
 """A positional argument, or a keyword."""
 
-HOST_MEMORY = "pinned_host"
-"""The kind of memory that devices copy from and to: JAX's name of it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -51,7 +48,7 @@ class Placement:
     def by(sharding: Any) -> Placement:
         """That of a sharding."""
         mesh = sharding if isinstance(sharding, NamedSharding) else None
-        return Placement(mesh, getattr(sharding, "memory_kind", None) == HOST_MEMORY)
+        return Placement(mesh, getattr(sharding, "memory_kind", None) == compat.HOST_MEMORY)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,7 +239,7 @@ def _shape(leaf: Any, placement: Placement) -> jax.ShapeDtypeStruct:
     aval: Any = jax.typeof(leaf)
     sharding: Any = placement.sharding
     if placement.on_host and sharding is None:
-        sharding = SingleDeviceSharding(jax.devices()[0], memory_kind=HOST_MEMORY)
+        sharding = SingleDeviceSharding(jax.devices()[0], memory_kind=compat.HOST_MEMORY)
     return jax.ShapeDtypeStruct(
         aval.shape, aval.dtype, sharding=sharding, weak_type=bool(getattr(aval, "weak_type", False))
     )
