@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -103,11 +104,12 @@ def write_script(
     transfers = Transfers(joint, {joint.values[v] for v in program.saved})
     passes = [[part(*b) for b in bounded if (b[0] >= start) == is_late] for is_late in (False, True)]
     parts = _without_idle_trips(joint, passes, transfers.saved)
-    cut = _Cut(joint, program, transfers, _available_anywhere(joint) | unfenced, [eqns for eqns in parts if eqns])
+    stretches = [(first, stretch) for (first, _), stretch in zip(bounded, parts) if stretch]
+    by_pass = [(first >= start, stretch) for first, stretch in stretches]
+    cut = _Cut(joint, program, transfers, _available_anywhere(joint) | unfenced, by_pass)
     segments = {False: list[Segment](), True: list[Segment]()}
-    for (first, _), stretch in zip(bounded, parts):
-        if stretch:
-            segments[first >= start].append(cut.segment(stretch, has_barrier=first > 0, is_late=first >= start))
+    for first, stretch in stretches:
+        segments[first >= start].append(cut.segment(stretch, has_barrier=first > 0, is_late=first >= start))
     residuals = _residuals(joint, program, part(start, len(eqns)))
     if program.barrier_scope == "order":
         segments[False] = cut.in_order(segments[False], [*residuals, *jaxprs.vars_of(joint.outputs)])
@@ -131,17 +133,16 @@ class _Cut:
         program: ScheduledProgram,
         transfers: Transfers,
         free: Set[Var],
-        stretches: Sequence[Sequence[Eqn]],
+        stretches: Sequence[tuple[bool, Sequence[Eqn]]],
     ) -> None:
-        counts = collections.Counter(id(eqn) for stretch in stretches for eqn in stretch)
+        counts = collections.Counter(id(eqn) for _, stretch in stretches for eqn in stretch)
         self.joint, self.transfers, self.free = joint, transfers, free
         self.repeated = {eqn for eqn, count in counts.items() if count > 1}
         self.enters = _sources if program.barrier_scope == "sources" else _read_from_outside
         self.zeros = zeros_written_into(joint)
         self.ran: set[int] = set()
         self.waiting: tuple[Var, ...] = ()
-        self.last_read = {v: k for k, eqns in enumerate(stretches) for eqn in eqns for v in jaxprs.vars_of(eqn.invars)}
-        self.number = -1  # of the stretch at hand
+        self.stretches, self.number = stretches, -1
 
     def segment(self, stretch: tuple[Eqn, ...], *, has_barrier: bool, is_late: bool) -> Segment:
         """The next segment; in the forward, nothing enters its barrier unless something runs again there."""
@@ -156,12 +157,15 @@ class _Cut:
             made = Segment(eqns, (*fenced, *seeds), passed)
             self.waiting = ()
         self.ran.update(map(id, stretch))
-        self.waiting += self.transfers.left_waiting(stretch, self._waits_longer)
+        waits_longer = lambda v: self._last_read.get((is_late, v), -1) > self.number + 1
+        self.waiting += self.transfers.left_waiting(stretch, waits_longer)
         return made
 
-    def _waits_longer(self, var: Var) -> bool:
-        """Whether something reads what the stretch at hand makes after the next stretch."""
-        return self.last_read.get(var, -1) > self.number + 1
+    @functools.cached_property
+    def _last_read(self) -> dict[tuple[bool, Var], int]:
+        """The number of the last stretch of each pass that reads each variable."""
+        numbered = enumerate(self.stretches)
+        return {(late, v): k for k, (late, eqns) in numbered for eqn in eqns for v in jaxprs.vars_of(eqn.invars)}
 
     def in_order(self, segments: Sequence[Segment], given_out: Sequence[Var]) -> list[Segment]:
         """The segments such that all of one is made before the next begins: what later ones read, or is given out,

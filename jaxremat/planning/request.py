@@ -15,6 +15,7 @@ from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes, parse_budget
 from jaxremat.base.errors import ArgumentError
 from jaxremat.planner.decision import FORMS
+from jaxremat.show.units import count_of
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_named
 from jaxremat.trace.arguments import arrays_only, checked_argnums
@@ -104,9 +105,9 @@ def _require_on_device(tree: Any) -> None:
     if there:
         size = format_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in there))
         raise ArgumentError(
-            f"{len(there)} arguments, {size}, lie in the host's memory (memory kind {compat.HOST_MEMORY!r}): a gradient"
-            " reads its arguments on the device. Place them there; or plan the whole step, jaxremat.jit(step, ...,"
-            " allow=('offload',)), which brings each to the device where it is read"
+            f"in the host's memory (memory kind {compat.HOST_MEMORY!r}): {count_of(len(there), 'argument')}, {size}. A"
+            " gradient reads its arguments on the device: place them there; or plan the whole step, jaxremat.jit(step,"
+            " ..., allow=('offload',)), which brings each to the device where it is read"
         )
 
 

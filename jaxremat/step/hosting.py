@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxremat.show.units import count_of
 from jaxremat.step.arguments import StepCall
 from jaxremat.trace.arguments import is_traced_by_jit
 
@@ -43,7 +44,7 @@ def telling_of_host_memory(call: StepCall) -> Iterator[None]:
         there = [name for name, placement in zip(call.names, call.placements) if placement.on_host]
         if there:
             error.add_note(
-                f"{len(there)} arguments of this step lie in the host's memory, {there[0]} among them: with"
+                f"in the host's memory: {count_of(len(there), 'argument')} of this step, {there[0]} first. With"
                 " allow=('offload',) jaxremat.jit brings each to the device where it is read, and its successor back"
             )
         raise

@@ -137,7 +137,8 @@ def _scales(x: jax.Array, largest: float) -> jax.Array:
     that takes a sum, since XLA:CPU's maxima pass over what is no number."""
     wide = x.astype(jnp.float32)
     most = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) + jnp.sum(wide * 0, axis=-1, keepdims=True)
-    return jnp.where(most == 0, jnp.ones_like(most), most / largest)
+    least = jnp.full_like(most, jnp.finfo(jnp.float32).tiny)  # below it, compilers take numbers for zero
+    return jnp.where(most < largest * least, least, most / largest)
 
 
 def _to_e4m3(x: jax.Array) -> tuple[jax.Array, ...]:

@@ -87,6 +87,7 @@ IN_BYTES = NARROW[1]
 def test_a_byte_per_number_is_off_by_what_its_form_says(form):
     storage, like = STORAGES[form], jax.ShapeDtypeStruct((64, 256), jnp.float32)
     x = jax.random.normal(jax.random.key(0), like.shape).at[3].set(0.0).at[5, 7].set(jnp.nan).at[6, 1].set(jnp.inf)
+    x = x.at[9].set(1e-38)
     waiting = jax.jit(storage.store)(x)
     assert [a.dtype.itemsize for a in waiting] == [1, 4] and waiting[1].shape == (64, 1)
     back = storage.restore(waiting, like)

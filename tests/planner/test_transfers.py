@@ -100,5 +100,5 @@ def test_what_cannot_be_offloaded_is_refused_by_name(options, told):
 def test_arguments_on_the_host_are_refused_where_a_step_would_take_them():
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
     away = jax.ShapeDtypeStruct(W.shape, W.dtype, sharding=place)
-    with pytest.raises(jaxremat.ArgumentError, match=r"1 arguments, 8.0 MiB, .*jaxremat.jit.*allow=\('offload',\)"):
+    with pytest.raises(jaxremat.ArgumentError, match=r"1 argument, 8.0 MiB. .*jaxremat.jit.*allow=\('offload',\)"):
         jaxremat.plan(layered, away, X, budget=0.5, target="h200", verify="replay", allow="offload")
