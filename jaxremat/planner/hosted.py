@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip
 
 AHEAD = (1, 0)
 """Stretches between two fetches that a fetch may run ahead of its reader: with none, XLA's schedule shows no overlap,
-and each one more holds another value on the device."""
+and each one more may hold another value on the device: 254 and 287 MiB of a U-Net on an H200."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,18 +54,15 @@ class Hosting:
         """Bytes on the host of every value, of the program without round trips, that may go there."""
         return {value: jaxprs.array_bytes(trip.stored) for value, trip in self._trip_of.items()}
 
-    def program(
-        self, program: ScheduledProgram, hosted: Set[int], ahead: int, opening: Callable[[int], int]
-    ) -> ScheduledProgram:
+    def program(self, program: ScheduledProgram, hosted: Set[int], ahead: int) -> ScheduledProgram:
         """The schedule with some of its saved values on the host.
 
         Args:
           program: a schedule of the program without round trips.
           hosted: values that it saves, among those of `bytes_of`.
           ahead: one of `AHEAD`.
-          opening: for a step before which a stretch is to begin, where that is best.
         """
-        return _Rewriting(self, program, hosted, ahead, opening).program()
+        return _Rewriting(self, program, hosted, ahead).program()
 
     @functools.cached_property
     def _trip_of(self) -> dict[Any, Any]:
@@ -81,10 +78,8 @@ class Hosting:
 
 
 class _Rewriting:
-    def __init__(
-        self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int], ahead: int, opening: Callable[[int], int]
-    ) -> None:
-        self.hosting, self.before, self.hosted, self.ahead, self.opening = hosting, before, hosted, ahead, opening
+    def __init__(self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int], ahead: int) -> None:
+        self.hosting, self.before, self.hosted, self.ahead = hosting, before, hosted, ahead
         joint = hosting.problem.joint
         self.own = np.full(joint.num_values, -1)  # [V] the value without round trips that each value is, or restores
         self.own[hosting.value] = np.arange(hosting.value.size)
@@ -93,7 +88,7 @@ class _Rewriting:
 
     def program(self) -> ScheduledProgram:
         readers = self._late_readers()
-        first_reader = self._places({value: steps[0] for value, steps in readers.items()})
+        first_reader = {value: steps[0] for value, steps in readers.items()}
         fetched = self._fetched_before(first_reader)
         done = {steps[-1] + 1 for steps in readers.values()}  # what was fetched is free before more is made
         opens = {*first_reader.values(), *fetched, *done, *self.before.barriers}
@@ -127,12 +122,6 @@ class _Rewriting:
             for value in read[int(self.hosting.node[before.steps[step]])]:
                 readers.get(int(self.own[value]), []).append(step)
         return {value: steps for value, steps in readers.items() if steps}
-
-    def _places(self, first_reader: Mapping[int, int]) -> dict[int, int]:
-        """Where the stretch begins in which each value is read first: behind a kernel, and after the reader before."""
-        steps = sorted(set(first_reader.values()))
-        place = {step: max(self.opening(step), before + 1) for before, step in zip([-1, *steps], steps)}
-        return {value: place[step] for value, step in first_reader.items()}
 
     def _fetched_before(self, first_reader: Mapping[int, int]) -> dict[int, list[int]]:
         """What is fetched before each step: a number of the steps that read something first ahead of its own."""

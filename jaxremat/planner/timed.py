@@ -209,10 +209,10 @@ class TimedPlanner:
         graph = self._problem.graph
         part = self._structure.parts(self._parts) if part is None else part
         barriers = barriers_between(graph, program.steps, program.backward_start, part)
-        behind = tuple(sorted({self.behind_a_kernel(program, step) for step in barriers}))
+        behind = tuple(sorted({self._behind_a_kernel(program, step) for step in barriers}))
         return self._predicted(dataclasses.replace(program, barriers=behind, barrier_scope="sources"))
 
-    def behind_a_kernel(self, program: ScheduledProgram, step: int) -> int:
+    def _behind_a_kernel(self, program: ScheduledProgram, step: int) -> int:
         """The place of a barrier moved up to where what enters it is written anyway, not on its way inside a kernel."""
         backward, (seconds, _) = self._problem.graph.backward, self._kernels
         while step > program.backward_start:

@@ -155,8 +155,7 @@ class TimedTransferPlanner:
         key = id(outcome), tuple(sorted(hosted)), ahead
         if key not in self._made:
             problem = self._hosting.problem
-            opening = functools.partial(self.own.behind_a_kernel, outcome.program)
-            program = self._hosting.program(outcome.program, hosted, ahead, opening)
+            program = self._hosting.program(outcome.program, hosted, ahead)
             timeline = problem.predicted(program)
             made = TimedOutcome(problem, program, timeline)
             self._made[key] = made.at_cost(made.cost + transfers_of(made, self.device).exposed_seconds)

@@ -50,7 +50,7 @@ def test_unrolled_copies_take_effect_and_are_predicted():
     )
     device, primal = resolve_target("h200"), read_primal(unrolled, shapes, 0, False)
     planner = TimedTransferPlanner(primal, device, None)
-    outcome = planner.least()[0]
+    outcome = planner._moved_ahead(planner.plain, 0, 1)
     report = compile_program(primal, outcome.form.emitted(primal, device), False, device).report
     assert report.host_bytes == transfers_of(outcome, device).out_bytes > 0
     assert report.peak_bytes <= 1.05 * outcome.peak_bytes
@@ -123,4 +123,4 @@ def test_what_waits_in_bytes_takes_a_quarter_of_the_device():
     assert plan.compiled.peak_bytes <= plan.budget_bytes and plan.compiled.host_bytes == 0
     saved = [value for value in plan.saved if value.form in ("int8", "float8_e4m3")]
     assert sum(value.size_bytes for value in saved) >= 8 * ROWS * WIDTH
-    assert plan.compiled.flops == 3 * 2 * LAYERS * ROWS * WIDTH**2, "no product runs again"
+    assert plan.compiled.flops == (3 * LAYERS - 1) * 2 * ROWS * WIDTH**2, "no product runs again"
