@@ -43,7 +43,7 @@ class Transfers:
     @functools.cached_property
     def ends(self) -> frozenset[Var]:
         """What is stored, and what is restored."""
-        return frozenset(v for trip in self.taken for v in (trip.stored, trip.restored))
+        return self._waiting | {trip.restored for trip in self.taken}
 
     @functools.cached_property
     def same(self) -> dict[Var, Var]:
@@ -55,13 +55,17 @@ class Transfers:
         longer what is cut out of larger values, or made of one that is copied: those would wait in its place."""
         if not self.taken:
             return ()
-        awaited = {trip.stored for trip in self.taken} | self._gradients
+        awaited = self._waiting | self._gradients
         return tuple(
             v for eqn in eqns for v in eqn.outvars if v in awaited or (wait(v) and self._would_wait_as_its_source(eqn))
         )
 
     def _would_wait_as_its_source(self, eqn: Eqn) -> bool:
         return eqn.primitive.name in CUTTING or not self._sources.isdisjoint(jaxprs.vars_of(eqn.invars))
+
+    @functools.cached_property
+    def _waiting(self) -> frozenset[Var]:
+        return frozenset(v for trip in self.taken for v in trip.waiting)
 
     @functools.cached_property
     def _sources(self) -> frozenset[Var]:

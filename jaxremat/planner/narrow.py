@@ -18,7 +18,8 @@ class NarrowPlanner:
     """The outcomes of several planners, which take ever narrower forms.
 
     Args:
-      planners: of one program and device, the one of the widest forms first; each is made when it is asked.
+      planners: of one program and device, the one that rounds nothing first, then by falling width; each is made when
+        it is asked.
     """
 
     may_leave_alone = True

@@ -84,9 +84,9 @@ def plan(
       allow: permissions for what is not free of consequences: "chunk" lets attention, loss heads and token-wise
         MLPs run in chunks where that is the cheaper way to fit; values and gradients then agree up to rounding.
         "offload" lets values wait in the host's memory, where the target has a link to one. "narrow" lets float32
-        values wait as bfloat16, each off by at most 2**-9 of itself, and where that takes more time numbers in a byte
-        each with a scale per row: exponentials and the like as float8_e4m3, to the nearest, the others as int8, up or
-        down at random, so that gradients are right on average.
+        values wait as bfloat16, each off by at most 2**-9 of itself, and where that takes more time what scans stack
+        in a byte per number with a scale per row: exponentials and the like as float8_e4m3, to the nearest, the others
+        as int8, up or down at random, so that gradients are right on average.
       host_budget: the most that may wait on the host, in bytes or text; any amount by default.
 
     Returns:

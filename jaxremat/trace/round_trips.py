@@ -194,6 +194,9 @@ STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST
 UNDONE = tuple(form for form in STORAGES if form != BITS.form)
 """Forms that XLA undoes outside of loops, unless they are tied to what runs around them: it cancels the way there with
 the way back, or keeps the source and goes there late."""
+TIED = (HOST.form, BFLOAT16.form)
+"""Those of them that ties hold. A form with scales is made by kernels of its own, and XLA:GPU joins all of them at the
+end of the forward, whatever is tied."""
 LOSSLESS = (BITS.form,)
 """Forms that need no permission."""
 
