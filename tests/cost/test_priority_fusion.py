@@ -73,6 +73,11 @@ def test_a_sum_is_written_before_it_is_spread():
     assert "reduce_sum" in written(lambda x, y: y * jnp.sum(x, -1, keepdims=True), X, X)
 
 
+def test_a_sum_is_written_before_it_meets_another_array():
+    stack = jax.ShapeDtypeStruct((8, *X.shape), jnp.float32)
+    assert written(lambda xs, y: jnp.sum(xs, 0) * y, stack, X) == ["reduce_sum", "mul"]
+
+
 @pytest.mark.parametrize("readers", [2, 5])
 def test_fusing_never_writes_more(readers):
     fun = lambda x: tuple(jnp.flip(x - 1.0, i % 2) * float(i + 2) for i in range(readers))
