@@ -92,5 +92,7 @@ class _Finder:
         return all(len(self.users[index]) == 1 and index not in self.outputs for index in indices)
 
     def _reduces_rows(self, index: int) -> bool:
-        row = self.ops[self.reads[index][0]].shape
-        return row[:-1] == self.ops[index].shape and 1 << (row[-1] - 1).bit_length() <= _LONGEST_ROW
+        rows = self.ops[self.reads[index][0]]
+        if not rows.elements or rows.shape[:-1] != self.ops[index].shape:
+            return False
+        return 1 << (rows.shape[-1] - 1).bit_length() <= _LONGEST_ROW

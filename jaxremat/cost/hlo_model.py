@@ -245,7 +245,7 @@ class _Lowering:
 
     def _reduced(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
         name, operands = facts.name, self._operands(facts, reads)
-        if self.ops[operands[0]].elements == facts.elements and name not in ("argmax", "argmin"):
+        if self.ops[operands[0]].elements == facts.elements > 0 and name not in ("argmax", "argmin"):
             return [operands[0]]
         library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
         combines = _COMBINES.get(name, name.removeprefix("reduce_"))

@@ -78,6 +78,10 @@ def test_a_sum_is_written_before_it_meets_another_array():
     assert written(lambda xs, y: jnp.sum(xs, 0) * y, stack, X) == ["reduce_sum", "mul"]
 
 
+def test_rows_of_nothing_are_lowered_like_others():
+    assert written(jax.nn.softmax, jax.ShapeDtypeStruct((4, 0), jnp.float32))
+
+
 @pytest.mark.parametrize("readers", [2, 5])
 def test_fusing_never_writes_more(readers):
     fun = lambda x: tuple(jnp.flip(x - 1.0, i % 2) * float(i + 2) for i in range(readers))
