@@ -23,6 +23,7 @@ class Backend:
       library_groups: contractions and reductions gather element-wise neighbours before loops are fused.
       dot_copies: contractions and convolutions read transposed copies of operands that are not laid out for them.
       batch_copies: contractions of batches do so, one copy for all of them.
+      filter_copies: convolutions of images with channels last read filters output by output.
       widened_products: dtypes whose contractions and convolutions, where no library takes them, run in float32 on
         copies of their operands.
       rounded_results: dtypes in which arithmetic runs in float32, every result rounded: too dear to compute twice.
@@ -59,6 +60,7 @@ class Backend:
     library_groups: bool = False
     dot_copies: bool = False
     batch_copies: bool = False
+    filter_copies: bool = False
     widened_products: frozenset[str] = frozenset()
     rounded_results: frozenset[str] = frozenset()
     spreads_reciprocals: bool = False

@@ -27,6 +27,7 @@ CUDA = Backend(
     stacked_products_last=True,
     smallest_modelled_bytes=32 * 2**20,
     batch_copies=True,
+    filter_copies=True,
     rows_in_one_kernel=True,
     element_work=_ELEMENT_WORK,
     ties_transfers=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from typing import Any
 
@@ -36,6 +37,7 @@ class Device:
       launch_seconds: least time of one kernel.
       host_bytes_per_second: to and from the host's memory, each way; None where that is the device's own.
       vector_memory_bytes: of the memory beside main memory in which the compiler places what fits; 0 where it has none.
+      cores, clock_ghz: of a GPU, its streaming multiprocessors and their highest rate.
       kind: pattern of `jax.Device.device_kind` for the real device.
     """
 
@@ -49,6 +51,8 @@ class Device:
     host_bytes_per_second: float | None
     kind: str
     vector_memory_bytes: int = 0
+    cores: int = 0
+    clock_ghz: float = 0.0
 
     @property
     def platform(self) -> str:
@@ -65,6 +69,11 @@ class Device:
         """What long copies over the host's link reach."""
         return _SUSTAINED * self.host_bytes_per_second if self.host_bytes_per_second else None
 
+    @property
+    def core_bytes_per_second(self) -> float:
+        """What one core reads: 32 bytes per cycle; infinite where there is no such limit."""
+        return 32e9 * self.clock_ghz or math.inf
+
     def matrix_flops(self, dtype: Any) -> float:
         """Peak FLOP/s of contractions of a dtype."""
         rank = int(np.ceil(np.log2(max(np.dtype(dtype).itemsize, 1))))
@@ -74,11 +83,23 @@ class Device:
 Rates = tuple[float, float, float, float]
 
 
-def _gpu(name: str, tera: Rates, vector: float, tbps: float, gigabytes: int, link: float, kind: str) -> Device:
+def _gpu(
+    name: str,
+    tera: Rates,
+    vector: float,
+    tbps: float,
+    gigabytes: int,
+    link: float,
+    kind: str,
+    cores: int,
+    clock_ghz: float,
+) -> Device:
     """Dense rates, no sparsity; float32 contractions count at the TF32 rate. The least time of a
     kernel is that of an empty one in a CUDA graph, where XLA puts its kernels: about 2 microseconds."""
     peaks = (tera[0] * 1e12, tera[1] * 1e12, tera[2] * 1e12, tera[3] * 1e12)
-    return Device(name, CUDA, peaks, vector * 1e12, tbps * 1e12, gigabytes * 10**9, 2e-6, link * 1e9, kind)
+    memory = gigabytes * 10**9
+    rates = peaks, vector * 1e12, tbps * 1e12
+    return Device(name, CUDA, *rates, memory, 2e-6, link * 1e9, kind, cores=cores, clock_ghz=clock_ghz)
 
 
 def _tpu(
@@ -94,6 +115,7 @@ def _tpu(
 _VECTOR_MEMORY = 128 * 2**20  # per core, of a v5e, v5p and v6e alike
 _SCOPED = 16 * 2**20  # of that, what kernels work in: `xla_tpu_scoped_vmem_limit_kib` when it is not set
 _PCIE4, _PCIE5 = 32, 64  # GB/s each way of 16 lanes; half of what data sheets call bidirectional
+_NVLINK_C2C = 450  # 900 GB/s both ways together
 
 # Two cores of a server: two units of eight float32 multiply-adds per cycle each, at 2.35 GHz; element-wise loops, whose
 # loads and stores take turns with arithmetic, do an operation per lane every other cycle; one channel of DDR4-2666.
@@ -103,12 +125,12 @@ DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
         Device("cpu", CPU, *_CPU_RATES, 0, 1e-6, None, "cpu"),
-        _gpu("h200", (1979, 989, 495, 67), 67, 4.8, 141, _PCIE5, r"\bH200"),
-        _gpu("h100", (1979, 989, 495, 67), 67, 3.35, 80, _PCIE5, r"\bH100|\bH800"),
-        _gpu("gh200", (1979, 989, 495, 67), 67, 4.0, 96, 450, "GH200"),  # NVLink-C2C, 900 GB/s both ways together
-        _gpu("a100", (624, 312, 156, 19.5), 19.5, 2.04, 80, _PCIE4, "A100|A800"),
-        _gpu("b200", (4500, 2250, 1125, 37), 75, 8.0, 180, _PCIE5, "B200|GB200"),
-        _gpu("l4", (242, 121, 60, 0.49), 30, 0.3, 24, _PCIE4, r"L4\b"),
+        _gpu("h200", (1979, 989, 495, 67), 67, 4.8, 141, _PCIE5, r"\bH200", 132, 1.98),
+        _gpu("h100", (1979, 989, 495, 67), 67, 3.35, 80, _PCIE5, r"\bH100|\bH800", 132, 1.98),
+        _gpu("gh200", (1979, 989, 495, 67), 67, 4.0, 96, _NVLINK_C2C, "GH200", 132, 1.98),
+        _gpu("a100", (624, 312, 156, 19.5), 19.5, 2.04, 80, _PCIE4, "A100|A800", 108, 1.41),
+        _gpu("b200", (4500, 2250, 1125, 37), 75, 8.0, 180, _PCIE5, "B200|GB200", 148, 1.965),
+        _gpu("l4", (242, 121, 60, 0.49), 30, 0.3, 24, _PCIE4, r"L4\b", 58, 2.04),
         _tpu("tpu-v5e", 394, 197, 6.1, 0.82, 16, 16, "v5 ?lite|v5e"),
         _tpu("tpu-v5p", 918, 459, 14.3, 2.76, 95, 16, r"v5p|v5\b"),
         _tpu("tpu-v6e", 1836, 918, 7.2, 1.64, 32, 32, "v6"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from jaxremat.backends.devices import DEVICES
+
 
 @dataclasses.dataclass(frozen=True)
 class GpuShape:
@@ -11,33 +13,27 @@ class GpuShape:
 
     description: str
     capability: tuple[int, int]
-    core_count: int
     shared_memory_per_core: int
     threads_per_core_limit: int
     fpus_per_core: int
     memory_bandwidth: int
     l2_cache_size: int
-    clock_rate_ghz: float
     device_memory_size: int
 
 
 GPU_SHAPES = {
-    "h200": GpuShape("NVIDIA H200", (9, 0), 132, 233472, 2048, 128, 4_800_000_000_000, 52428800, 1.98, 150_000_000_000),
-    "h100": GpuShape("NVIDIA H100", (9, 0), 132, 233472, 2048, 128, 3_350_000_000_000, 52428800, 1.98, 85_000_000_000),
-    "gh200": GpuShape(
-        "NVIDIA GH200 480GB", (9, 0), 132, 233472, 2048, 128, 4_022_000_000_000, 62914560, 1.98, 102_000_000_000
-    ),
-    "a100": GpuShape("NVIDIA A100", (8, 0), 108, 167936, 2048, 64, 2_039_000_000_000, 41943040, 1.41, 85_000_000_000),
-    "b200": GpuShape(
-        "NVIDIA B200", (10, 0), 148, 233472, 2048, 128, 8_000_000_000_000, 132644864, 1.965, 191_000_000_000
-    ),
-    "l4": GpuShape("NVIDIA L4", (8, 9), 58, 102400, 1536, 128, 300_000_000_000, 50331648, 2.04, 23_600_000_000),
+    "h200": GpuShape("NVIDIA H200", (9, 0), 233472, 2048, 128, 4_800_000_000_000, 52428800, 150_000_000_000),
+    "h100": GpuShape("NVIDIA H100", (9, 0), 233472, 2048, 128, 3_350_000_000_000, 52428800, 85_000_000_000),
+    "gh200": GpuShape("NVIDIA GH200 480GB", (9, 0), 233472, 2048, 128, 4_022_000_000_000, 62914560, 102_000_000_000),
+    "a100": GpuShape("NVIDIA A100", (8, 0), 167936, 2048, 64, 2_039_000_000_000, 41943040, 85_000_000_000),
+    "b200": GpuShape("NVIDIA B200", (10, 0), 233472, 2048, 128, 8_000_000_000_000, 132644864, 191_000_000_000),
+    "l4": GpuShape("NVIDIA L4", (8, 9), 102400, 1536, 128, 300_000_000_000, 50331648, 23_600_000_000),
 }
 
 
 def target_config(name: str) -> str:
     """The text proto of a GPU by target name."""
-    shape = GPU_SHAPES[name]
+    shape, device = GPU_SHAPES[name], DEVICES[name]
     major, minor = shape.capability
     return f"""
 gpu_device_info {{
@@ -46,14 +42,14 @@ gpu_device_info {{
   shared_memory_per_block: 49152
   shared_memory_per_core: {shape.shared_memory_per_core}
   threads_per_core_limit: {shape.threads_per_core_limit}
-  core_count: {shape.core_count}
+  core_count: {device.cores}
   fpus_per_core: {shape.fpus_per_core}
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
   memory_bandwidth: {shape.memory_bandwidth}
   l2_cache_size: {shape.l2_cache_size}
-  clock_rate_ghz: {shape.clock_rate_ghz}
+  clock_rate_ghz: {device.clock_ghz}
   device_memory_size: {shape.device_memory_size}
   shared_memory_per_block_optin: {shape.shared_memory_per_core - 1024}
   cuda_compute_capability {{ major: {major} minor: {minor} }}

@@ -26,7 +26,7 @@ class Fusion:
       kernel_of: for each operation, a kernel that computes it, itself if it is one; -1 if nothing needs it.
       loops: the operations of each kernel that is a fused loop.
       users: for each operation, those that read it.
-      custom: kernels that are compiled apart from loops: products, and what runs by rows.
+      custom: kernels that are compiled apart from loops: products of matrices, and what runs by rows.
     """
 
     program: Program

@@ -16,6 +16,7 @@ from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.cost.hlo_ops import Body, Facts, Op, Template, Templates, alone, shape_of
+from jaxremat.cost.reductions import partition
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing, Slot, listing_of
 from jaxremat.trace.primitives import ALIASING, CALLS, CHECKPOINTS, ELEMENTWISE, LOOPS, OWN_RULES, REDUCTIONS
@@ -249,7 +250,11 @@ class _Lowering:
             return [operands[0]]
         library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
         combines = _COMBINES.get(name, name.removeprefix("reduce_"))
-        template = facts.template("reduce", (name, facts.params), in_library=library, combines=combines)
+        parts = partition(shape_of(facts.eqn.invars[0]), facts.eqn.params["axes"])
+        key = name, facts.params
+        template = facts.template("reduce", key, in_library=library, combines=combines, partition=parts)
+        if name == "reduce_sum" and self.ops[operands[0]].kind == "neg":
+            return [self._merge(facts.template("neg"), (self._merge(template, self.reads[operands[0]]),))]
         return [self._merge(template, operands)]
 
     def _concatenated(self, facts: Facts, reads: Sequence[Slot]) -> list[int]:
@@ -446,6 +451,8 @@ class _Lowering:
         reads, eqn, dims = self._operands(facts, slots), facts.eqn, facts.eqn.params["dimension_numbers"]
         library = _LIBRARY_CONVOLUTIONS if _conv_in_library(eqn) else frozenset()
         if not self._backend.dot_copies:
+            if self._backend.filter_copies and tuple(dims.lhs_spec) == _channels_last(dims):
+                reads = reads[0], self._filter(facts, reads[1])
             return [self._product("conv", reads, facts, library)]
         specs = ((dims.lhs_spec, _channels_last(dims)), (dims.rhs_spec, _kernel_order(dims)))
         operands = tuple(
@@ -456,6 +463,14 @@ class _Lowering:
         if tuple(dims.out_spec) == _channels_last(dims):
             return [made]
         return [self._merge(self._templates.resized(self.ops[made], "transpose", facts.shape, "result"), (made,))]
+
+    def _filter(self, facts: Facts, read: int) -> int:
+        """A filter as the library reads it; one for a convolution and for its gradient, which reads it in reverse."""
+        outputs, inputs, *spatial = facts.eqn.params["dimension_numbers"].rhs_spec
+        if self.ops[read].kind == "rev":
+            outputs, inputs, (read,) = inputs, outputs, self.reads[read]
+        order = outputs, *spatial, inputs
+        return read if order == tuple(range(len(order))) else self._copy(facts, 1, read, order)
 
     def _product(self, kind: str, reads: tuple[int, ...], facts: Facts, library: Container[str]) -> int:
         """A contraction, in its own dtype or in float32; the library takes it in the given dtypes."""

@@ -23,6 +23,7 @@ from jaxremat.trace.listing import Listing, listing_of
 from jaxremat.trace.primitives import COMMUTATIVE, LOOPS
 
 CONTRACTIONS = frozenset({"dot", "conv"})
+Partition = tuple[int, int, int]
 _KINDS = {"add_any": "add", "broadcast_in_dim": "broadcast"}
 
 
@@ -69,6 +70,7 @@ class Op:
       bodies: what it runs (loops, branches).
       splits_rows: a concatenation along the last dimension.
       combines: of a reduction, the primitive by which two entries become one.
+      partition: of a reduction, the sizes of what is before the dimensions that it reduces, of these, and after.
       flops, runs: of a contraction, the FLOPs; of a loop, how often its body runs.
     """
 
@@ -81,6 +83,7 @@ class Op:
     bodies: tuple[Body, ...] = ()
     splits_rows: bool = False
     combines: str = ""
+    partition: Partition = (1, 1, 1)
     flops: float = 0.0
     runs: int = 1
 
@@ -169,7 +172,7 @@ class Facts:
             more["flops"] = equation_flops(self.eqn)
         return dataclasses.replace(self.result, kind=kind, **more)
 
-    def template(self, kind: str, key: Hashable = "", **more: bool | str) -> Template:
+    def template(self, kind: str, key: Hashable = "", **more: bool | str | Partition) -> Template:
         """The same where equal ones are merged, told by a key from others of the kind."""
         made = kind, key, *more.values()
         if made not in self._made:

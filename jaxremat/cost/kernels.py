@@ -2,14 +2,16 @@
 
 A kernel takes as long as its arithmetic or its traffic, plus a launch; it reads each of its buffers once. On a GPU,
 loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel,
-unless that is a product's or made by rows (`multi_output_fusion.cc`); an update in place is a kernel of its own. What
-runs inside a loop's body is the body's own program.
+unless that is a product's or made by rows; a reduction in few blocks computes nothing that is written, too
+(`multi_output_fusion.cc`). An update in place is a kernel of its own. What runs inside a loop's body is the body's own
+program.
 """
 
 from __future__ import annotations
 
 import collections
 import itertools
+import math
 from collections.abc import Iterable, Set
 
 import numpy as np
@@ -20,6 +22,7 @@ from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import Program, lower
 from jaxremat.cost.hlo_ops import Op, Templates
+from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 _LOOPS = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice"}
@@ -28,7 +31,7 @@ _FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
 
 def kernel_seconds(fusion: Fusion, device: Device) -> dict[int, float]:
     """Seconds of each kernel that runs, by the first of the operations whose results it writes."""
-    groups = _joined(fusion) if device.backend.element_work else [[kernel] for kernel in fusion.kernels]
+    groups = _joined(fusion, device) if device.backend.element_work else [[kernel] for kernel in fusion.kernels]
     paid = ([kernel for kernel in group if _is_paid(fusion.program.ops[kernel])] for group in groups)
     return {group[0]: _seconds(fusion, group, device) for group in paid if group}
 
@@ -95,7 +98,7 @@ def _rate(program: Program, product: int, device: Device) -> float:
     return device.matrix_flops_per_second[min(max(width, 1).bit_length() - 1, 3)]
 
 
-def _joined(fusion: Fusion) -> Iterable[list[int]]:
+def _joined(fusion: Fusion, device: Device) -> Iterable[list[int]]:
     """The kernels that run as one."""
     joins = _Joins(fusion)
     for readers in joins.readers.values():
@@ -104,7 +107,7 @@ def _joined(fusion: Fusion) -> Iterable[list[int]]:
                 joins.join(first, second)
     for buffer, readers in joins.readers.items():
         for reader in readers if buffer in joins.is_loop else ():
-            if joins.level[reader] == joins.level[buffer] + 1:
+            if joins.level[reader] == joins.level[buffer] + 1 and not _reads_slowly(fusion, reader, device):
                 joins.join(buffer, reader)
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for kernel in fusion.kernels:
@@ -114,6 +117,14 @@ def _joined(fusion: Fusion) -> Iterable[list[int]]:
 
 def _reduces(fusion: Fusion, kernel: int) -> bool:
     return any(fusion.program.ops[index].kind == "reduce" for index in fusion.runs(kernel))
+
+
+def _reads_slowly(fusion: Fusion, kernel: int, device: Device) -> bool:
+    """Whether a kernel reduces in so few blocks that they read less than memory gives."""
+    ops, reads = fusion.program.ops, fusion.program.reads
+    reductions = [index for index in fusion.runs(kernel) if ops[index].kind == "reduce"]
+    at_once = min([blocks(ops[index], ops[reads[index][0]]) for index in reductions], default=math.inf)
+    return at_once * device.core_bytes_per_second < device.bandwidth_bytes_per_second
 
 
 class _Joins:
@@ -131,7 +142,8 @@ class _Joins:
         level = self.level = dict[int, int]()
         for kernel in fusion.kernels:
             level[kernel] = 1 + max([level.get(buffer, 0) for buffer in fusion.buffers_read[kernel]], default=0)
-        self.is_loop = {k for k in fusion.kernels if ops[k].kind in _LOOPS and k not in fusion.custom}
+        apart = fusion.custom.union(filter(fusion.contracts, fusion.kernels))
+        self.is_loop = {k for k in fusion.kernels if ops[k].kind in _LOOPS and k not in apart}
         self.elements = {
             kernel: max([ops[index].elements for index in (kernel, *fusion.buffers_read[kernel])])
             for kernel in self.is_loop

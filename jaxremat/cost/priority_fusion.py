@@ -2,17 +2,19 @@
 
 A producer is fused into all kernels that read it, or into none: its result is then never written, and its work is done
 in each of them. What that saves is the time of the kernels before, less their time after. A kernel takes its launch,
-then the longer of arithmetic and memory, and a twentieth of the shorter. Before that, products take what they alone
-read and what alone reads them, and diamonds become kernels over rows: those run in tiles of whole rows, so what they
-reduce can be read again in the same kernel, and what is fused with them must run so, too. (openxla/xla:
-`gemm_fusion.cc`, `softmax_rewriter_triton.cc`, `priority_fusion.cc`, `gpu_performance_model_base.cc`,
-`gpu_indexing_performance_model.cc`, `gpu_fusible.cc`; arithmetic per element from `hlo_op_profiles_data.h`.)
+then the longer of arithmetic and memory, and a twentieth of the shorter; a reduction in few blocks reads no faster than
+their cores. Before that, products take what they alone read and what alone reads them, and diamonds become kernels over
+rows: those run in tiles of whole rows, so what they reduce can be read again in the same kernel, and what is fused with
+them must run so, too. (openxla/xla: `gemm_fusion.cc`, `softmax_rewriter_triton.cc`, `priority_fusion.cc`,
+`gpu_performance_model_base.cc`, `gpu_indexing_performance_model.cc`, `gpu_fusible.cc`; arithmetic per element from
+`hlo_op_profiles_data.h`.)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.cost.diamonds import Diamond, diamonds
 from jaxremat.cost.fused import Fusion, reachable, readers_of, written_bytes
 from jaxremat.cost.hlo_model import Program
+from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 _LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead
@@ -27,7 +30,7 @@ _OVERLAP = 0.95  # kMemoryComputeParallelism
 _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits"}) - {"bitcast"}
 _CONSUMERS = _PRODUCERS | {"reduce", "scatter", "scatter-add"}
-_HEROES = {"dot", "reduce"}
+_HEROES = {"dot", "conv", "reduce"}
 _BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice"}  # IsTritonSupportedInstruction
 _PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather"}  # of which entries are read more or less than once
 
@@ -51,6 +54,8 @@ class _Kernel:
       padding: where it runs in tiles of whole rows, which are padded to powers of two, by how much; elsewhere 0.
       moved_bytes: what it reads and writes.
       seconds: what it takes.
+      blocks: of a reduction, of threads, into which it is split; elsewhere infinite.
+      loop: of a reduction, how many elements it goes through; elsewhere 0.
     """
 
     work: float
@@ -62,12 +67,16 @@ class _Kernel:
     padding: float = 0.0
     moved_bytes: float = 0.0
     seconds: float = 0.0
+    blocks: float = math.inf
+    loop: int = 0
 
 
 class _Fuser:
     def __init__(self, program: Program, device: Device) -> None:
         self.program, self.ops, self.reads = program, program.ops, program.reads
         self.bandwidth, self.flops = device.bandwidth_bytes_per_second, device.vector_flops_per_second
+        self.cores = max(device.cores, 1)
+        self.core_bandwidth = device.core_bytes_per_second
         self.computes_operands = device.backend.products_compute_operands
         self.rows_in_one_kernel = device.backend.rows_in_one_kernel
         self.element_work = device.backend.element_work or {}
@@ -96,6 +105,8 @@ class _Fuser:
         if reduces:
             work = self.elements[operands[0]] * self.element_work.get(self.ops[index].combines, 1)
         kernel = _Kernel(float(work), reads, {index}, self._runs_by_rows(index), is_unary, reduces)
+        if reduces and self.core_bandwidth < math.inf:
+            kernel.blocks, kernel.loop = blocks(self.ops[index], self.ops[operands[0]]), self.elements[operands[0]]
         self.kernels[index] = self._timed(index, kernel)
         for read in reads:
             self.readers[read].add(index)
@@ -114,14 +125,25 @@ class _Fuser:
         for buffer, share in kernel.reads.items():
             read += sizes[buffer] * share if share < 1.0 else sizes[buffer]
         kernel.moved_bytes = self.written[root] + read
-        kernel.seconds = self._seconds(kernel.work * (kernel.padding or 1.0), kernel.moved_bytes)
+        if kernel.loop and not kernel.padding:
+            again = self._read_again(kernel.reads, kernel.loop)
+            kernel.seconds = self._seconds_in_blocks(kernel.blocks, kernel.work, kernel.moved_bytes, again)
+        else:
+            kernel.seconds = self._seconds(kernel.work * (kernel.padding or 1.0), kernel.moved_bytes)
         return kernel
+
+    def _read_again(self, reads: dict[int, float], loop: int) -> float:
+        """Bytes that a loop reads of arrays with fewer elements than it goes through, but for the first time."""
+        times = ((read, min(share, loop / max(self.elements[read], 1))) for read, share in reads.items())
+        return sum(self.sizes[read] * (share - 1.0) for read, share in times if share > 1.0)
 
     def run(self) -> Fusion:
         for index in self.live:
             if self.ops[index].kind == "dot":
                 self._take_operands(index)
                 self.products.add(self._take_followers(index))
+            elif self.ops[index].kind == "conv" and not self.computes_operands:
+                self.products.add(self._take_bias(index))
         for diamond in diamonds(self.program, self.users) if self.rows_in_one_kernel else ():
             self._as_one(diamond)
         self._fuse_where_that_saves(self._fusible())
@@ -186,6 +208,19 @@ class _Fuser:
                 if self.ops[read].kind == "broadcast":
                     self._made_inside(read, product)
         return product
+
+    def _take_bias(self, convolution: int) -> int:
+        """The library's convolutions add a row to what alone reads them (`cudnn_fused_conv_rewriter.cc`); returns the
+        last of it."""
+        follower = self._follower(convolution)
+        if follower is None or self.ops[follower].kind != "add":
+            return convolution
+        (row,) = (read for read in self.reads[follower] if read != convolution)
+        if self.ops[row].kind != "broadcast" or row not in self.kernels:
+            return convolution
+        self._fused(convolution)
+        self._made_inside(row, follower)
+        return follower
 
     def _follower(self, index: int) -> int | None:
         """What alone reads a product and is computed with it; what is only widened is left to its readers, unless
@@ -266,12 +301,22 @@ class _Fuser:
                 moved += sizes[read] * (part if part < 1.0 else 1.0)
             elif before < 1.0:
                 moved += sizes[read] * ((before + part if before + part < 1.0 else 1.0) - before)
-        work = (kernel.work + share * producer.work) * (padding or 1.0)
-        return None if number > _MOST_READS else self._seconds(work, moved)
+        if number > _MOST_READS:
+            return None
+        work = kernel.work + share * producer.work
+        if padding or not (kernel.loop or producer.loop):
+            return self._seconds(work * (padding or 1.0), moved)
+        again = self._read_again(_reads_together(reads, index, producer, share), kernel.loop or producer.loop)
+        return self._seconds_in_blocks(min(kernel.blocks, producer.blocks), work, moved, again)
 
     def _seconds(self, work: float, moved_bytes: float) -> float:
-        memory, arithmetic = moved_bytes / self.bandwidth, work / self.flops
-        return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * (arithmetic if arithmetic < memory else memory)
+        return _overlapped(moved_bytes / self.bandwidth, work / self.flops)
+
+    def _seconds_in_blocks(self, blocks: float, work: float, moved_bytes: float, again: float) -> float:
+        """What a kernel of some blocks takes: what it reads again comes from caches, but no faster than cores read."""
+        at_once = blocks * self.core_bandwidth
+        memory = moved_bytes / min(self.bandwidth, at_once) + again / at_once
+        return _overlapped(memory, work / (self.flops * min(blocks / self.cores, 1.0)))
 
     def _fused(self, index: int) -> set[int]:
         """Fuses a producer into its readers; returns those."""
@@ -300,8 +345,12 @@ class _Fuser:
             kernel_of,
             {index: frozenset(kernel.inside) for index, kernel in self.kernels.items()},
             self.users,
-            frozenset(index for index in roots if index in self.products or self.kernels[index].padding),
+            frozenset(filter(self._is_compiled_apart, roots)),
         )
+
+    def _is_compiled_apart(self, index: int) -> bool:
+        inside = {self.ops[inner].kind for inner in self.kernels[index].inside}
+        return "dot" in inside or self.kernels[index].padding > 0
 
     def _order(self) -> tuple[int, ...]:
         """The kernels in program order; products and sums stand where they are made, whatever they do to their results,
@@ -315,6 +364,18 @@ class _Fuser:
         return tuple(sorted(place, key=lambda index: (place[index], index)))
 
 
+def _overlapped(memory: float, arithmetic: float) -> float:
+    return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * (arithmetic if arithmetic < memory else memory)
+
+
+def _reads_together(reads: dict[int, float], index: int, producer: _Kernel, share: float) -> dict[int, float]:
+    """What a kernel reads that runs some share of a producer of its own."""
+    together = {read: part for read, part in reads.items() if read != index}
+    for read, part in producer.reads.items():
+        together[read] = together.get(read, 0.0) + share * part
+    return together
+
+
 def _may_run(kernel: _Kernel, producer: _Kernel) -> bool:
     """Whether a kernel can run a producer: with rows, only what runs by rows; what is reduced, only to its end."""
     if kernel.padding or producer.padding:
@@ -324,14 +385,13 @@ def _may_run(kernel: _Kernel, producer: _Kernel) -> bool:
 
 def _merge(kernel: _Kernel, index: int, producer: _Kernel) -> None:
     """Lets a kernel run a producer of its own instead of reading its result."""
-    reads = kernel.reads
-    share = reads.pop(index)
+    share = kernel.reads[index]
     if producer.padding > kernel.padding:
         kernel.padding = producer.padding
     if kernel.padding:
         share = min(share, 1.0)
-    for read, part in producer.reads.items():
-        reads[read] = reads.get(read, 0.0) + share * part
+    kernel.reads = _reads_together(kernel.reads, index, producer, share)
+    kernel.blocks, kernel.loop = min(kernel.blocks, producer.blocks), kernel.loop or producer.loop
     kernel.work += share * producer.work
     kernel.by_rows &= producer.by_rows
     kernel.is_unary &= producer.is_unary

@@ -20,6 +20,7 @@ from jaxremat.compiled.targets import target_devices
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.kernels import kernel_seconds
+from jaxremat.cost.memory import estimate_memory
 
 pytestmark = pytest.mark.aot
 
@@ -97,14 +98,21 @@ def test_what_is_written(rule):
 
 
 def compiled_text(fun, args):
+    return compiled_for_h200(fun, args).as_text()
+
+
+def compiled_for_h200(fun, args):
     place = SingleDeviceSharding(target_devices("h200")[0])
     placed = [jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=place) for arg in args]
-    return jax.jit(fun).trace(*placed).lower(lowering_platforms=("cuda",)).compile().as_text()
+    return jax.jit(fun).trace(*placed).lower(lowering_platforms=("cuda",)).compile()
 
 
 SCALE = jax.ShapeDtypeStruct((1024,), jnp.float32)
 ODD, LONG = jax.ShapeDtypeStruct((2048, 1365), jnp.float32), jax.ShapeDtypeStruct((128, 20000), jnp.float32)
 HEADS = jax.ShapeDtypeStruct((8, 512, 8, 64), jnp.bfloat16)
+IMAGES, FILTERS = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 64, 64, 64), (3, 3, 64, 64)))
+BATCHES, SHORT = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 128, 2048), (16, 64, 2048)))
+BIAS, FEW = jax.ShapeDtypeStruct((64,), jnp.float32), jax.ShapeDtypeStruct((4, 4096, 16), jnp.float32)
 
 
 def in_float32(spec, *operands):
@@ -118,6 +126,24 @@ def softmax_and_its_gradient(scores, ct):
 
 def rms(x, scale=1.0):
     return x * (lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale)
+
+
+def convolved(images, filters):
+    return lax.conv_general_dilated(images, filters, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def normalised_in_groups(images):
+    groups = images.reshape(*images.shape[:3], 8, -1)
+    centred = groups - groups.mean((1, 2, 4), keepdims=True)
+    return (centred * lax.rsqrt((centred * centred).mean((1, 2, 4), keepdims=True) + 1e-6)).reshape(images.shape)
+
+
+def gradients_of_normalised_convolutions(images, first, second, bias):
+    def loss(first, second):
+        hidden = jnp.tanh(normalised_in_groups(convolved(images, first) + bias))
+        return jnp.sum(jnp.tanh(normalised_in_groups(convolved(hidden, second) + bias)))
+
+    return jax.grad(loss, (0, 1))(first, second)
 
 
 def attention_and_its_gradient(q, k, v):
@@ -152,6 +178,18 @@ KERNELS = {
     "a norm the other way around is two": (lambda x: lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * x, (X,)),
     "two norms of one another are one kernel": (lambda x: rms(x - x.mean(-1, keepdims=True)), (X,)),
     "a sum is negated where it is made": (lambda x: jnp.exp(-jnp.sum(x, -1)), (X,)),
+    "a sum of columns reads one array": (lambda x, y: jnp.sum(x * y, 0), (X, X)),
+    "a sum of columns computes nothing": (lambda x: jnp.sum(jnp.exp(x), 0), (X,)),
+    "a sum of few columns reads one array": (lambda x, y: jnp.sum(x * y, 1), (FEW, FEW)),
+    "sums of columns in many blocks read two arrays": (lambda x, y: jnp.sum(x * y, 1), (BATCHES, BATCHES)),
+    "sums of short columns read two arrays": (lambda x, y: jnp.sum(x * y, 0), (SHORT, SHORT)),
+    "a convolution copies its filters and adds a row": (
+        lambda x, w, row: convolved(x, w) + row, (IMAGES, FILTERS, BIAS),
+    ),
+    "a convolution adds nothing but a row": (lambda x, w: jnp.tanh(convolved(x, w)), (IMAGES, FILTERS)),
+    "sums that read the same convolution are one kernel": (
+        lambda x, w: (jnp.sum(y := convolved(x, w), 1), jnp.sum(y * y, 1)), (IMAGES, FILTERS),
+    ),
     "a sum is scaled where it is read": (lambda x: jnp.sum(x, -1) * 2.0, (X,)),
     "the gradient of a softmax keeps no exponentials": (softmax_and_its_gradient, (HALF, HALF)),
 }  # fmt: skip
@@ -170,6 +208,14 @@ def test_how_many_kernels_run_and_how_long(rule):
     modelled, compiled = kernels(*KERNELS[rule])
     assert len(modelled) == len(compiled)
     assert sum(modelled) == pytest.approx(sum(compiled), rel=0.01)
+
+
+def test_what_sums_over_images_read_in_few_blocks_is_written_before():
+    args = IMAGES, FILTERS, FILTERS, BIAS
+    program = jax.make_jaxpr(gradients_of_normalised_convolutions)(*args).jaxpr
+    modelled = estimate_memory(program, resolve_target("h200"))
+    compiled = compiled_for_h200(gradients_of_normalised_convolutions, args).memory_analysis()
+    assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.02)
 
 
 def test_rows_that_do_not_fit_in_registers_are_read_twice():

@@ -68,6 +68,18 @@ def test_a_softmax_is_written_before_it_is_summed_over_rows():
     assert "div" in written(lambda x: jnp.sum(jax.nn.softmax(x), 0), X)
 
 
+def test_a_sum_of_columns_reads_what_it_sums():
+    assert written(lambda x, y: jnp.sum(x * y, 0), X, X) == ["mul", "reduce_sum"]
+
+
+def test_a_sum_of_nothing_is_written():
+    assert written(lambda x: jnp.sum(x * x, 0), jax.ShapeDtypeStruct((0, 4), jnp.float32)) == ["reduce_sum"]
+
+
+def test_a_sum_is_negated_rather_than_what_it_sums():
+    assert written(lambda x, y: jnp.sum(-(x * y), 0), X, X) == ["mul", "reduce_sum"]
+
+
 def test_a_sum_is_written_before_it_is_spread():
     """Beside another array: the same array would close a diamond, and be one kernel."""
     assert "reduce_sum" in written(lambda x, y: y * jnp.sum(x, -1, keepdims=True), X, X)
