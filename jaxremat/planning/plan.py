@@ -48,7 +48,8 @@ class Plan(Described):
       decision: what to do; all that `save` needs.
       outcome: the planned program with its schedule and prediction; None in a plan that was unpickled.
       budget_bytes: the budget.
-      peak_bytes: the predicted peak, in bytes; the compiled one where a prediction above the budget was disproved.
+      peak_bytes: the predicted peak, in bytes, which is the timeline's; of a plan with verify="replay" whose prediction
+        is above the budget, and whose compiled program is not, the compiled one.
       baseline_peak_bytes: the same for the program without rematerialization: compiled where the plan was compiled,
         predicted otherwise.
       overhead: extra time over the program without rematerialization, as a fraction: by the roofline of what
