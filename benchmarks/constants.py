@@ -158,7 +158,7 @@ SWEEPS: dict[str, Sweep] = {
     "step.planner._REFINEMENTS": (steps, (3, 6, 9)),
     "planner.schedules._HALVINGS": (gradients, (4, 8, 12, 16)),
     "planner.schedules._MOST_PRICES": (gradients, (2, 4, 6, 10)),
-    "planner.schedules._APART": (gradients, (1.0, 1.005, 1.02, 1.1)),
+    "planner.schedules.APART": (gradients, (1.0, 1.005, 1.02, 1.1)),
     "planner.checkpoints._READ_AT_ONCE": (named, (0.0, 0.05, 0.15, 0.5, 1.0)),
     "planner.checkpoints._REFINEMENTS": (named, (0, 2, 5, 8)),
     "planner.checkpoints._PIECES": (named, ((2, 4, 8, 16), (2, 3, 4, 6, 8, 12, 16, 24, 32), tuple(range(2, 33)))),

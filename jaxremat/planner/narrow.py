@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
-
-_TOLD_APART = 1.01  # as in `planner.timed_loops`
+from jaxremat.planner.timed_loops import TOLD_APART
 
 
 class NarrowPlanner:
@@ -41,12 +40,12 @@ class NarrowPlanner:
         """The outcome of the widest forms that is within a replayed peak and takes no more time than others by more
         than can be told apart; or the one with the smallest peak."""
         found = [self._made[0].fit(replayed_bytes)]
-        if found[0].replayed_bytes <= replayed_bytes and found[0].cost <= _TOLD_APART * self.plain.cost:
+        if found[0].replayed_bytes <= replayed_bytes and found[0].cost <= TOLD_APART * self.plain.cost:
             return found[0]
         found += [planner.fit(replayed_bytes) for planner in self._all[1:]]
         best = cheapest_within(found, replayed_bytes)
         most_bytes = max(replayed_bytes, best.replayed_bytes)
-        alike = (each for each in found if each.replayed_bytes <= most_bytes and each.cost <= _TOLD_APART * best.cost)
+        alike = (each for each in found if each.replayed_bytes <= most_bytes and each.cost <= TOLD_APART * best.cost)
         return next(alike)
 
     def least(self) -> Sequence[Outcome]:

@@ -20,7 +20,7 @@ from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 _TIME_DOUBT = 1.1  # of replayed times: on a v5e, a scanned GPT with checkpoints over the fastest 1.30, compiled 1.19
-_TOLD_APART = 1.01  # where times differ less than the prediction can tell, fewer bytes are better
+TOLD_APART = 1.01  # where times differ less than the prediction can tell, fewer bytes are better
 
 
 class TimedLoopPlanner:
@@ -58,7 +58,7 @@ class TimedLoopPlanner:
         best = fastest(self._found, replayed_bytes) or fastest(self.least(), replayed_bytes)
         if best is None:
             return min(self.least(), key=by_peak)
-        return min((outcome for outcome in self._found if outcome.cost <= _TOLD_APART * best.cost), key=by_peak)
+        return min((outcome for outcome in self._found if outcome.cost <= TOLD_APART * best.cost), key=by_peak)
 
     @property
     def _found(self) -> list[TimedOutcome]:

@@ -18,6 +18,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.correction import Correction, correct
+from jaxremat.planner.schedules import APART, MOST_IN_CHECKPOINTS
 from jaxremat.planner.solver_schedules import require_graphs
 from jaxremat.solvers.base import Solver
 from jaxremat.step.decision import ProgramDecision
@@ -37,10 +38,8 @@ _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
 _TENTHS = 10  # steps of an aim below which one mountain does not go: as coarse as two predictions are told apart
 _DEAR = 0.1  # of the whole cost, added: what is worth a second look
-_APART = 1.005  # as in planner/schedules: less than a prediction can tell
 _MOST_NEAR = 3  # each a quarter of the way nearer to what fits
 _MOST_SMALL = 6  # predicted where nothing else fits
-_MOST_IN_CHECKPOINTS = 2  # as in planner/schedules: the best number of segments and its neighbour
 
 Bodies = tuple[tuple[int, int, Outcome], ...]
 Schedules = StepSearch | SolverSearch
@@ -122,7 +121,7 @@ class ProgramPlanner:
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         small = sorted(self._small, key=by_peak)
-        distinct = [*_distinct(small)[:number], *_distinct(self._in_checkpoints)[:_MOST_IN_CHECKPOINTS]]
+        distinct = [*_distinct(small)[:number], *_distinct(self._in_checkpoints)[:MOST_IN_CHECKPOINTS]]
         closely = () if self._follows or self._is_body else map(self._closely, distinct)
         return [*distinct, *closely, *(self._joined.smallest_few(number) if self._joined else ())]
 
@@ -408,7 +407,7 @@ def _distinct(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def _answered(answers: Mapping[int, Outcome], aim: int, size_of: Callable[[Outcome], int]) -> Outcome | None:
     """The answer to an aim that was given before: what answers a higher one, or one next to nothing lower, and fits."""
-    return next((found for asked, found in answers.items() if size_of(found) <= aim <= _APART * asked), None)
+    return next((found for asked, found in answers.items() if size_of(found) <= aim <= APART * asked), None)
 
 
 def predict(outcome: Outcome) -> tuple[int, None]:
