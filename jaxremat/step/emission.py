@@ -9,8 +9,6 @@ import types
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxremat.base import compat
@@ -117,7 +115,7 @@ def _in_order(segments: Sequence[Segment], given_out: Sequence[Var], free: Set[V
         wanted.update(_read_from_outside(segment.eqns, free, ()))
         ahead = wanted.difference(segment.fenced)
         made = dict.fromkeys(v for v in _awaited(segments[max(k - 2, 0) : k]) if v in ahead and v not in free)
-        ordered[k] = dataclasses.replace(segment, passed=tuple(filter(_can_be_fenced, made)))
+        ordered[k] = dataclasses.replace(segment, passed=tuple(made))
     return tuple(ordered)
 
 
@@ -131,7 +129,7 @@ def _awaited(before: Sequence[Segment]) -> Iterator[Var]:
 def _read_from_outside(eqns: Sequence[Eqn], free: Set[Var], before: Sequence[Eqn]) -> tuple[Var, ...]:
     own = {v for eqn in eqns for v in eqn.outvars} | free
     read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
-    return tuple(v for v in read if v not in own and _can_be_fenced(v))
+    return tuple(v for v in read if v not in own)
 
 
 def _sources(eqns: Sequence[Eqn], free: Set[Var], before: Sequence[Eqn]) -> tuple[Var, ...]:
@@ -145,7 +143,3 @@ def _sources(eqns: Sequence[Eqn], free: Set[Var], before: Sequence[Eqn]) -> tupl
     made = {v: position for position, eqn in enumerate(before) for v in eqn.outvars}
     newest = max((made[v] for v in outside if v in made and v not in wanted), default=-1)
     return tuple(v for v in outside if v in wanted or made.get(v) == newest)
-
-
-def _can_be_fenced(var: Var) -> bool:
-    return not jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
@@ -81,14 +80,14 @@ class _Join:
         return [made.get(k) for k in range(len(self._kept))]
 
     def second(self, inputs: list[Any]) -> list[Any]:
-        """The outputs of the second."""
+        """The outputs of the second, behind a barrier, without which a compiler would merge both runs of the first."""
         skip = len(inputs) - len(self._links)
         unlinked = [k for k, link in enumerate(self._links) if link is None]
         late = [inputs[skip + k] for k in unlinked]
         bodies = [self._both(*pair) for pair in zip(bodies_of(self.early), bodies_of(self.late))]
         own = _Specs.of(self.late)
         specs = _Specs.of(self.early).joined_with(own, unlinked)
-        fenced = _fenced([*self._inputs[skip:], *late])
+        fenced = lax.optimization_barrier([*self._inputs[skip:], *late])
         return _run(self.late, bodies, [*inputs[:skip], *fenced], specs)
 
     def _both(self, early: Jaxpr, late: Jaxpr) -> Callable[..., list[Any]]:
@@ -142,10 +141,3 @@ def _run(eqn: Eqn, bodies: Sequence[Callable[..., list[Any]]], inputs: Sequence[
         check_vma=eqn.params["check_vma"],
     )
     return list(run(*inputs))
-
-
-def _fenced(values: Sequence[Any]) -> list[Any]:
-    """The same behind a barrier, without which a compiler would merge the first and the second run; keys aside."""
-    free = [k for k, x in enumerate(values) if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended)]
-    fenced = dict(zip(free, lax.optimization_barrier([values[k] for k in free])))
-    return [fenced.get(k, x) for k, x in enumerate(values)]

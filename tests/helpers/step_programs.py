@@ -332,3 +332,9 @@ def numbers(tree) -> list[np.ndarray]:
 def copied(tree):
     """The same arrays in buffers of their own, so that donation does not take the originals."""
     return jax.tree.map(lambda x: x.copy(), tree)
+
+
+def peak_bytes(compiled):
+    """What a compiled step takes of its device: arguments, results and the rest, a donated buffer once."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes

@@ -6,16 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import step_programs
-from step_programs import copied, numbers
+from step_programs import copied, numbers, peak_bytes
 
 import jaxremat
 from jaxremat.backends.devices import resolve_target
 from jaxremat.backends.memory import usable_bytes
-
-
-def peak_bytes(compiled):
-    m = compiled.memory_analysis()
-    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
 
 
 def assert_same(ours, theirs):
