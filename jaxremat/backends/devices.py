@@ -16,6 +16,7 @@ from jaxremat.backends.cpu import CPU
 from jaxremat.backends.cuda import CUDA
 from jaxremat.backends.measured import measured_rates
 from jaxremat.backends.tpu import TPU
+from jaxremat.base import compat
 from jaxremat.base.errors import ArgumentError
 
 _SUSTAINED = 0.8
@@ -63,6 +64,11 @@ class Device:
     def pool_bytes(self) -> int:
         """What the runtime's allocator hands out by default; 0 where it depends on the machine."""
         return int(self.backend.pool_fraction * self.memory_bytes)
+
+    def is_host_memory(self, kind: str | None) -> bool:
+        """Whether a kind of memory, as JAX names them, is the host's: all but pinned memory is a processor's own."""
+        paged = kind == compat.PAGED_HOST_MEMORY and self.host_bytes_per_second is not None
+        return kind == compat.HOST_MEMORY or paged
 
     @property
     def sustained_host_bytes_per_second(self) -> float | None:

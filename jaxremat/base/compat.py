@@ -39,6 +39,9 @@ from jax.sharding import AxisType
 HOST_MEMORY = "pinned_host"
 """The kind of memory of the host that devices copy from and to: JAX's name of it."""
 
+PAGED_HOST_MEMORY = "unpinned_host"
+"""The rest of the host's memory, which a trace of JAX takes for the device's."""
+
 Jaxpr = _core.Jaxpr
 Eqn = _core.JaxprEqn
 Var = _core.Var
@@ -192,10 +195,10 @@ def zeros_of(aval: Any) -> Any:
     return _ad_util.zeros_like_aval(aval)
 
 
-def is_placed_on_host(leaf: Any) -> bool:
-    """Whether the sharding of an array or a ShapeDtypeStruct asks for the host's memory; a tracer has none to ask."""
+def memory_kind(leaf: Any) -> str | None:
+    """The kind of memory that the sharding of an array or a ShapeDtypeStruct asks for; a tracer has none to ask."""
     sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
-    return getattr(sharding, "memory_kind", None) == HOST_MEMORY
+    return getattr(sharding, "memory_kind", None)
 
 
 def in_host_memory(shape: jax.ShapeDtypeStruct) -> Any:

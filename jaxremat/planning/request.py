@@ -81,13 +81,13 @@ def checked_request(
       ArgumentError: where one cannot be understood.
     """
     require_function(fun)
-    _require_on_device((args, dict(kwargs)))
+    _require_on_device((args, dict(kwargs)), resolve_target(target))
     positions = checked_argnums(argnums, len(args))
     call = called(fun, args, kwargs, positions)
     return Request(
         arrays_only(call.bind(fun)), call.arrays, positions, has_aux, solver_named(solver), resolve_target(target),
         _one_of("emit", emit, FORMS), _one_of("verify", verify, VERIFICATIONS), seed, permissions(allow),
-        _host_budget(host_budget, allow),
+        host_budget_bytes(host_budget, allow),
     )  # fmt: skip
 
 
@@ -99,13 +99,14 @@ def require_function(fun: Any) -> None:
         )
 
 
-def _require_on_device(tree: Any) -> None:
+def _require_on_device(tree: Any, device: Device) -> None:
     """Raises ArgumentError for arguments that lie in the host's memory."""
-    there = [leaf for leaf in jax.tree.leaves(tree) if compat.is_placed_on_host(leaf)]
+    there = [leaf for leaf in jax.tree.leaves(tree) if device.is_host_memory(compat.memory_kind(leaf))]
     if there:
         size = format_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in there))
         raise ArgumentError(
-            f"in the host's memory (memory kind {compat.HOST_MEMORY!r}): {count_of(len(there), 'argument')}, {size}. A"
+            f"in the host's memory (memory kind {compat.memory_kind(there[0])!r}): {count_of(len(there), 'argument')},"
+            f" {size}. A"
             " gradient reads its arguments on the device: place them there; or plan the whole step, jaxremat.jit(step,"
             " ..., allow=('offload',)), which brings each to the device where it is read"
         )
@@ -128,7 +129,9 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def _host_budget(host_budget: int | str | None, allow: Sequence[str]) -> int | None:
+def host_budget_bytes(host_budget: int | str | None, allow: Iterable[str]) -> int | None:
+    """The most that may wait on the host; None for any amount. Raises ArgumentError for what is no number of bytes, and
+    where nothing may wait there."""
     if host_budget is None:
         return None
     if "offload" not in permissions(allow):

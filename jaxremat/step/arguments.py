@@ -21,6 +21,9 @@ from jaxremat.trace.nnx_state import call_without_changes
 Where = int | str
 """A positional argument, or a keyword."""
 
+IsHostMemory = Callable[[str | None], bool]
+"""Whether a kind of memory is the host's; see `Device.is_host_memory`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -28,27 +31,32 @@ class Placement:
 
     Attributes:
       sharding: over a mesh, or None.
-      on_host: whether in the host's memory.
+      host_memory: the kind of the host's memory in which it lies, or None.
     """
 
     sharding: NamedSharding | None = None
-    on_host: bool = False
+    host_memory: str | None = None
 
     def __bool__(self) -> bool:
         return self.on_host or self.sharding is not None
 
-    @staticmethod
-    def of(leaf: Any) -> Placement:
-        """Of an array, a shape or a tracer, which tells no sharding."""
-        if isinstance(leaf, jax.core.Tracer):
-            return Placement(None, compat.is_in_host_memory(jax.typeof(leaf)))
-        return Placement.by(getattr(leaf, "sharding", None))
+    @property
+    def on_host(self) -> bool:
+        return self.host_memory is not None
 
     @staticmethod
-    def by(sharding: Any) -> Placement:
+    def of(leaf: Any, is_host_memory: IsHostMemory) -> Placement:
+        """Of an array, a shape or a tracer, which tells no sharding."""
+        if isinstance(leaf, jax.core.Tracer):
+            return Placement(None, compat.HOST_MEMORY if compat.is_in_host_memory(jax.typeof(leaf)) else None)
+        return Placement.by(getattr(leaf, "sharding", None), is_host_memory)
+
+    @staticmethod
+    def by(sharding: Any, is_host_memory: IsHostMemory) -> Placement:
         """That of a sharding."""
         mesh = sharding if isinstance(sharding, NamedSharding) else None
-        return Placement(mesh, getattr(sharding, "memory_kind", None) == compat.HOST_MEMORY)
+        kind = getattr(sharding, "memory_kind", None)
+        return Placement(mesh, kind if is_host_memory(kind) else None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,6 +102,17 @@ class StepCall:
         shapes = ((s.shape, s.dtype, s.weak_type) for s in self.shapes)
         return self.tree, self.static, tuple(shapes), self.placements
 
+    def require_pinned(self) -> None:
+        """Raises ArgumentError for donated leaves in memory of the host that is not pinned: JAX gives out pinned
+        arrays, and ends the process where one takes over such a buffer."""
+        rows = zip(self.names, self.donated, self.placements, strict=True)
+        paged = [name for name, donated, where in rows if donated and where.host_memory == compat.PAGED_HOST_MEMORY]
+        if paged:
+            raise ArgumentError(
+                f"{paged[0]} is donated and lies in memory of kind {compat.PAGED_HOST_MEMORY!r}, which no result can"
+                f" take over: pin it, jax.device_put(leaf, leaf.sharding.with_memory_kind({compat.HOST_MEMORY!r}))"
+            )
+
     def bind(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         """`fun` as a function of the leaves."""
 
@@ -109,6 +128,7 @@ class StepArguments:
 
     Args:
       fun: the function.
+      is_host_memory: which kinds of memory are the host's.
       donate_argnums, donate_argnames, static_argnums, static_argnames: as in `jax.jit`.
 
     Raises:
@@ -118,12 +138,14 @@ class StepArguments:
     def __init__(
         self,
         fun: Callable[..., Any],
+        is_host_memory: IsHostMemory,
         donate_argnums: Any,
         donate_argnames: Any,
         static_argnums: Any,
         static_argnames: Any,
     ) -> None:
         self._parameters, self._positional = _parameters(fun)
+        self.placement = functools.partial(Placement.of, is_host_memory=is_host_memory)
         self._donated = self._resolved(donate_argnums, donate_argnames, "donate")
         self._static = self._resolved(static_argnums, static_argnames, "static")
         if both := sorted(map(str, self._donated & self._static)):
@@ -157,7 +179,7 @@ class StepArguments:
             tree=tree,
             names=tuple(self._name(flat[k][0], where[k]) for k in traced),
             donated=tuple(self._meant(where[k], self._donated, len(args)) for k in traced),
-            placements=tuple(map(Placement.of, leaves)),
+            placements=tuple(map(self.placement, leaves)),
             rebuild=rebuild,
         )
 

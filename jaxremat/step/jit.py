@@ -20,7 +20,7 @@ from jaxremat.base.collecting import collected_seldom
 from jaxremat.base.errors import ArgumentError
 from jaxremat.compiled.compile import MemoryReport, compile_jitted
 from jaxremat.planner.solver_schedules import require_graphs
-from jaxremat.planning.request import permissions
+from jaxremat.planning.request import host_budget_bytes, permissions
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_named
 from jaxremat.step.arguments import Placement, StepArguments, StepCall
@@ -55,6 +55,7 @@ class StepOptions:
     solver: Solver
     verify: str
     allow: frozenset[str]
+    host_budget: int | str | None
     seed: int
 
     def __post_init__(self) -> None:
@@ -62,6 +63,7 @@ class StepOptions:
         if self.verify not in _VERIFICATIONS:
             raise ArgumentError(f"verify={self.verify!r} is unknown; choose one of {', '.join(_VERIFICATIONS)}")
         require_graphs(self.solver)
+        host_budget_bytes(self.host_budget, self.allow)
         for permission in sorted(self.allow & _OF_A_LOSS.keys()):
             raise ArgumentError(
                 f"allow={permission!r} does not hold for whole steps: {_OF_A_LOSS[permission]}. Give it to"
@@ -71,6 +73,10 @@ class StepOptions:
     @functools.cached_property
     def device(self) -> Device:
         return resolve_target(self.target)
+
+    def is_host_memory(self, kind: str | None) -> bool:
+        """Whether a kind of memory is the host's, seen from the target."""
+        return kind is not None and self.device.is_host_memory(kind)
 
 
 def jit(
@@ -87,6 +93,7 @@ def jit(
     solver: str | Solver | type[Solver] = "auto",
     verify: str = "compile",
     allow: Iterable[str] = (),
+    host_budget: int | str | None = None,
     seed: int = 0,
 ) -> Any:
     """`jax.jit` for a whole step whose compiled program fits in a number of bytes.
@@ -108,10 +115,13 @@ def jit(
       verify: "compile" compiles and corrects until the step fits; "replay" trusts the prediction, and hears the
         compiler only before it refuses.
       allow: "offload" lets what a scan stacks for its gradient wait in the host's memory, where the target has a link
-        to one. Arguments that lie there (memory kind "pinned_host"), such as the moments of an optimizer, are brought
-        to the device leaf by leaf, each where it is read, and what takes their place goes back: the result of the same
-        shape and dtype whose path ends alike. What lies on the device is never moved there. "chunk" and "narrow" belong
-        to the loss: give them to `jaxremat.plan` of it, and differentiate `plan.apply(loss)` inside the step.
+        to one. Arguments that lie there (memory kind "pinned_host" or "unpinned_host"), such as the moments of an
+        optimizer, are brought to the device leaf by leaf, each where it is read, and what takes their place goes back,
+        pinned: the result of the same shape and dtype whose path ends alike. What lies on the device is never moved
+        there. "chunk" and "narrow" belong to the loss: give them to `jaxremat.plan` of it, and differentiate
+        `plan.apply(loss)` inside the step.
+      host_budget: the most of the host's memory that the step may take for one device, in bytes or text: arguments and
+        results that lie there, and what waits there; any amount by default.
       seed: for solvers that draw random numbers; the default search draws none.
 
     Returns:
@@ -122,7 +132,7 @@ def jit(
       ArgumentError: for an option or an argument that cannot be understood.
       BudgetError: when it is called, lowered or planned, and nothing that was found fits.
     """
-    options = StepOptions(budget, target, solver_named(solver), verify, permissions(allow), seed)
+    options = StepOptions(budget, target, solver_named(solver), verify, permissions(allow), host_budget, seed)
     given: dict[str, Any] = {
         "donate_argnums": donate_argnums, "donate_argnames": donate_argnames,
         "static_argnums": static_argnums, "static_argnames": static_argnames,
@@ -130,11 +140,11 @@ def jit(
     if fun is None:
         return functools.partial(
             jit, budget=budget, in_shardings=in_shardings, out_shardings=out_shardings, target=target, solver=solver,
-            verify=verify, allow=allow, seed=seed, **given,
+            verify=verify, allow=allow, host_budget=host_budget, seed=seed, **given,
         )  # fmt: skip
     shardings = {"in_shardings": in_shardings, "out_shardings": out_shardings}
     shardings = {name: value for name, value in shardings.items() if value is not None}
-    return PlannedStep(fun, options, StepArguments(fun, **given), given, shardings)
+    return PlannedStep(fun, options, StepArguments(fun, options.is_host_memory, **given), given, shardings)
 
 
 class PlannedStep:
@@ -249,7 +259,7 @@ class PlannedStep:
         """The jitted function for how the arguments lie on a mesh: `jax.jit` itself traces once for all of these."""
         if _has_one_device() and "offload" not in self._options.allow:
             return self._unsharded
-        placements = tuple(map(Placement.of, jax.tree.leaves((args, kwargs))))
+        placements = tuple(map(self._arguments.placement, jax.tree.leaves((args, kwargs))))
         if not any(placements):
             return self._unsharded
         with self._lock:
@@ -285,7 +295,9 @@ class PlannedStep:
             leaves = jax.tree.leaves(self._arguments.opaque(args, kwargs))
             of_leaf = dict(zip(map(id, leaves), placements, strict=True))
             call = dataclasses.replace(call, placements=tuple(of_leaf[id(leaf)] for leaf in call.leaves))
-        return self._placed(call)
+        call = self._placed(call)
+        call.require_pinned()
+        return call
 
     def _placed(self, call: StepCall) -> StepCall:
         """The call with the shardings that were asked for by `in_shardings`."""
@@ -295,7 +307,8 @@ class PlannedStep:
         asked = jax.tree.broadcast(self._shardings["in_shardings"], args, is_leaf=lambda x: x is None)
         order = jax.tree.leaves(args)
         found = dict(zip(order, jax.tree.leaves(asked, is_leaf=lambda x: x is None), strict=True))
-        placements = tuple(Placement.by(found.get(k)) or own for k, own in enumerate(call.placements))
+        is_host_memory = self._options.is_host_memory
+        placements = tuple(Placement.by(found.get(k), is_host_memory) or own for k, own in enumerate(call.placements))
         return dataclasses.replace(call, placements=placements)
 
     def _key(self, call: StepCall) -> tuple[Any, ...]:
@@ -347,9 +360,12 @@ class PlannedStep:
         """What proposes, kept from a prediction to the plan of the same call."""
         key, options = self._key(call), self._options
         if key not in self._planners:
-            make = HostPlanner if "offload" in options.allow else step_planner
-            search_for = search_by(options.solver, options.seed)
-            self._planners[key] = make(self._program(call), options.device, search_for=search_for)
+            search_for, program = search_by(options.solver, options.seed), self._program(call)
+            self._planners[key] = (
+                HostPlanner(program, options.device, search_for, host_budget_bytes(options.host_budget, options.allow))
+                if "offload" in options.allow
+                else step_planner(program, options.device, search_for=search_for)
+            )
         return self._planners[key]
 
     def _traced(self, call: StepCall) -> StepProgram:

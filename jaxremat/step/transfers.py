@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base.budget import format_bytes
+from jaxremat.base.errors import ArgumentError
+from jaxremat.cost.pricing import shares
 from jaxremat.planner.correction import Correction
 from jaxremat.planner.transfers import LARGEST_SHARE, SMALLEST_SHARE, at_share, require_link
 from jaxremat.step.outcome import Outcome, Posed
 from jaxremat.step.planner import ProgramPlanner, SearchFor, by_peak, predict, step_planner
 from jaxremat.step.program import StepProgram
-from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes
+from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes, waiting_bytes
 
 _PROBES = 4  # halvings of the ratio between two shares: to 70 %
 
@@ -30,18 +34,24 @@ class HostPlanner:
       program: the step.
       device: what it runs on.
       search_for: as of `ProgramPlanner`.
+      host_budget_bytes: the most of the host's memory that the step may take; None for any amount.
 
     Raises:
-      ArgumentError: for a device without a link to a host's memory.
+      ArgumentError: for a device without a link to a host's memory, and where arguments and results that lie there
+        take more.
     """
 
-    def __init__(self, program: StepProgram, device: Device, search_for: SearchFor) -> None:
+    def __init__(
+        self, program: StepProgram, device: Device, search_for: SearchFor, host_budget_bytes: int | None = None
+    ) -> None:
         require_link(device)
-        self._device = device
+        self._device, self._program = device, program
+        self._most_bytes = np.inf if host_budget_bytes is None else host_budget_bytes
         self._planner = functools.partial(step_planner, program, search_for=search_for)
         self._own = self._planner(device)
         self._at_share: dict[float, ProgramPlanner] = {}
         self._told: dict[Outcome, Outcome] = {}
+        self._require_room()
 
     @property
     def plain(self) -> Outcome:
@@ -58,14 +68,14 @@ class HostPlanner:
             share = float(np.sqrt(low * high))
             found = self._with_host(share).predicted(limit)
             outcome = (found.best or found.smallest).candidate
-            correction = correction.with_more([self._honest(outcome)], predict, limit)
-            crowded = found.best is not None and self._waits(outcome)
+            correction = correction.with_more(self._allowed([outcome]), predict, limit)
+            crowded = found.best is not None and (self._waits(outcome) or not self._has_room(outcome))
             low, high = (share, high) if crowded else (low, share)
         return correction
 
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike."""
-        hosted = map(self._honest, self._with_host(SMALLEST_SHARE).smallest_few(number))
+        hosted = self._allowed(self._with_host(SMALLEST_SHARE).smallest_few(number))
         return sorted([*self._own.smallest_few(number), *hosted], key=by_peak)[:number]
 
     def _with_host(self, share: float) -> ProgramPlanner:
@@ -74,6 +84,30 @@ class HostPlanner:
             forms = (*LOSSLESS, HOST.form)
             self._at_share[share] = self._planner(at_share(self._device, share), storages=forms)
         return self._at_share[share]
+
+    def _require_room(self) -> None:
+        held_bytes = self._host_bytes(self.plain)
+        if held_bytes > self._most_bytes:
+            raise ArgumentError(
+                f"host_budget={format_bytes(int(self._most_bytes))} is less than what the step's own arguments and"
+                f" results take of the host's memory, {format_bytes(held_bytes)}: raise it, donate what lies there, or"
+                " place less of it there"
+            )
+
+    def _allowed(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Outcomes within the host's budget, at the cost of the real link."""
+        return [self._honest(outcome) for outcome in outcomes if self._has_room(outcome)]
+
+    def _has_room(self, outcome: Outcome) -> bool:
+        return self._host_bytes(outcome) <= self._most_bytes
+
+    def _host_bytes(self, outcome: Outcome) -> int:
+        """What an outcome takes of the host's memory for one device: arguments that lie there, results, and what waits;
+        a donated buffer once."""
+        joint, program = outcome.posed.joint, self._program
+        held = sum(size for size, reused in zip(program.host_input_bytes, program.reused) if not reused)
+        filled = np.asarray(list(map(waiting_bytes, joint.eqns)), float) * shares(joint).run
+        return held + int(filled[outcome.schedule.steps].sum())
 
     def _waits(self, outcome: Outcome) -> bool:
         """Whether any scan waits for the link."""

@@ -257,6 +257,13 @@ def transferred_bytes(eqn: Eqn) -> tuple[int, int]:
     return _host_bytes(eqn.outvars) + trips * sum(out), _host_bytes(eqn.invars) + trips * sum(back)
 
 
+def waiting_bytes(eqn: Eqn) -> int:
+    """Bytes of the host's memory that an equation fills at once: what it makes there, and what one trip of loops inside
+    it does."""
+    inner = (each for body in jaxprs.subjaxprs(eqn) for each in body.eqns if each.primitive.name in LOOPS)
+    return _host_bytes(eqn.outvars) + sum(map(waiting_bytes, inner))
+
+
 def _host_bytes(atoms: Sequence[Atom]) -> int:
     return sum(jaxprs.array_bytes(v) for v in atoms if jaxprs.is_on_host(v))
 

@@ -35,8 +35,8 @@ def state():
     return {"params": params, "opt": {"mu": zeros(), "nu": zeros(), "count": jnp.zeros((), jnp.int32)}}
 
 
-def on_host(tree):
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host")), tree)
+def on_host(tree, kind="pinned_host"):
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind(kind)), tree)
 
 
 def batch():
@@ -62,6 +62,23 @@ def test_two_steps_with_state_on_the_host_are_two_steps_and_leave_it_there(budge
         assert kinds(ours["opt"]) == {"pinned_host"} and kinds(ours["params"]) == {"device"}
         for mine, own in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(mine, own, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_that_is_not_pinned_is_the_hosts_too_but_for_a_processor():
+    """JAX's own trace takes it for the device's."""
+    given, x = state(), batch()
+    given = {**given, "opt": on_host(given["opt"], "unpinned_host")}
+    plan = planned(budget=1.0, donate_argnums=()).plan(given, x)
+    held = {group.name: group.host_bytes for group in plan.arguments}
+    assert held == {"state/params": 0, "state/opt": 2 * LAYERS * LEAF_BYTES + 4, "x": 0}
+    with pytest.raises(ValueError, match="memory_space"):
+        planned(budget=1.0, allow=(), donate_argnums=()).plan(given, x)
+    assert planned(budget=1.0, allow=(), target="cpu").plan(given, x).is_plain
+    with pytest.raises(jaxremat.ArgumentError, match=r"state/opt/count is donated .*with_memory_kind\('pinned_host'\)"):
+        planned(budget=1.0)(given, x)
+    ours, theirs = planned(budget=1.0, donate_argnums=())(given, x), jax.jit(adam)(state(), x)
+    for mine, own in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, own, rtol=1e-4, atol=1e-6)
 
 
 def test_a_result_goes_back_by_the_end_of_its_path_and_else_by_the_order_of_donation():

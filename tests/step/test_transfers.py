@@ -42,3 +42,33 @@ def test_plan_with_the_host_is_the_same_from_a_file(tmp_path):
     plan.save(tmp_path / "plan.json")
     assert second.load_plan(tmp_path / "plan.json", *ARGS).decision == plan.decision
     assert str(first.trace(*ARGS).jaxpr) == str(second.trace(*ARGS).jaxpr)
+
+
+STACK_BYTES = LAYERS * WIDTH * WIDTH * 4
+
+
+def test_host_budget_bounds_what_waits_there():
+    assert planned(0.82, allow="offload", host_budget=STACK_BYTES).plan(*ARGS).overhead < 0.2
+    with pytest.raises(jaxremat.BudgetError):
+        planned(0.82, allow="offload", host_budget=STACK_BYTES - 1).predicted(*ARGS)
+
+
+def test_host_budget_counts_what_lies_there_and_no_donated_buffer_twice():
+    def step(state, x):
+        return {"m": state["m"] + x.sum()}, (x**2).sum()
+
+    there = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+    args = {"m": jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=there)}, ARGS[1]
+    planned = lambda **options: jaxremat.jit(
+        step, budget=1.0, allow="offload", target="h200", verify="replay", **options
+    )
+    assert planned(host_budget="4MiB", donate_argnums=0).plan(*args).is_plain
+    assert planned(host_budget="8MiB").plan(*args).is_plain
+    with pytest.raises(jaxremat.ArgumentError, match=r"host_budget=4\.0 MiB .* 8\.0 MiB"):
+        planned(host_budget="4MiB").plan(*args)
+
+
+@pytest.mark.parametrize("options", [{"host_budget": "1GiB"}, {"host_budget": 0.5, "allow": "offload"}])
+def test_host_budget_is_bytes_of_what_may_wait_there(options):
+    with pytest.raises(jaxremat.ArgumentError, match="host_budget"):
+        planned(0.82, **options)
