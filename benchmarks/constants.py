@@ -121,21 +121,46 @@ def gradients(emit: str = "schedule", target: str = "cpu") -> list[Score]:
     return [score(planner_for(read_primal(f, args, 0, False), device, auto, emit, 0)) for f, args in GRADIENTS]
 
 
+def flat_step(step: Callable, args: tuple) -> Any:
+    """The jaxpr of a step."""
+    leaves, tree = jax.tree.flatten(args)
+    number = len(leaves)
+    flat = lambda *leaves: step(*jax.tree.unflatten(tree, leaves))
+    return trace_step(flat, leaves, [""] * number, [False] * number, [None] * number).jaxpr
+
+
 @functools.cache
 def step_programs() -> tuple:
     """The steps, flat."""
-    steps = []
-    for loss, args in (GRADIENTS[0], GRADIENTS[2], (penalised, ([GATED[0][0]] * 3, GATED[1]))):
-        state = jax.eval_shape(optax.adam(1e-3).init, args[0])
-        leaves, tree = jax.tree.flatten((args[0], state, *args[1:]))
-        flat = lambda *leaves, loss=loss, tree=tree: trained(loss)(*jax.tree.unflatten(tree, leaves))
-        number = len(leaves)
-        steps.append(trace_step(flat, leaves, [""] * number, [False] * number, [None] * number).jaxpr)
-    return tuple(steps)
+    losses = (GRADIENTS[0], GRADIENTS[2], (penalised, ([GATED[0][0]] * 3, GATED[1])))
+    init = optax.adam(1e-3).init
+    return tuple(flat_step(trained(loss), (args[0], jax.eval_shape(init, args[0]), *args[1:])) for loss, args in losses)
 
 
 def steps() -> list[Score]:
     return [score(ProgramPlanner(jaxpr, CPU)) for jaxpr in step_programs()]
+
+
+@functools.cache
+def written_steps() -> tuple:
+    """Steps of `steps.py`, flat."""
+    written = importlib.import_module("steps")
+    programs = (written.convolved(), written.two_players(), written.gated(), written.distilled())
+    return tuple(flat_step(program.step(lambda loss: loss), program.args) for program in programs)
+
+
+def predicted_steps() -> list[Score]:
+    """What steps take within budgets of their predicted peak."""
+    return [predicted(ProgramPlanner(jaxpr, CPU)) for jaxpr in written_steps()]
+
+
+def predicted(planner: ProgramPlanner) -> Score:
+    """What a fresh planner of a step finds that is predicted to fit."""
+    plain = planner.plain
+    found = [planner.predicted(int(share * plain.peak_bytes)) for share in SHARES]
+    extra = [each.best.candidate.cost / plain.cost - 1 for each in found if each.best]
+    least = min(each.smallest.peak_bytes for each in found) / plain.peak_bytes
+    return Score(least, float(np.mean(extra)) if extra else float("nan"), len(SHARES) - len(extra))
 
 
 def in_branches() -> list[Score]:
@@ -156,6 +181,8 @@ SWEEPS: dict[str, Sweep] = {
     "step.scheduling._MOST_ROUNDS": (steps, (1, 2, 3, 5)),
     "step.scheduling._GAIN": (steps, (0.005, 0.02, 0.1)),
     "step.planner._REFINEMENTS": (steps, (3, 6, 9)),
+    "step.planner._DEAR": (predicted_steps, (-1.0, 0.0, 0.1, 0.3, 100.0)),
+    "step.planner._MOST_NEAR": (predicted_steps, (0, 1, 3, 7)),
     "planner.schedules._HALVINGS": (gradients, (4, 8, 12, 16)),
     "planner.schedules._MOST_PRICES": (gradients, (2, 4, 6, 10)),
     "planner.schedules.APART": (gradients, (1.0, 1.005, 1.02, 1.1)),

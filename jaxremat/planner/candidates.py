@@ -19,11 +19,11 @@ from jaxremat.cost.pricing import price
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.contract import Outcome
+from jaxremat.planner.correction import DOUBT
 from jaxremat.planner.decision import AsWritten, Form
 from jaxremat.planner.prediction import is_below_model_threshold
 from jaxremat.planner.problem import Problem
-from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal, gradient_jaxpr
 from jaxremat.trace.origins import Origins
@@ -92,11 +92,6 @@ class CheckpointCandidates:
         """The program without recomputation."""
         return self._outcome(self.problem.in_order, AsWritten(), None)
 
-    @functools.cached_property
-    def more_capable(self) -> Planner:
-        """Schedules, which need no names."""
-        return SchedulePlanner(self.problem.primal, self.device)
-
     def once(self, settings: Hashable, make: Callable[[], tuple[np.ndarray, Form]]) -> CheckpointOutcome:
         """The outcome of some settings; `make` returns ([T] node ids, form) where it is not there yet."""
         if settings not in self._made:
@@ -121,9 +116,6 @@ class PlansCheckpoints:
       candidates: the outcomes, of which the plain one is theirs.
     """
 
-    predicts_time = False
-    peak_doubt = 0.1  # about the worst of predictions: prediction.md
-
     candidates: CheckpointCandidates
 
     @property
@@ -136,22 +128,17 @@ class PlansCheckpoints:
         """The program without recomputation."""
         return self.candidates.plain
 
-    @property
-    def more_capable(self) -> Planner:
-        """Schedules, which need no names."""
-        return self.candidates.more_capable
-
     def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
         """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""
-        return cheaper_that_may_fit(self.outcomes, best, peak_bytes, self.peak_doubt)
+        return cheaper_that_may_fit(self.outcomes, best, peak_bytes)
 
 
 def cheaper_that_may_fit(
-    outcomes: Sequence[CheckpointOutcome], best: Outcome, peak_bytes: int, doubt: float
+    outcomes: Sequence[CheckpointOutcome], best: Outcome, peak_bytes: int
 ) -> Iterator[CheckpointOutcome]:
     """Cheaper outcomes than one that fits: first those that are predicted to fit, the cheapest first, then those that
     are predicted to take little more, the smallest first. What is replayed with far more is not predicted."""
-    most = (1 + doubt) * peak_bytes
+    most = (1 + DOUBT) * peak_bytes
     room = max(most - best.peak_bytes, 0)
     cheaper = [outcome for outcome in outcomes if outcome.cost < (1 - _ROUNDING) * best.cost]
     near = [outcome for outcome in cheaper if outcome.replayed_bytes <= best.replayed_bytes + room]

@@ -20,7 +20,7 @@ from jaxremat.cost.pricing import price
 from jaxremat.emit.segments import Pieces
 from jaxremat.planner.blocks import assemble_in_groups
 from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, PlansCheckpoints
-from jaxremat.planner.contract import cheapest_within
+from jaxremat.planner.contract import Traits, cheapest_within
 from jaxremat.planner.decision import Checkpoints, FlatFunction, Form
 from jaxremat.solvers.mincut.assemble import assemble
 from jaxremat.solvers.mincut.cut import cheapest_cut
@@ -45,7 +45,7 @@ class PiecePlanner(PlansCheckpoints):
       outer: all pieces in one checkpoint instead, for a compiler that recomputes just in time.
     """
 
-    may_leave_alone = True
+    traits = Traits()
 
     def __init__(self, primal: Primal, device: Device, emit: str, outer: bool) -> None:
         self.primal = primal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Protocol, Self, runtime_checkable
 
@@ -36,6 +37,21 @@ class Outcome(Protocol):
         """The same at another cost."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What the outcomes of a planner are good for.
+
+    Attributes:
+      predicts_time: whether `cost` is the time of the program as compiled: the fastest is wanted, not what just fits.
+      peak_doubt: by how much predicted peaks may be too high, as a part of them: so much more is tried.
+      may_leave_alone: whether a program that fits as it is stays as it is.
+    """
+
+    predicts_time: bool = False
+    peak_doubt: float = 0.0
+    may_leave_alone: bool = True
+
+
 class Planner(Protocol):
     """Outcomes of one form for one program on one device, for any number of budgets; equal outcomes are one object."""
 
@@ -48,20 +64,7 @@ class Planner(Protocol):
         """The flat program whose compiled peak is the baseline."""
 
     @property
-    def predicts_time(self) -> bool:
-        """Whether `cost` is the time of the program as compiled: the fastest is wanted, not what just fits."""
-
-    @property
-    def peak_doubt(self) -> float:
-        """By how much predicted peaks may be too high, as a part of them: so much more is tried for the fastest."""
-
-    @property
-    def may_leave_alone(self) -> bool:
-        """Whether a program that fits as it is stays as it is."""
-
-    @property
-    def more_capable(self) -> Planner | None:
-        """The planner of a form that can express more, for a refusal to name; None where there is none."""
+    def traits(self) -> Traits: ...
 
     def fit(self, replayed_bytes: int) -> Outcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""

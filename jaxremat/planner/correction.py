@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-_CLOSE_ENOUGH = 0.02  # of the budget: what is left unused for the sake of one measurement less
+CLOSE_ENOUGH = 0.02  # of the budget: what is left unused for the sake of one measurement less
 _SAFETY = 0.002  # of the budget: as fine as aims are told apart
-_STEP_DOWN, _STEP_UP = 0.97, 1.02  # of the last aim, at least: a search that stays where it is must move on
-_DOUBT = 0.1  # about the worst of predictions, once one of them is known: prediction.md
+STEP_DOWN, _STEP_UP = 0.97, 1.02  # of the last aim, at least: a search that stays where it is must move on
+DOUBT = 0.1  # about the worst of predictions, once one of them is known: prediction.md
 
 
 class Candidate(Protocol):
@@ -94,9 +94,9 @@ def correct[C: Candidate, M](
         learnt = expected(candidate) + slack - int(_SAFETY * budget_bytes)
         if slack >= 0:
             fits = max(fits or 0, aim)
-            is_right = abs(tried.peak_bytes - expected(candidate)) <= _CLOSE_ENOUGH * budget_bytes
-            nothing_more = is_right and fails is None and (1 + _CLOSE_ENOUGH) * learnt <= fits
-            if slack <= _CLOSE_ENOUGH * budget_bytes or nothing_more:
+            is_right = abs(tried.peak_bytes - expected(candidate)) <= CLOSE_ENOUGH * budget_bytes
+            nothing_more = is_right and fails is None and (1 + CLOSE_ENOUGH) * learnt <= fits
+            if slack <= CLOSE_ENOUGH * budget_bytes or nothing_more:
                 break
         elif expected(candidate) > aim:
             break
@@ -137,7 +137,7 @@ def smallest[C: Candidate, M](
         least = min((trial.peak_bytes for trial in trials), default=math.inf)
         wanted = least if wanted_bytes is None else wanted_bytes
         factor = min((trial.peak_bytes / expected(trial.candidate) for trial in trials[len(known) :]), default=1.0)
-        is_hopeless = number >= sure and (1 - _DOUBT) * factor * expected(candidate) >= wanted
+        is_hopeless = number >= sure and (1 - DOUBT) * factor * expected(candidate) >= wanted
         if is_hopeless or (wanted_bytes is not None and least <= wanted_bytes):
             break
         peak_bytes, measurement = measure(candidate)
@@ -156,5 +156,5 @@ def _next_aim(learnt: int, fits: int | None, fails: int | None) -> int:
     if fits is not None and fails is not None:
         return learnt if fits < learnt < fails else (fits + fails) // 2
     if fails is not None:
-        return max(1, min(learnt, int(_STEP_DOWN * fails)))
+        return max(1, min(learnt, int(STEP_DOWN * fails)))
     return max(learnt, int(_STEP_UP * fits)) if fits else learnt

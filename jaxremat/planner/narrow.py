@@ -21,15 +21,11 @@ class NarrowPlanner:
         it is asked.
     """
 
-    may_leave_alone = True
-    more_capable: Planner | None = None
-
     def __init__(self, planners: Iterable[Callable[[], Planner]]) -> None:
         first, *self._unmade = planners
         self._made: list[Planner] = [first()]
-        own = self._made[0]
-        self.predicts_time, self.peak_doubt = own.predicts_time, own.peak_doubt
-        self.as_written: FlatFunction = own.as_written
+        self.traits = self._made[0].traits
+        self.as_written: FlatFunction = self._made[0].as_written
 
     @property
     def plain(self) -> Outcome:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.planner.blocks import assemble_in_groups
 from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, PlansCheckpoints
-from jaxremat.planner.contract import cheapest_within
+from jaxremat.planner.contract import Traits, cheapest_within
 from jaxremat.planner.decision import FlatFunction, Form, OwnNames
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
@@ -28,7 +28,7 @@ class OwnNamesPlanner(PlansCheckpoints):
       names: the names in it.
     """
 
-    may_leave_alone = False
+    traits = Traits(may_leave_alone=False)
 
     def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]) -> None:
         assert primal.raw is not None  # that is where the names were found

@@ -22,7 +22,7 @@ from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import BARRIER_SCOPES, ScheduledProgram
 from jaxremat.loops.decide import Loops, in_one_piece
 from jaxremat.loops.decision import LoopDecision
-from jaxremat.planner.contract import Outcome, Planner, cheapest_within, left_behind
+from jaxremat.planner.contract import Outcome, Traits, cheapest_within, left_behind
 from jaxremat.planner.decision import FlatFunction, Form, form_of
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.barriers import barriers_at_turns
@@ -84,10 +84,7 @@ class SchedulePlanner:
       storages: forms in which values may wait for the backward.
     """
 
-    may_leave_alone = True
-    predicts_time = False
-    peak_doubt = 0.0
-    more_capable: Planner | None = None
+    traits = Traits()
 
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self.primal = primal

@@ -17,7 +17,7 @@ from jaxremat.base.errors import ArgumentError, BudgetError
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import schedule_program
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.contract import Outcome, Traits
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.solvers.base import Solver
@@ -44,10 +44,7 @@ class SolverPlanner:
       ArgumentError: for a solver of chains, or a program too large for the solver.
     """
 
-    may_leave_alone = True
-    predicts_time = False
-    peak_doubt = 0.0
-    more_capable: Planner | None = None
+    traits = Traits()
 
     def __init__(self, primal: Primal, device: Device, solver: Solver, seed: int) -> None:
         require_graphs(solver)

@@ -22,7 +22,7 @@ from jaxremat.cost.kernels import seconds_again, seconds_by_equation
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
 from jaxremat.planner.by_hand import POLICIES, blocks_of, kept_by_hand
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.contract import Outcome, Traits
 from jaxremat.planner.decision import FlatFunction, Form, form_of
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import SchedulePlanner
@@ -34,6 +34,7 @@ from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
+_PEAK_DOUBT = 0.17  # of unrolled programs on an H200: the most that was seen; absent_devices.py prints 0.06 now
 _SEGMENTS = (1, 16)  # one, and about one per layer of common depths
 _OTHER_PARTS = (0.5, 2.0)  # half and twice as many barriers
 _BISECTIONS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 takes 15.7 % where 6.1 would do
@@ -80,10 +81,7 @@ class TimedPlanner:
       storages: forms in which values may wait for the backward.
     """
 
-    may_leave_alone = True
-    predicts_time = True
-    peak_doubt = 0.17  # of unrolled programs on an H200: the most that was seen; absent_devices.py prints 0.06 now
-    more_capable: Planner | None = None
+    traits = Traits(predicts_time=True, peak_doubt=_PEAK_DOUBT)
 
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self.primal = primal

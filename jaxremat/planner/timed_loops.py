@@ -12,13 +12,14 @@ import functools
 from collections.abc import Iterable, Sequence
 
 from jaxremat.backends.devices import Device
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.contract import Outcome, Traits
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.planner.timed import TimedOutcome, by_peak, fastest
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
+_PEAK_DOUBT = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
 _TIME_DOUBT = 1.1  # of replayed times: on a v5e, a scanned GPT with checkpoints over the fastest 1.30, compiled 1.19
 TOLD_APART = 1.01  # where times differ less than the prediction can tell, fewer bytes are better
 
@@ -32,10 +33,7 @@ class TimedLoopPlanner:
       storages: forms in which values may wait for the backward.
     """
 
-    may_leave_alone = True
-    predicts_time = True
-    peak_doubt = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
-    more_capable: Planner | None = None
+    traits = Traits(predicts_time=True, peak_doubt=_PEAK_DOUBT)
 
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self._schedules = SchedulePlanner(primal, device, storages)
@@ -78,7 +76,7 @@ class TimedLoopPlanner:
         by_hand = self._at_its_time(self._schedules.checkpointed)
         doubt = 1.0 if self._schedules.device.backend.barrier_parts else _TIME_DOUBT
         may_be_faster = by_hand.cost < doubt * best.cost
-        may_fit = by_hand.peak_bytes <= (1 + self.peak_doubt) * peak_bytes
+        may_fit = by_hand.peak_bytes <= (1 + _PEAK_DOUBT) * peak_bytes
         return [by_hand] if may_be_faster and may_fit else []
 
     @functools.cached_property

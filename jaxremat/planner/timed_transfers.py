@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.planner.contract import Outcome, Planner, cheapest_within
+from jaxremat.planner.contract import Outcome, cheapest_within
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.hosted import AHEAD, Hosting
 from jaxremat.planner.timed import TimedOutcome, TimedPlanner, by_peak
@@ -36,10 +36,7 @@ class TimedTransferPlanner:
       ArgumentError: for a device without a link to a host's memory.
     """
 
-    may_leave_alone = True
-    predicts_time = True
-    peak_doubt = TimedPlanner.peak_doubt
-    more_capable: Planner | None = None
+    traits = TimedPlanner.traits
 
     def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None) -> None:
         require_link(device)

@@ -54,9 +54,6 @@ class TransferPlanner:
       ArgumentError: for a device without a link to a host's memory.
     """
 
-    may_leave_alone = True
-    more_capable: Planner | None = None
-
     def __init__(
         self, primal: Primal, device: Device, host_budget_bytes: int | None, storages: tuple[str, ...] = LOSSLESS
     ) -> None:
@@ -67,7 +64,7 @@ class TransferPlanner:
         timed = device.backend.times_loops and find(primal)
         self._planner: Any = TimedLoopPlanner if timed else SchedulePlanner
         self.own: Planner = self._planner(primal, device, storages)
-        self.predicts_time, self.peak_doubt = self.own.predicts_time, self.own.peak_doubt
+        self.traits = self.own.traits
         self.as_written: FlatFunction = primal.as_written
         self._with_host: dict[float, Planner] = {}
         self._told: dict[int, tuple[Outcome, Outcome]] = {}
@@ -123,7 +120,7 @@ class TransferPlanner:
     def _honest(self, outcome: Outcome) -> Outcome:
         """The outcome at the cost of the real link: one object per outcome."""
         if id(outcome) not in self._told:
-            computation = outcome.cost if self.predicts_time else computation_seconds(outcome)
+            computation = outcome.cost if self.traits.predicts_time else computation_seconds(outcome)
             shown = transfers_of(outcome, self.device).exposed_seconds
             self._told[id(outcome)] = outcome, outcome.at_cost(computation + shown)
         return self._told[id(outcome)][1]

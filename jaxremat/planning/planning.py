@@ -24,6 +24,7 @@ from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome, Planner, SavingPlanner, left_behind
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
 from jaxremat.planner.decision import Decision
+from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.chunks import plan_with_chunks
 from jaxremat.planning.compilation import compile_program
@@ -203,7 +204,7 @@ class Planning:
     def fits_as_written(self, limit: int) -> bool:
         """Whether nothing has to be done; a program in chunks is compiled to know only if it is predicted to fit."""
         predicted = not self.chunks or self.plain.peak_bytes <= limit
-        return self.planner.may_leave_alone and predicted and self.plain_peak_bytes <= limit
+        return self.planner.traits.may_leave_alone and predicted and self.plain_peak_bytes <= limit
 
     def predicted(self, limit: int) -> tuple[bool, float]:
         """To sort by: whether nothing is predicted to fit, then seconds of the cheapest or bytes of the smallest."""
@@ -233,7 +234,7 @@ class Planning:
             limit = max(limit, self._limit(budget, self.plain_report.peak_bytes))
         except TargetError:
             return self._plan(self._predicted_least().candidate, limit)
-        fits = self.planner.may_leave_alone and self.plain_report.peak_bytes <= limit
+        fits = self.planner.traits.may_leave_alone and self.plain_report.peak_bytes <= limit
         return self._plan(self.plain if fits else self._compiled(limit), limit)
 
     def _is_predicted_below_held(self, limit: int) -> bool:
@@ -264,7 +265,7 @@ class Planning:
     def _fitting(self, limit: int) -> Outcome | None:
         """The cheapest outcome whose compiled peak is within the limit, of those that are predicted to be; None where
         none is."""
-        if self.planner.predicts_time and (fastest := self._fastest(limit)):
+        if self.planner.traits.predicts_time and (fastest := self._fastest(limit)):
             return fastest
 
         def propose(aim: int) -> Outcome:
@@ -295,7 +296,7 @@ class Planning:
         A prediction may be too high: what is predicted to take too much is tried, too, and where that does not fit what
         takes a little too much, unless the first one shows that predictions are far too low. It learns from the first
         one where to look if none fits."""
-        doubt = self.planner.peak_doubt
+        doubt = self.planner.traits.peak_doubt
         tried = [self._fit(limit)]
         peak_bytes, _ = self._measure(tried[0])
         if limit < min(peak_bytes, tried[0].peak_bytes):
@@ -385,7 +386,7 @@ class Planning:
                 self.planner.fit,
                 measure,
                 limit,
-                most_trials=1 if self.planner.predicts_time else _MOST_PREDICTIONS,
+                most_trials=1 if self.planner.traits.predicts_time else _MOST_PREDICTIONS,
                 first_aim=max(1, limit + self.plain.replayed_bytes - self.plain.peak_bytes),
                 expected=lambda outcome: outcome.replayed_bytes,
             )
@@ -419,9 +420,10 @@ class Planning:
 
     def _refusal(self, smallest: Outcome, peak_bytes: int, limit: int) -> BudgetError:
         """The error for this limit; where the form cannot express everything, with what another one would need."""
-        other = self.planner.more_capable
-        other_bytes = None if other is None else min(outcome.peak_bytes for outcome in other.least())
-        return refusal(smallest, peak_bytes, limit, schedule_bytes=other_bytes, may_chunk="chunk" in self.request.allow)
+        request = self.request
+        others = () if request.emit == "schedule" else SchedulePlanner(self.primal, request.device).least()
+        other_bytes = min((outcome.peak_bytes for outcome in others), default=None)
+        return refusal(smallest, peak_bytes, limit, schedule_bytes=other_bytes, may_chunk="chunk" in request.allow)
 
     def _plan(self, outcome: Outcome, limit: int) -> Plan:
         report = self._report_of(outcome)

@@ -22,15 +22,13 @@ from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.decision import Decision
 from jaxremat.planning import version_one
 from jaxremat.planning.version_one import DecisionOne
+from jaxremat.report.report import Numbers
 from jaxremat.report.values import Value
 from jaxremat.trace.fingerprint import describe
 
 FORMAT, VERSION = "jaxremat plan", 2
 _REMEDY = "plan again and save the result"
-NUMBERS = (
-    "budget_bytes", "peak_bytes", "baseline_peak_bytes", "overhead", "compilations", "solve_seconds", "solver",
-    "target", "warnings",
-)  # fmt: skip
+NUMBERS = tuple(field.name for field in dataclasses.fields(Numbers) if field.name not in ("compiled", "form"))
 """Fields of a Plan that are written as they are."""
 _ACTION = ("action", "value", "shape", "bytes", "source")
 

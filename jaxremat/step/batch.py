@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxremat.base.budget import Budget, format_bytes, parse_budget
 from jaxremat.base.errors import ArgumentError, BudgetError
+from jaxremat.planner.correction import CLOSE_ENOUGH
 from jaxremat.show.html import framed, grid
 from jaxremat.show.text import aligned
 from jaxremat.show.units import format_seconds
@@ -16,7 +17,6 @@ from jaxremat.step.jit import PlannedStep, jit
 from jaxremat.step.plan import StepPlan
 
 _MOST_TRIALS = 2  # of a size: with the step as written, half of six compilations
-_MARGIN = 0.02  # of a size: what a correction leaves unused for the sake of one compilation less
 _COLUMNS = ("batch", "as written", "planned", "extra time", "per example", "")
 
 
@@ -201,7 +201,7 @@ class _Tried:
         low, high = (self.row(size).written_bytes for size in (smallest, refused))
         fixed = low - (high - low) * smallest // (refused - smallest)
         share = (error.budget_bytes - fixed) / max(1, error.min_peak_bytes - fixed)
-        bound = max(smallest, min((1 - _MARGIN) * share * refused, refused - 1))
+        bound = max(smallest, min((1 - CLOSE_ENOUGH) * share * refused, refused - 1))
         self.sizes = [size for size in self.sizes if size <= bound]
         self.plans = {k: plan for k, plan in self.plans.items() if k <= bound or isinstance(plan, BudgetError)}
 

@@ -16,6 +16,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import first_runs
 from jaxremat.graph.unrolled import unrolled
+from jaxremat.planner.correction import STEP_DOWN
 from jaxremat.planner.solver_schedules import GRAINS, require_size, steps_within
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.mincut.barriers import PARTS, barriers_between
@@ -27,7 +28,6 @@ from jaxremat.step.mountains import Section, best_cut, cut_at, last_reader, moun
 _MOST_ROUNDS = 3  # benchmarks/constants.py
 _MOST_AIMS = 4  # as many corrections of an aim by what a prediction was off by
 _GAIN = 0.02  # of the peak: what another round of cuts must gain for one more; benchmarks/constants.py
-_STEP_DOWN = 0.97  # of the last aim, at most: a search that stays where it is must move on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,7 +281,7 @@ def _aimed(round_: Round, limit_bytes: int, held: Callable[[Schedule], np.ndarra
         if not loose:
             break
         for k in loose:
-            aims[k] = max(1, min(found.candidates[k].peak_bytes - over[k], int(_STEP_DOWN * aims[k])))
+            aims[k] = max(1, min(found.candidates[k].peak_bytes - over[k], int(STEP_DOWN * aims[k])))
         found = round_.fit(aims)
     peak_bytes, best = min(tried, key=lambda pair: pair[0])
     return best.schedule, peak_bytes

@@ -1,12 +1,14 @@
 """Which of the outcomes of a planner that predicts time are compiled, and which one is the plan."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 import pytest
 from gradient_programs import planning_of
 
 from jaxremat.compiled.compile import MemoryReport
+from jaxremat.planner.contract import Traits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,15 +27,14 @@ class TellingPlanner:
 
     outcomes: list[Told]
     by_hand: list[Told]
-    peak_doubt: float = 0.05
-    predicts_time: bool = True
+    traits: ClassVar[Traits] = Traits(predicts_time=True, peak_doubt=0.05)
 
     def fit(self, replayed_bytes: int) -> Told:
         within = [outcome for outcome in self.outcomes if outcome.peak_bytes <= replayed_bytes]
         return min(within or self.outcomes, key=lambda outcome: outcome.cost if within else outcome.peak_bytes)
 
     def near_misses(self, best: Told, peak_bytes: int) -> list[Told]:
-        return [outcome for outcome in self.by_hand if outcome.peak_bytes <= (1 + self.peak_doubt) * peak_bytes]
+        return [outcome for outcome in self.by_hand if outcome.peak_bytes <= (1 + self.traits.peak_doubt) * peak_bytes]
 
 
 def fastest(outcomes, by_hand=()):
