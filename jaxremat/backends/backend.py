@@ -45,7 +45,8 @@ class Backend:
         near and takes no time; see `benchmarks/threshold.py`.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
       pool_variable: of the environment, which sets that part; empty where nothing does.
-      stacked_products_last: in a loop's body, contractions that nothing but a stack reads run after all others.
+      copies_beside_kernels: in a loop's body, copies of slices begin before all else and copies into stacks end after
+        all else, unless something is computed on the way.
       products_compute_operands: contractions compute what they read, whoever else does.
       rows_in_one_kernel: what normalises rows goes over them once.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
@@ -75,7 +76,7 @@ class Backend:
     pool_fraction: float
     pool_variable: str = ""
     times_loops: bool = False
-    stacked_products_last: bool = False
+    copies_beside_kernels: bool = False
     products_compute_operands: bool = False
     rows_in_one_kernel: bool = False
     ties_transfers: bool = False

@@ -1,7 +1,9 @@
 """XLA:GPU on NVIDIA devices.
 
 Read in openxla/xla at `xla/backends/gpu/` and `xla/service/gpu/`: `softmax_rewriter_triton.cc` (rows in one kernel),
-`priority_fusion.cc` and `multi_output_fusion.cc` (loops and reductions that read the same).
+`priority_fusion.cc` and `multi_output_fusion.cc` (loops and reductions that read the same),
+`fusion_dynamic_memcpy_rewriter.cc` and `gpu_hlo_schedule.cc` (copies in loops, which start as early and end as late as
+they can).
 """
 
 from jaxremat.backends.backend import Backend
@@ -16,17 +18,12 @@ _LISTED = {
 }  # fmt: skip
 _ELEMENT_WORK = dict.fromkeys(ELEMENTWISE, 3) | _LISTED
 
-# `stacked_products_last` holds in most of the loops that plans were compiled for, not in all, and no test holds it: of
-# four scans of two to five products of 2048 x 2048 matrices on an H200, three run them in the order in which they are
-# written, stacked ones before those of the carry, and one runs two as one. Predicted over compiled peak of plans for
-# half of the peak, with it and without: the scanned GPT of benchmarks/models.py .89 and .83, a scan of blocks with
-# eight heads 1.05 and .98, one of gated MLPs 1.14 and 1.08. A peak that is announced too low is the worse mistake.
 CUDA = Backend(
     name="cuda",
     scores_per_tile=2**22,  # 1024 x 4096, the chunk sizes of Rabe & Staats 2021
     barrier_parts=16,
     times_loops=True,
-    stacked_products_last=True,
+    copies_beside_kernels=True,
     smallest_modelled_bytes=32 * 2**20,
     batch_copies=True,
     filter_copies=True,

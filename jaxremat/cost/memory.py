@@ -91,10 +91,10 @@ def _estimate(
 ) -> MemoryEstimate:
     backend, fusion = device.backend, fuse(program, device)
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
-    if backend.stacked_products_last:
-        order = _stacked_products_last(fusion, order, body.own_outputs)
     inside = functools.partial(estimate_body, device=device, known=known)
     spans = _laid_out(_buffer_spans(fusion, order, aliased), program.ops, backend.tile)
+    if backend.copies_beside_kernels:
+        spans = _copied_meanwhile(fusion, spans, len(order))
     buffers = _in_main_memory(spans, len(order), device.vector_memory_bytes)
     rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in buffers]
     bodies = {
@@ -148,22 +148,6 @@ def _breadth_first(fusion: Fusion) -> tuple[int, ...]:
             if not waiting[reader]:
                 queue.append(reader)
     return tuple(order)
-
-
-def _stacked_products_last(fusion: Fusion, order: Sequence[int], own_outputs: int) -> tuple[int, ...]:
-    """The order with contractions that no handed-on output needs, and what needs them, at the end."""
-    needed, stack = set(), list(fusion.program.outputs[:own_outputs])
-    while stack:
-        kernel = stack.pop()
-        if kernel not in needed:
-            needed.add(kernel)
-            stack.extend(fusion.buffers_read.get(kernel, ()))
-    late: set[int] = set()
-    for kernel in order:
-        waits = not late.isdisjoint(fusion.buffers_read[kernel])
-        if kernel not in needed and (waits or fusion.contracts(kernel)):
-            late.add(kernel)
-    return (*(kernel for kernel in order if kernel not in late), *(kernel for kernel in order if kernel in late))
 
 
 def _buffer_spans(fusion: Fusion, order: Sequence[int], aliased: Set[int]) -> list[_Span]:
@@ -237,6 +221,19 @@ class _Buffers:
         op = self.ops[kernel]
         start = self.step_of[self.fusion.program.reads[kernel][0] if op.kind == "part" else kernel]
         return kernel, op.size_bytes, start, max(self.end[kernel], start)
+
+
+def _copied_meanwhile(fusion: Fusion, spans: list[_Span], steps: int) -> list[_Span]:
+    """The spans where copies run beside kernels: a stack's slice that is read as it is lies there from the first step
+    on, what is written into a stack as it is to the last one."""
+    program = fusion.program
+    copies = [kernel for kernel in fusion.kernels if program.equations[kernel] < 0 and fusion.runs(kernel) == {kernel}]
+    sliced = {kernel for kernel in copies if program.ops[kernel].kind == "dynamic_slice"}
+    stacked = {program.reads[kernel][1] for kernel in copies if program.ops[kernel].kind == "dynamic_update_slice"}
+    return [
+        (kernel, size, 0 if kernel in sliced else first, steps - 1 if kernel in stacked else last)
+        for kernel, size, first, last in spans
+    ]
 
 
 def _laid_out(spans: list[_Span], ops: Sequence[Op], tile: tuple[int, int] | None) -> list[_Span]:

@@ -81,8 +81,6 @@ class TimedPlanner:
       storages: forms in which values may wait for the backward.
     """
 
-    traits = Traits(predicts_time=True, peak_doubt=_PEAK_DOUBT)
-
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self.primal = primal
         self.storages = storages
@@ -90,6 +88,10 @@ class TimedPlanner:
         self.device = device
         self._made: dict[bytes, TimedOutcome] = {}
         self._at_point: dict[SearchPoint, TimedOutcome] = {}
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(predicts_time=True, peak_doubt=_PEAK_DOUBT)
 
     @functools.cached_property
     def plain(self) -> TimedOutcome:

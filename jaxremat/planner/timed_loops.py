@@ -33,11 +33,13 @@ class TimedLoopPlanner:
       storages: forms in which values may wait for the backward.
     """
 
-    traits = Traits(predicts_time=True, peak_doubt=_PEAK_DOUBT)
-
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self._schedules = SchedulePlanner(primal, device, storages)
         self._timed: dict[int, tuple[ScheduleOutcome, TimedOutcome]] = {}
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(predicts_time=True, peak_doubt=_PEAK_DOUBT)
 
     @functools.cached_property
     def plain(self) -> TimedOutcome:

@@ -36,12 +36,11 @@ class TimedTransferPlanner:
       ArgumentError: for a device without a link to a host's memory.
     """
 
-    traits = TimedPlanner.traits
-
     def __init__(self, primal: Primal, device: Device, host_budget_bytes: int | None) -> None:
         require_link(device)
         self.device = device
         self.own = TimedPlanner(primal, device)
+        self.traits = self.own.traits
         self.as_written: FlatFunction = primal.as_written
         self._most_bytes = np.inf if host_budget_bytes is None else host_budget_bytes
         self._made: dict[tuple[int, tuple[int, ...], int], TimedOutcome] = {}

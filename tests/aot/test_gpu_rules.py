@@ -262,6 +262,25 @@ def test_what_is_stacked_is_written_in_place_by_a_kernel_of_its_own_into_zeros()
     assert LENGTH in [kernel.moved_bytes // ENTRY for kernel in kernels if kernel.runs == 1]
 
 
+def gated(x, weights):
+    up, gate, down = weights
+    return x + (jnp.tanh(x @ up) * jax.nn.silu(x @ gate)) @ down
+
+
+@pytest.mark.parametrize(("block", "number"), [(lambda x, weights: x + jnp.tanh(x @ weights[0]), 1), (gated, 3)])
+def test_copies_of_slices_begin_before_a_body_and_copies_into_stacks_end_after_it(block, number):
+    """The body of the gradient reads slices of weights and residuals, and stacks gradients of weights."""
+
+    def loss(x, *stacks):
+        return jnp.mean(lax.scan(lambda x, weights: (block(x, weights), None), x, stacks)[0] ** 2)
+
+    args = SQUARE, *(STACK,) * number
+    gradient = jax.value_and_grad(loss, range(1 + number))
+    compiled = compiled_for_h200(gradient, args).memory_analysis().temp_size_in_bytes
+    program = jax.make_jaxpr(gradient)(*args).jaxpr
+    assert estimate_memory(program, resolve_target("h200")).temp_bytes == pytest.approx(compiled, rel=0.001)
+
+
 def chain(weights, x):
     for w in weights:
         x = x + jnp.tanh(x @ w)
