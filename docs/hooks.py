@@ -26,7 +26,7 @@ def _expanded(match: re.Match) -> str:
 
 
 def home_of(path: str) -> str:
-    """Where a public name is defined: `jaxremat.planning.planning.plan` for `jaxremat.plan`."""
+    """Where a public name is defined: `jaxremat.planning.entry.plan` for `jaxremat.plan`."""
     parts = path.split(".")
     for split in range(len(parts) - 1, 0, -1):
         try:

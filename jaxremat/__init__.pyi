@@ -18,11 +18,11 @@ from jaxremat.graph.graph import Graph as Graph
 from jaxremat.graph.replay import Timeline as Timeline
 from jaxremat.graph.replay import replay as replay
 from jaxremat.planning.decorator import remat as remat
+from jaxremat.planning.entry import plan as plan
 from jaxremat.planning.load import load_plan as load_plan
 from jaxremat.planning.pareto import Front as Front
 from jaxremat.planning.pareto import pareto as pareto
 from jaxremat.planning.plan import Plan as Plan
-from jaxremat.planning.planning import plan as plan
 from jaxremat.planning.tracing import trace as trace
 from jaxremat.planning.verification import Verification as Verification
 from jaxremat.planning.verification import verify as verify

@@ -25,8 +25,8 @@ from jaxremat.base.commands import COMMANDS, EPILOGUE, front
 from jaxremat.base.errors import ArgumentError, BudgetError, JaxrematError
 from jaxremat.compiled.targets import list_targets
 from jaxremat.planner.decision import FORMS
+from jaxremat.planning.entry import plan
 from jaxremat.planning.load import load_plan
-from jaxremat.planning.planning import plan
 from jaxremat.planning.request import VERIFICATIONS
 from jaxremat.planning.selftest import promises
 from jaxremat.planning.storage import read_plan

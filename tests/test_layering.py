@@ -1,6 +1,7 @@
 """The order of the rooms: imports point backwards along the flow of data; only `base.compat` uses the inside of JAX."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def test_imports_point_backwards(path):
         assert other in RANK, f"{other} has no place in the order of the rooms"
         assert RANK[other] <= RANK[room], f"{path.name} ({room}) imports {module} ({other}), which comes after it"
         assert not is_delayed, f"{path.name} imports {module} inside a function: that hides a cycle"
+
+
+def test_files_import_each_other_in_no_circle():
+    """Not for types alone, either."""
+    module_of = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+    imports = {module: {name for name, _ in imported_modules(path)} for path, module in module_of.items()}
+    graphlib.TopologicalSorter(imports).prepare()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

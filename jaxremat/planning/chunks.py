@@ -7,7 +7,6 @@ of them is tried first is decided by prediction; a choice that does not fit when
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from jaxremat.attention.pattern import KIND as ATTENTION
 from jaxremat.backends.devices import Device
@@ -17,9 +16,7 @@ from jaxremat.base.errors import BudgetError
 from jaxremat.chunk.candidates import Regions, find_regions
 from jaxremat.chunk.choice import Chunked
 from jaxremat.planning.plan import Plan
-
-if TYPE_CHECKING:
-    from jaxremat.planning.planning import Planning
+from jaxremat.planning.planning import Planning
 
 _MATTERS = 0.02
 """Parts whose large value is a smaller share of the budget stay whole: eight live copies of it are 16 %."""

@@ -17,10 +17,10 @@ from jaxremat.base.compat import Literal, Var
 from jaxremat.base.errors import ArgumentError, TargetError, UnplannableError
 from jaxremat.emit.scheduled import Script, emit_scheduled
 from jaxremat.planner.decision import Decision
+from jaxremat.planning.entry import plan_for
 from jaxremat.planning.memory import PLANS, Memory
 from jaxremat.planning.placement import devices_of_mesh, per_argument
 from jaxremat.planning.plan import Plan
-from jaxremat.planning.planning import plan_for
 from jaxremat.planning.request import Request, check_options, checked_request, require_function
 from jaxremat.planning.static_arguments import Fixed, StaticArguments, static_arguments
 from jaxremat.planning.traced_call import calls_of, first_that_traces

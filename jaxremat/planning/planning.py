@@ -1,4 +1,4 @@
-"""From a function and a budget to a plan: trace, search, compile, correct."""
+"""Plans of one program: search, compile, correct."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
 
 from jaxremat.backends.memory import usable_bytes
-from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, keep_bytes, parse_budget
-from jaxremat.base.collecting import collected_seldom
+from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, keep_bytes
 from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
 from jaxremat.chunk.candidates import rewritten
 from jaxremat.chunk.choice import Chunked
@@ -26,17 +23,11 @@ from jaxremat.planner.correction import Correction, Trial, correct, smallest
 from jaxremat.planner.decision import Decision
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
-from jaxremat.planning.chunks import plan_with_chunks
 from jaxremat.planning.compilation import compile_program
-from jaxremat.planning.hosts import agree
-from jaxremat.planning.load import restored
 from jaxremat.planning.plan import Plan
-from jaxremat.planning.plan_cache import cached
-from jaxremat.planning.request import Request, checked_request
+from jaxremat.planning.request import Request
 from jaxremat.planning.signature import signature_of
-from jaxremat.planning.storage import parse_plan, plan_text
 from jaxremat.show.progress import Status
-from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_parameters
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal, read_primal
@@ -48,79 +39,6 @@ _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the other
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _SHARES_OF_DOUBT = (1, 0.3)  # all of it, and with the 17 % of unrolled programs the 5 % of most: prediction.md
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
-
-
-def plan(
-    fun: Callable[..., Any],
-    /,
-    *args: Any,
-    budget: Budget,
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    solver: str | Solver | type[Solver] = "auto",
-    target: str | None = None,
-    emit: str = "schedule",
-    verify: str = "compile",
-    seed: int = 0,
-    allow: Sequence[str] = (),
-    host_budget: int | str | None = None,
-    **kwargs: Any,
-) -> Plan:
-    """Plans the gradient of a function so that its compiled program fits in a number of bytes.
-
-    Args:
-      fun: any JAX function; the gradient is that of its (first) result.
-      args, kwargs: what it is called with: arrays or ShapeDtypeStructs (with shardings), in trees; no array is read.
-        Python numbers are traced where the function lets them, as by `jax.jit`; everything else is static.
-      budget: bytes (int), text such as "12GiB", a fraction in (0, 1] of the plain program's peak, "least" for the
-        smallest peak that is known how to reach, or "device" for what the device's allocator gives. It bounds
-        argument + output + temporary - alias bytes of the compiled `jit(value_and_grad(fun))` on one device.
-      argnums, has_aux: as in `jax.grad`.
-      solver: name, class or instance of a solver of graphs; "auto" is the default search.
-      target: device to plan for, such as "h200"; None is the default backend's.
-      emit: "schedule", "names" or "segments".
-      verify: "compile" compiles and corrects until the program fits; "replay" trusts the prediction, and hears the
-        compiler only before it refuses.
-      seed: for solvers that draw random numbers.
-      allow: permissions for what is not free of consequences: "chunk" lets attention, loss heads and token-wise
-        MLPs run in chunks where that is the cheaper way to fit; values and gradients then agree up to rounding.
-        "offload" lets values wait in the host's memory, where the target has a link to one. "narrow" lets float32
-        values wait as bfloat16, each off by at most 2**-9 of itself, and where that takes more time what scans stack
-        in a byte per number with a scale per row: exponentials and the like as float8_e4m3, to the nearest, the others
-        as int8, up or down at random, so that gradients are right on average.
-      host_budget: the most that may wait on the host, in bytes or text; any amount by default.
-
-    Returns:
-      A Plan. `plan.apply(fun)` is the function to differentiate. Under `jax.distributed` all processes must call this
-      alike: process 0 plans, and the others receive its plan.
-
-    Raises:
-      BudgetError: if nothing that was found fits; it carries the smallest peak.
-      ArgumentError: for a budget, solver, target, form, permission or argnums that cannot be understood.
-    """
-    parse_budget(budget)
-    request = checked_request(
-        fun, args, kwargs, argnums=argnums, has_aux=has_aux, solver=solver, target=target, emit=emit, verify=verify,
-        seed=seed, allow=allow, host_budget=host_budget,
-    )  # fmt: skip
-    return plan_for(request, budget)
-
-
-@collected_seldom()
-def plan_for(request: Request, budget: Budget | None, keep: Budget | None = None) -> Plan:
-    """The plan of a request, for a budget or for what it may keep; the same for all processes."""
-
-    def make() -> Plan:
-        planning = Planning(request)
-        if keep is not None:
-            return planning.keeping(keep)
-        assert budget is not None  # one of the two is given
-        return plan_with_chunks(planning, budget) if "chunk" in request.allow else planning.plan(budget)
-
-    if jax.process_count() == 1:
-        return cached(request, (budget, keep), make)
-    received = agree(lambda: plan_text(cached(request, (budget, keep), make)).encode()).decode()
-    return restored(parse_plan(received, "the plan of process 0"), request.fun, request.args, {})
 
 
 class Planning:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from jaxremat.base.errors import GradientError
 from jaxremat.compiled.compile import compile_gradient
+from jaxremat.planning.entry import plan
 from jaxremat.planning.plan import Plan
-from jaxremat.planning.planning import plan
 
 _DEPTH, _WIDTH, _ROWS = 12, 64, 16384  # values of 4 MiB, so that the program is modelled and not replayed
 _SHARE = 0.7  # of the bytes of the plain program: what is asked of each form
