@@ -167,6 +167,11 @@ class Graph:
         return np.where(self.pinned, np.inf, self.costs + self.rerun_surcharge)
 
     @functools.cached_property
+    def mean_price(self) -> float:
+        """What running everything costs per byte that it makes."""
+        return float(self.costs.sum() / max(int(self.value_bytes.sum()), 1))
+
+    @functools.cached_property
     def is_dead_end(self) -> np.ndarray:
         """[N] bool: nodes of which nobody reads a value, and whose values are no outputs."""
         dead_end = np.ones(self.num_nodes, bool)

@@ -24,13 +24,12 @@ from jaxremat.loops.body import Body, Loop
 from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.emit import Emitter
 from jaxremat.loops.find import find
-from jaxremat.loops.options import IterationHull, IterationOption, iteration_hull
+from jaxremat.loops.options import LARGEST_PRICE, SMALLEST_PRICE, IterationHull, IterationOption, iteration_hull
 from jaxremat.trace.joint import Primal
 
 _MOST_PIECES = 3  # benchmarks/constants.py; each piece is a loop of its own in the program
 _NEAR = 1.25  # what is held is a / s + b * s: so far from where they balance it is (1.25 + 1 / 1.25) / 2, 2.5 % more
 _DEEPEST = 4  # with segments of s iterations, four levels hold a loop of s ** 5; benchmarks/constants.py
-_SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte
 _EARLY_SURCHARGE = 0.05  # of the first iteration over the last: see `at_price`, benchmarks/surcharge.py
 _INNER_PRICES = tuple(10.0 ** np.arange(-14, -5))  # seconds per byte, from the fastest memory to the slowest link
 
@@ -98,7 +97,7 @@ class Loops:
 
     def estimate(self, loop: Loop, seconds_per_byte: float) -> LoopOption:
         """The cheapest decision for one loop, at any depth, with what it is expected to take."""
-        price = min(max(seconds_per_byte, _SMALLEST_PRICE), _LARGEST_PRICE)
+        price = min(max(seconds_per_byte, SMALLEST_PRICE), LARGEST_PRICE)
         prices = {_rounded(price), _rounded(price * loop.length)}  # stacks inside live in one iteration or in all
         candidates = [
             at_price(self.hull(loop, inner), loop.length, inner, price)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxremat.backends.devices import Device, resolve_target
+from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.pricing import price
@@ -28,7 +28,7 @@ from jaxremat.solvers.mincut.structure import Structure, ends_of_groups
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
-_SMALLEST_PRICE, _LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
+SMALLEST_PRICE, LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
 _MOST_OPTIONS = 48  # benchmarks/constants.py
 _EARLY_SURCHARGE = 0.05  # benchmarks/constants.py
 _LITTLE = 0.01  # less than predicted bytes and seconds are off by; benchmarks/constants.py
@@ -81,7 +81,6 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
       device: what costs and bytes are for.
       fenced: whether what runs again will wait behind barriers.
     """
-    device = device or resolve_target(None)
     priced = price(joint, device)
     if device.backend.element_work is not None and not body.is_single:
         priced = judged_by_kernels(joint, priced, device)
@@ -192,7 +191,7 @@ def _hull(body: Body, graph: Graph, run_seconds: np.ndarray, size: np.ndarray) -
         seconds = run_seconds[again & np.isfinite(run_seconds)].sum() + graph.keep_costs[kept].sum()
         return float(size[kept].sum()), float(seconds), kept
 
-    corners = _corners(cut, cut(_SMALLEST_PRICE), cut(_LARGEST_PRICE), _MOST_OPTIONS)
+    corners = _corners(cut, cut(SMALLEST_PRICE), cut(LARGEST_PRICE), _MOST_OPTIONS)
     return [kept for _, _, kept in corners]
 
 
@@ -221,9 +220,8 @@ def _checkpointed(body: Body, graph: Graph, run_seconds: np.ndarray, kept: np.nd
     alone = dataclasses.replace(graph, is_output=np.zeros_like(graph.is_output))
     structure = Structure(alone)
     network = CutNetwork(alone, run_seconds, structure.needed)
-    mean = graph.costs.sum() / max(int(alone.value_bytes.sum()), 1)
     found: dict[bytes, IterationOption] = {}
-    for (parts, groups), keep_price in itertools.product(_PARTS, (mean, _LARGEST_PRICE)):
+    for (parts, groups), keep_price in itertools.product(_PARTS, (graph.mean_price, LARGEST_PRICE)):
         ends = structure.boundaries(parts)
         passing = structure.crossing_values(ends) | kept
         inside, _ = network.cheapest(keep_price * alone.value_bytes + alone.keep_costs, passing)

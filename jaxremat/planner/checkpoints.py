@@ -121,7 +121,7 @@ class PiecePlanner(PlansCheckpoints):
         last_piece = self._node_piece(pieces)[graph.producer] == len(pieces.ends)
         free = self.nameable if self.outer else self.nameable | (last_piece & self.structure.is_forward_value)
         most = graph.costs.sum()
-        per_byte = self._mean_price * min(price_factor, _DEAREST) * early_surcharge(graph)
+        per_byte = self.structure.mean_price * min(price_factor, _DEAREST) * early_surcharge(graph)
         keep_price = np.minimum(per_byte * graph.value_bytes, most)
         keep_price = np.where(last_piece, (_READ_AT_ONCE if self.outer else 0.0) * keep_price, keep_price)
         more_than_any_cut = most + keep_price[free].sum()
@@ -129,11 +129,6 @@ class PiecePlanner(PlansCheckpoints):
         run_price = np.where(graph.pinned, np.inf, graph.costs)
         kept, _ = cheapest_cut(graph, keep_price, run_price, self.structure.needed, self._crossing(pieces))
         return kept
-
-    @functools.cached_property
-    def _mean_price(self) -> float:
-        forward = self.structure.forward_nodes
-        return self.graph.costs[forward].sum() / max(self.graph.node_bytes[forward].sum(), 1)
 
     @functools.cached_property
     def nameable(self) -> np.ndarray:

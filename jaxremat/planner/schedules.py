@@ -30,7 +30,7 @@ from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
-_LOOP_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade
+LOOP_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade
 _MOST_PRICES = 6  # tried for one limit: each is a program that is searched; benchmarks/constants.py
 _HALVINGS = 12  # of the ratio between two prices, a million: to 0.4 %; benchmarks/constants.py
 _CLOSE = 0.002  # of the limit: less than a prediction can tell
@@ -236,10 +236,8 @@ class SchedulePlanner:
 
     @functools.cached_property
     def _loop_prices(self) -> list[float]:
-        graph = self.plain.problem.graph
-        forward = ~graph.backward
-        mean = graph.costs[forward].sum() / max(graph.node_bytes[forward].sum(), 1)
-        return [float(mean * factor) for factor in _LOOP_PRICES]
+        _, search = self._posed(())
+        return [float(search.structure.mean_price * factor) for factor in LOOP_PRICES]
 
     def _decisions(self, price: float | None) -> tuple[LoopDecision, ...]:
         return () if price is None else self._loops.decide(price)

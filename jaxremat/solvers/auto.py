@@ -76,14 +76,11 @@ class Auto:
         proposal = proposal_of(best, budget_bytes, cut.lower_bound)
         if proposal.optimal or deadline.passed():
             return proposal
-        second = self._second_for(graph)
-        if best.peak_bytes <= budget_bytes:
-            best = second.improve(graph, best, budget_bytes, seed=seed, deadline=deadline)
-        else:
+        if best.peak_bytes > budget_bytes:
             starts += self._chen(graph, budget_bytes, seed, deadline)
-            lower = [start.schedule for start in starts[2:] if start.peak_bytes < starts[0].peak_bytes]
-            begin = [listed, early.schedule, *lower]
-            best = second.search(graph, begin, budget_bytes, seed=seed, deadline=deadline)
+        lower = [start.schedule for start in starts[2:] if start.peak_bytes < starts[0].peak_bytes]
+        begin = [listed, early.schedule, *lower]
+        best = self._second_for(graph).search(graph, begin, budget_bytes, seed=seed, deadline=deadline)
         return proposal_of(best, budget_bytes, cut.lower_bound)
 
     def _chen(self, graph: Graph, budget_bytes: int, seed: int, deadline: Deadline) -> list[Found]:

@@ -118,10 +118,6 @@ class FastSA:
         best = min(chains, key=lambda f: f.key(budget_bytes))
         return self._reheated(population, best, budget_bytes, seed + 1, deadline)
 
-    def improve(self, graph: Graph, best: Found, budget_bytes: int, *, seed: int, deadline: Deadline) -> Found:
-        """Stage 2 alone, from a schedule that fits in a budget."""
-        return self._reheated(Population(graph, self.copies), best, budget_bytes, seed, deadline)
-
     def _reheated(self, population: Population, best: Found, budget_bytes: int, seed: int, deadline: Deadline) -> Found:
         """Stage 2: chains at several temperatures from the best schedule, again and again."""
         idle = 0

@@ -107,7 +107,7 @@ def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> G
       run_seconds: [N] what running each node again is taken to cost.
       live_bytes: [N] when it runs in order.
     """
-    price = _mean_price(graph)
+    price = graph.mean_price
     places = [first + int(live_bytes[first:end].argmax()) for first, end in _parts(graph.num_nodes)]
     gains = {place: _gain(cut_at(graph, place), price, run_seconds) for place in dict.fromkeys(places) if place > 1}
     most = max(gains.values(), default=0.0)
@@ -122,7 +122,7 @@ def last_reader(graph: Graph, run_seconds: np.ndarray) -> int:
     byte is worth many times the mean.
     """
     value, node = graph.reads.T
-    needed, kept, _ = _at_price(graph, _DEAR * _mean_price(graph), run_seconds)
+    needed, kept, _ = _at_price(graph, _DEAR * graph.mean_price, run_seconds)
     return int(node[(needed & ~kept)[value] & graph.backward[node]].max(initial=0))
 
 
@@ -141,10 +141,6 @@ def _at_price(graph: Graph, price: float, run_seconds: np.ndarray) -> tuple[np.n
     needed &= ~graph.backward[graph.producer]
     kept, again = cheapest_cut(graph, price * graph.value_bytes, run_seconds, needed, np.zeros(graph.num_values, bool))
     return needed, kept, again
-
-
-def _mean_price(graph: Graph) -> float:
-    return float(graph.costs.sum() / max(int(graph.value_bytes.sum()), 1))
 
 
 def _parts(number: int) -> Iterator[tuple[int, int]]:

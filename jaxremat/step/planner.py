@@ -18,7 +18,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.correction import Correction, correct
-from jaxremat.planner.schedules import APART, MOST_IN_CHECKPOINTS
+from jaxremat.planner.schedules import APART, LOOP_PRICES, MOST_IN_CHECKPOINTS
 from jaxremat.planner.solver_schedules import require_graphs
 from jaxremat.solvers.base import Solver
 from jaxremat.step.decision import ProgramDecision
@@ -32,13 +32,12 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.round_trips import LOSSLESS
 
 _OWN_SEARCH = ("auto", "mincut")
-_PAIR_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %; benchmarks/constants.py
 _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
 _TENTHS = 10  # steps of an aim below which one mountain does not go: as coarse as two predictions are told apart
-_DEAR = 0.1  # of the whole cost, added: what is worth a second look
-_MOST_NEAR = 3  # each a quarter of the way nearer to what fits
+_DEAR = 0.1  # of the whole cost, added: what is worth a second look; benchmarks/constants.py
+_MOST_NEAR = 3  # each a quarter of the way nearer to what fits; benchmarks/constants.py
 _MOST_SMALL = 6  # predicted where nothing else fits
 
 Bodies = tuple[tuple[int, int, Outcome], ...]
@@ -312,9 +311,7 @@ class ProgramPlanner:
 
     @functools.cached_property
     def _pair_prices(self) -> list[float]:
-        graph = self.plain.posed.graph
-        mean = graph.costs.sum() / max(int(graph.node_bytes.sum()), 1)
-        return [float(mean * factor) for factor in _PAIR_PRICES]
+        return [float(self.plain.posed.graph.mean_price * factor) for factor in LOOP_PRICES]
 
     def _decisions(self, price: float | None) -> tuple[LoopDecision, ...]:
         return () if price is None else self._pairs.decide(price)

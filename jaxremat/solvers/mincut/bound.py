@@ -54,7 +54,7 @@ class _Moment:
         needed[value[after[reader]]] = True
         self._sizes = graph.value_bytes.astype(float)
         self._costs = np.where(earlier | (np.arange(graph.num_nodes) == node), graph.costs, 0.0)
-        self._mean_price = float(graph.costs.sum() / max(self._sizes.sum(), 1))
+        self._mean_price = graph.mean_price
         joint = dataclasses.replace(graph, backward=after)
         wanted = (needed | self._held) & ~after[graph.producer]
         self._wanted_bytes = float(self._sizes[wanted].sum())

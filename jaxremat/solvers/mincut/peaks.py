@@ -61,7 +61,7 @@ class PeakCut:
     def everywhere(self) -> Iterator[Layout]:
         """What comes out at every price and number of segments, no two alike."""
         seen: set[bytes] = set()
-        prices = [float(price) for price in self._mean_price * _PRICES]
+        prices = [float(price) for price in self._structure.mean_price * _PRICES]
         for boundaries in self._boundaries:
             kept = cut_at_each(prices, functools.partial(self._kept, boundaries))
             for price, each in zip(prices, kept):
@@ -105,10 +105,6 @@ class PeakCut:
         live = program.is_output.copy()
         live[[*program.values_read[peak], *program.values_of[peak]]] = True
         return live
-
-    @functools.cached_property
-    def _mean_price(self) -> float:
-        return self._structure.mean_price
 
     def _kept(self, boundaries: np.ndarray, price: float) -> np.ndarray:
         """[V] bool: what is kept over the peak. What is live there whatever is done, is kept at no price."""
