@@ -34,6 +34,7 @@ from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.lax import lax as _lax
 from jax._src.state import discharge as _discharge
 from jax._src.state import types as _state
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType
 
 HOST_MEMORY = "pinned_host"
@@ -186,6 +187,11 @@ def _manual_axes(eqn: Eqn) -> Iterator[None]:
         _config._check_vma(eqn.params["check_vma"]),
     ):
         yield
+
+
+def in_row_major(x: Any) -> Any:
+    """An array that compilers lay out as they do the arguments and results of a program."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def zeros_of(aval: Any) -> Any:

@@ -39,11 +39,14 @@ class Segment:
       eqns: equations in order, recomputed ones among them.
       fenced: what enters through the barrier: all that the segment reads from outside, cotangents included.
       passed: what passes through the same barrier on its way to whoever reads it, so that it is made before.
+      results: those of `passed` that the program returns, in the layout that it returns them in: what a compiler made
+        in another one would wait there, beside the memory for the result.
     """
 
     eqns: tuple[Eqn, ...]
     fenced: tuple[Var, ...]
     passed: tuple[Var, ...] = ()
+    results: frozenset[Var] = frozenset()
 
     @property
     def through(self) -> tuple[Var, ...]:
@@ -150,16 +153,36 @@ class _Cut:
         if not has_barrier or not (self.repeated or self.transfers.taken):
             made = Segment(stretch, ())
         else:
-            enters = is_late or not self.ran.isdisjoint(map(id, stretch))
-            fenced = self.enters(self.joint, stretch, self.free, self.repeated, self.transfers) if enters else ()
-            passed = self.transfers.passed(stretch, self.waiting)
+            fenced = self._entering(stretch, is_late)
+            passed = self.transfers.passed(stretch, self.waiting) if fenced or self._ties(stretch) else ()
             eqns, seeds = with_own_zeros(stretch, self.zeros) if fenced or passed else (stretch, ())
-            made = Segment(eqns, (*fenced, *seeds), passed)
-            self.waiting = ()
+            made = Segment(eqns, (*fenced, *seeds), passed, self.transfers.gradients.intersection(passed))
+            self.waiting = () if made.through else self.waiting
         self.ran.update(map(id, stretch))
-        waits_longer = lambda v: self._last_read.get((is_late, v), -1) > self.number + 1
-        self.waiting += self.transfers.left_waiting(stretch, waits_longer)
+        self.waiting += self.transfers.left_waiting(stretch, functools.partial(self._stretches_until, is_late))
         return made
+
+    def _entering(self, stretch: Sequence[Eqn], is_late: bool) -> tuple[Var, ...]:
+        """What enters the barrier of a stretch from outside: in the forward nothing, unless something runs again there;
+        in the backward cotangents at least, where something else waits for the barrier."""
+        if not is_late and self.ran.isdisjoint(map(id, stretch)):
+            return ()
+        fenced = self.enters(self.joint, stretch, self.free, self.repeated, self.transfers)
+        if fenced or not (is_late and self.waiting):
+            return fenced
+        read = _read_from_outside(self.joint, stretch, self.free, self.repeated, self.transfers)
+        return _cotangents_among(self.joint, read)
+
+    def _ties(self, stretch: Sequence[Eqn]) -> bool:
+        """Whether more than copies pass through the barrier of a stretch: those alone would be tied to nothing."""
+        return not self.transfers.waiting.issuperset(self.transfers.passed(stretch, self.waiting))
+
+    def _stretches_until(self, is_late: bool, var: Var) -> int:
+        """How many stretches on a variable is read last in a pass as it is now: none if the next one makes it again."""
+        following = self.stretches[self.number + 1 : self.number + 2]
+        if any(var in eqn.outvars for _, eqns in following for eqn in eqns):
+            return 0
+        return self._last_read.get((is_late, var), 0) - self.number
 
     @functools.cached_property
     def _last_read(self) -> dict[tuple[bool, Var], int]:
@@ -204,7 +227,8 @@ _NOTHING: Mapping[Var, Var] = types.MappingProxyType({})
 def run_segments(segments: Sequence[Segment], env: dict[Var, Any], same: Mapping[Var, Var] = _NOTHING) -> None:
     """Runs segments one after another; `env` holds what is known before, and then what they have made."""
     for segment in segments:
-        behind = dict(zip(segment.through, _behind_barrier([env[v] for v in segment.through])))
+        through = [compat.in_row_major(env[v]) if v in segment.results else env[v] for v in segment.through]
+        behind = dict(zip(segment.through, _behind_barrier(through)))
         env.update((v, behind[v]) for v in segment.passed)
         inside = env | behind
         _run(segment.eqns, inside, same)
@@ -344,13 +368,19 @@ def _sources(
 ) -> tuple[Var, ...]:
     """What the recomputed equations of a segment read from outside, what it reads that came over the link, and the
     cotangents that it reads."""
-    early, inputs = joint.early_values, set(joint.inputs)
+    early = joint.early_values
     again = [eqn for eqn in eqns if id(eqn) in repeated or any(v in early for v in eqn.outvars)]
     read = _read_from_outside(joint, eqns, free, repeated, transfers)
+    cotangents = set(_cotangents_among(joint, read))
     if not again and transfers.ends.isdisjoint(read):
         return ()
     wanted = {v for eqn in again for v in eqn.invars if isinstance(v, Var)} | transfers.ends
-    return tuple(v for v in read if v in wanted or (v not in early and v not in inputs))
+    return tuple(v for v in read if v in wanted or v in cotangents)
+
+
+def _cotangents_among(joint: Joint, variables: Sequence[Var]) -> tuple[Var, ...]:
+    early, inputs = joint.early_values, set(joint.inputs)
+    return tuple(v for v in variables if v not in early and v not in inputs)
 
 
 def _constants(joint: Joint, script: Script) -> dict[Var, Any]:

@@ -4,10 +4,11 @@ XLA cancels a copy to the host with the copy back, and a rounding with the widen
 them it puts off the first until right before the second, and the readers of what came back until the end of the
 program. Three ties hold it to the schedule:
 
-- what was copied to the host passes through one barrier with the next value that is copied, so it is there by then;
+- what was copied to the host passes through one barrier with the next value that is copied, or what its last reader has
+  made, so it is there by then;
 - what is fetched enters through one barrier with a cotangent, before the copy back and again before it is read;
-- gradients pass through one barrier with the cotangents of the next stretch: they have been made by then, and what was
-  fetched for them is free.
+- gradients pass through one barrier with the cotangents of the next stretch: they have been made by then, in the layout
+  of results, and what was fetched for them is free.
 """
 
 from __future__ import annotations
@@ -43,28 +44,35 @@ class Transfers:
     @functools.cached_property
     def ends(self) -> frozenset[Var]:
         """What is stored, and what is restored."""
-        return self._waiting | {trip.restored for trip in self.taken}
+        return self.waiting | {trip.restored for trip in self.taken}
 
     @functools.cached_property
     def same(self) -> dict[Var, Var]:
         """For each variable of a round trip, the one that holds the same value once it is made."""
         return self.joint.restored_of | {trip.restored: trip.source for trip in self.taken}
 
-    def left_waiting(self, eqns: Sequence[Eqn], wait: Callable[[Var], bool]) -> tuple[Var, ...]:
-        """What a stretch makes that is to be there before the next one begins: copies and gradients; and of what waits
-        longer what is cut out of larger values, or made of one that is copied: those would wait in its place."""
+    def left_waiting(self, eqns: Sequence[Eqn], stretches_until: Callable[[Var], int]) -> tuple[Var, ...]:
+        """What a stretch makes that is to be there before the next one begins: copies, gradients, and what it makes
+        last; and of what waits longer what is cut out of larger values, or made of one that is copied: those would wait
+        in its place.
+
+        Args:
+          eqns: the stretch.
+          stretches_until: how many stretches on a variable is read last.
+        """
         if not self.taken:
             return ()
-        awaited = self._waiting | self._gradients
-        return tuple(
-            v for eqn in eqns for v in eqn.outvars if v in awaited or (wait(v) and self._would_wait_as_its_source(eqn))
-        )
+        awaited = self.waiting | self.gradients
+        last = {v for v in eqns[-1].outvars if stretches_until(v) > 0}
+        cut = {v for eqn in eqns if self._would_wait_as_its_source(eqn) for v in eqn.outvars if stretches_until(v) > 1}
+        return tuple(v for eqn in eqns for v in eqn.outvars if v in awaited or v in last or v in cut)
 
     def _would_wait_as_its_source(self, eqn: Eqn) -> bool:
         return eqn.primitive.name in CUTTING or not self._sources.isdisjoint(jaxprs.vars_of(eqn.invars))
 
     @functools.cached_property
-    def _waiting(self) -> frozenset[Var]:
+    def waiting(self) -> frozenset[Var]:
+        """What waits in the place of values."""
         return frozenset(v for trip in self.taken for v in trip.waiting)
 
     @functools.cached_property
@@ -75,8 +83,9 @@ class Transfers:
         """What passes through the barrier of a stretch: what waits for it, and what it copies that was made before."""
         made = {v for eqn in eqns for v in eqn.outvars}
         sources = [trip.source for trip in self.taken if trip.stored in made and trip.source not in made]
-        return *waiting, *sources
+        return tuple(dict.fromkeys((*waiting, *sources)))
 
     @functools.cached_property
-    def _gradients(self) -> set[Var]:
-        return set(jaxprs.vars_of(self.joint.gradients)) - set(self.joint.jaxpr.invars)
+    def gradients(self) -> frozenset[Var]:
+        """What the backward makes for the caller."""
+        return frozenset(jaxprs.vars_of(self.joint.gradients)) - frozenset(self.joint.jaxpr.invars)

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base.compat import Eqn
+from jaxremat.cost.flops import is_contraction
 from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
-from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip
+from jaxremat.trace.primitives import CUTTING, ELEMENTWISE
+from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip, is_worth_a_transfer
 
 AHEAD = (1, 0)
 """Stretches between two fetches that a fetch may run ahead of its reader: with none, XLA's schedule shows no overlap,
@@ -80,24 +83,27 @@ class Hosting:
 class _Rewriting:
     def __init__(self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int], ahead: int) -> None:
         self.hosting, self.before, self.hosted, self.ahead = hosting, before, hosted, ahead
-        joint = hosting.problem.joint
-        self.own = np.full(joint.num_values, -1)  # [V] the value without round trips that each value is, or restores
+        self.joint = hosting.problem.joint
+        self.early = range(before.backward_start)
+        self.late = range(before.backward_start, before.steps.size)
+        self.nodes: list[int] = hosting.node[before.steps].tolist()  # [T] with the round trips
+        self.own = np.full(self.joint.num_values, -1)  # [V] the value without round trips that each is, or restores
         self.own[hosting.value] = np.arange(hosting.value.size)
         for value, (_, back) in hosting.ways.items():
-            self.own[joint.values_of[back]] = value
+            self.own[self.joint.values_of[back]] = value
 
     def program(self) -> ScheduledProgram:
-        readers = self._late_readers()
-        first_reader = {value: steps[0] for value, steps in readers.items()}
+        first_reader = {value: steps[0] for value, steps in self._readers(self.late).items()}
         fetched = self._fetched_before(first_reader)
-        done = {steps[-1] + 1 for steps in readers.values()}  # what was fetched is free before more is made
-        opens = {*first_reader.values(), *fetched, *done, *self.before.barriers}
+        opens = {*first_reader.values(), *fetched, *self._ends(), *self._cuts(), *self.before.barriers}
+        cut_again = self._cut_again(opens)
         steps: list[int] = []
         barriers: set[int] = set()
         places: list[int] = []
-        for step, node in enumerate(self.hosting.node[self.before.steps].tolist()):
-            is_late = step >= self.before.backward_start
-            barriers |= {len(steps)} if step in opens else set()
+        for step, node in enumerate(self.nodes):
+            is_late = step in self.late
+            barriers |= {len(steps), len(steps) + len(cut_again.get(step, ()))} if step in opens else set()
+            steps += cut_again.get(step, ())
             places.append(len(steps))
             steps += [self.hosting.ways[value][1] for value in fetched.get(step, ())]
             steps.append(node)
@@ -114,14 +120,49 @@ class _Rewriting:
         away = self.hosting.value[sorted(self.hosted)]
         return dataclasses.replace(made, saved=np.setdiff1d(made.saved, away).astype(np.int32))
 
-    def _late_readers(self) -> dict[int, list[int]]:
-        """The steps of the backward that read each hosted value."""
-        before, read = self.before, self.hosting.problem.joint.values_read
+    def _readers(self, among: range) -> dict[int, list[int]]:
+        """The steps of one pass that read each hosted value."""
         readers: dict[int, list[int]] = {value: [] for value in sorted(self.hosted)}
-        for step in range(before.backward_start, before.steps.size):
-            for value in read[int(self.hosting.node[before.steps[step]])]:
+        for step in among:
+            for value in self.joint.values_read[self.nodes[step]]:
                 readers.get(int(self.own[value]), []).append(step)
         return {value: steps for value, steps in readers.items() if steps}
+
+    def _ends(self) -> Iterator[int]:
+        """Where stretches end: once what was fetched, or copied, is read last, before more is made; and after each
+        product that is a gradient, or it would wait, and what it reads with it."""
+        yield from (steps[-1] + 1 for steps in self._readers(self.late).values())
+        yield from (steps[-1] + 1 for steps in self._readers(self.early).values() if self._is_written(steps[-1]))
+        gradients = set(jaxprs.vars_of(self.joint.gradients))
+        products = [step for step in self.late if is_contraction(self._eqn(step))]
+        yield from (step + 1 for step in products if not gradients.isdisjoint(self._eqn(step).outvars))
+
+    def _is_written(self, step: int) -> bool:
+        """Whether what a step makes is written anyway: no kernel that reads it computes it on its way."""
+        value, reader = self.joint.reads.T
+        readers = reader[np.isin(value, self.joint.values_of[self.nodes[step]])]
+        is_read_on_the_way = any(self.joint.eqns[node].primitive.name in ELEMENTWISE for node in readers)
+        return is_contraction(self._eqn(step)) or not is_read_on_the_way
+
+    def _cuts(self) -> list[int]:
+        """The steps of the backward that give parts, large ones, of what they read."""
+        cuts = [step for step in self.late if self._eqn(step).primitive.name in CUTTING]
+        return [step for step in cuts if any(map(is_worth_a_transfer, map(jaxprs.shape_of, self._eqn(step).outvars)))]
+
+    def _cut_again(self, opens: Set[int]) -> dict[int, list[int]]:
+        """By the step before which they run, cuts whose parts are not all read in the same stretch: those that wait are
+        cut once more at its end, when the others are free."""
+        again: dict[int, list[int]] = {}
+        for step in self._cuts():
+            end = min((other for other in opens if other > step), default=len(self.nodes))
+            read = {value for other in range(step, end) for value in self.joint.values_read[self.nodes[other]]}
+            parts = self.joint.values_of[self.nodes[step]]
+            if end < len(self.nodes) and not read.isdisjoint(parts) and not read.issuperset(parts):
+                again.setdefault(end, []).append(self.nodes[step])
+        return again
+
+    def _eqn(self, step: int) -> Eqn:
+        return self.joint.eqns[self.nodes[step]]
 
     def _fetched_before(self, first_reader: Mapping[int, int]) -> dict[int, list[int]]:
         """What is fetched before each step: a number of the steps that read something first ahead of its own."""
@@ -134,7 +175,7 @@ class _Rewriting:
 
     def _made(self, node: int) -> list[int]:
         """Values with a round trip that a node makes."""
-        made = (int(self.own[value]) for value in self.hosting.problem.joint.values_of[node])
+        made = (int(self.own[value]) for value in self.joint.values_of[node])
         return [value for value in made if value in self.hosting.ways]
 
     def _ways(self, value: int, late: bool) -> Iterable[int]:

@@ -97,7 +97,7 @@ BITS = Storage(
 """Masks of one bit per element instead of one byte: lossless."""
 
 
-def _is_worth_a_transfer(shape: jax.ShapeDtypeStruct, maker: str) -> bool:
+def is_worth_a_transfer(shape: jax.ShapeDtypeStruct, maker: str = "") -> bool:
     """Arrays of numbers whose copy takes longer than to start it: at 64 GB/s a MiB takes 16 microseconds."""
     size_bytes = math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
     return jnp.issubdtype(shape.dtype, jnp.inexact) and size_bytes >= 2**20
@@ -105,7 +105,7 @@ def _is_worth_a_transfer(shape: jax.ShapeDtypeStruct, maker: str) -> bool:
 
 HOST = Storage(
     "host",
-    _is_worth_a_transfer,
+    is_worth_a_transfer,
     lambda x: (jax.device_put(x, jax.memory.Space.Host),),
     lambda waiting, like: jax.device_put(waiting[0], jax.memory.Space.Device),
 )

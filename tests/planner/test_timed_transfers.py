@@ -7,6 +7,7 @@ import pytest
 
 import jaxremat
 from jaxremat.backends.devices import resolve_target
+from jaxremat.emit.scheduled import write_script
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.transfers import transfers_of
 from jaxremat.solvers.auto import Auto
@@ -117,3 +118,52 @@ def test_a_plan_says_what_waits_on_the_host():
 def test_where_copies_cannot_be_held_none_is_made():
     planning = planner(target=resolve_target("tpu-v5e"))
     assert all(transfers_of(each, H200).out_bytes == 0 for each in (planning.fit(1), *planning.least()))
+
+
+def skipping(ws, x):
+    """A layer whose result meets that of shorter ones again, as in a U-Net."""
+    skip = jnp.tanh(x @ ws[0])
+    y = jnp.tanh(skip[::2] @ ws[1])
+    y = jnp.repeat(jnp.tanh(y @ ws[2])[:, None], 2, 1).reshape(skip.shape)
+    return jnp.mean(jnp.tanh(jnp.concatenate([y, skip], -1) @ ws[3]) ** 2)
+
+
+@pytest.fixture(scope="module")
+def with_skip():
+    """Its schedule with everything on the host, and the program that this is of."""
+    width, rows = 1024, 16384
+    sides = [(width, width)] * 3 + [(2 * width, width)]
+    args = [jax.ShapeDtypeStruct(side, jnp.float32) for side in sides], jax.ShapeDtypeStruct((rows, width), jnp.float32)
+    primal = read_primal(skipping, args, 0, False)
+    planning = planner_for(primal, H200, Auto(), "schedule", 0, {"offload"}, None)
+    return primal, planning._moved_ahead(planning.plain, 0, 0)
+
+
+def test_a_part_that_waits_is_cut_when_the_others_are_read(with_skip):
+    """Beside what was concatenated there is one part at a time: the first is summed, then the second is cut."""
+    outcome = with_skip[1]
+    eqns, steps = outcome.problem.joint.eqns, outcome.program.steps.tolist()
+    cuts = [step for step, node in enumerate(steps) if eqns[node].primitive.name == "split"]
+    assert len(cuts) == 2 and steps[cuts[0]] == steps[cuts[1]]
+    part, _ = eqns[steps[cuts[0]]].outvars
+    readers = [step for step, node in enumerate(steps) if part in jaxprs.vars_of(eqns[node].invars)]
+    assert readers and all(cuts[0] < step < cuts[1] for step in readers)
+    assert {cuts[1], cuts[1] + 1} <= set(outcome.program.barriers)
+
+
+def test_gradients_that_pass_barriers_are_laid_out_as_results(with_skip):
+    primal, outcome = with_skip
+    emitted = outcome.form.emitted(primal, H200)
+    shapes = primal.inputs
+    traced = jax.make_jaxpr(jax.grad(lambda ws, x: emitted(*ws, x)[0]))(shapes[:-1], shapes[-1])
+    settled = [eqn for eqn in traced.jaxpr.eqns if eqn.primitive.name == "layout_constraint"]
+    assert [eqn.outvars[0].aval.shape for eqn in settled] == [shape.shape for shape in shapes[-2:0:-1]]
+
+
+def test_copies_are_tied_to_what_is_computed(with_skip):
+    """A barrier that copies alone pass through holds nothing."""
+    _, outcome = with_skip
+    joint = outcome.problem.joint
+    script = write_script(joint, outcome.program)
+    passed = [segment.through for segment in (*script.forward, *script.backward) if segment.through]
+    assert passed and not any(all(map(jaxprs.is_on_host, through)) for through in passed)
