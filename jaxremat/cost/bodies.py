@@ -9,16 +9,22 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.hlo_ops import Body, Templates
 
+Islands = dict[Hashable, tuple[int, ...]]
+"""Kernels that may become one, directly or by way of others, by all that decides about them: which of them are fused
+into their readers, in order. Layers are alike, and so are the schedules of one program."""
+
 
 class KnownBodies:
     """What is known of bodies on one device.
 
     Attributes:
       templates: what is known of equations, inside and outside of bodies.
+      islands: how kernels are fused, inside and outside of bodies.
     """
 
     def __init__(self) -> None:
         self.templates = Templates()
+        self.islands: Islands = {}
         self._known: dict[Hashable, Any] = {}
 
     def once[T](self, fact: str, body: Body, work_out: Callable[[Body], T]) -> T:

@@ -18,10 +18,11 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr, Var
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import Program, lower
-from jaxremat.cost.hlo_ops import Op, Templates
+from jaxremat.cost.hlo_ops import Op
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
@@ -37,16 +38,17 @@ def kernel_seconds(fusion: Fusion, device: Device) -> dict[int, float]:
 
 
 def seconds_by_equation(
-    jaxpr: Jaxpr, device: Device, templates: Templates | None = None
+    jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None
 ) -> tuple[np.ndarray, frozenset[Var]]:
-    """What equations take where each kernel runs by itself, and which variables have buffers; `templates`: what is
-    known of the equations.
+    """What equations take where each kernel runs by itself, and which variables have buffers; `known`: what was worked
+    out for the device before.
 
     Returns:
       ([E] seconds of the kernels that write an equation's results; zero where these are computed inside of others, the
       variables that are written to memory or name what is).
     """
-    fusion = fuse(lower(jaxpr, device.backend, templates), device)
+    known = known or KnownBodies()
+    fusion = fuse(lower(jaxpr, device.backend, known.templates), device, known)
     ops, seconds = fusion.program.ops, np.zeros(len(jaxpr.eqns))
     for kernel in fusion.kernels:
         if _is_paid(ops[kernel]):

@@ -89,7 +89,7 @@ def estimate_listing(
 def _estimate(
     program: Program, body: Body, device: Device, known: KnownBodies, aliased: frozenset[int]
 ) -> MemoryEstimate:
-    backend, fusion = device.backend, fuse(program, device)
+    backend, fusion = device.backend, fuse(program, device, known)
     order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
     inside = functools.partial(estimate_body, device=device, known=known)
     spans = _laid_out(_buffer_spans(fusion, order, aliased), program.ops, backend.tile)

@@ -82,7 +82,7 @@ def price(joint: Joint, device: Device | None = None, known: KnownBodies | None 
 def _direct_seconds(joint: Joint, device: Device, known: KnownBodies) -> np.ndarray:
     """[N] time of each equation in the program without round trips; those take nothing unless they are taken."""
     direct = joint.direct or joint
-    written = materialised(direct.jaxpr, device, known.templates)
+    written = materialised(direct.jaxpr, device, known)
     trips = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
     seconds = np.zeros(len(joint.eqns))
     direct_seconds = [_seconds(eqn, device, written, known) for eqn in direct.eqns]
@@ -193,7 +193,7 @@ def _takes_over(reader: Eqn, var: Var) -> bool:
 def program_seconds(jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None) -> float:
     """Time of one run of a program on a device, its fusions counted."""
     known = known or KnownBodies()
-    written = materialised(jaxpr, device, known.templates)
+    written = materialised(jaxpr, device, known)
     return sum(_seconds(eqn, device, written, known) for eqn in jaxpr.eqns)
 
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.cost.bodies import Islands
 from jaxremat.cost.diamonds import Diamond, diamonds
 from jaxremat.cost.fused import Fusion, reachable, readers_of, written_bytes
 from jaxremat.cost.hlo_model import Program
@@ -35,9 +37,9 @@ _BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice"}  # IsTritonSupportedInst
 _PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather"}  # of which entries are read more or less than once
 
 
-def fuse_by_priority(program: Program, device: Device) -> Fusion:
-    """Decides which operations of a program write buffers on a GPU."""
-    return _Fuser(program, device).run()
+def fuse_by_priority(program: Program, device: Device, islands: Islands) -> Fusion:
+    """Decides which operations of a program write buffers on a GPU; `islands`: how parts are fused, where known."""
+    return _Fuser(program, device).run(islands)
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -107,7 +109,7 @@ class _Fuser:
         kernel = _Kernel(float(work), reads, {index}, self._runs_by_rows(index), is_unary, reduces)
         if reduces and self.core_bandwidth < math.inf:
             kernel.blocks, kernel.loop = blocks(self.ops[index], self.ops[operands[0]]), self.elements[operands[0]]
-        self.kernels[index] = self._timed(index, kernel)
+        self.kernels[index] = kernel
         for read in reads:
             self.readers[read].add(index)
 
@@ -119,9 +121,9 @@ class _Fuser:
             return before != op.shape and before[-1] == op.shape[-1]
         return op.kind in _BY_ROWS or (op.kind == "reduce" and before[:-1] == op.shape)
 
-    def _timed(self, root: int, kernel: _Kernel) -> _Kernel:
-        """A kernel with what it moves and takes worked out."""
-        read, sizes = 0.0, self.sizes
+    def _time(self, root: int) -> None:
+        """Works out what a kernel moves and takes."""
+        kernel, read, sizes = self.kernels[root], 0.0, self.sizes
         for buffer, share in kernel.reads.items():
             read += sizes[buffer] * share if share < 1.0 else sizes[buffer]
         kernel.moved_bytes = self.written[root] + read
@@ -130,14 +132,13 @@ class _Fuser:
             kernel.seconds = self._seconds_in_blocks(kernel.blocks, kernel.work, kernel.moved_bytes, again)
         else:
             kernel.seconds = self._seconds(kernel.work * (kernel.padding or 1.0), kernel.moved_bytes)
-        return kernel
 
     def _read_again(self, reads: dict[int, float], loop: int) -> float:
         """Bytes that a loop reads of arrays with fewer elements than it goes through, but for the first time."""
         times = ((read, min(share, loop / max(self.elements[read], 1))) for read, share in reads.items())
         return sum(self.sizes[read] * (share - 1.0) for read, share in times if share > 1.0)
 
-    def run(self) -> Fusion:
+    def run(self, islands: Islands) -> Fusion:
         for index in self.live:
             if self.ops[index].kind == "dot":
                 self._take_operands(index)
@@ -146,7 +147,12 @@ class _Fuser:
                 self.products.add(self._take_bias(index))
         for diamond in diamonds(self.program, self.users) if self.rows_in_one_kernel else ():
             self._as_one(diamond)
-        self._fuse_where_that_saves(self._fusible())
+        fusible = self._fusible()
+        for index in [index for index in sorted(fusible) if not self.kernels[index].reads]:
+            self._fused(index)
+            fusible.remove(index)
+        for island in self._islands(fusible):
+            self._fuse_island(island, fusible, islands)
         return self._fusion()
 
     def _fusible(self) -> set[int]:
@@ -163,23 +169,65 @@ class _Fuser:
     def _takes_producers(self, index: int) -> bool:
         return self.computes_operands if index in self.products else self.ops[index].kind in _CONSUMERS
 
-    def _fuse_where_that_saves(self, fusible: set[int]) -> None:
-        """Fuses what saves most, again and again, while something saves time."""
-        gains = {index: gain for index in self.live if index in fusible and (gain := self._saved(index)) > 0}
-        queue = [(-gain, index) for index, gain in gains.items()]
+    def _islands(self, fusible: set[int]) -> Iterator[list[int]]:
+        """The kernels that may become one, directly or by way of others, in program order."""
+        seen: set[int] = set()
+        for start in sorted(fusible):
+            island, waiting = set[int](), {start} - seen
+            while waiting:
+                index = waiting.pop()
+                island.add(index)
+                near = fusible.intersection(self.kernels[index].reads)
+                waiting |= (near | self.readers[index] if index in fusible else near) - island
+            seen |= island
+            if island:
+                yield sorted(island)
+
+    def _fuse_island(self, island: list[int], fusible: set[int], islands: Islands) -> None:
+        """Fuses an island, as an equal one was if there was any."""
+        facts = self._facts(island, fusible)
+        if facts in islands:
+            for number in islands[facts]:
+                self._fused(island[number])
+        else:
+            fused = self._fuse_where_that_saves(island, fusible)
+            number = {index: k for k, index in enumerate(island)}
+            islands[facts] = tuple([number[index] for index in fused])
+
+    def _facts(self, island: list[int], fusible: set[int]) -> Hashable:
+        """What decides how an island is fused, in numbers of its own."""
+        facts: list[Hashable] = []
+        number = {index: k for k, index in enumerate(island)}
+        for index in island:
+            kernel = self.kernels[index]
+            reads = tuple([number.setdefault(read, len(number)) for read in kernel.reads])
+            runs = kernel.work, kernel.by_rows, kernel.is_unary, kernel.reduces, kernel.padding, kernel.blocks
+            facts.append((index in fusible, self.written[index], kernel.loop, runs, reads, *kernel.reads.values()))
+        return *facts, *[(self.sizes[index], self.elements[index]) for index in number]
+
+    def _fuse_where_that_saves(self, island: list[int], fusible: set[int]) -> list[int]:
+        """Fuses what saves most, again and again, while something saves time; returns what was fused, in order."""
+        for index in island:
+            self._time(index)
+        gains = {index: gain for index in island if index in fusible and (gain := self._saved(index)) > 0}
+        queue, fused = [(-gain, index) for index, gain in gains.items()], []
         heapq.heapify(queue)
         while queue:
             expected, index = heapq.heappop(queue)
             if gains.get(index) != -expected:
                 continue  # no longer so: what it is now stands elsewhere in the queue
             del gains[index]
+            fused.append(index)
             readers = self._fused(index)
+            for reader in readers:
+                self._time(reader)
             affected = readers.union(*(self.kernels[reader].reads for reader in readers))
             for neighbour in affected & fusible:
                 gain = self._saved(neighbour)
                 if gain > 0 and gain != gains.get(neighbour):
                     heapq.heappush(queue, (-gain, neighbour))
                 gains[neighbour] = gain
+        return fused
 
     def _as_one(self, diamond: Diamond) -> None:
         """One kernel over rows, which reads every buffer once."""
@@ -248,7 +296,6 @@ class _Fuser:
         """A product spreads a constant or a row itself; others read it as before."""
         kernel, spread = self.kernels[product], self.kernels[index]
         _merge(kernel, index, spread)
-        self._timed(product, kernel)
         for read in spread.reads:
             self.readers[read].add(product)
         self.readers[index].discard(product)
@@ -327,7 +374,6 @@ class _Fuser:
             kernel = self.kernels[reader]
             _merge(kernel, index, producer)
             kernel.inside |= producer.inside
-            self._timed(reader, kernel)
             for read in producer.reads:
                 self.readers[read].add(reader)
         return readers

@@ -2,26 +2,28 @@
 
 Where element-wise work disappears in the kernels that read it, the replay of a schedule says little about its time:
 what counts is which buffers are written and read, and barriers decide that as much as recomputation does. So candidates
-are made along the whole range of prices, by the minimum cut that knows what the plain program's kernels take, and by
-what people keep by hand; each is emitted, fused by the compiler's rules, and timed kernel by kernel. The answer for a
-budget is the fastest of those whose predicted peak fits.
+are made by the minimum cut that knows what the plain program's kernels take, and by what people keep by hand; each is
+emitted, fused by the compiler's rules, and timed kernel by kernel. The answer for a budget is the fastest of those
+whose predicted peak fits.
+
+A prediction takes as long as thirty cuts do. So the next schedule to be predicted is the one at the lowest price at
+which the program should fit, by how far off the replays of those before it are; then the one at the next lower price.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
 from jaxremat.cost.kernels import seconds_again, seconds_by_equation
-from jaxremat.graph.replay import Timeline
+from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
-from jaxremat.planner.by_hand import POLICIES, blocks_of, kept_by_hand
+from jaxremat.planner.by_hand import POLICIES, Policy, blocks_of, kept_by_hand
 from jaxremat.planner.contract import Outcome, Traits
 from jaxremat.planner.decision import FlatFunction, Form, form_of
 from jaxremat.planner.problem import Problem, pose
@@ -29,15 +31,17 @@ from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.barriers import barriers_between
 from jaxremat.solvers.mincut.boundary import SearchPoint
-from jaxremat.solvers.mincut.search import Search
+from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 _PEAK_DOUBT = 0.17  # of unrolled programs on an H200: the most that was seen; absent_devices.py prints 0.06 now
 _SEGMENTS = (1, 16)  # one, and about one per layer of common depths
-_OTHER_PARTS = (0.5, 2.0)  # half and twice as many barriers
-_BISECTIONS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 takes 15.7 % where 6.1 would do
+_SHAPES = tuple(SearchPoint(0.0, segments) for segments in _SEGMENTS)
+_FEWER_PARTS = 0.5  # half as many barriers
+_HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 takes 15.7 % where 6.1 would do
+_MOST_STEPS = 5  # towards the lowest price at which a shape fits: a bound, three are the rule
 _MOST_LEAST = 12  # each is emitted and fused
 
 
@@ -105,14 +109,18 @@ class TimedPlanner:
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
-        best = fastest(self._range, replayed_bytes)
+        self._approach(_SHAPES, replayed_bytes)
+        self._approach_by_hand(replayed_bytes)
+        best = self._fastest_known(replayed_bytes) or fastest(self._by_hand(), replayed_bytes)
         if best is None:
             return fastest(self.least(), replayed_bytes) or min(self.least(), key=by_peak)
-        around = [*self._made.values(), *self._between(replayed_bytes), *self._released(best, replayed_bytes)]
-        best = fastest(around, replayed_bytes) or best
-        tried = [best, *self._just_too_large(around, replayed_bytes)]
-        others = [other for outcome in tried for other in self._with_other_parts(outcome)]
-        return fastest([best, *others], replayed_bytes) or best
+        self._approach(self._released(best), replayed_bytes)
+        best = self._fastest_known(replayed_bytes) or best
+        self._move_barriers(best, replayed_bytes)
+        return self._fastest_known(replayed_bytes) or best
+
+    def _fastest_known(self, peak_bytes: int) -> TimedOutcome | None:
+        return fastest([self.plain, *self.made], peak_bytes)
 
     def leaving(self, saved_bytes: int) -> TimedOutcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
@@ -127,7 +135,8 @@ class TimedPlanner:
         small = [self._emitted(candidate.program) for candidate in self._search.small_ones(_MOST_LEAST)]
         found = {id(outcome): outcome for outcome in (*self._range, *small)}
         smallest = sorted(found.values(), key=by_peak)[:_MOST_LEAST]
-        return sorted({*smallest, *self._with_other_parts(smallest[0])}, key=by_peak)
+        moved = [self._emitted(smallest[0].program, part) for part in self._other_parts]
+        return sorted({*smallest, *moved}, key=by_peak)
 
     def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
@@ -136,68 +145,98 @@ class TimedPlanner:
     @functools.cached_property
     def _range(self) -> list[TimedOutcome]:
         """The whole range, from everything kept to next to nothing; and what people keep by hand."""
-        points = [SearchPoint(price, segments) for segments, prices in self._prices.items() for price in prices]
-        return [self.plain, *self._by_hand(), *map(self._at, points)]
+        return [self.plain, *self._by_hand(), *(self._at(point) for shape in _SHAPES for point in self._falling(shape))]
+
+    def _falling(self, shape: SearchPoint) -> list[SearchPoint]:
+        """A shape at the prices worth a prediction: of those that give the same schedule the last, and none at which
+        recomputation itself takes more bytes than a lower price does."""
+        found: dict[Candidate, SearchPoint] = {}
+        least = np.inf
+        for point in (dataclasses.replace(shape, price=price) for price in self._search.prices):
+            candidate = self._search.candidate(point)
+            if candidate.peak_bytes <= least:
+                found[candidate], least = point, candidate.peak_bytes
+        return list(found.values())
+
+    def _by_hand(self) -> list[TimedOutcome]:
+        return list(map(self._predicted, self._programs_by_hand))
 
     @functools.cached_property
-    def _prices(self) -> dict[int, list[float]]:
-        """By number of segments, the prices worth a prediction: of those that give the same schedule the last, and none
-        at which recomputation itself takes more bytes than a lower price does."""
-        return {segments: self._falling(segments) for segments in _SEGMENTS}
-
-    def _falling(self, segments: int) -> list[float]:
-        price_of: dict[int, float] = {}
-        least = np.inf
-        for price in self._search.prices:
-            candidate = self._search.candidate(SearchPoint(price, segments))
-            if candidate.peak_bytes <= least:
-                price_of[id(candidate)], least = price, candidate.peak_bytes
-        return list(price_of.values())
-
-    def _by_hand(self) -> Iterator[TimedOutcome]:
+    def _programs_by_hand(self) -> list[ScheduledProgram]:
         """Checkpoints around every block, as `jax.checkpoint` runs them: a barrier where each block begins again."""
-        joint, graph = self._problem.joint, self._problem.graph
-        for policy in POLICIES if self._number_of_blocks else ():
-            steps, start = assemble_parts(graph, kept_by_hand(joint, graph, policy))
-            barriers = barriers_between(graph, steps, start, self._blocks)
-            yield self._predicted(
-                schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
-            )
+        return [self._keeping_by_hand(policy) for policy in POLICIES] if self._number_of_blocks else []
 
-    def _between(self, peak_bytes: int) -> Iterator[TimedOutcome]:
-        """Outcomes at prices between one that is too low for a peak and the next one, which is enough."""
-        pairs = [(segments, pair) for segments, prices in self._prices.items() for pair in itertools.pairwise(prices)]
-        for segments, (low, high) in pairs:
-            too_low, enough = (self._at(SearchPoint(price, segments)).peak_bytes for price in (low, high))
-            if too_low <= peak_bytes or enough > peak_bytes:
-                continue
-            for _ in range(_BISECTIONS):
-                middle = float(np.sqrt(low * high))
-                outcome = self._at(SearchPoint(middle, segments))
-                yield outcome
-                low, high = (low, middle) if outcome.peak_bytes <= peak_bytes else (middle, high)
+    def _keeping_by_hand(self, policy: Policy) -> ScheduledProgram:
+        graph = self._problem.graph
+        steps, start = assemble_parts(graph, kept_by_hand(self._problem.joint, graph, policy))
+        barriers = barriers_between(graph, steps, start, self._blocks)
+        return schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
 
-    def _released(self, best: TimedOutcome, peak_bytes: int) -> Iterator[TimedOutcome]:
+    def _approach_by_hand(self, peak_bytes: int) -> None:
+        """Predicts what people keep by hand, the cheapest first, until something fits; not what will not."""
+        replayed = [(replay(self._problem.graph, program.steps), program) for program in self._programs_by_hand]
+        for timeline, program in sorted(replayed, key=lambda pair: pair[0].cost):
+            should_fit = self._expected_bytes(timeline.peak_bytes) <= peak_bytes
+            if should_fit and self._predicted(program).peak_bytes <= peak_bytes:
+                return
+
+    def _approach(self, shapes: Sequence[SearchPoint], peak_bytes: int) -> None:
+        """Predicts schedules of some shapes on both sides of the lowest price at which each fits."""
+        for shape in shapes:
+            for _ in range(_MOST_STEPS):
+                unknown = [point for point in self._around(shape, peak_bytes) if point not in self._at_point]
+                if not unknown:
+                    break
+                self._at(unknown[0])
+
+    def _around(self, shape: SearchPoint, peak_bytes: int) -> list[SearchPoint]:
+        """The lowest price at which a shape should fit, and the next lower one; the highest that is of use where it
+        should fit at none."""
+        points = self._falling(shape)
+        enough = next((k for k, point in enumerate(points) if self._expected(point) <= peak_bytes), None)
+        if not enough:
+            return points[:1] if enough == 0 else points[-1:]
+        too_low, fits = points[enough - 1 : enough + 1]
+        for _ in range(_HALVINGS):
+            middle = dataclasses.replace(shape, price=float(np.sqrt(too_low.price * fits.price)))
+            too_low, fits = (too_low, middle) if self._expected(middle) <= peak_bytes else (middle, fits)
+        return [fits, too_low]
+
+    def _expected(self, point: SearchPoint) -> float:
+        """The peak that a schedule should be predicted to have: by those of its shape, where two are known."""
+        own = [known for known in self._at_point if dataclasses.replace(known, price=point.price) == point]
+        return self._expected_bytes(self._search.candidate(point).peak_bytes, own if len(own) > 1 else None)
+
+    def _expected_bytes(self, replayed_bytes: int, known: Sequence[SearchPoint] | None = None) -> float:
+        """The predicted peak of what is replayed with some bytes: as far from it as those that are known."""
+        points = known or self._at_point
+        pairs = {self._search.candidate(point).peak_bytes: self._at_point[point].peak_bytes for point in points}
+        pairs = pairs or {self._search.plain.peak_bytes: self.plain.peak_bytes}
+        replayed, predicted = np.asarray(sorted(pairs.items())).T
+        return replayed_bytes + float(np.interp(replayed_bytes, replayed, predicted - replayed))
+
+    def _released(self, best: TimedOutcome) -> list[SearchPoint]:
         """What the backward has read by the time of the peak may as well be kept: it is live then in any case."""
         after = best.timeline.schedule[best.timeline.peak_step :]
         backward = after[self._problem.graph.backward[after]]
         if best.program.is_in_order or not backward.size:
-            return
-        for segments, prices in self._prices.items():
-            peaks = [self._at(SearchPoint(price, segments)).peak_bytes for price in prices]
-            fits = [i for i, peak in enumerate(peaks) if peak <= peak_bytes]
-            for price in prices[max(fits[0] - 1, 0) : fits[0] + 1] if fits else ():
-                yield self._at(SearchPoint(price, segments, peak_node=int(backward[0])))
+            return []
+        return [dataclasses.replace(shape, peak_node=int(backward[0])) for shape in _SHAPES]
 
-    def _just_too_large(self, outcomes: Sequence[TimedOutcome], peak_bytes: int) -> list[TimedOutcome]:
-        """The smallest outcome above a peak: with barriers in other places it may fit."""
-        return sorted((outcome for outcome in outcomes if outcome.peak_bytes > peak_bytes), key=by_peak)[:1]
+    def _move_barriers(self, best: TimedOutcome, peak_bytes: int) -> None:
+        """Predicts the best with barriers in other places, and what is faster and just too large where it would fit if
+        these did as much for it."""
+        faster = [outcome for outcome in self.made if outcome.peak_bytes > peak_bytes and outcome.cost < best.cost]
+        too_large = min(faster, key=by_peak, default=best)
+        for part in self._other_parts:
+            moved = self._emitted(best.program, part)
+            if too_large.peak_bytes * moved.peak_bytes <= peak_bytes * best.peak_bytes:
+                self._emitted(too_large.program, part)
 
-    def _with_other_parts(self, outcome: TimedOutcome) -> Iterator[TimedOutcome]:
-        for factor in _OTHER_PARTS:
-            yield self._emitted(outcome.program, self._structure.parts(int(factor * self._parts)))
-        if self._number_of_blocks:
-            yield self._emitted(outcome.program, self._blocks)
+    @functools.cached_property
+    def _other_parts(self) -> list[np.ndarray]:
+        fewer = self._structure.parts(int(_FEWER_PARTS * self._parts))
+        return [fewer, self._blocks] if self._number_of_blocks else [fewer]
 
     def _at(self, point: SearchPoint) -> TimedOutcome:
         if point not in self._at_point:
@@ -253,7 +292,7 @@ class TimedPlanner:
     def _kernels(self) -> tuple[np.ndarray, frozenset[Var]]:
         """Of the plain program: what each equation takes by itself, and which variables have buffers."""
         problem = self._problem
-        return seconds_by_equation(problem.joint.jaxpr, self.device, problem.known.templates)
+        return seconds_by_equation(problem.joint.jaxpr, self.device, problem.known)
 
     @functools.cached_property
     def _structure(self) -> Structure:

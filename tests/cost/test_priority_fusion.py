@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxremat.backends.devices import resolve_target
-from jaxremat.cost.fusion import materialised
+from jaxremat.cost.bodies import KnownBodies
+from jaxremat.cost.fusion import fuse, materialised
+from jaxremat.cost.hlo_model import lower
 
 H200 = resolve_target("h200")
 X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
@@ -115,3 +117,32 @@ def test_a_softmax_leaves_its_exponentials_to_its_gradient():
     half = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.bfloat16)
     names = written(fun, half(16384, 1024), half(1024, 1024), half(16384, 1024))
     assert names.count("exp") == 1 and names.count("dot_general") == 1
+
+
+def layers(number):
+    """Equal layers, as operations."""
+
+    def fun(x, w):
+        for _ in range(number):
+            x = jax.nn.gelu(x - x.mean(-1, keepdims=True)) @ w
+        return x
+
+    return lower(jax.make_jaxpr(fun)(X, W).jaxpr, H200.backend)
+
+
+def test_equal_layers_are_fused_once():
+    known = KnownBodies()
+    fuse(layers(2), H200, known)
+    met = len(known.islands)
+    fuse(layers(6), H200, known)
+    assert len(known.islands) == met
+
+
+def test_what_is_known_of_islands_changes_no_kernel():
+    known = KnownBodies()
+    fuse(layers(2), H200, known)
+    program = layers(5)
+    alone, alike = fuse(program, H200), fuse(program, H200, known)
+    assert alike.kernels == alone.kernels
+    assert alike.buffers_read == alone.buffers_read
+    assert alike.loops == alone.loops

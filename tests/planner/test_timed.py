@@ -54,6 +54,23 @@ def test_outcomes_fit_and_cost_more_the_less_they_get(planner):
     assert costs == sorted(costs, reverse=True)
 
 
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.7])
+def test_a_fit_takes_few_predictions(share):
+    """Of each of two shapes five at most, of what is released as many, and a few by hand and with other barriers."""
+    planner = TimedPlanner(read_primal(loss, (WEIGHTS, X), 0, False), H200)
+    budget = int(share * planner.plain.peak_bytes)
+    found = planner.fit(budget)
+    assert len(planner.made) <= 24
+    assert found.cost == min(each.cost for each in planner.made if each.peak_bytes <= budget)
+
+
+def test_nothing_predicted_later_is_faster_within_the_same_bytes(planner):
+    """The whole range holds nothing that the approach has passed over."""
+    budget = int(0.5 * planner.plain.peak_bytes)
+    found = planner.fit(budget)
+    assert all(found.cost <= each.cost for each in planner._range if each.peak_bytes <= budget)
+
+
 def test_what_is_just_too_large_is_tried_with_fewer_barriers():
     """A kernel between two barriers writes what one without them computes on its way."""
 
