@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,9 +39,10 @@ from jaxremat.trace.round_trips import LOSSLESS
 _PEAK_DOUBT = 0.17  # of unrolled programs on an H200: the most that was seen; absent_devices.py prints 0.06 now
 _SEGMENTS = (1, 16)  # one, and about one per layer of common depths
 _SHAPES = tuple(SearchPoint(0.0, segments) for segments in _SEGMENTS)
-_FEWER_PARTS = 0.5  # half as many barriers
+_OTHER_PARTS = (0.5, 2.0)  # half and twice as many barriers
 _HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 takes 15.7 % where 6.1 would do
 _MOST_STEPS = 5  # towards the lowest price at which a shape fits: a bound, three are the rule
+_NEARLY = 1.05  # of a peak: other barriers take 2 to 8 % off those of GPTs, LLaMA and an encoder-decoder
 _MOST_LEAST = 12  # each is emitted and fused
 
 
@@ -176,7 +177,7 @@ class TimedPlanner:
         """Predicts what people keep by hand, the cheapest first, until something fits; not what will not."""
         replayed = [(replay(self._problem.graph, program.steps), program) for program in self._programs_by_hand]
         for timeline, program in sorted(replayed, key=lambda pair: pair[0].cost):
-            should_fit = self._expected_bytes(timeline.peak_bytes) <= peak_bytes
+            should_fit = self._expected_bytes(timeline.peak_bytes, self._at_point) <= peak_bytes
             if should_fit and self._predicted(program).peak_bytes <= peak_bytes:
                 return
 
@@ -203,16 +204,17 @@ class TimedPlanner:
         return [fits, too_low]
 
     def _expected(self, point: SearchPoint) -> float:
-        """The peak that a schedule should be predicted to have: by those of its shape, where two are known."""
+        """The peak that a schedule is, or should be, predicted to have: by those of its shape, where two are known."""
+        if point in self._at_point:
+            return self._at_point[point].peak_bytes
         own = [known for known in self._at_point if dataclasses.replace(known, price=point.price) == point]
-        return self._expected_bytes(self._search.candidate(point).peak_bytes, own if len(own) > 1 else None)
+        return self._expected_bytes(self._search.candidate(point).peak_bytes, own if len(own) > 1 else self._at_point)
 
-    def _expected_bytes(self, replayed_bytes: int, known: Sequence[SearchPoint] | None = None) -> float:
-        """The predicted peak of what is replayed with some bytes: as far from it as those that are known."""
-        points = known or self._at_point
-        pairs = {self._search.candidate(point).peak_bytes: self._at_point[point].peak_bytes for point in points}
-        pairs = pairs or {self._search.plain.peak_bytes: self.plain.peak_bytes}
-        replayed, predicted = np.asarray(sorted(pairs.items())).T
+    def _expected_bytes(self, replayed_bytes: int, points: Iterable[SearchPoint]) -> float:
+        """The predicted peak of what is replayed with some bytes: as far from it as at those points."""
+        known = [(self._search.candidate(point).peak_bytes, self._at_point[point].peak_bytes) for point in points]
+        known = known or [(self._search.plain.peak_bytes, self.plain.peak_bytes)]
+        replayed, predicted = np.asarray(sorted(dict(sorted(known, reverse=True)).items())).T
         return replayed_bytes + float(np.interp(replayed_bytes, replayed, predicted - replayed))
 
     def _released(self, best: TimedOutcome) -> list[SearchPoint]:
@@ -224,19 +226,18 @@ class TimedPlanner:
         return [dataclasses.replace(shape, peak_node=int(backward[0])) for shape in _SHAPES]
 
     def _move_barriers(self, best: TimedOutcome, peak_bytes: int) -> None:
-        """Predicts the best with barriers in other places, and what is faster and just too large where it would fit if
-        these did as much for it."""
-        faster = [outcome for outcome in self.made if outcome.peak_bytes > peak_bytes and outcome.cost < best.cost]
+        """Predicts the best, and what is faster and just too large, with barriers in other places."""
+        faster = [outcome for outcome in self.made if peak_bytes < outcome.peak_bytes and outcome.cost < best.cost]
         too_large = min(faster, key=by_peak, default=best)
         for part in self._other_parts:
-            moved = self._emitted(best.program, part)
-            if too_large.peak_bytes * moved.peak_bytes <= peak_bytes * best.peak_bytes:
+            self._emitted(best.program, part)
+            if too_large.peak_bytes <= _NEARLY * peak_bytes:
                 self._emitted(too_large.program, part)
 
     @functools.cached_property
     def _other_parts(self) -> list[np.ndarray]:
-        fewer = self._structure.parts(int(_FEWER_PARTS * self._parts))
-        return [fewer, self._blocks] if self._number_of_blocks else [fewer]
+        parts = [self._structure.parts(int(factor * self._parts)) for factor in _OTHER_PARTS]
+        return [*parts, self._blocks] if self._number_of_blocks else parts
 
     def _at(self, point: SearchPoint) -> TimedOutcome:
         if point not in self._at_point:
