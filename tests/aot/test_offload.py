@@ -87,7 +87,7 @@ def test_convolutions_with_skips_are_as_small_as_predicted():
     report = compile_program(primal, outcome.form.emitted(primal, device), False, device).report
     assert report.host_bytes == transfers_of(outcome, device).out_bytes > 0
     assert report.peak_bytes <= outcome.peak_bytes + 2**24 + 2**16
-    assert report.peak_bytes < min(each.peak_bytes for each in planner.own.least()) - 2**24
+    assert report.peak_bytes < 0.95 * min(each.peak_bytes for each in planner.own.least())
 
 
 @pytest.mark.aot
