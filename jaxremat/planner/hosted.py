@@ -24,9 +24,42 @@ from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.primitives import CUTTING, ELEMENTWISE
 from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip, is_worth_a_transfer
 
-AHEAD = (1, 0)
-"""Stretches between two fetches that a fetch may run ahead of its reader: with none, XLA's schedule shows no overlap,
-and each one more may hold another value on the device: 254 and 287 MiB of a U-Net on an H200."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pace:
+    """When copies run: by the clock, so that they hide behind what runs meanwhile.
+
+    Attributes:
+      clock: [T + 1] seconds from the start of a schedule to each of its steps, and to its end.
+      bytes_per_second: over the link, each way.
+    """
+
+    clock: np.ndarray
+    bytes_per_second: float
+
+    def copied(self, made: Iterable[tuple[int, int]]) -> list[tuple[float, float]]:
+        """When values are copied to the host, one after another: (begins, ends), in seconds.
+
+        Args:
+          made: (the step after the one that makes a value, its bytes), in order.
+        """
+        spans, free = [], 0.0
+        for step, size_bytes in made:
+            begins = max(free, float(self.clock[step]))
+            spans.append((begins, free := begins + size_bytes / self.bytes_per_second))
+        return spans
+
+    def fetched(self, read: Sequence[tuple[int, int]]) -> list[float]:
+        """When fetches begin, one after another, so that each is done in time.
+
+        Args:
+          read: (the step that reads a value first, its bytes), in order.
+        """
+        begins, before = [], np.inf
+        for step, size_bytes in reversed(read):
+            before = min(before, float(self.clock[step])) - size_bytes / self.bytes_per_second
+            begins.append(before)
+        return begins[::-1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,15 +90,31 @@ class Hosting:
         """Bytes on the host of every value, of the program without round trips, that may go there."""
         return {value: jaxprs.array_bytes(trip.stored) for value, trip in self._trip_of.items()}
 
-    def program(self, program: ScheduledProgram, hosted: Set[int], ahead: int) -> ScheduledProgram:
+    def program(self, program: ScheduledProgram, hosted: Set[int], pace: Pace | None) -> ScheduledProgram:
         """The schedule with some of its saved values on the host.
 
         Args:
           program: a schedule of the program without round trips.
           hosted: values that it saves, among those of `bytes_of`.
-          ahead: one of `AHEAD`.
+          pace: when copies run; None for as soon as a value is made, and not before it is read, which takes the least
+            bytes, and all of the copies' time.
         """
-        return _Rewriting(self, program, hosted, ahead).program()
+        return _Rewriting(self, program, hosted, pace).program()
+
+    @functools.cached_property
+    def is_written(self) -> np.ndarray:
+        """[N] whether what a node makes is written anyway: no kernel that reads it computes it on its way."""
+        joint = self.problem.joint
+        value, reader = joint.reads.T
+        is_elementwise = np.asarray([eqn.primitive.name in ELEMENTWISE for eqn in joint.eqns], bool)
+        on_the_way = np.zeros(len(joint.eqns), bool)
+        on_the_way[joint.producer[value[is_elementwise[reader]]]] = True
+        return ~on_the_way | self.is_contraction
+
+    @functools.cached_property
+    def is_contraction(self) -> np.ndarray:
+        """[N]"""
+        return np.asarray([is_contraction(eqn) for eqn in self.problem.joint.eqns], bool)
 
     @functools.cached_property
     def _trip_of(self) -> dict[Any, Any]:
@@ -81,8 +130,8 @@ class Hosting:
 
 
 class _Rewriting:
-    def __init__(self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int], ahead: int) -> None:
-        self.hosting, self.before, self.hosted, self.ahead = hosting, before, hosted, ahead
+    def __init__(self, hosting: Hosting, before: ScheduledProgram, hosted: Set[int], pace: Pace | None) -> None:
+        self.hosting, self.before, self.hosted, self.pace = hosting, before, hosted, pace
         self.joint = hosting.problem.joint
         self.early = range(before.backward_start)
         self.late = range(before.backward_start, before.steps.size)
@@ -94,22 +143,22 @@ class _Rewriting:
 
     def program(self) -> ScheduledProgram:
         first_reader = {value: steps[0] for value, steps in self._readers(self.late).items()}
+        copied, awaited = self._copied_before()
         fetched = self._fetched_before(first_reader)
-        opens = {*first_reader.values(), *fetched, *self._ends(), *self._cuts(), *self.before.barriers}
+        read = {*first_reader.values(), *self._ends()}
+        opens = {*copied, *awaited, *fetched, *read, *self._cuts(), *self.before.barriers}
         cut_again = self._cut_again(opens)
         steps: list[int] = []
         barriers: set[int] = set()
         places: list[int] = []
         for step, node in enumerate(self.nodes):
-            is_late = step in self.late
             barriers |= {len(steps), len(steps) + len(cut_again.get(step, ()))} if step in opens else set()
             steps += cut_again.get(step, ())
+            steps += [self.hosting.ways[value][0] for value in copied.get(step, ())]
             places.append(len(steps))
             steps += [self.hosting.ways[value][1] for value in fetched.get(step, ())]
             steps.append(node)
-            made = self._made(node)
-            barriers |= {len(steps)} if not is_late and not self.hosted.isdisjoint(made) else set()
-            steps += [way for value in made for way in self._ways(value, is_late)]
+            steps += [way for value in self._made(node) for way in self._ways(value, step in self.late)]
         start = [*places, len(steps)][self.before.backward_start]
         return self._recorded(steps, start, barriers)
 
@@ -128,21 +177,49 @@ class _Rewriting:
                 readers.get(int(self.own[value]), []).append(step)
         return {value: steps for value, steps in readers.items() if steps}
 
+    def _copied_before(self) -> tuple[dict[int, list[int]], set[int]]:
+        """(what is copied to the host before each step, steps before which copies have ended)."""
+        after = {v: step + 1 for step in self.early for v in self._made(self.nodes[step]) if v in self.hosted}
+        if self.pace is None:
+            last_reads = [steps[-1] for steps in self._readers(self.early).values()]
+            return _grouped(after), {step + 1 for step in last_reads if self.hosting.is_written[self.nodes[step]]}
+        spans = self.pace.copied([(step, self.hosting.bytes_of[value]) for value, step in after.items()])
+        begins = {v: self._place_after(begin, after[v]) for v, (begin, _) in zip(after, spans)}
+        return _grouped(begins), {self._place_after(end, begins[v]) for v, (_, end) in zip(after, spans)}
+
+    def _fetched_before(self, first_reader: Mapping[int, int]) -> dict[int, list[int]]:
+        """What is fetched before each step."""
+        if self.pace is None:
+            return _grouped(first_reader)
+        read = sorted(first_reader, key=first_reader.__getitem__)
+        begins = self.pace.fetched([(first_reader[value], self.hosting.bytes_of[value]) for value in read])
+        return _grouped({value: self._place_before(begin) for value, begin in zip(read, begins)})
+
+    def _place_after(self, seconds: float, first: int) -> int:
+        """The first place for a barrier in the forward from a time, and a step, on; its end where there is none."""
+        assert self.pace
+        places = (step for step in self._places(self.early) if step >= first and self.pace.clock[step] >= seconds)
+        return next(places, self.before.backward_start)
+
+    def _place_before(self, seconds: float) -> int:
+        """The last place for a barrier in the backward before a time; its beginning where there is none."""
+        assert self.pace
+        return max(
+            (step for step in self._places(self.late) if self.pace.clock[step] <= seconds), default=self.late.start
+        )
+
+    def _places(self, among: range) -> Iterator[int]:
+        """Places for barriers that take no kernel apart: behind contractions, or what else is written anyway."""
+        is_place = self.hosting.is_contraction if self.hosting.is_contraction.any() else self.hosting.is_written
+        return (step for step in among if step > among.start and is_place[self.nodes[step - 1]])
+
     def _ends(self) -> Iterator[int]:
-        """Where stretches end: once what was fetched, or copied, is read last, before more is made; and after each
+        """Where stretches of the backward end: once what was fetched is read last, before more is made; and after each
         product that is a gradient, or it would wait, and what it reads with it."""
         yield from (steps[-1] + 1 for steps in self._readers(self.late).values())
-        yield from (steps[-1] + 1 for steps in self._readers(self.early).values() if self._is_written(steps[-1]))
         gradients = set(jaxprs.vars_of(self.joint.gradients))
-        products = [step for step in self.late if is_contraction(self._eqn(step))]
+        products = [step for step in self.late if self.hosting.is_contraction[self.nodes[step]]]
         yield from (step + 1 for step in products if not gradients.isdisjoint(self._eqn(step).outvars))
-
-    def _is_written(self, step: int) -> bool:
-        """Whether what a step makes is written anyway: no kernel that reads it computes it on its way."""
-        value, reader = self.joint.reads.T
-        readers = reader[np.isin(value, self.joint.values_of[self.nodes[step]])]
-        is_read_on_the_way = any(self.joint.eqns[node].primitive.name in ELEMENTWISE for node in readers)
-        return is_contraction(self._eqn(step)) or not is_read_on_the_way
 
     def _cuts(self) -> list[int]:
         """The steps of the backward that give parts, large ones, of what they read."""
@@ -164,15 +241,6 @@ class _Rewriting:
     def _eqn(self, step: int) -> Eqn:
         return self.joint.eqns[self.nodes[step]]
 
-    def _fetched_before(self, first_reader: Mapping[int, int]) -> dict[int, list[int]]:
-        """What is fetched before each step: a number of the steps that read something first ahead of its own."""
-        reads = sorted(set(first_reader.values()))
-        earlier = dict(zip(reads, [self.before.backward_start] * self.ahead + reads))
-        fetched: dict[int, list[int]] = {}
-        for value, step in first_reader.items():
-            fetched.setdefault(earlier[step], []).append(value)
-        return fetched
-
     def _made(self, node: int) -> list[int]:
         """Values with a round trip that a node makes."""
         made = (int(self.own[value]) for value in self.joint.values_of[node])
@@ -180,7 +248,15 @@ class _Rewriting:
 
     def _ways(self, value: int, late: bool) -> Iterable[int]:
         there, back = self.hosting.ways[value]
-        return (there,) if value in self.hosted and not late else (there, back)
+        return () if value in self.hosted and not late else (there, back)
+
+
+def _grouped(step_of: Mapping[int, int]) -> dict[int, list[int]]:
+    """By step, the values that have it."""
+    values: dict[int, list[int]] = {}
+    for value, step in step_of.items():
+        values.setdefault(step, []).append(value)
+    return values
 
 
 def _trips(joint: Joint) -> list[RoundTrip]:

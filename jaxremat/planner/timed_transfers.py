@@ -15,7 +15,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.planner.contract import Outcome, cheapest_within
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.planner.hosted import AHEAD, Hosting
+from jaxremat.planner.hosted import Hosting, Pace
 from jaxremat.planner.timed import TimedOutcome, TimedPlanner, by_peak
 from jaxremat.planner.transfers import require_link, transfers_of
 from jaxremat.trace.joint import Primal
@@ -43,7 +43,7 @@ class TimedTransferPlanner:
         self.traits = self.own.traits
         self.as_written: FlatFunction = primal.as_written
         self._most_bytes = np.inf if host_budget_bytes is None else host_budget_bytes
-        self._made: dict[tuple[int, tuple[int, ...], int], TimedOutcome] = {}
+        self._made: dict[tuple[int, tuple[int, ...], bool], TimedOutcome] = {}
 
     @property
     def plain(self) -> TimedOutcome:
@@ -92,23 +92,28 @@ class TimedTransferPlanner:
         return outcome.cost * forward, outcome.cost * (1 - forward)
 
     def _moved(self, outcome: TimedOutcome, peak_bytes: int) -> TimedOutcome:
-        """An outcome with values on the host until its peak fits, or nothing more at its peak can go there; they are
-        fetched ahead of their readers where there is room for it."""
-        moved: list[TimedOutcome] = []
-        for ahead in AHEAD:
-            moved.append(self._moved_ahead(outcome, peak_bytes, ahead))
-            if moved[-1].peak_bytes <= peak_bytes:
-                break
-        return min(moved, key=by_peak)
+        """An outcome with values on the host until its peak fits, or nothing more at its peak can go there; copies hide
+        behind computation where there is room for what they copy."""
+        hiding = self._moved_at(outcome, peak_bytes, self._pace(outcome))
+        if hiding.peak_bytes <= peak_bytes:
+            return hiding
+        return min(hiding, self._moved_at(outcome, peak_bytes, None), key=by_peak)
 
-    def _moved_ahead(self, outcome: TimedOutcome, peak_bytes: int, ahead: int) -> TimedOutcome:
+    def _pace(self, outcome: TimedOutcome) -> Pace:
+        rate = self.device.sustained_host_bytes_per_second
+        assert rate  # checked before
+        seconds = outcome.problem.graph.costs[outcome.program.steps]
+        clock = np.concatenate([[0.0], np.cumsum(seconds) * outcome.cost / max(seconds.sum(), 1e-30)])
+        return Pace(clock, rate)
+
+    def _moved_at(self, outcome: TimedOutcome, peak_bytes: int, pace: Pace | None) -> TimedOutcome:
         moved, hosted = outcome, set[int]()
         for _ in range(_MOST_ROUNDS):
             more = self._waiting_at_peak(outcome, moved, hosted, moved.peak_bytes - peak_bytes)
             if moved.peak_bytes <= peak_bytes or not more:
                 break
             hosted |= more
-            moved = self._hosted(outcome, hosted, ahead)
+            moved = self._hosted(outcome, hosted, pace)
         return moved
 
     def _waiting_at_peak(self, outcome: TimedOutcome, moved: TimedOutcome, hosted: set[int], excess: int) -> set[int]:
@@ -146,12 +151,12 @@ class TimedTransferPlanner:
         }
         return [v for v in program.saved.tolist() if v not in read and graph.producer[v] in made]
 
-    def _hosted(self, outcome: TimedOutcome, hosted: set[int], ahead: int) -> TimedOutcome:
+    def _hosted(self, outcome: TimedOutcome, hosted: set[int], pace: Pace | None) -> TimedOutcome:
         """One outcome per schedule and choice."""
-        key = id(outcome), tuple(sorted(hosted)), ahead
+        key = id(outcome), tuple(sorted(hosted)), pace is not None
         if key not in self._made:
             problem = self._hosting.problem
-            program = self._hosting.program(outcome.program, hosted, ahead)
+            program = self._hosting.program(outcome.program, hosted, pace)
             timeline = problem.predicted(program)
             made = TimedOutcome(problem, program, timeline)
             self._made[key] = made.at_cost(made.cost + transfers_of(made, self.device).exposed_seconds)

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base.compat import Var
 from jaxremat.base.errors import ArgumentError
 from jaxremat.loops.find import find
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
-from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes
+from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip, transferred_bytes
 
 SMALLEST_SHARE, LARGEST_SHARE = 1e-3, 4.0  # a copy that is all but free, and one that is as good as forbidden
 _PROBES = 6  # halvings of the ratio between the two: to 14 %
@@ -138,10 +140,49 @@ def require_link(device: Device) -> None:
 def transfers_of(outcome: Outcome, device: Device) -> Transfers:
     """What an outcome copies, and what of it shows on a device."""
     out, back = _copied_bytes(outcome)
-    early, late = np.split(_node_seconds(outcome)[outcome.program.steps], [outcome.program.backward_start])
     rate = device.sustained_host_bytes_per_second or np.inf
+    if trips := _taken(outcome):
+        return Transfers(out, back, _waited_seconds(outcome, trips, rate))
+    early, late = np.split(_node_seconds(outcome)[outcome.program.steps], [outcome.program.backward_start])
     exposed = max(out / rate - early.sum(), 0.0) + max(back / rate - late.sum(), 0.0)
     return Transfers(out, back, float(exposed))
+
+
+def _waited_seconds(outcome: Outcome, trips: Sequence[RoundTrip], rate: float) -> float:
+    """What a schedule waits for copies outside of loops: each begins where it stands, once the link is free in its
+    direction, and is there by the barrier that holds it: the next one of those to the host, the last one before the
+    value is read of those back."""
+    program, joint = outcome.program, outcome.problem.joint
+    seconds = _node_seconds(outcome)[program.steps]
+    seconds[np.isin(program.steps, _trip_nodes(outcome))] = 0
+    clock = np.concatenate([[0.0], np.cumsum(seconds) * outcome.timeline.cost / max(seconds.sum(), 1e-30)])
+    node_of = {id(eqn): node for node, eqn in enumerate(joint.eqns)}
+    there = {node_of[id(trip.way_there)]: trip for trip in trips}
+    back = {node_of[id(trip.way_back)]: trip for trip in trips}
+    free, arrives, waited = {True: 0.0, False: 0.0}, dict[int, float](), 0.0
+    for step, node in enumerate(program.steps.tolist()):
+        now = clock[step] + waited
+        waited += max(arrives.pop(step, 0.0) - now, 0.0)
+        is_late = step >= program.backward_start
+        trip = (back if is_late else there).get(node)
+        if trip is None:
+            continue
+        begins = max(free[is_late], clock[step] + waited)
+        free[is_late] = begins + jaxprs.array_bytes(trip.stored) / rate
+        held = _held_at(outcome, step, trip.restored if is_late else None)
+        arrives[held] = max(arrives.get(held, 0.0), free[is_late])
+    return float(waited)
+
+
+def _held_at(outcome: Outcome, step: int, read: Var | None) -> int:
+    """The step before whose barrier the copy of a step is there: the next one, or the last one before it is read."""
+    joint, program = outcome.problem.joint, outcome.program
+    barriers = [barrier for barrier in program.barriers if barrier > step]
+    if read is None:
+        return barriers[0] if barriers else program.backward_start
+    following = enumerate(program.steps[step + 1 :].tolist(), step + 1)
+    reader = next((at for at, node in following if read in joint.eqns[node].invars), program.steps.size - 1)
+    return max((barrier for barrier in barriers if barrier <= reader), default=reader)
 
 
 def computation_seconds(outcome: Outcome) -> float:
@@ -160,9 +201,7 @@ def _node_seconds(outcome: Outcome) -> np.ndarray:
 
 def _copied_bytes(outcome: Outcome) -> tuple[int, int]:
     """(to the host, from it): what waits there, as often as it is fetched, and what loops copy by themselves."""
-    joint, program = outcome.problem.joint, outcome.program
-    saved = {joint.values[value] for value in program.saved}
-    taken = [trip for trip in joint.round_trips if trip.form == HOST.form and trip.stored in saved]
+    joint, program, taken = outcome.problem.joint, outcome.program, _taken(outcome)
     fetched = np.bincount(program.steps[program.backward_start :], minlength=len(joint.eqns))
     position = {id(eqn): node for node, eqn in enumerate(joint.eqns)}
     out = sum(transferred_bytes(trip.way_there)[0] for trip in taken)
@@ -170,6 +209,13 @@ def _copied_bytes(outcome: Outcome) -> tuple[int, int]:
     trips = set(_trip_nodes(outcome))
     inside = [transferred_bytes(eqn) for node, eqn in enumerate(joint.eqns) if node not in trips]
     return out + sum(there for there, _ in inside), back + sum(again for _, again in inside)
+
+
+def _taken(outcome: Outcome) -> list[RoundTrip]:
+    """The round trips over the link, outside of loops, whose values wait on the host."""
+    joint = outcome.problem.joint
+    saved = {joint.values[value] for value in outcome.program.saved.tolist()}
+    return [trip for trip in joint.round_trips if trip.form == HOST.form and trip.stored in saved]
 
 
 def _trip_nodes(outcome: Outcome) -> list[int]:
