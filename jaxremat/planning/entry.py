@@ -11,7 +11,7 @@ from jaxremat.base.budget import Budget, parse_budget
 from jaxremat.base.collecting import collected_seldom
 from jaxremat.planning.chunks import plan_with_chunks
 from jaxremat.planning.hosts import agree
-from jaxremat.planning.load import restored
+from jaxremat.planning.load import checked, restored_for
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.plan_cache import cached
 from jaxremat.planning.planning import Planning
@@ -90,4 +90,4 @@ def plan_for(request: Request, budget: Budget | None, keep: Budget | None = None
     if jax.process_count() == 1:
         return cached(request, (budget, keep), make)
     received = agree(lambda: plan_text(cached(request, (budget, keep), make)).encode()).decode()
-    return restored(parse_plan(received, "the plan of process 0"), request.fun, request.args, {})
+    return checked(restored_for(request, parse_plan(received, "the plan of process 0")))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxremat.backends.devices import Device, resolve_target
-from jaxremat.graph.replay import replay
+from jaxremat.chunk.candidates import rewritten
+from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.candidates import CheckpointOutcome
 from jaxremat.planner.choose import planner_for
@@ -16,6 +19,7 @@ from jaxremat.planner.decision import Decision, Form, Schedule
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import ScheduleOutcome
 from jaxremat.planning.plan import Plan, planned_primal
+from jaxremat.planning.request import Request
 from jaxremat.planning.signature import check_program, planned_call
 from jaxremat.planning.storage import StoredPlan, read_plan
 from jaxremat.planning.version_one import DecisionOne
@@ -37,21 +41,78 @@ def load_plan(path: str | Path, fun: Callable[..., Any], *args: Any, **kwargs: A
     Raises:
       PlanMismatchError: if the file is damaged, or the function or its arguments have changed; with the difference.
     """
-    return restored(read_plan(path), fun, args, kwargs)
+    stored = read_plan(path)
+    call = planned_call(stored.decision, args, kwargs)
+    return checked(_restored(stored, planned_primal(stored.decision, fun, call)))
 
 
-def restored(stored: StoredPlan, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[Any, Any]) -> Plan:
-    """The plan of a function. Traces it, but solves nothing.
+def restored_for(request: Request, stored: StoredPlan) -> Plan:
+    """A plan that was made for an equal request. Solves nothing, and puts the planned program together on demand.
 
     Raises:
-      PlanMismatchError: if the function or its arguments are not those that were planned; with the difference.
+      PlanMismatchError: if the program or its arguments are not those that were planned; with the difference.
     """
-    planned = stored.decision
-    call = planned_call(planned, args, kwargs)
-    primal = planned_primal(planned, fun, call)
-    check_program(planned, primal, stored.listing)
-    decision = _completed(planned, primal)
-    outcome = _outcome(decision.form, primal, stored.schedule, resolve_target(stored.numbers["target"]))
+    planned_call(stored.decision, request.args, {})
+    return _restored(stored, rewritten(request.primal, stored.decision.chunks))
+
+
+def checked(plan: Plan) -> Plan:
+    """A plan whose program is put together now: what is damaged is told here, not where it is used."""
+    _ = plan.problem
+    return plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OutcomeOnDemand:
+    """An outcome of which only the form is known until somebody looks at its program.
+
+    Attributes:
+      form: what is emitted.
+      make: puts the rest together.
+    """
+
+    form: Form
+    make: Callable[[], Outcome]
+
+    @functools.cached_property
+    def _made(self) -> Outcome:
+        return self.make()
+
+    @property
+    def problem(self) -> Problem:
+        return self._made.problem
+
+    @property
+    def program(self) -> ScheduledProgram:
+        return self._made.program
+
+    @property
+    def timeline(self) -> Timeline:
+        return self._made.timeline
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._made.peak_bytes
+
+    @property
+    def replayed_bytes(self) -> int:
+        return self._made.replayed_bytes
+
+    @property
+    def cost(self) -> float:
+        return self._made.cost
+
+    def at_cost(self, seconds: float) -> OutcomeOnDemand:
+        """The same at another cost."""
+        return OutcomeOnDemand(self.form, lambda: self._made.at_cost(seconds))
+
+
+def _restored(stored: StoredPlan, primal: Primal) -> Plan:
+    """The plan of a program, in chunks as planned."""
+    check_program(stored.decision, primal, stored.listing)
+    decision = _completed(stored.decision, primal)
+    device = resolve_target(stored.numbers["target"])
+    outcome = OutcomeOnDemand(decision.form, lambda: _outcome(decision.form, primal, stored.schedule, device))
     return Plan(
         decision=decision,
         outcome=outcome,

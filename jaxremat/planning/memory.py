@@ -53,4 +53,5 @@ class Memory[T]:
 
 
 PLANS: Memory[Any] = Memory(512)
-"""Decisions of the decorators, by program, options and target: data, which keeps no program alive."""
+"""What was decided, by the decorators and by `plan`, for a program, options and a target: data, which keeps no program
+alive; the most recently used, as compiled functions are kept by `jax.jit`."""

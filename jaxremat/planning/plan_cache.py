@@ -1,8 +1,8 @@
-"""Plans that are kept on disk from one process to the next: off until a folder is named.
+"""Plans that were made before, in this process or, where a folder is named, in another one.
 
-The environment variable `JAXREMAT_PLAN_CACHE` names it. A plan is found by its program, shapes, budget, options, target
-and the versions of all that decides about it. Files are put in place whole, so that any number of processes may share a
-folder; one that is damaged is passed over, with a warning, and written again.
+A plan is found by its program, shapes, budget, options, target and the versions of all that decides about it. The
+environment variable `JAXREMAT_PLAN_CACHE` names the folder. Files are put in place whole, so that any number of
+processes may share it; one that is damaged is passed over, with a warning, and written again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from pathlib import Path
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import DEVICE, Budget
 from jaxremat.base.errors import JaxrematError
-from jaxremat.planning.load import restored
+from jaxremat.planning.load import checked, restored_for
+from jaxremat.planning.memory import PLANS
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.request import Request
-from jaxremat.planning.storage import parse_plan, plan_text
+from jaxremat.planning.signature import signature_of
+from jaxremat.planning.storage import StoredPlan, parse_plan, plan_text, stored_plan
 from jaxremat.solvers.registry import solver_parameters
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.own_rules import own_rules
 
 logger = logging.getLogger("jaxremat")
 
@@ -33,17 +35,27 @@ _DECIDE = ("jax", "jaxlib", "jaxremat", "scipy")
 
 
 def cached(request: Request, bound: tuple[Budget | None, Budget | None], make: Callable[[], Plan]) -> Plan:
-    """The plan of a request from the folder of plans, if one is named; otherwise, the one that `make` makes.
+    """The plan of a request as it was made before; otherwise, the one that `make` makes.
 
     Args:
       request: what is planned.
       bound: its budget, and what it may keep.
       make: makes the plan.
     """
-    folder = os.environ.get(FOLDER)
-    if not folder:
-        return make()
-    path = Path(folder).expanduser() / f"{_key(request, bound)}.json"
+    key, folder = _key(request, bound), os.environ.get(FOLDER)
+    path = Path(folder).expanduser() / f"{key}.json" if folder else None
+    here: list[Plan] = []
+
+    def decided() -> StoredPlan:
+        here.append(_from(path, request, make) if path else make())
+        return stored_plan(here[0])
+
+    stored = PLANS.get((key, path, type(request.solver)), decided)
+    return here[0] if here else restored_for(request, stored)
+
+
+def _from(path: Path, request: Request, make: Callable[[], Plan]) -> Plan:
+    """The plan in a file; where there is none, it is made and written."""
     found = _read(path, request)
     if found is None:
         found = make()
@@ -52,15 +64,15 @@ def cached(request: Request, bound: tuple[Budget | None, Budget | None], make: C
 
 
 def _key(request: Request, bound: tuple[Budget | None, Budget | None]) -> str:
-    primal = read_primal(request.fun, request.args, request.argnums, request.has_aux)
-    device = request.device
+    primal, device = request.primal, request.device
     rates = [
         (field.name, getattr(device, field.name)) for field in dataclasses.fields(device) if field.name != "backend"
     ]
     parts = (
-        primal.fingerprint, primal.shardings, request.argnums, request.has_aux, bound, rates, request.solver.name,
-        usable_bytes(device) if DEVICE in bound else None, solver_parameters(request.solver), request.emit,
-        request.verify, request.seed, sorted(request.allow), request.host_budget_bytes, request.refuses,
+        primal.fingerprint, list(own_rules(primal.jaxpr.eqns)), primal.shardings, signature_of(request.args),
+        request.argnums, request.has_aux, bound, rates, usable_bytes(device) if DEVICE in bound else None,
+        request.solver.name, solver_parameters(request.solver), request.emit, request.verify, request.seed,
+        sorted(request.allow), request.host_budget_bytes, request.refuses, request.is_loss,
         os.environ.get("XLA_FLAGS"), [_installed(name) for name in _DECIDE],
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -75,7 +87,7 @@ def _installed(name: str) -> str:
 
 def _read(path: Path, request: Request) -> Plan | None:
     try:
-        return restored(parse_plan(path.read_text(), str(path)), request.fun, request.args, {})
+        return checked(restored_for(request, parse_plan(path.read_text(), str(path))))
     except FileNotFoundError:
         return None
     except (JaxrematError, OSError, UnicodeDecodeError) as error:

@@ -30,7 +30,7 @@ from jaxremat.planning.signature import signature_of
 from jaxremat.show.progress import Status
 from jaxremat.solvers.registry import solver_parameters
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal, read_primal
+from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import STORAGES
 
 logger = logging.getLogger("jaxremat")
@@ -54,14 +54,14 @@ class Planning:
         self.request = request
         self.chunks = tuple(chunks)
         self._written = written or self
+        self.primal = request.primal if written is None else rewritten(written.primal, self.chunks)
         start = time.perf_counter()
-        self.primal = self._read()
         loss = told_of_loss(self.primal) if request.is_loss else ()
         in_chunks = (f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks)
         self.told = (*loss, *in_chunks)
         self.planner = self._new_planner()
         self.plain = self.planner.plain
-        self._solve_seconds = time.perf_counter() - start
+        self._solve_seconds = request.trace_seconds + time.perf_counter() - start
         self._reports: dict[int, tuple[Outcome, MemoryReport]] = {}
         self._status = Status("planning")
 
@@ -76,12 +76,6 @@ class Planning:
             request.allow,
             host_budget_bytes=request.host_budget_bytes,
         )
-
-    def _read(self) -> Primal:
-        request = self.request
-        if self._written is not self:
-            return rewritten(self._written.primal, self.chunks)
-        return read_primal(request.fun, request.args, request.argnums, request.has_aux)
 
     def in_chunks(self, chunks: Sequence[Chunked]) -> Planning:
         """The planning of the same program with some parts in chunks."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_named
 from jaxremat.trace.arguments import arrays_only, checked_argnums
 from jaxremat.trace.calls import called
+from jaxremat.trace.joint import Primal, read_primal
 
 VERIFICATIONS = ("compile", "replay")
 PERMISSIONS = ("chunk", "narrow", "offload")
@@ -58,6 +61,22 @@ class Request:
     host_budget_bytes: int | None = None
     is_loss: bool = True
     refuses: bool = True
+
+    @property
+    def primal(self) -> Primal:
+        """The function's program, traced once."""
+        return self._traced[0]
+
+    @property
+    def trace_seconds(self) -> float:
+        """Wall time of tracing it."""
+        return self._traced[1]
+
+    @functools.cached_property
+    def _traced(self) -> tuple[Primal, float]:
+        start = time.perf_counter()
+        primal = read_primal(self.fun, self.args, self.argnums, self.has_aux)
+        return primal, time.perf_counter() - start
 
 
 def checked_request(

@@ -56,6 +56,19 @@ class StoredPlan:
     actions: list[dict[str, Any]]
 
 
+def stored_plan(plan: Any) -> StoredPlan:
+    """What is decided in a plan, for the same process: neither listing nor actions, and nothing of the program."""
+    return StoredPlan(
+        decision=plan.decision,
+        schedule=_schedule(plan),
+        numbers={name: getattr(plan, name) for name in NUMBERS},
+        solver_parameters=plan.solver_parameters,
+        compiled=plan.compiled,
+        listing=[],
+        actions=[],
+    )
+
+
 def write_plan(path: str | Path, plan: Any, values: Sequence[Value]) -> None:
     """Writes a plan; `values` are what it decided about, for people who read the file."""
     Path(path).write_text(plan_text(plan, values))
@@ -76,7 +89,7 @@ def plan_text(plan: Any, values: Sequence[Value] = ()) -> str:
         "format": FORMAT,
         "version": VERSION,
         "decision": plan.decision.to_json(),
-        "schedule": None if plan.decision.emit == "schedule" else plan.schedule.tolist(),
+        "schedule": _schedule(plan),
         "numbers": {name: getattr(plan, name) for name in NUMBERS},
         "solver_parameters": plan.solver_parameters,
         "compiled": None if plan.compiled is None else dataclasses.asdict(plan.compiled),
@@ -117,6 +130,10 @@ def _stored(data: dict[str, Any]) -> StoredPlan:
         listing=_unpacked(data["listing"]),
         actions=[{key: action[key] for key in _ACTION} for action in data["actions"]],
     )
+
+
+def _schedule(plan: Any) -> tuple[int, ...] | None:
+    return None if plan.decision.emit == "schedule" else tuple(plan.schedule.tolist())
 
 
 def _action(value: Value) -> dict[str, Any]:
