@@ -191,8 +191,8 @@ class _Fuser:
                 self._fused(island[number])
         else:
             fused = self._fuse_where_that_saves(island, fusible)
-            number = {index: k for k, index in enumerate(island)}
-            islands[facts] = tuple([number[index] for index in fused])
+            place = {index: number for number, index in enumerate(island)}
+            islands[facts] = tuple([place[index] for index in fused])
 
     def _facts(self, island: list[int], fusible: set[int]) -> Hashable:
         """What decides how an island is fused, in numbers of its own."""

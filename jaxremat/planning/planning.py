@@ -54,7 +54,7 @@ class Planning:
         self.request = request
         self.chunks = tuple(chunks)
         self._written = written or self
-        self.primal = request.primal if written is None else rewritten(written.primal, self.chunks)
+        self.primal: Primal = request.primal if written is None else rewritten(written.primal, self.chunks)
         start = time.perf_counter()
         loss = told_of_loss(self.primal) if request.is_loss else ()
         in_chunks = (f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn
@@ -16,11 +17,20 @@ def own_rules(eqns: Iterable[Eqn]) -> Iterator[str]:
     """A line per input and equation of what the rules among equations, and in their bodies, compute."""
     for eqn in eqns:
         if compat.primitive_name(eqn) in OWN_RULES:
-            yield from describe(gradient_jaxpr(_alone(eqn)))
+            yield from _described(eqn)
         elif bodies := subjaxprs(eqn):
             with compat.in_body_of(eqn):
                 for body in bodies:
                     yield from own_rules(body.eqns)
+
+
+def _described(eqn: Eqn) -> Sequence[str]:
+    """What an equation's rule computes; one that has no gradient by itself, as where none is asked for, is like no
+    other."""
+    try:
+        return describe(gradient_jaxpr(_alone(eqn)))
+    except Exception:  # noqa: BLE001 - whatever the rule raises
+        return [f"unknown {uuid.uuid4()}"]
 
 
 def _alone(eqn: Eqn) -> Primal:
