@@ -1,1 +1,1 @@
-"""Scans, branches and shard_maps, read top to bottom: find, body, options, decide, pieces, emit."""
+"""Scans, branches and shard_maps, to be read in this order: decision, body, find, pieces, emit, options, decide."""
