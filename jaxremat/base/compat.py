@@ -201,6 +201,11 @@ def zeros_of(aval: Any) -> Any:
     return _ad_util.zeros_like_aval(aval)
 
 
+def instantiated(cotangent: Any) -> Any:
+    """A cotangent as an array, where it may be a symbolic zero."""
+    return zeros_of(cotangent.aval) if isinstance(cotangent, jax.custom_derivatives.SymbolicZero) else cotangent
+
+
 def memory_kind(leaf: Any) -> str | None:
     """The kind of memory that the sharding of an array or a ShapeDtypeStruct asks for; a tracer has none to ask."""
     sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)

@@ -295,7 +295,7 @@ def emit_scheduled(
     def backward(saved: Any, cotangents: Any) -> Any:
         planned = saved.joint.primal
         _refuse_auxiliary(planned, cotangents)
-        wanted = [_instantiated(cotangents[i], planned.jaxpr.outvars[i]) for i in planned.cotangents_of]
+        wanted = [compat.instantiated(cotangents[i]) for i in planned.cotangents_of]
         gradients: list[Any] = [None] * len(planned.jaxpr.invars)
         for i, gradient in zip(planned.wrt, run_backward(saved.joint, saved.script, saved.values, wanted)):
             gradients[i] = gradient
@@ -426,12 +426,6 @@ def _without_returns(joint: Joint, stretches: Sequence[Sequence[Eqn]]) -> Iterat
             made.update(eqn.outvars)
         yield kept
         before |= made
-
-
-def _instantiated(cotangent: Any, var: Var) -> jax.Array:
-    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return compat.zeros_of(cotangent.aval)
-    return cotangent
 
 
 def _refuse_auxiliary(primal: Primal, cotangents: Sequence[Any]) -> None:

@@ -46,7 +46,7 @@ def differentiable(
     def backward(kept: Any, cotangents: Any) -> Any:
         consts, scanned, saved = kept
         _refuse_unforeseen(i for i, x in enumerate(cotangents) if i not in body.primal.cotangents_of and _is_given(x))
-        active = [_instantiated(cotangents[i]) for i in body.primal.cotangents_of]
+        active = [compat.instantiated(cotangents[i]) for i in body.primal.cotangents_of]
         num_carry, slices = len(body.active_carry), stacks(scanned, loop.scanned_axes)
         late = stacks(active[num_carry:], [loop.result_axis(i) for i in body.active_results])
         way = Way(loop, iteration, consts, slices, late)
@@ -256,8 +256,3 @@ def _empty(entry: Atom, length: int, axis: int) -> Stack:
     shape = (*zeros.shape[:axis], length, *zeros.shape[axis:])
     others = [i for i in range(len(shape)) if i != axis]
     return Stack(lax.broadcast_in_dim(zeros, shape, others), axis)
-
-
-def _instantiated(cotangent: Any) -> jax.Array:
-    symbolic = isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
-    return compat.zeros_of(cotangent.aval) if symbolic else cotangent

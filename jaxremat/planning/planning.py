@@ -37,7 +37,7 @@ logger = logging.getLogger("jaxremat")
 
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
-_SHARES_OF_DOUBT = (1, 0.3)  # all of it, and with the 17 % of unrolled programs the 5 % of most: prediction.md
+_SHARES_OF_DOUBT = (1, 0.3)  # all of it, and with the 12 % of unrolled programs the 4 % of most: prediction.md
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 
 

@@ -2,8 +2,8 @@
 
 A chain goes to Rotor (2019). A graph goes to the search by minimum cuts, and where its nodes are marked as forward and
 backward, that is the answer. Other graphs of moderate size are also annealed, by FastSA as they come; if recomputation
-is left to save, longer and hotter chains start from what FastSA and the cuts found, from the order in which the graph is
-listed and, where nothing fits yet, from Chen's plan for the budget, and stage 2 goes on from the best until it stops
+is left to save, longer and hotter chains start from what FastSA and the cuts found, from the order in which the graph
+is listed and, where nothing fits yet, from Chen's plan for the budget, and stage 2 goes on from the best until it stops
 gaining. What was found before is among the starts, so the result is never worse.
 """
 
