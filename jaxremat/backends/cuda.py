@@ -4,7 +4,7 @@ Read in openxla/xla at `xla/backends/gpu/` and `xla/service/gpu/`: `softmax_rewr
 `priority_fusion.cc` and `multi_output_fusion.cc` (loops and reductions that read the same),
 `fusion_dynamic_memcpy_rewriter.cc` and `gpu_hlo_schedule.cc` (copies in loops start as early, and end as late, as they
 can). Kernels are taken to run in the order of the program. XLA takes the smallest of three orders
-(`hlo_memory_scheduler.cc`); in three gradients of `benchmarks/constants.py` the two differ by less than 2 % of the bytes.
+(`hlo_memory_scheduler.cc`); in three gradients of `benchmarks/constants.py` the two differ by less than 2 %.
 """
 
 from jaxremat.backends.backend import Backend
