@@ -53,7 +53,7 @@ def test_unrolled_copies_take_effect_and_are_predicted():
     )
     device, primal = resolve_target("h200"), read_primal(unrolled, shapes, 0, False)
     planner = TimedTransferPlanner(primal, device, None)
-    outcome = planner._moved_at(planner.plain, 0, planner._pace(planner.plain))
+    outcome = planner._moved_at(planner.plain, 0, None)
     report = compile_program(primal, outcome.form.emitted(primal, device), False, device).report
     assert report.host_bytes == transfers_of(outcome, device).out_bytes > 0
     assert report.peak_bytes <= 1.05 * outcome.peak_bytes
