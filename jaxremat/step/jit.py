@@ -29,6 +29,7 @@ from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import restored_step, search_by, step_planner
 from jaxremat.step.planning import Compile, StepPlanner, StepPlanning
 from jaxremat.step.program import StepProgram, trace_step
+from jaxremat.step.slicing import plan_in_slices, sliced
 from jaxremat.step.storage import check_program, read_step_plan
 from jaxremat.step.transfers import HostPlanner
 from jaxremat.trace.arguments import is_traced_by_jit, opaque
@@ -37,7 +38,6 @@ logger = logging.getLogger("jaxremat")
 
 _VERIFICATIONS = ("compile", "replay")
 _OF_A_LOSS = {
-    "chunk": "parts of a program are cut into chunks before it is differentiated, and a step has been already",
     "narrow": "what may be rounded is told by what waits for a backward, and a step has no backward of its own",
 }
 
@@ -118,8 +118,9 @@ def jit(
         to one. Arguments that lie there (memory kind "pinned_host" or "unpinned_host"), such as the moments of an
         optimizer, are brought to the device leaf by leaf, each where it is read, and what takes their place goes back,
         pinned: the result of the same shape and dtype whose path ends alike. What lies on the device is never moved
-        there. "chunk" and "narrow" belong to the loss: give them to `jaxremat.plan` of it, and differentiate
-        `plan.apply(loss)` inside the step.
+        there. "chunk" lets large values (logits, scores, hidden values), or all that a batch leaves, be computed
+        slice by slice, forward and backward: the same values up to the order of sums; not over a mesh. "narrow" belongs
+        to the loss: give it to `jaxremat.plan` of it, and differentiate `plan.apply(loss)` inside the step.
       host_budget: the most of the host's memory that the step may take for one device, in bytes or text: arguments and
         results that lie there, and what waits there; any amount by default.
       seed: for solvers that draw random numbers; the default search draws none.
@@ -231,7 +232,7 @@ class PlannedStep:
         Raises:
           BudgetError: if nothing that was found is predicted to fit.
         """
-        return self._planning(self._call(args, kwargs), None).plan(self._options.budget)
+        return self._planned_by(self._planning(self._call(args, kwargs), None))
 
     def predicted_bytes(self, *args: Any, **kwargs: Any) -> int:
         """The predicted peak of the step as written; nothing is searched or compiled."""
@@ -247,10 +248,17 @@ class PlannedStep:
         stored = read_step_plan(path)
         program = self._traced(call)
         check_program(stored, program)
+        program = sliced(program, stored.chunks)
         device = resolve_target(stored.numbers["target"])
         outcome = restored_step(program, stored.decision, device)
         numbers = {name: value for name, value in stored.numbers.items() if name != "target"}
-        plan = StepPlan(program, outcome, step_planner(program, device).plain, compiled=stored.compiled, **numbers)
+        plan = StepPlan(
+            program,
+            outcome,
+            step_planner(program.written or program, device).plain,
+            compiled=stored.compiled,
+            **numbers,
+        )
         with self._lock:
             self._plans[self._key(call)] = plan
         return plan
@@ -340,9 +348,16 @@ class PlannedStep:
             raise ArgumentError("this step computes nothing: its results are its arguments; there is nothing to plan")
         compile = None if program.captured else functools.partial(self._compiled, call, program)
         try:
-            return self._planning(call, compile, most_trials).plan(self._options.budget)
+            return self._planned_by(self._planning(call, compile, most_trials))
         finally:
             self._planners.pop(self._key(call), None)
+
+    def _planned_by(self, planning: StepPlanning) -> StepPlan:
+        """The plan; over a mesh, whose devices hold slices already, nothing is cut."""
+        budget = self._options.budget
+        if "chunk" in self._options.allow and not any(planning.program.shardings):
+            return plan_in_slices(planning, self._planner_for, budget)
+        return planning.plan(budget)
 
     def _planning(self, call: StepCall, compile: Compile | None, most_trials: int | None = None) -> StepPlanning:
         options = self._options
@@ -358,15 +373,18 @@ class PlannedStep:
 
     def _planner(self, call: StepCall) -> StepPlanner:
         """What proposes, kept from a prediction to the plan of the same call."""
-        key, options = self._key(call), self._options
+        key = self._key(call)
         if key not in self._planners:
-            search_for, program = search_by(options.solver, options.seed), self._program(call)
-            self._planners[key] = (
-                HostPlanner(program, options.device, search_for, host_budget_bytes(options.host_budget, options.allow))
-                if "offload" in options.allow
-                else step_planner(program, options.device, search_for=search_for)
-            )
+            self._planners[key] = self._planner_for(self._program(call))
         return self._planners[key]
+
+    def _planner_for(self, program: StepProgram) -> StepPlanner:
+        options = self._options
+        search_for = search_by(options.solver, options.seed)
+        if "offload" not in options.allow:
+            return step_planner(program, options.device, search_for=search_for)
+        most_bytes = host_budget_bytes(options.host_budget, options.allow)
+        return HostPlanner(program, options.device, search_for, most_bytes)
 
     def _traced(self, call: StepCall) -> StepProgram:
         with telling_of_host_memory(call):

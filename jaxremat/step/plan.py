@@ -63,7 +63,7 @@ class StepPlan(Described):
     @property
     def is_plain(self) -> bool:
         """Whether the step is left as it is written."""
-        return self.decision.is_plain
+        return self.decision.is_plain and not self.program.chunks
 
     @property
     def peak_bytes(self) -> int:
@@ -122,7 +122,8 @@ class StepPlan(Described):
         write_step_plan(path, self)
 
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), "", holders_text(self)])
+        in_slices = ["", *map(str, self.program.chunks)] if self.program.chunks else []
+        return "\n".join([super().__str__(), *in_slices, "", holders_text(self)])
 
     def __repr__(self) -> str:
         budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)

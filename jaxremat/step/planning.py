@@ -48,6 +48,7 @@ class StepPlanning:
       verifies: whether plans are compiled; otherwise the compiler is heard only before it is refused.
       most_trials: how many planned steps are compiled before a budget is refused; by default, until none is known that
         may fit.
+      written: the planning of the step as it is written, where this one is of another form of it.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StepPlanning:
         *,
         verifies: bool,
         most_trials: int | None = None,
+        written: StepPlanning | None = None,
     ) -> None:
         self.program = program
         self.planner = planner
@@ -68,13 +70,40 @@ class StepPlanning:
         self._compile = compile
         self._verifies = verifies and compile is not None
         self._most_trials = most_trials
+        self._written = written
         self._spent_seconds = 0.0
         self._compilations = 0
+
+    def of(self, program: StepProgram, planner: StepPlanner) -> StepPlanning:
+        """The planning of the same step in another form."""
+        return StepPlanning(
+            program, planner, self.device, self._compile, self.solver,
+            verifies=self._verifies, most_trials=self._most_trials, written=self,
+        )  # fmt: skip
+
+    def is_settled(self, budget: Budget) -> bool:
+        """Whether the step fits as it is written, or cannot, by what its arguments and results take."""
+        limit = self._limit(budget, self._plain)
+        return self._plain.peak_bytes <= limit or limit < self.program.held_bytes
+
+    def fits_in_order(self, budget: Budget) -> bool:
+        """Whether this form of the step is predicted to fit as it stands."""
+        return self._timed(lambda: self.planner.plain).peak_bytes <= self._limit(budget, self._plain)
+
+    def promise(self, budget: Budget) -> tuple[bool, float]:
+        """(whether nothing is predicted to fit, the cost of what is, else its peak): in the order of what to try."""
+        predicted = self._timed(lambda: self.planner.predicted(self._limit(budget, self._plain)))
+        return (False, predicted.best.candidate.cost) if predicted.best else (True, predicted.smallest.peak_bytes)
+
+    @property
+    def _plain(self) -> Measured:
+        """The step as written, as it is measured here."""
+        return self._compiled_plain if self._verifies else self._predicted_plain
 
     @functools.cached_property
     def plain(self) -> Outcome:
         """The step as written."""
-        return self._timed(lambda: self.planner.plain)
+        return self._written.plain if self._written else self._timed(lambda: self.planner.plain)
 
     @property
     def _predicted_plain(self) -> Measured:
@@ -82,6 +111,8 @@ class StepPlanning:
 
     @functools.cached_property
     def _compiled_plain(self) -> Trial[Outcome, MemoryReport]:
+        if self._written:
+            return self._written._compiled_plain
         report = self._compiled_run(self.program.run)
         return Trial(self.plain, report, report.peak_bytes)
 
@@ -95,7 +126,7 @@ class StepPlanning:
         if budget == LEAST:
             least = self._compiled_least() if self._verifies else self._predicted_least()
             return self._plan(least, least.peak_bytes)
-        limit = self._limit(budget, self._compiled_plain if self._verifies else self._predicted_plain)
+        limit = self._limit(budget, self._plain)
         if self._verifies:
             return self._plan(self._compiled(limit), limit)
         found = self._predicted(limit)
@@ -163,7 +194,7 @@ class StepPlanning:
         return self._smallest(self._small_ones(), _MOST_LEAST, wanted_bytes)
 
     def _small_ones(self) -> list[Outcome]:
-        small = self._timed(lambda: self.planner.smallest_few(2 * _MOST_LEAST))
+        small = self._timed(lambda: [self.planner.plain, *self.planner.smallest_few(2 * _MOST_LEAST)])
         return sorted((outcome for outcome in small if outcome is not self.plain), key=_by_prediction)
 
     def _smallest(self, candidates: Sequence[Outcome], most_trials: int, wanted_bytes: int | None = None) -> Measured:
@@ -198,14 +229,14 @@ class StepPlanning:
     def _plan(self, found: Measured, limit: int) -> StepPlan:
         plain = self._predicted_plain if found.measurement is None else self._compiled_plain
         return StepPlan(
-            program=self.program,
+            program=self.program.written or self.program if found.candidate is self.plain else self.program,
             outcome=found.candidate,
             plain=self.plain,
             budget_bytes=limit,
             baseline_peak_bytes=plain.peak_bytes,
             compiled=found.measurement,
-            compilations=self._compilations,
-            solve_seconds=self._spent_seconds,
+            compilations=self._compilations + (self._written._compilations if self._written else 0),
+            solve_seconds=self._spent_seconds + (self._written._spent_seconds if self._written else 0.0),
             solver=self.solver,
         )
 

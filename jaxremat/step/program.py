@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Literal, Var
+from jaxremat.chunk.choice import Chunked
 from jaxremat.cost.sharding import device_share
 from jaxremat.step.contractions import turned_contractions
 from jaxremat.step.order import result_by_result
@@ -47,6 +48,8 @@ class StepProgram:
       donated: one per input: whether its buffer may be used for a result.
       shardings: one per input, over meshes; None for an input on a single device, or nobody knows where.
       out_tree: structure of the result.
+      chunks: parts that run slice by slice, of which `jaxpr` knows, and `raw` does not.
+      written: the step as it is written, where any do.
     """
 
     raw: Jaxpr
@@ -56,6 +59,8 @@ class StepProgram:
     donated: tuple[bool, ...]
     shardings: tuple[NamedSharding | None, ...]
     out_tree: Any
+    chunks: tuple[Chunked, ...] = ()
+    written: StepProgram | None = None
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """The step as written, from flat inputs to flat outputs."""
@@ -64,7 +69,7 @@ class StepProgram:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the program and of what is donated."""
-        return fingerprint(self.jaxpr, str(self.donated))
+        return self.written.fingerprint if self.written else fingerprint(self.jaxpr, str(self.donated))
 
     @functools.cached_property
     def input_bytes(self) -> tuple[int, ...]:

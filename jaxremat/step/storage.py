@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxremat.base.errors import PlanMismatchError
+from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.program import StepProgram
@@ -22,6 +23,7 @@ class StoredStepPlan:
 
     Attributes:
       decision: what was decided.
+      chunks: parts that run slice by slice.
       fingerprint: of the step that was planned.
       names: the paths of its inputs, with their types.
       compiled: the report of its last compilation.
@@ -29,6 +31,7 @@ class StoredStepPlan:
     """
 
     decision: ProgramDecision
+    chunks: tuple[Chunked, ...]
     fingerprint: str
     names: tuple[str, ...]
     compiled: MemoryReport | None
@@ -40,6 +43,7 @@ def write_step_plan(path: str | Path, plan: Any) -> None:
     data = {
         "format": _FORMAT,
         "decision": plan.decision.to_json(),
+        "chunks": [chunk.to_json() for chunk in plan.program.chunks],
         "fingerprint": plan.program.fingerprint,
         "inputs": list(_inputs(plan.program)),
         "compiled": None if plan.compiled is None else dataclasses.asdict(plan.compiled),
@@ -64,6 +68,7 @@ def read_step_plan(path: str | Path) -> StoredStepPlan:
         report = data["compiled"]
         return StoredStepPlan(
             decision=ProgramDecision.from_json(data["decision"]),
+            chunks=tuple(map(Chunked.from_json, data.get("chunks", ()))),
             fingerprint=str(data["fingerprint"]),
             names=tuple(data["inputs"]),
             compiled=None if report is None else MemoryReport(**report),

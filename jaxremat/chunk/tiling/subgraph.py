@@ -194,6 +194,20 @@ def _gather_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
     return tuple(operand), (*indices, None)
 
 
+def _scatter_windows(eqn: Eqn, window: Window) -> tuple[Window, ...] | None:
+    """The derivative of `take_along_axis`: entries are added along axes that the indices do not share."""
+    dims = eqn.params["dimension_numbers"]
+    if any(span is not None and axis not in dims.operand_batching_dims for axis, span in enumerate(window)):
+        return None
+    indices: list[Span | None] = [None] * len(shape_of(eqn.invars[1]).shape)
+    for axis, at in zip(dims.operand_batching_dims, dims.scatter_indices_batching_dims):
+        indices[at] = window[axis]
+    places = iter(indices)
+    rank = len(shape_of(eqn.invars[2]).shape)
+    updates = tuple(None if i in dims.update_window_dims else next(places) for i in range(rank))
+    return window, tuple(indices), updates
+
+
 _WINDOWS = {
     "iota": _iota_windows,
     "broadcast_in_dim": _broadcast_windows,
@@ -203,6 +217,7 @@ _WINDOWS = {
     "reshape": _reshape_windows,
     "dot_general": _dot_windows,
     "gather": _gather_windows,
+    "scatter-add": _scatter_windows,
 }
 
 
