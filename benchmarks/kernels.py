@@ -74,6 +74,11 @@ def llama_scanned(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
     return _language_loss(Scanned(lambda causal: block(), width=512))
 
 
+def gpt_scanned(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
+    """The GPT with 8 layers, its block scanned over them."""
+    return _language_loss(Scanned(wrap(Transformer), width=512))
+
+
 def vit_in_bfloat16(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
     """A ViT of 6 blocks on 64 images of 224 x 224 in patches of 16, in bfloat16."""
     block = wrap(Transformer)
@@ -90,10 +95,14 @@ def vit_in_bfloat16(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
 LARGE = {
     "GPT, bfloat16": gpt_in_bfloat16,
     "ResNet-50": resnet_50,
+    "GPT, scanned, bfloat16": gpt_scanned,
     "LLaMA, scanned, bfloat16": llama_scanned,
     "ViT, bfloat16": vit_in_bfloat16,
 }
 """Models as large as what people train; makers as in `models.MODELS`."""
+
+SCANNED = frozenset({"GPT, scanned", "LSTM", "GPT, scanned, bfloat16", "LLaMA, scanned, bfloat16"})
+"""Models whose blocks run in a loop, where checkpoints need no barriers."""
 
 
 @dataclasses.dataclass
@@ -147,11 +156,12 @@ class Compiled:
     text: str
 
 
-def compiled(model: Callable, choice: str, target: str) -> Compiled:
+def compiled(name: str, choice: str, target: str) -> Compiled:
     """One program of a model, compiled for a target."""
+    model = (MODELS | LARGE)[name]
     kind, _, fraction = choice.partition(":")
     if HAND.get(kind):
-        return compiled_for(*by_hand(model, HAND[kind](), model is llama_scanned), target)
+        return compiled_for(*by_hand(model, HAND[kind](), name in SCANNED), target)
     loss, args = model(lambda block: block)
     if kind == "plan":
         plan = jaxremat.plan(loss, *args, budget=float(fraction), target=target)
@@ -200,9 +210,8 @@ def main() -> None:
     parser.add_argument("--target", default="h200")
     parser.add_argument("--rows", type=int, default=30)
     options = parser.parse_args()
-    model = (MODELS | LARGE)[options.model]
     first, second = (
-        describe(choice, compiled(model, choice, options.target), options.target) for choice in options.programs
+        describe(choice, compiled(options.model, choice, options.target), options.target) for choice in options.programs
     )
     print(difference(first, second, options.rows))
 

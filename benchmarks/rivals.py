@@ -35,11 +35,10 @@ def measure(program: Compiled, target: str) -> dict:
 
 def run_model(name: str, rivals: Sequence[str], target: str) -> dict:
     """The plain program, and by rival: what it takes, and what the plan within its bytes takes."""
-    model = LARGE[name]
-    loss, args = model(lambda block: block)
-    rows = {"plain": measure(compiled(model, "plain", target), target)}
+    loss, args = LARGE[name](lambda block: block)
+    rows = {"plain": measure(compiled(name, "plain", target), target)}
     for rival in rivals:
-        theirs = measure(compiled(model, rival, target), target)
+        theirs = measure(compiled(name, rival, target), target)
         plan = jaxremat.plan(loss, *args, budget=theirs["peak_bytes"], target=target)
         report = plan.compiled
         ours = {"peak_bytes": report.peak_bytes, "seconds": report.seconds, "flops": report.flops}

@@ -51,8 +51,14 @@ def measure(loss, args, target: str | None) -> dict[str, float | None]:
 
 
 def by_hand(make, policy, scanned: bool):
-    """The model with `nn.remat` on every block."""
-    return make(lambda block: nn.remat(block, policy=policy, prevent_cse=not scanned))
+    """The model with `nn.remat` on every block, whose parameters keep their names."""
+
+    def wrap(block):
+        made = nn.remat(block, policy=policy, prevent_cse=not scanned)
+        made.__name__ = block.__name__
+        return made
+
+    return make(wrap)
 
 
 def run_model(name: str, target: str | None) -> dict:

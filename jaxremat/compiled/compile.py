@@ -17,9 +17,10 @@ from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import TargetError
 from jaxremat.compiled.roofline import roofline
-from jaxremat.compiled.targets import compiler_lock, target_devices
+from jaxremat.compiled.targets import compiler_lock, is_here, target_devices
 
-_COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cuda": {"xla_gpu_autotune_level": 0}}
+_WITHOUT_DEVICE: dict[str, dict[str, Any]] = {"cuda": {"xla_gpu_autotune_level": 0}}
+"""Options of compilers for devices that are not here: kernels cannot be tried out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ def compile_jitted(jitted: Any, args: Sequence[Any], kwargs: Mapping[Any, Any], 
     placed, named = _place((tuple(args), dict(kwargs)), jax.devices() if here else devices, here)
     with compiler_lock(device):
         lowered = jitted.trace(*placed, **named).lower(lowering_platforms=(device.platform,))
-        executable = lowered.compile(compiler_options=_COMPILER_OPTIONS.get(device.platform))
+        executable = lowered.compile(compiler_options=None if is_here(device) else _WITHOUT_DEVICE.get(device.platform))
     return CompiledGradient(_read(executable, device, time.perf_counter() - start), executable)
 
 

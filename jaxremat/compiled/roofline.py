@@ -30,6 +30,10 @@ _SLICES = frozenset({"slice", "dynamic-slice", "gather"})
 _VIEWS = frozenset({"bitcast", "reshape", "copy"})
 _STEPS = ("stride", "lhs_dilate", "rhs_dilate")
 _MATRIX_CALLS = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul)')
+_TILE = re.compile(r'"output_tiles":\[\{"sizes":\[([\d",]*)\]')
+_ROWS_APART = 0.5
+"""Part of the bandwidth at which a kernel reads rows that lie apart: .33 to .75 of that of the same computation on rows
+side by side, measured on an H200 (benchmarks/results/on_device.md)."""
 _CONVOLUTION_CALLS = re.compile(r'custom_call_target="__cudnn\$conv(\w*)')
 
 
@@ -129,7 +133,8 @@ class _Counter:
         work = list(self._contractions(instruction, made))
         arithmetic = sum(flops / self.device.matrix_flops_per_second[_rank(width)] for flops, width in work)
         moved = self._moved_bytes(instruction, made)
-        seconds = max(arithmetic, moved / self.device.bandwidth_bytes_per_second) + self.device.launch_seconds
+        bandwidth = self.device.bandwidth_bytes_per_second * (_ROWS_APART if _has_rows_apart(instruction) else 1)
+        seconds = max(arithmetic, moved / bandwidth) + self.device.launch_seconds
         source = self.module.source(instruction)
         flops = sum(flops for flops, _ in work)
         return Kernel(instruction.name, instruction.operation, source, runs, moved, flops, runs * seconds)
@@ -175,6 +180,14 @@ def _is_free(instruction: Instruction, operands: Sequence[Instruction]) -> bool:
     """Whether an instruction is no kernel: it gives a name, ends what has begun, or copies over the link."""
     gives_a_name = instruction.opcode in _FREE or instruction.opcode.endswith("-done")
     return gives_a_name or transfer_of(instruction, operands) is not None
+
+
+def _has_rows_apart(instruction: Instruction) -> bool:
+    """Whether a kernel by tiles, which a GPU's compiler chose, takes one row here and the next one far away."""
+    found = _TILE.search(instruction.line)
+    tile = [int(size) for size in re.findall(r"\d+", found[1])] if found else []
+    partial = [axis for axis, (size, length) in enumerate(zip(tile, instruction.arrays[0].dims)) if size < length]
+    return bool(partial) and tile[partial[-1]] == 1 and math.prod(tile[: partial[-1]]) > 1
 
 
 def _loop_body(instruction: Instruction) -> str:
@@ -233,7 +246,15 @@ def _moved_alone(instruction: Instruction, operands: Sequence[Instruction]) -> i
         return _main_bytes(instruction.arrays[0]) + sum(operand.size_bytes for operand in operands)
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * operands[-1 if instruction.opcode == "scatter" else 1].size_bytes
-    return instruction.size_bytes + sum(operand.size_bytes for operand in operands)
+    made = instruction.arrays[:-1] if _has_workspace(instruction) else instruction.arrays
+    return sum(map(_main_bytes, made)) + sum(operand.size_bytes for operand in operands)
+
+
+def _has_workspace(instruction: Instruction) -> bool:
+    """Whether the last result is the memory that a library works in, and not its work."""
+    is_library = 'custom_call_target="__cu' in instruction.line
+    last = instruction.arrays[-1]
+    return is_library and len(instruction.arrays) > 1 and last.dtype in ("s8", "u8") and len(last.dims) == 1
 
 
 def _main_bytes(array: Array) -> int:
@@ -244,7 +265,7 @@ def _contraction_flops(instruction: Instruction, operands: Sequence[Instruction]
     if instruction.opcode == "dot" or _MATRIX_CALLS.search(instruction.line):
         contracted = instruction.numbers("lhs_contracting_dims") or instruction.numbers("lhs_contracting_dimensions")
         depth = math.prod(operands[0].arrays[0].dims[dim] for dim in contracted)
-        return 2.0 * _largest(instruction) * depth
+        return 2.0 * instruction.arrays[0].elements * depth
     if instruction.opcode == "convolution":
         return _window_flops(instruction, operands)
     cudnn = _CONVOLUTION_CALLS.search(instruction.line)
@@ -278,10 +299,6 @@ def _window(line: str) -> dict[str, list[str]]:
     found = re.search(r"window=\{([^}]*)\}", line)
     parts = (part.partition("=") for part in (found[1] if found else "").split())
     return {key: sizes.split("x") for key, _, sizes in parts}
-
-
-def _largest(instruction: Instruction) -> int:
-    return max(array.elements for array in instruction.arrays)
 
 
 def _library_flops(instruction: Instruction, operands: Sequence[Instruction], kind: str) -> float:

@@ -44,11 +44,16 @@ def target_devices(target: str | None = None) -> list[jax.Device]:
     device = resolve_target(target)
     if device.platform == "cpu":
         return list(jax.devices("cpu"))
-    if jax.default_backend() != "cpu" and resolve_target(None) == device:
+    if is_here(device):
         return list(jax.devices())
     _require_plugin(device)
     with compiler_lock(device):
         return list(_topology(device).devices)
+
+
+def is_here(device: Device) -> bool:
+    """Whether this machine has the device: programs for it are compiled as they will run."""
+    return device.platform == "cpu" or (jax.default_backend() != "cpu" and resolve_target(None) == device)
 
 
 def list_targets() -> list[tuple[Device, str]]:

@@ -41,7 +41,8 @@ def seconds_by_equation(
     jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None
 ) -> tuple[np.ndarray, frozenset[Var]]:
     """What equations take where each kernel runs by itself, and which variables have buffers; `known`: what was worked
-    out for the device before.
+    out for the device before. What a GPU's product computes of its result, readers do as well: the product is what
+    counts.
 
     Returns:
       ([E] seconds of the kernels that write an equation's results; zero where these are computed inside of others, the
@@ -50,11 +51,18 @@ def seconds_by_equation(
     known = known or KnownBodies()
     fusion = fuse(lower(jaxpr, device.backend, known.templates), device, known)
     ops, seconds = fusion.program.ops, np.zeros(len(jaxpr.eqns))
-    for kernel in fusion.kernels:
+    made_by = {kernel: _heart(fusion, kernel, device) for kernel in fusion.kernels}
+    for kernel, heart in made_by.items():
         if _is_paid(ops[kernel]):
-            seconds[fusion.program.equations[kernel]] += _seconds(fusion, [kernel], device)
-    buffers = set(fusion.kernels) | {index for index, op in enumerate(ops) if op.kind == "input"}
+            seconds[fusion.program.equations[heart]] += _seconds(fusion, [kernel], device)
+    buffers = set(made_by.values()) | {index for index, op in enumerate(ops) if op.kind == "input"}
     return seconds, frozenset(var for var, index in fusion.program.op_of.items() if index in buffers)
+
+
+def _heart(fusion: Fusion, kernel: int, device: Device) -> int:
+    """The product of a kernel that runs one, where all else that it runs can as well be left to its readers."""
+    products = [index for index in fusion.runs(kernel) if fusion.program.ops[index].kind == "dot"]
+    return products[0] if len(products) == 1 and not device.backend.products_compute_operands else kernel
 
 
 def seconds_again(jaxpr: Jaxpr, seconds: np.ndarray, written: Set[Var], least: np.ndarray) -> np.ndarray:

@@ -282,9 +282,15 @@ class _Fuser:
             return None
         if follower in self.products or follower not in self.kernels:
             return None
-        if widened and self.users[follower] and not self.computes_operands:
+        if (widened and self.users[follower] and not self.computes_operands) or self._is_torn_off(index, follower):
             return None
         return follower if all(read == index or self._is_there(read) for read in operands) else None
+
+    def _is_torn_off(self, product: int, follower: int) -> bool:
+        """Whether a barrier takes what follows a product in another shape than the product's: XLA multiplies matrices,
+        all rows in one dimension, and only without the barrier would it reshape what follows instead."""
+        fenced = any(self.ops[user].kind == "barrier" for user in self.users[follower])
+        return fenced and not self.computes_operands and len(self.ops[product].shape) > 2
 
     def _is_there(self, index: int) -> bool:
         """Whether a product can read a value as it is: a constant, a row or an array that no loop computes."""

@@ -228,11 +228,25 @@ def run_segments(segments: Sequence[Segment], env: dict[Var, Any], same: Mapping
     """Runs segments one after another; `env` holds what is known before, and then what they have made."""
     for segment in segments:
         through = [compat.in_row_major(env[v]) if v in segment.results else env[v] for v in segment.through]
-        behind = dict(zip(segment.through, _behind_barrier(through)))
+        behind = dict(zip(segment.through, behind_barrier(through)))
         env.update((v, behind[v]) for v in segment.passed)
         inside = env | behind
         _run(segment.eqns, inside, same)
         env.update((v, inside[v]) for v in _made(segment.eqns, same))
+
+
+def behind_barrier(values: Sequence[Any]) -> Sequence[Any]:
+    """The same behind a barrier, which they pass without axes of length one: by the shapes that a kernel reads, XLA:GPU
+    chooses which rows it works on together, and with [64, 4, 512, 1] they lay apart and took twice as long as with
+    [64, 4, 512] (benchmarks/results/on_device.md)."""
+    if not values:
+        return ()
+    passed = lax.optimization_barrier([lax.squeeze(value, _unit_axes(value)) for value in values])
+    return [lax.expand_dims(there, _unit_axes(value)) for there, value in zip(passed, values)]
+
+
+def _unit_axes(value: Any) -> tuple[int, ...]:
+    return tuple(axis for axis, length in enumerate(value.shape) if length == 1)
 
 
 def put_script[Stand](program: Puts[Stand], joint: Joint, script: Script) -> list[Stand | Literal]:
@@ -313,10 +327,6 @@ def emit_scheduled(
         return jaxprs.evaluate(primal.jaxpr, inputs) if again else scheduled(*inputs)
 
     return run
-
-
-def _behind_barrier(values: Sequence[Any]) -> Sequence[Any]:
-    return lax.optimization_barrier(values) if values else ()
 
 
 def _has_gradient(given: Any) -> bool:

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.aot
 
 X = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
 HALF = jax.ShapeDtypeStruct((2048, 1024), jnp.bfloat16)
+TOKENS = jax.ShapeDtypeStruct((4, 512, 1024), jnp.bfloat16)
 W = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
 ROW = jax.ShapeDtypeStruct((1024,), jnp.bfloat16)
 ROWS = jax.ShapeDtypeStruct((2048,), jnp.int32)
@@ -124,6 +125,10 @@ def softmax_and_its_gradient(scores, ct):
     return shares, back(ct)[0]
 
 
+def fenced_tanh(x, w):
+    return jnp.cos(lax.optimization_barrier(jnp.tanh(x @ w)))
+
+
 def rms(x, scale=1.0):
     return x * (lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale)
 
@@ -159,6 +164,8 @@ KERNELS = {
     "a product computes what alone reads it": (lambda x, w, row: jax.nn.relu(x @ w + row), (HALF, W, ROW)),
     "a product adds an array that is there": (lambda x, w, y: x @ w + y, (HALF, W, HALF)),
     "a product does not add what a loop computes": (lambda x, w, y: x @ w - jnp.exp(y), (HALF, W, HALF)),
+    "a product leaves what a barrier takes in another shape": (fenced_tanh, (TOKENS, W)),
+    "a product computes the matrix that a barrier takes": (fenced_tanh, (HALF, W)),
     "a product adds another": (lambda x, y, w, v: x @ w + y @ v, (HALF, HALF, W, W)),
     "a product does not read its own result twice": (lambda x, w: (y := x @ w) * y, (HALF, W)),
     "a product narrows its result": (lambda x, w: in_float32("qd,dk->qk", x, w).astype(x.dtype), (HALF, W)),

@@ -166,6 +166,33 @@ def test_library_convolutions_count_every_place_of_the_output():
         assert roofline(text, DEVICE).flops == 2 * (2 * 8 * 8 * 32) * (3 * 3 * 16), kind
 
 
+def test_what_a_library_works_in_is_not_its_work():
+    text = (
+        "ENTRY %main (a: bf16[64,128], b: bf16[128,32]) -> f32[1] {\n"
+        "  %a = bf16[64,128]{1,0} parameter(0)\n  %b = bf16[128,32]{1,0} parameter(1)\n"
+        "  ROOT %product = (bf16[64,32]{1,0}, s8[33554432]{0}) custom-call(%a, %b),"
+        ' custom_call_target="__cublas$lt$matmul", backend_config={"lhs_contracting_dimensions":["1"]}\n}\n'
+    )
+    time = roofline(text, DEVICE)
+    assert time.flops == 2 * 64 * 32 * 128
+    assert time.moved_bytes == 2 * (64 * 128 + 128 * 32 + 64 * 32)
+
+
+@pytest.mark.parametrize(("tile", "slower"), [((1, 8, 512), False), ((8, 1, 512), True), ((1, 1, 512), False)])
+def test_a_kernel_whose_rows_lie_apart_reads_slowly(tile, slower):
+    sizes = ",".join(f'"{size}"' for size in tile)
+    text = (
+        "%inside (p: f32[64,512,512]) -> f32[64,512,512] {\n  %p = f32[64,512,512]{2,1,0} parameter(0)\n"
+        "  ROOT %y = f32[64,512,512]{2,1,0} exponential(%p)\n}\n\n"
+        "ENTRY %main (x: f32[64,512,512]) -> f32[64,512,512] {\n  %x = f32[64,512,512]{2,1,0} parameter(0)\n"
+        "  ROOT %z = f32[64,512,512]{2,1,0} fusion(%x), kind=kCustom, calls=%inside,"
+        f' backend_config={{"block_level_fusion_config":{{"output_tiles":[{{"sizes":[{sizes}]}}]}}}}\n}}\n'
+    )
+    (kernel,) = roofline(text, DEVICE).kernels
+    alone = kernel.moved_bytes / DEVICE.bandwidth_bytes_per_second
+    assert kernel.seconds - DEVICE.launch_seconds == pytest.approx(alone * (2 if slower else 1))
+
+
 @pytest.mark.parametrize(("shape", "size"), [("bf16[3,5]", 30), ("pred[9]", 9), ("f8e4m3fn[7]", 7), ("s4[3]", 2)])
 def test_sizes_of_arrays(shape, size):
     text = f"ENTRY %main (a: {shape}) -> {shape} {{\n  ROOT %a = {shape}{{0}} parameter(0)\n}}\n"

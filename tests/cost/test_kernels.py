@@ -64,6 +64,14 @@ def test_what_a_kernel_computes_on_the_way_takes_no_time_and_has_no_buffer():
     assert by_name["dot_general"][0] > 0 and by_name["dot_general"][1]
 
 
+def test_a_product_has_the_buffer_and_the_time_of_a_kernel_that_computes_on():
+    jaxpr = jax.make_jaxpr(lambda x, w: jnp.tanh(x @ w))(X, _square()).jaxpr
+    taken, written = seconds_by_equation(jaxpr, H200)
+    by_name = {eqn.primitive.name: (t, eqn.outvars[0] in written) for eqn, t in zip(jaxpr.eqns, taken)}
+    assert by_name["dot_general"][0] > 0 and by_name["dot_general"][1]
+    assert by_name["tanh"] == (0.0, False)
+
+
 def _square(width=1024, dtype=jnp.float32):
     return jax.ShapeDtypeStruct((width, width), dtype)
 

@@ -51,6 +51,13 @@ def test_a_product_whose_result_two_read_is_written():
     assert written(lambda x, w: ((y := x @ w) * 2.0, jnp.exp(y)), X, W) == ["dot_general", "mul", "exp"]
 
 
+def test_what_follows_a_product_is_a_loop_of_its_own_where_a_barrier_takes_it_in_another_shape():
+    fenced = lambda x, w: jax.lax.optimization_barrier(jnp.tanh(x @ w))
+    tokens = jax.ShapeDtypeStruct((4, 512, 1024), jnp.float32)
+    assert written(fenced, tokens, W)[:2] == ["dot_general", "tanh"]
+    assert written(fenced, X, W)[0] == "tanh"
+
+
 def test_a_softmax_is_one_kernel_beside_its_sums():
     names = written(lambda x, w: jax.nn.softmax(x @ w) @ w, X, W)
     assert "exp" not in names and names.count("dot_general") == 2 and "div" in names

@@ -15,6 +15,7 @@ from put_together import emitted_program
 
 from jaxremat.base import compat
 from jaxremat.cost.pricing import price
+from jaxremat.emit import scheduled
 from jaxremat.emit.scheduled import run_backward, run_forward, write_script
 from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
@@ -23,6 +24,12 @@ from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import describe
 from jaxremat.trace.joint import trace_joint
+
+
+@pytest.fixture
+def bare_barriers(monkeypatch):
+    """Values pass barriers as they are, axes of length one included."""
+    monkeypatch.setattr(scheduled, "behind_barrier", lambda values: lax.optimization_barrier(values) if values else ())
 
 
 def branching(w, x, key):
@@ -83,7 +90,7 @@ def test_any_schedule_computes_the_same(name, seed):
 
 
 @pytest.mark.parametrize("name,seed", [("network", 6), ("branching", 7)])
-def test_a_program_put_together_is_the_one_that_the_passes_are_traced_to(name, seed):
+def test_a_program_put_together_is_the_one_that_the_passes_are_traced_to(name, seed, bare_barriers):
     joint, graph, _, _ = joint_of(name)
     shapes = [list(map(jaxprs.shape_of, part)) for part in (joint.inputs, joint.cotangents)]
     for program in random_schedules(graph, seed, 6):
@@ -96,6 +103,15 @@ def test_a_program_put_together_is_the_one_that_the_passes_are_traced_to(name, s
         made = emitted_program(joint, script)
         compat.check_jaxpr(made)
         assert describe(made) == describe(jax.make_jaxpr(passes)(*shapes))
+
+
+def test_values_pass_barriers_without_axes_of_length_one():
+    """With them, XLA:GPU lays the rows that a kernel works on together far apart."""
+    given = [jnp.ones((1, 4, 1)), jnp.arange(3.0), jnp.ones((1, 1))]
+    traced = jax.make_jaxpr(scheduled.behind_barrier)(given)
+    (barrier,) = (eqn for eqn in traced.eqns if eqn.primitive.name == "optimization_barrier")
+    assert [v.aval.shape for v in barrier.invars] == [(4,), (3,), ()]
+    assert_same(scheduled.behind_barrier(given), given)
 
 
 @pytest.mark.parametrize("name,seed", [("network", 2), ("branching", 3)])
@@ -197,20 +213,20 @@ def emitted_counts(joint, script, inputs, cotangents):
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.0])
-def test_every_primitive_is_emitted_as_often_as_scheduled(share):
+def test_every_primitive_is_emitted_as_often_as_scheduled(share, bare_barriers):
     joint, graph, inputs, cotangents = joint_of("network")
     search = Search(graph)
     candidate = search.fit(int(share * search.plain.peak_bytes)) if share else search.smallest
     script = write_script(joint, candidate.program)
     constants = set(map(id, joint.constants))
-    scheduled = collections.Counter(
+    expected = collections.Counter(
         joint.eqns[node].primitive.name for node in candidate.program.steps if id(joint.eqns[node]) not in constants
     )
-    scheduled.update(2 * [eqn.primitive.name for eqn in joint.constants])
+    expected.update(2 * [eqn.primitive.name for eqn in joint.constants])
     segments = (*script.forward, *script.backward)
-    scheduled["optimization_barrier"] = sum(bool(segment.fenced) for segment in segments)
-    assert emitted_counts(joint, script, inputs, cotangents) == +scheduled
-    assert share > 0.8 or scheduled["optimization_barrier"] > 1
+    expected["optimization_barrier"] = sum(bool(segment.fenced) for segment in segments)
+    assert emitted_counts(joint, script, inputs, cotangents) == +expected
+    assert share > 0.8 or expected["optimization_barrier"] > 1
 
 
 @pytest.mark.parametrize("form", FORMS)
