@@ -287,9 +287,10 @@ class _Fuser:
         return follower if all(read == index or self._is_there(read) for read in operands) else None
 
     def _is_torn_off(self, product: int, follower: int) -> bool:
-        """Whether a barrier takes what follows a product in another shape than the product's: XLA multiplies matrices,
-        all rows in one dimension, and only without the barrier would it reshape what follows instead."""
-        fenced = any(self.ops[user].kind == "barrier" for user in self.users[follower])
+        """Whether a barrier and others take what follows a product in another shape than the product's: XLA multiplies
+        matrices, all rows in one dimension, and only without the barrier would it reshape what follows instead."""
+        users = self.users[follower]
+        fenced = len(users) > 1 and any(self.ops[user].kind == "barrier" for user in users)
         return fenced and not self.computes_operands and len(self.ops[product].shape) > 2
 
     def _is_there(self, index: int) -> bool:

@@ -52,7 +52,7 @@ def test_a_product_whose_result_two_read_is_written():
 
 
 def test_what_follows_a_product_is_a_loop_of_its_own_where_a_barrier_takes_it_in_another_shape():
-    fenced = lambda x, w: jax.lax.optimization_barrier(jnp.tanh(x @ w))
+    fenced = lambda x, w: ((y := jnp.tanh(x @ w))[::-1] * 2.0, jax.lax.optimization_barrier(y))
     tokens = jax.ShapeDtypeStruct((4, 512, 1024), jnp.float32)
     assert written(fenced, tokens, W)[:2] == ["dot_general", "tanh"]
     assert written(fenced, X, W)[0] == "tanh"
