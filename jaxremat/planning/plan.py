@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxremat.backends.devices import Device, resolve_target
@@ -38,6 +39,10 @@ from jaxremat.show.sentences import explanation_lines, turning_sentence
 from jaxremat.trace.arguments import Call
 from jaxremat.trace.fingerprint import describe
 from jaxremat.trace.joint import Primal, apply_flat, read_primal
+
+UNMEASURED = "how far rounding takes gradients depends on the arguments: plan.measured(*args) measures and tells it"
+"""What a plan says that rounds; it is made from shapes alone."""
+_MEASURED = "gradients measured"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -240,6 +245,24 @@ class Plan(Described):
         """
         call = planned_call(self.decision, args, kwargs)
         return check_gradients(self.problem.joint, self.decision, call.arrays, rtol)
+
+    def measured(self, *args: Any, rtol: float | None = None, **kwargs: Any) -> Plan:
+        """The same plan, which tells how far its gradients are from the plain ones on some arguments.
+
+        Args:
+          args, kwargs: concrete arrays of the planned shapes, in trees.
+          rtol: as in `check_grads`.
+
+        Returns:
+          A plan whose `warnings` hold what `check_grads` found; the display, `summary` and files tell it.
+
+        Raises:
+          GradientError, PlanMismatchError: as `check_grads`.
+        """
+        check = self.check_grads(*args, rtol=rtol, **kwargs)
+        told = f"{_MEASURED} on {jax.default_backend()}, on one set of arguments: {check}"
+        others = (each for each in self.warnings if each != UNMEASURED and not each.startswith(_MEASURED))
+        return dataclasses.replace(self, warnings=(*others, told))
 
     def __repr__(self) -> str:
         budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)

@@ -24,7 +24,7 @@ from jaxremat.planner.decision import Decision
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.compilation import compile_program
-from jaxremat.planning.plan import Plan
+from jaxremat.planning.plan import UNMEASURED, Plan
 from jaxremat.planning.request import Request
 from jaxremat.planning.signature import signature_of
 from jaxremat.show.progress import Status
@@ -401,7 +401,8 @@ def _rounding(outcome: Outcome) -> Iterator[str]:
     used = [STORAGES[form] for form in outcome.form.storages if STORAGES[form].rounding]
     if used:
         forms = " or ".join(f"{storage.form} (off by up to {storage.rounding:.2g})" for storage in used)
-        yield (f"values may wait rounded to {forms}: plan.check_grads(*args) measures by how much gradients differ")
+        yield f"values may wait rounded to {forms}"
+        yield UNMEASURED
 
 
 def _over_budget(outcome: Outcome, report: MemoryReport | None, limit: int) -> Iterator[str]:

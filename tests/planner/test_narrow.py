@@ -1,5 +1,6 @@
 """Values that wait rounded: with permission only, at half or a quarter of the bytes; gradients say what it costs."""
 
+import re
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,7 @@ from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.timed import TimedPlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.planning.gradient_check import _default_rtol
+from jaxremat.planning.plan import UNMEASURED
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import apply_flat, read_primal
@@ -150,6 +152,20 @@ def test_a_check_of_gradients_allows_for_the_forms_that_were_used():
     decided = lambda *forms: SimpleNamespace(form=SimpleNamespace(storages=forms))
     allowed = [_default_rtol(joint, decided(*forms)) for forms in ((), ("int8",), ("float8_e4m3", "int8"))]
     assert allowed[0] < allowed[1] < allowed[2] < 0.5
+
+
+def test_a_plan_tells_by_how_much_rounding_changes_gradients_once_that_is_measured(tmp_path):
+    """Planned for a GPU, measured here: the rounding is the same."""
+    args = arrays(False, rows=2048, width=1024)
+    plan = jaxremat.plan(unrolled, *args, budget=0.7, target="h200", verify="replay", allow=("narrow",))
+    assert rounded(plan) and UNMEASURED in plan.warnings
+    measured = plan.measured(*args)
+    assert UNMEASURED not in measured.warnings and len(measured.warnings) == len(plan.warnings)
+    found = re.search(r"on cpu, on one set of arguments: 9 results .* agree within (\S+) ", measured.warnings[-1])
+    assert found and 1e-4 < float(found[1]) < 0.02
+    assert found[1] in str(measured) and found[1] in str(measured.summary()["warnings"])
+    measured.save(tmp_path / "plan.json")
+    assert jaxremat.load_plan(tmp_path / "plan.json", unrolled, *args).warnings == measured.warnings
 
 
 @pytest.mark.parametrize("wrong", [{"emit": "names"}, {"solver": "fastsa"}])
