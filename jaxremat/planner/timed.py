@@ -113,10 +113,11 @@ class TimedPlanner:
         self._approach(_SHAPES, replayed_bytes)
         self._approach_by_hand(replayed_bytes)
         best = self._fastest_known(replayed_bytes) or fastest(self._by_hand(), replayed_bytes)
+        if best is not None:
+            self._approach(self._released(best), replayed_bytes)
+        best = self._fastest_known(replayed_bytes) or fastest(self._small, replayed_bytes)
         if best is None:
             return fastest(self.least(), replayed_bytes) or min(self.least(), key=by_peak)
-        self._approach(self._released(best), replayed_bytes)
-        best = self._fastest_known(replayed_bytes) or best
         self._move_barriers(best, replayed_bytes)
         return self._fastest_known(replayed_bytes) or best
 
@@ -133,11 +134,15 @@ class TimedPlanner:
 
     @functools.cached_property
     def _least(self) -> Sequence[TimedOutcome]:
-        small = [self._emitted(candidate.program) for candidate in self._search.small_ones(_MOST_LEAST)]
-        found = {id(outcome): outcome for outcome in (*self._range, *small)}
+        found = {id(outcome): outcome for outcome in (*self._range, *self._small)}
         smallest = sorted(found.values(), key=by_peak)[:_MOST_LEAST]
         moved = [self._emitted(smallest[0].program, part) for part in self._other_parts]
         return sorted({*smallest, *moved}, key=by_peak)
+
+    @functools.cached_property
+    def _small(self) -> list[TimedOutcome]:
+        """Outcomes of small replayed peak."""
+        return [self._emitted(candidate.program) for candidate in self._search.small_ones(_MOST_LEAST)]
 
     def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
