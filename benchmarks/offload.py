@@ -2,6 +2,7 @@
 
     python benchmarks/offload.py                     # prints three tables; needs a GPU, and less than a minute of it
     python benchmarks/offload.py --layers 12 --rows 16384
+    python benchmarks/offload.py --target h200       # for a GPU that is not here: the third table, by its roofline
 
 The first table is the time of copies by themselves; the second, of products beside a copy that nothing waits for until
 they are done: as long as the longer of the two where copies overlap, as long as both where they do not. The third
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxremat
+from jaxremat.compiled.compile import compile_gradient
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 COPIED_BYTES = 2**30
@@ -96,6 +98,10 @@ def shapes(layers: int, width: int, rows: int) -> tuple[Any, ...]:
     return [(shape(width, 4 * width), shape(4 * width, width))] * layers, shape(rows, width)
 
 
+def _normal(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    return (0.02 * jax.random.normal(jax.random.key(0), shape.shape)).astype(shape.dtype)
+
+
 def ways(args: tuple[Any, ...], target: str | None, full_bytes: int) -> Iterator[tuple[str, Callable[..., jax.Array]]]:
     """The function as written, checkpointed by hand, and within a little more than that takes, without the host and
     with it: predictions of this program are a sixth above what it compiles to."""
@@ -109,27 +115,24 @@ def ways(args: tuple[Any, ...], target: str | None, full_bytes: int) -> Iterator
             yield f"{name}, {budget / GIB:.2f} GiB, {plan.overhead:+.1%} predicted", plan.apply(loss)
 
 
-def compiled_bytes(program: Any) -> tuple[int, int]:
-    """(on the device, on the host)"""
-    told = program.memory_analysis()
-    own = told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes - told.alias_size_in_bytes
-    return own, told.host_temp_size_in_bytes
-
-
-def training(layers: int, width: int, rows: int) -> Iterator[str]:
-    """Compiled bytes, and seconds per gradient, of every way."""
+def training(layers: int, width: int, rows: int, target: str | None) -> Iterator[str]:
+    """Compiled bytes, and seconds per gradient, of every way: measured, or of an absent device by the roofline."""
     args = shapes(layers, width, rows)
-    values = jax.tree.map(lambda s: (0.02 * jax.random.normal(jax.random.key(0), s.shape)).astype(s.dtype), args)
-    compiled = lambda loss: jax.jit(jax.value_and_grad(loss)).lower(*args).compile()
-    full_bytes, _ = compiled_bytes(compiled(loss_of(jax.checkpoint(layer))))
+    values = None if target else jax.tree.map(_normal, args)
+    full_bytes = compile_gradient(loss_of(jax.checkpoint(layer)), args, target=target).peak_bytes
     plain_seconds = None
-    for name, loss in ways(args, None, full_bytes):
-        program = compiled(loss)
-        seconds = median_seconds(program, *values)
+    for name, loss in ways(args, target, full_bytes):
+        told = compile_gradient(loss, args, target=target)
+        seconds = told.seconds if target else median_seconds(jax.jit(jax.value_and_grad(loss)), *values)
         plain_seconds = plain_seconds or seconds
-        own, host = compiled_bytes(program)
-        more = seconds / plain_seconds - 1
-        yield f"| {name} | {own / GIB:.2f} | {host / GIB:.2f} | {seconds * 1e3:.1f} | {more:+.1%} | {1 / seconds:.2f} |"
+        own, host, more = told.peak_bytes / GIB, told.host_bytes / GIB, seconds / plain_seconds - 1
+        yield f"| {name} | {own:.2f} | {host:.2f} | {seconds * 1e3:.1f} | {more:+.1%} | {1 / seconds:.2f} |"
+
+
+def print_training(options: argparse.Namespace) -> None:
+    print("\n| gradient of residual layers | GiB | on the host | ms | time | per second |\n|---|---|---|---|---|---|")
+    for line in training(options.layers, options.width, options.rows, options.target):
+        print(line, flush=True)
 
 
 def main() -> None:
@@ -137,20 +140,17 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--target", help="an absent device to compile for")
     options = parser.parse_args()
+    if options.target:
+        return print_training(options)
     device = jax.devices()[0]
     if device.platform != "gpu":
-        parser.error(
-            f"the memory of this machine's {device.device_kind} is the host's own, or no GPU's: nothing to measure"
-        )
+        parser.error(f"there is no GPU here, but {device.device_kind}: see --target")
     print(f"{device.device_kind}, jax {jax.__version__}\n")
     print("| a copy of 1 GiB | time | bandwidth |\n|---|---|---|", *link(), sep="\n", flush=True)
     print("\n| ms | products | copy | both | of the shorter one hidden |\n|---|---|---|---|---|", *overlap(), sep="\n")
-    print(
-        "\n| gradient of a residual stack | GiB | GiB on the host | ms | time | per second |\n|---|---|---|---|---|---|"
-    )
-    for line in training(options.layers, options.width, options.rows):
-        print(line, flush=True)
+    print_training(options)
 
 
 if __name__ == "__main__":
