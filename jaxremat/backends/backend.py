@@ -45,8 +45,8 @@ class Backend:
         near and takes no time; see `benchmarks/threshold.py`.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
       pool_variable: of the environment, which sets that part; empty where nothing does.
-      copies_beside_kernels: in a loop's body, copies of slices begin before all else and copies into stacks end after
-        all else, unless something is computed on the way.
+      reorders_iterations: in a loop's body, kernels run in the order of the program, or as a search from its outputs
+        finds them.
       products_compute_operands: contractions compute what they read, whoever else does.
       rows_in_one_kernel: what normalises rows goes over them once.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
@@ -76,7 +76,7 @@ class Backend:
     pool_fraction: float
     pool_variable: str = ""
     times_loops: bool = False
-    copies_beside_kernels: bool = False
+    reorders_iterations: bool = False
     products_compute_operands: bool = False
     rows_in_one_kernel: bool = False
     ties_transfers: bool = False

@@ -41,6 +41,11 @@ class Body:
     own_inputs: int
     own_outputs: int
 
+    @property
+    def has_stacks(self) -> bool:
+        """Whether it reads slices of stacks, or writes into some."""
+        return self.own_inputs < len(self.jaxpr.invars) or self.own_outputs < len(self.jaxpr.outvars)
+
 
 def bodies_of(eqn: Eqn) -> tuple[Body, ...]:
     """The bodies of a loop or of a conditional; none of anything else."""

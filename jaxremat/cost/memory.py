@@ -9,6 +9,7 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 
+from jaxremat.backends.backend import Backend
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.bodies import KnownBodies
@@ -89,12 +90,24 @@ def estimate_listing(
 def _estimate(
     program: Program, body: Body, device: Device, known: KnownBodies, aliased: frozenset[int]
 ) -> MemoryEstimate:
-    backend, fusion = device.backend, fuse(program, device, known)
-    order = _breadth_first(fusion) if backend.breadth_first else fusion.kernels
+    fusion = fuse(program, device, known)
+    each = [_in_order(fusion, order, body, device, known, aliased) for order in _orders(fusion, body, device.backend)]
+    return max(each, key=lambda estimate: estimate.temp_bytes)
+
+
+def _orders(fusion: Fusion, body: Body, backend: Backend) -> list[tuple[int, ...]]:
+    """The orders in which a compiler may run the kernels; where there are several, nobody knows which it takes."""
+    if backend.breadth_first:
+        return [_breadth_first(fusion)]
+    return [fusion.kernels, *([_depth_first(fusion)] if backend.reorders_iterations and body.has_stacks else ())]
+
+
+def _in_order(
+    fusion: Fusion, order: tuple[int, ...], body: Body, device: Device, known: KnownBodies, aliased: frozenset[int]
+) -> MemoryEstimate:
+    program, backend = fusion.program, device.backend
     inside = functools.partial(estimate_body, device=device, known=known)
     spans = _laid_out(_buffer_spans(fusion, order, aliased), program.ops, backend.tile)
-    if backend.copies_beside_kernels:
-        spans = _copied_meanwhile(fusion, spans, len(order))
     buffers = _in_main_memory(spans, len(order), device.vector_memory_bytes)
     rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in buffers]
     bodies = {
@@ -147,6 +160,22 @@ def _breadth_first(fusion: Fusion) -> tuple[int, ...]:
             waiting[reader] -= 1
             if not waiting[reader]:
                 queue.append(reader)
+    return tuple(order)
+
+
+def _depth_first(fusion: Fusion) -> tuple[int, ...]:
+    """Kernels as a search from the outputs finds them, through what each reads, in order."""
+    read = {buffer for kernel in fusion.kernels for buffer in fusion.buffers_read[kernel]}
+    effects = [kernel for kernel in fusion.kernels if kernel not in read and kernel not in fusion.program.outputs]
+    stack = [*reversed([*effects, *fusion.program.outputs])]
+    order: dict[int, None] = {}
+    while stack:
+        reads = fusion.buffers_read.get(stack[-1])  # none of an input
+        waits_for = [buffer for buffer in reads or () if buffer in fusion.buffers_read and buffer not in order]
+        stack += reversed(waits_for)
+        if not waits_for:
+            kernel = stack.pop()
+            order.update({kernel: None} if reads is not None else {})
     return tuple(order)
 
 
@@ -221,19 +250,6 @@ class _Buffers:
         op = self.ops[kernel]
         start = self.step_of[self.fusion.program.reads[kernel][0] if op.kind == "part" else kernel]
         return kernel, op.size_bytes, start, max(self.end[kernel], start)
-
-
-def _copied_meanwhile(fusion: Fusion, spans: list[_Span], steps: int) -> list[_Span]:
-    """The spans where copies run beside kernels: a stack's slice that is read as it is lies there from the first step
-    on, what is written into a stack as it is to the last one."""
-    program = fusion.program
-    copies = [kernel for kernel in fusion.kernels if program.equations[kernel] < 0 and fusion.runs(kernel) == {kernel}]
-    sliced = {kernel for kernel in copies if program.ops[kernel].kind == "dynamic_slice"}
-    stacked = {program.reads[kernel][1] for kernel in copies if program.ops[kernel].kind == "dynamic_update_slice"}
-    return [
-        (kernel, size, 0 if kernel in sliced else first, steps - 1 if kernel in stacked else last)
-        for kernel, size, first, last in spans
-    ]
 
 
 def _laid_out(spans: list[_Span], ops: Sequence[Op], tile: tuple[int, int] | None) -> list[_Span]:

@@ -280,7 +280,7 @@ def gated(x, weights):
 
 
 @pytest.mark.parametrize(("block", "number"), [(lambda x, weights: x + jnp.tanh(x @ weights[0]), 1), (gated, 3)])
-def test_copies_of_slices_begin_before_a_body_and_copies_into_stacks_end_after_it(block, number):
+def test_slices_of_a_body_are_there_from_its_start_and_what_is_stacked_to_its_end(block, number):
     """The body of the gradient reads slices of weights and residuals, and stacks gradients of weights."""
 
     def loss(x, *stacks):

@@ -57,6 +57,19 @@ def test_stacks_begin_as_zeros():
     assert with_stack - without >= written_and_read + LENGTH * traffic_seconds(2)
 
 
+def test_an_iteration_counts_in_the_larger_of_two_orders():
+    """In that of the program `first` is read for the last time early; found from the outputs, it waits for the sum."""
+
+    def step(x, w):
+        first = x @ w
+        summed = jnp.sum(first @ w)
+        second = first @ x
+        return (second @ w) @ second, summed
+
+    slice_first_second_and_third = 4 * ENTRY_BYTES
+    assert estimate_body(body_of(step), H200, KnownBodies()).temp_bytes == slice_first_second_and_third
+
+
 def test_weight_gradients_wait_for_what_the_next_iteration_needs():
     """Their operands are held until then."""
     both = estimate_body(body_of(lambda x, w: (jnp.cos(jnp.sin(x) @ w), jnp.sin(x).T @ x)), H200, KnownBodies())
