@@ -105,7 +105,7 @@ def checked_request(
     call = called(fun, args, kwargs, positions)
     return Request(
         arrays_only(call.bind(fun)), call.arrays, positions, has_aux, solver_named(solver), resolve_target(target),
-        _one_of("emit", emit, FORMS), _one_of("verify", verify, VERIFICATIONS), seed, permissions(allow),
+        require_one_of("emit", emit, FORMS), require_one_of("verify", verify, VERIFICATIONS), seed, permissions(allow),
         host_budget_bytes(host_budget, allow),
     )  # fmt: skip
 
@@ -137,12 +137,13 @@ def check_options(
     """Raises ArgumentError for a budget, solver, form, verification or permission that cannot be understood."""
     parse_budget(budget)
     solver_named(solver)
-    _one_of("emit", emit, FORMS)
-    _one_of("verify", verify, VERIFICATIONS)
+    require_one_of("emit", emit, FORMS)
+    require_one_of("verify", verify, VERIFICATIONS)
     permissions(allow)
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+def require_one_of(name: str, value: str, known: Sequence[str]) -> str:
+    """The value of an option. Raises ArgumentError for one that is unknown."""
     if value not in known:
         raise ArgumentError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
     return value

@@ -20,7 +20,7 @@ from jaxremat.base.collecting import collected_seldom
 from jaxremat.base.errors import ArgumentError
 from jaxremat.compiled.compile import MemoryReport, compile_jitted
 from jaxremat.planner.solver_schedules import require_graphs
-from jaxremat.planning.request import host_budget_bytes, permissions
+from jaxremat.planning.request import VERIFICATIONS, host_budget_bytes, permissions, require_one_of
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_named
 from jaxremat.step.arguments import Placement, StepArguments, StepCall
@@ -36,7 +36,6 @@ from jaxremat.trace.arguments import is_traced_by_jit, opaque
 
 logger = logging.getLogger("jaxremat")
 
-_VERIFICATIONS = ("compile", "replay")
 _OF_A_LOSS = {
     "narrow": "what may be rounded is told by what waits for a backward, and a step has no backward of its own",
 }
@@ -60,8 +59,7 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         parse_budget(self.budget)
-        if self.verify not in _VERIFICATIONS:
-            raise ArgumentError(f"verify={self.verify!r} is unknown; choose one of {', '.join(_VERIFICATIONS)}")
+        require_one_of("verify", self.verify, VERIFICATIONS)
         require_graphs(self.solver)
         host_budget_bytes(self.host_budget, self.allow)
         for permission in sorted(self.allow & _OF_A_LOSS.keys()):
