@@ -147,13 +147,17 @@ class _Fuser:
                 self.products.add(self._take_bias(index))
         for diamond in diamonds(self.program, self.users) if self.rows_in_one_kernel else ():
             self._as_one(diamond)
+        self._make_where_read()
         fusible = self._fusible()
-        for index in [index for index in sorted(fusible) if not self.kernels[index].reads]:
-            self._fused(index)
-            fusible.remove(index)
         for island in self._islands(fusible):
             self._fuse_island(island, fusible, islands)
         return self._fusion()
+
+    def _make_where_read(self) -> None:
+        """Fuses constants and counts, which read nothing: whatever else is fused, that moves fewer bytes. They would
+        tie all that reads a number to one another."""
+        for index in [index for index in sorted(self._fusible()) if not self.reads[index]]:
+            self._fused(index)
 
     def _fusible(self) -> set[int]:
         """Producers that only kernels read which can take them, and that nobody else asks for."""
