@@ -16,13 +16,14 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
 from jaxremat.base.errors import ArgumentError
+from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.loops.find import find
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip, transferred_bytes
 
 SMALLEST_SHARE, LARGEST_SHARE = 1e-3, 4.0  # a copy that is all but free, and one that is as good as forbidden
@@ -141,7 +142,7 @@ def transfers_of(outcome: Outcome, device: Device) -> Transfers:
     """What an outcome copies, and what of it shows on a device."""
     out, back = _copied_bytes(outcome)
     rate = device.sustained_host_bytes_per_second or np.inf
-    if trips := _taken(outcome):
+    if trips := _taken(outcome.problem.joint, outcome.program):
         return Transfers(out, back, _waited_seconds(outcome, trips, rate))
     early, late = np.split(_node_seconds(outcome)[outcome.program.steps], [outcome.program.backward_start])
     exposed = max(out / rate - early.sum(), 0.0) + max(back / rate - late.sum(), 0.0)
@@ -154,7 +155,7 @@ def _waited_seconds(outcome: Outcome, trips: Sequence[RoundTrip], rate: float) -
     value is read of those back."""
     program, joint = outcome.program, outcome.problem.joint
     seconds = _node_seconds(outcome)[program.steps]
-    seconds[np.isin(program.steps, _trip_nodes(outcome))] = 0
+    seconds[np.isin(program.steps, _trip_nodes(outcome.problem.joint))] = 0
     clock = np.concatenate([[0.0], np.cumsum(seconds) * outcome.timeline.cost / max(seconds.sum(), 1e-30)])
     node_of = {id(eqn): node for node, eqn in enumerate(joint.eqns)}
     there = {node_of[id(trip.way_there)]: trip for trip in trips}
@@ -194,32 +195,40 @@ def _node_seconds(outcome: Outcome) -> np.ndarray:
     """[N] time of each equation, copies inside of loops aside."""
     problem = outcome.problem
     inside = np.asarray([sum(transferred_bytes(eqn)) for eqn in problem.joint.eqns], float)
-    inside[_trip_nodes(outcome)] = 0
+    inside[_trip_nodes(outcome.problem.joint)] = 0
     rate = problem.device.host_bytes_per_second or np.inf
     return np.maximum(problem.graph.costs - inside / rate, 0.0)
 
 
+def bytes_on_host(joint: Joint, program: ScheduledProgram) -> int:
+    """What a scheduled program leaves in the host's memory: what waits there, and what loops put there."""
+    out = sum(transferred_bytes(trip.way_there)[0] for trip in _taken(joint, program))
+    return out + sum(there for there, _ in _copied_inside(joint))
+
+
 def _copied_bytes(outcome: Outcome) -> tuple[int, int]:
     """(to the host, from it): what waits there, as often as it is fetched, and what loops copy by themselves."""
-    joint, program, taken = outcome.problem.joint, outcome.program, _taken(outcome)
+    joint, program = outcome.problem.joint, outcome.program
     fetched = np.bincount(program.steps[program.backward_start :], minlength=len(joint.eqns))
     position = {id(eqn): node for node, eqn in enumerate(joint.eqns)}
-    out = sum(transferred_bytes(trip.way_there)[0] for trip in taken)
-    back = sum(transferred_bytes(trip.way_back)[1] * int(fetched[position[id(trip.way_back)]]) for trip in taken)
-    trips = set(_trip_nodes(outcome))
-    inside = [transferred_bytes(eqn) for node, eqn in enumerate(joint.eqns) if node not in trips]
-    return out + sum(there for there, _ in inside), back + sum(again for _, again in inside)
+    ways_back = [trip.way_back for trip in _taken(joint, program)]
+    back = sum(transferred_bytes(eqn)[1] * int(fetched[position[id(eqn)]]) for eqn in ways_back)
+    return bytes_on_host(joint, program), back + sum(again for _, again in _copied_inside(joint))
 
 
-def _taken(outcome: Outcome) -> list[RoundTrip]:
+def _copied_inside(joint: Joint) -> list[tuple[int, int]]:
+    """(to the host, from it) of every equation that is on no round trip."""
+    trips = set(_trip_nodes(joint))
+    return [transferred_bytes(eqn) for node, eqn in enumerate(joint.eqns) if node not in trips]
+
+
+def _taken(joint: Joint, program: ScheduledProgram) -> list[RoundTrip]:
     """The round trips over the link, outside of loops, whose values wait on the host."""
-    joint = outcome.problem.joint
-    saved = {joint.values[value] for value in outcome.program.saved.tolist()}
+    saved = {joint.values[value] for value in program.saved.tolist()}
     return [trip for trip in joint.round_trips if trip.form == HOST.form and trip.stored in saved]
 
 
-def _trip_nodes(outcome: Outcome) -> list[int]:
-    joint = outcome.problem.joint
+def _trip_nodes(joint: Joint) -> list[int]:
     ways = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
     return [node for node, eqn in enumerate(joint.eqns) if id(eqn) in ways]
 

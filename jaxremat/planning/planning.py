@@ -25,6 +25,7 @@ from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.compilation import compile_program
 from jaxremat.planning.plan import UNMEASURED, Plan
+from jaxremat.planning.recompute_check import copies_undone
 from jaxremat.planning.request import Request
 from jaxremat.planning.signature import signature_of
 from jaxremat.show.progress import Status
@@ -353,7 +354,7 @@ class Planning:
             solver=self.request.solver.name,
             solver_parameters=solver_parameters(self.request.solver),
             target=self.request.device.name,
-            warnings=(*self.told, *_rounding(outcome), *_over_budget(outcome, report, limit)),
+            warnings=(*self.told, *_told_of(outcome, report), *_over_budget(outcome, report, limit)),
         )
 
     def _peak_bytes(self, outcome: Outcome, report: MemoryReport | None, limit: int) -> int:
@@ -403,6 +404,12 @@ def _rounding(outcome: Outcome) -> Iterator[str]:
         forms = " or ".join(f"{storage.form} (off by up to {storage.rounding:.2g})" for storage in used)
         yield f"values may wait rounded to {forms}"
         yield UNMEASURED
+
+
+def _told_of(outcome: Outcome, report: MemoryReport | None) -> Iterator[str]:
+    """What a plan says of the forms in which its values wait."""
+    yield from _rounding(outcome)
+    yield from copies_undone(outcome.problem.joint, outcome.program, report) if report else ()
 
 
 def _over_budget(outcome: Outcome, report: MemoryReport | None, limit: int) -> Iterator[str]:

@@ -17,8 +17,11 @@ import numpy as np
 from jaxremat.base import compat
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.compat import Eqn
+from jaxremat.compiled.compile import MemoryReport
 from jaxremat.emit.scheduled import Script
 from jaxremat.graph.graph import Graph
+from jaxremat.graph.scheduled import ScheduledProgram
+from jaxremat.planner.transfers import bytes_on_host
 from jaxremat.report.origin import Origin, origin_of
 from jaxremat.report.rows import common_path, without_numbers
 from jaxremat.trace.joint import Joint
@@ -114,6 +117,18 @@ def undone(found: Sequence[Effect], suspicious: bool = False) -> tuple[str, ...]
         rest = sum(map(_total_bytes, groups[_MOST_WARNINGS:]))
         warnings += (f"and {len(groups) - _MOST_WARNINGS} smaller recomputations ({format_bytes(rest)}) likewise",)
     return warnings
+
+
+def copies_undone(joint: Joint, program: ScheduledProgram, report: MemoryReport) -> tuple[str, ...]:
+    """A warning where less waits on the host than was planned: compilers cancel copies there and back in silence."""
+    planned = bytes_on_host(joint, program)
+    if report.host_bytes >= planned:
+        return ()
+    return (
+        f"{format_bytes(planned)} were to wait in the host's memory, and {format_bytes(report.host_bytes)} do in the"
+        f" program as compiled for {report.target}: the compiler undid the other copies, and their values stay on the"
+        " device",
+    )
 
 
 def _warning(group: Sequence[Effect]) -> str:

@@ -12,7 +12,7 @@ from jaxremat.planner.decision import Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planning.compilation import compile_program
 from jaxremat.planning.plan import Plan
-from jaxremat.planning.recompute_check import effects, undone
+from jaxremat.planning.recompute_check import copies_undone, effects, undone
 
 _SUSPICIOUS = 1.1  # beyond what predictions are off by at most on CPUs and GPUs but once: prediction.md
 _GROSSLY_OVER = 1.5  # no prediction for a CPU or GPU is as far off: prediction.md
@@ -112,7 +112,9 @@ def verify(plan: Plan, target: str | None = None) -> Verification:
     device = resolve_target(plan.target if target is None else target)
     compiled = compile_plan(plan, device)
     predicted = _predicted_bytes(plan, device)
-    warnings = (*_undone(plan, compiled, predicted), *_swollen(compiled.report, predicted))
+    problem, program = plan.planned
+    undone_copies = copies_undone(problem.joint, program, compiled.report)
+    warnings = (*_undone(plan, compiled, predicted), *undone_copies, *_swollen(compiled.report, predicted))
     return Verification(compiled.report, plan.budget_bytes, predicted, warnings)
 
 

@@ -1,5 +1,7 @@
 """Values of unrolled programs that wait on the host: the schedule around the copies, its values, and its bytes."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.emit.scheduled import write_script
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.hosted import Pace
-from jaxremat.planner.transfers import transfers_of
+from jaxremat.planner.transfers import bytes_on_host, transfers_of
+from jaxremat.planning.recompute_check import copies_undone
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import apply_flat, read_primal
@@ -188,3 +191,13 @@ def test_copies_are_tied_to_what_is_computed(with_skip):
     script = write_script(joint, outcome.program)
     passed = [segment.through for segment in (*script.forward, *script.backward) if segment.through]
     assert passed and not any(all(map(jaxprs.is_on_host, through)) for through in passed)
+
+
+def test_copies_that_the_compiler_undid_are_told(moved):
+    _, outcome = moved
+    joint, planned = outcome.problem.joint, transfers_of(outcome, H200).out_bytes
+    told = lambda there: copies_undone(joint, outcome.program, SimpleNamespace(host_bytes=there, target="h200"))
+    assert bytes_on_host(joint, outcome.program) == planned and told(planned) == ()
+    (warning,) = told(planned - VALUE_BYTES)
+    assert f"{planned // 2**20}.0 MiB were to wait" in warning
+    assert f"{(planned - VALUE_BYTES) // 2**20}.0 MiB do" in warning
