@@ -36,7 +36,7 @@ _HALVINGS = 12  # of the ratio between two prices, a million: to 0.4 %; benchmar
 _CLOSE = 0.002  # of the limit: less than a prediction can tell
 _MOST_LEAST = 24  # predicted, some of them compiled
 _MOST_LOOP_DECISIONS = 3  # those in which one cut goes lowest, each then searched to the end
-MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour
+_MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour
 APART = 1.005  # half a per cent: less than a prediction can tell; benchmarks/constants.py
 
 
@@ -170,7 +170,7 @@ class SchedulePlanner:
         may fuse, and write in place, as it does in the program as it is written."""
         posed = [planner._small[0] for planner in self._both]
         found = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed()]
-        return sorted(found, key=_by_peak)[:MOST_IN_CHECKPOINTS]
+        return sorted(found, key=_by_peak)[:_MOST_IN_CHECKPOINTS]
 
     @functools.cached_property
     def _small(self) -> list[tuple[Problem, Search]]:

@@ -18,7 +18,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.correction import Correction, correct
-from jaxremat.planner.schedules import APART, LOOP_PRICES, MOST_IN_CHECKPOINTS
+from jaxremat.planner.schedules import APART, LOOP_PRICES
 from jaxremat.planner.solver_schedules import require_graphs
 from jaxremat.solvers.base import Solver
 from jaxremat.step.decision import ProgramDecision
@@ -120,7 +120,7 @@ class ProgramPlanner:
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         small = sorted(self._small, key=by_peak)
-        distinct = [*_distinct(small)[:number], *_distinct(self._in_checkpoints)[:MOST_IN_CHECKPOINTS]]
+        distinct = _distinct(small)[:number]
         closely = () if self._follows or self._is_body else map(self._closely, distinct)
         return [*distinct, *closely, *(self._joined.smallest_few(number) if self._joined else ())]
 
@@ -210,19 +210,12 @@ class ProgramPlanner:
 
     @functools.cached_property
     def _small(self) -> list[Outcome]:
-        return self._at_smallest(lambda search: search.smallest_few())
-
-    @functools.cached_property
-    def _in_checkpoints(self) -> list[Outcome]:
-        return self._at_smallest(lambda search: search.in_checkpoints())
-
-    def _at_smallest(self, schedules: Callable[[Schedules], list[Schedule]]) -> list[Outcome]:
         """Outcomes with the smallest bodies, and with pairs as decided at each price."""
         bodies = self._bodies_within(1)
         return [
             self._as_run(self._outcome(pairs, bodies, schedule))
             for pairs in self._pair_decisions
-            for schedule in schedules(self._posed(pairs, bodies)[1])
+            for schedule in self._posed(pairs, bodies)[1].smallest_few()
         ]
 
     @functools.cached_property

@@ -101,11 +101,6 @@ class StepSearch:
         """Schedules of small replayed peak: what to try where the prediction finds the rest too large."""
         return sorted([self.smallest, *self._first_round.smallest_few()], key=_by_peak)
 
-    def in_checkpoints(self) -> list[Schedule]:
-        """Whole segments of each mountain run again behind one barrier, in ever other numbers: replayed they take more
-        than other schedules do, but a compiler may fuse there, and write in place, as in the program as written."""
-        return sorted(self._first_round.in_checkpoints(), key=_by_peak)
-
     def descend(self, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> Schedule:
         """A schedule that is predicted to fit, or the one that comes nearest: every mountain is aimed at by itself.
 
@@ -183,10 +178,6 @@ class SolverSearch:
         """The same alone."""
         return [self.smallest]
 
-    def in_checkpoints(self) -> list[Schedule]:
-        """None: a solver has one answer."""
-        return []
-
     def descend(self, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> Schedule:
         """The same: a solver sees no prediction."""
         return self.smallest
@@ -234,15 +225,9 @@ class Round:
         return self.composed([search.smallest for _, search in self.parts])
 
     def smallest_few(self) -> list[Schedule]:
-        """Schedules in which each mountain is low, in one shape after another."""
-        return self._in_turn([search.smallest_of_each_shape() for _, search in self.parts])
-
-    def in_checkpoints(self) -> list[Schedule]:
-        """Schedules in which whole segments of each mountain run again, in one number after another."""
-        return self._in_turn([search.checkpointed() or [search.plain] for _, search in self.parts])
-
-    def _in_turn(self, each: Sequence[Sequence[Candidate]]) -> list[Schedule]:
-        """The first candidates of all mountains, the second ones, and so on; the last again where there are fewer."""
+        """Schedules in which each mountain is low: the first shapes of all, the second ones, and so on; the last again
+        where there are fewer."""
+        each = [search.smallest_of_each_shape() for _, search in self.parts]
         most = max(map(len, each), default=0)
         return [self.composed([found[min(i, len(found) - 1)] for found in each]).schedule for i in range(most)]
 
