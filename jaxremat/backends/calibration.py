@@ -16,7 +16,9 @@ from jaxremat.backends.devices import DEVICES, Device, target_of
 from jaxremat.backends.measured import RATES, keep_rates
 
 _SECONDS = 0.2  # that a measurement lasts at least, so that clocks and caches settle
-_CHAIN = 64  # dependent operations: of one loop, for arithmetic; of one program, for launches
+_CHAIN = 64  # dependent kernels of one program, for launches
+_TOGETHER = 8  # runs started at once, where all of them take less than a measurement may
+_ARITHMETIC = 512  # operations of one loop per entry: many times what reading and writing the entry takes
 
 
 def calibrate(device: jax.Device | None = None) -> Device:
@@ -69,12 +71,12 @@ def _vector_flops(sheet: Device) -> float:
     """FLOP/s of a chain of multiplications and additions in one loop."""
 
     def chain(x: Any) -> Any:
-        for _ in range(_CHAIN):
+        for _ in range(_ARITHMETIC // 2):
             x = x * x + x
         return x
 
-    size = 2**20 if sheet.platform == "cpu" else 2**24
-    return 2 * _CHAIN * size / _seconds(jax.jit(chain), jnp.full(size, 1e-3, jnp.float32))
+    size = 2**18 if sheet.platform == "cpu" else 2**26
+    return _ARITHMETIC * size / _seconds(jax.jit(chain), jnp.full(size, 1e-3, jnp.float32))
 
 
 def _bandwidth(sheet: Device) -> float:
@@ -96,21 +98,22 @@ def _apart(x: Any) -> Any:
 
 
 def _host_bandwidth(device: jax.Device) -> float:
-    """Bytes per second over the slower way between the host and a device."""
-    array = np.zeros(2**26, np.float32)
-    there = jax.device_put(array, device)
-    up = _seconds(lambda x: jax.device_put(x, device), array)
-    down = _seconds(lambda x: np.asarray(x + 0), there)
-    return array.nbytes / max(up, down)
+    """Bytes per second over the slower way between a device and its host's memory, as programs copy over it."""
+    away = jax.jit(lambda x: jax.device_put(x, jax.memory.Space.Host))
+    back = jax.jit(lambda x: jax.device_put(x, jax.memory.Space.Device))
+    array = jax.device_put(np.zeros(2**26, np.float32), device)
+    return array.nbytes / max(_seconds(away, array), _seconds(back, away(array)))
 
 
 def _seconds(run: Callable[..., Any], argument: Any) -> float:
-    """The fastest of several measurements of one run, after one that compiles."""
+    """The fastest of several measurements of one run, after one that compiles. Runs are started together, so many that
+    what starting one takes is hidden behind the one before."""
     jax.block_until_ready(run(argument))
-    best, spent = math.inf, 0.0
+    best, spent, together = math.inf, 0.0, 1
     while spent < _SECONDS or not math.isfinite(best):
         start = time.perf_counter()
-        jax.block_until_ready(run(argument))
+        jax.block_until_ready([run(argument) for _ in range(together)])
         passed = time.perf_counter() - start
-        best, spent = min(best, passed), spent + passed
+        best, spent = min(best, passed / together), spent + passed
+        together = _TOGETHER if passed < _SECONDS / _TOGETHER else 1
     return best

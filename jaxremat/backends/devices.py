@@ -14,7 +14,7 @@ import numpy as np
 from jaxremat.backends.backend import Backend
 from jaxremat.backends.cpu import CPU
 from jaxremat.backends.cuda import CUDA
-from jaxremat.backends.measured import measured_rates
+from jaxremat.backends.measured import RATES, measured_rates
 from jaxremat.backends.tpu import TPU
 from jaxremat.base import compat
 from jaxremat.base.errors import ArgumentError
@@ -69,6 +69,12 @@ class Device:
         """Whether a kind of memory, as JAX names them, is the host's: all but pinned memory is a processor's own."""
         paged = kind == compat.PAGED_HOST_MEMORY and self.host_bytes_per_second is not None
         return kind == compat.HOST_MEMORY or paged
+
+    @property
+    def as_described(self) -> Device:
+        """The device by its data sheet: that is what compilers go by, whatever was measured."""
+        sheet = DEVICES.get(self.name, self)
+        return dataclasses.replace(self, **{rate: getattr(sheet, rate) for rate in RATES})
 
     @property
     def sustained_host_bytes_per_second(self) -> float | None:

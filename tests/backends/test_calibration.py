@@ -30,6 +30,11 @@ def test_measured_rates_are_preferred_and_other_targets_stay():
     assert resolve_target("l4").launch_seconds == 3e-6 and resolve_target("a100") == DEVICES["a100"]
 
 
+def test_compilers_go_by_data_sheets():
+    keep_rates("h200", {"bandwidth_bytes_per_second": 4e12, "vector_flops_per_second": 1e13})
+    assert resolve_target("h200") != DEVICES["h200"] == resolve_target("h200").as_described
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[1]", '{"h200": 3}', '{"h200": {"launch_seconds": "fast", "matrix_flops_per_second": [1, 2]}}',
