@@ -1,8 +1,9 @@
 """A schedule of an unrolled program with some of the values that it saves moved to the host's memory.
 
-The schedule stays what it was: what it saves is copied to the host right after it is made, and fetched before it is
-read, by the backward or by what runs again for it. Every place where a value is copied, fetched or read first stands
-behind a barrier (`emit.transfers`).
+The schedule stays what it was: what it saves is copied to the host once it is made, and fetched before it is read, by
+the backward or by what runs again for it. Copies run by the clock of the link, early enough to hide; or, where bytes
+count for more, at once, and right before what is fetched is read. Every place where a copy begins, where one has to be
+there, and where a value is read first stands behind a barrier (`emit.transfers`).
 """
 
 from __future__ import annotations
@@ -204,9 +205,8 @@ class _Rewriting:
     def _place_before(self, seconds: float) -> int:
         """The last place for a barrier in the backward before a time; its beginning where there is none."""
         assert self.pace
-        return max(
-            (step for step in self._places(self.late) if self.pace.clock[step] <= seconds), default=self.late.start
-        )
+        places = (step for step in self._places(self.late) if self.pace.clock[step] <= seconds)
+        return max(places, default=self.late.start)
 
     def _places(self, among: range) -> Iterator[int]:
         """Places for barriers that take no kernel apart: behind contractions, or what else is written anyway."""
