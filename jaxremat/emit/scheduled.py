@@ -241,12 +241,15 @@ def behind_barrier(values: Sequence[Any]) -> Sequence[Any]:
     [64, 4, 512] (benchmarks/results/on_device.md)."""
     if not values:
         return ()
-    passed = lax.optimization_barrier([lax.squeeze(value, _unit_axes(value)) for value in values])
-    return [lax.expand_dims(there, _unit_axes(value)) for there, value in zip(passed, values)]
+    dropped = list(map(_unit_axes, values))
+    passed = lax.optimization_barrier([lax.squeeze(v, axes) if axes else v for v, axes in zip(values, dropped)])
+    return [lax.expand_dims(v, axes) if axes else v for v, axes in zip(passed, dropped)]
 
 
 def _unit_axes(value: Any) -> tuple[int, ...]:
-    return tuple(axis for axis, length in enumerate(value.shape) if length == 1)
+    """Axes of length one; none over a mesh, of whose axes some may be explicit for others, and not for the value."""
+    over_mesh = not jax.typeof(value).sharding.mesh.empty
+    return () if over_mesh else tuple(axis for axis, length in enumerate(value.shape) if length == 1)
 
 
 def put_script[Stand](program: Puts[Stand], joint: Joint, script: Script) -> list[Stand | Literal]:

@@ -26,12 +26,10 @@ def planned(budget, **options):
     return jaxremat.jit(step, budget=budget, donate_argnums=0, target="h200", verify="replay", **options)
 
 
-def test_a_stack_may_wait_on_the_host_where_nothing_else_fits():
-    with pytest.raises(jaxremat.BudgetError):
-        planned(0.82).predicted(*ARGS)
+def test_a_stack_may_wait_on_the_host_where_that_is_faster():
     plan = planned(0.82, allow="offload").plan(*ARGS)
     assert plan.peak_bytes <= plan.budget_bytes and "host" in plan.decision.storages
-    assert 0 <= plan.overhead < 0.2
+    assert 0 <= plan.overhead < 0.1 < planned(0.82).predicted(*ARGS).overhead
     out_bytes, back_bytes = zip(*map(transferred_bytes, plan.outcome.jaxpr.eqns))
     assert sum(out_bytes) == sum(back_bytes) >= LAYERS * WIDTH * WIDTH * 4
 
@@ -48,9 +46,11 @@ STACK_BYTES = LAYERS * WIDTH * WIDTH * 4
 
 
 def test_host_budget_bounds_what_waits_there():
-    assert planned(0.82, allow="offload", host_budget=STACK_BYTES).plan(*ARGS).overhead < 0.2
-    with pytest.raises(jaxremat.BudgetError):
-        planned(0.82, allow="offload", host_budget=STACK_BYTES - 1).predicted(*ARGS)
+    within, without = (
+        planned(0.82, allow="offload", host_budget=STACK_BYTES - less).predicted(*ARGS) for less in (0, 1)
+    )
+    assert "host" in within.decision.storages and "host" not in without.decision.storages
+    assert within.overhead < 0.1 < without.overhead
 
 
 def test_host_budget_counts_what_lies_there_and_no_donated_buffer_twice():
