@@ -31,9 +31,9 @@ _VIEWS = frozenset({"bitcast", "reshape", "copy"})
 _STEPS = ("stride", "lhs_dilate", "rhs_dilate")
 _MATRIX_CALLS = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul)')
 _TILE = re.compile(r'"output_tiles":\[\{"sizes":\[([\d",]*)\]')
-_ROWS_APART = 0.5
-"""Part of the bandwidth at which a kernel reads rows that lie apart: .33 to .75 of that of the same computation on rows
-side by side, measured on an H200 (benchmarks/results/on_device.md)."""
+_ROWS_APART = 0.6
+"""Part of the bandwidth at which a kernel reads rows that lie apart, beside the same computation on rows side by side:
+the median of eight such pairs that ran on an H200, .33 to .79 (benchmarks/results/gpu.md)."""
 _CONVOLUTION_CALLS = re.compile(r'custom_call_target="__cudnn\$conv(\w*)')
 
 

@@ -118,8 +118,10 @@ class TimedPlanner:
         best = self._fastest_known(replayed_bytes) or fastest(self._small, replayed_bytes)
         if best is None:
             return fastest(self.least(), replayed_bytes) or min(self.least(), key=by_peak)
-        self._move_barriers(best, replayed_bytes)
-        return self._fastest_known(replayed_bytes) or best
+        for improve in (self._move_barriers, self._mix_blocks):
+            improve(best, replayed_bytes)
+            best = self._fastest_known(replayed_bytes) or best
+        return best
 
     def _fastest_known(self, peak_bytes: int) -> TimedOutcome | None:
         return fastest([self.plain, *self.made], peak_bytes)
@@ -230,10 +232,32 @@ class TimedPlanner:
             return []
         return [dataclasses.replace(shape, peak_node=int(backward[0])) for shape in _SHAPES]
 
+    def _mix_blocks(self, best: TimedOutcome, peak_bytes: int) -> None:
+        """Equal blocks change at one price, all of them: predicts, between the best and what is faster and too large,
+        schedules that keep as much as the latter in the last blocks, as many as fit."""
+        larger = self._too_large(best, peak_bytes)
+        fits, too_many = 0, self._number_of_blocks
+        while larger and too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            mixed = self._keeping_more_in_last(middle, best, larger)
+            fits, too_many = (middle, too_many) if mixed.peak_bytes <= peak_bytes else (fits, middle)
+
+    def _keeping_more_in_last(self, blocks: int, best: TimedOutcome, larger: TimedOutcome) -> TimedOutcome:
+        graph = self._problem.graph
+        of_best, of_larger = np.zeros((2, graph.num_values), bool)
+        of_best[best.program.saved], of_larger[larger.program.saved] = True, True
+        is_last = self._blocks[graph.producer] >= self._number_of_blocks - blocks
+        steps, start = assemble_parts(graph, np.where(is_last, of_larger, of_best))
+        return self._emitted(schedule_program(graph, steps, backward_start=start))
+
+    def _too_large(self, best: TimedOutcome, peak_bytes: int) -> TimedOutcome | None:
+        """The smallest of what is faster than the best and takes too many bytes."""
+        faster = [outcome for outcome in self.made if peak_bytes < outcome.peak_bytes and outcome.cost < best.cost]
+        return min(faster, key=by_peak, default=None)
+
     def _move_barriers(self, best: TimedOutcome, peak_bytes: int) -> None:
         """Predicts the best, and what is faster and just too large, with barriers in other places."""
-        faster = [outcome for outcome in self.made if peak_bytes < outcome.peak_bytes and outcome.cost < best.cost]
-        too_large = min(faster, key=by_peak, default=best)
+        too_large = self._too_large(best, peak_bytes) or best
         for part in self._other_parts:
             self._emitted(best.program, part)
             if too_large.peak_bytes <= _NEARLY * peak_bytes:

@@ -190,7 +190,7 @@ def test_a_kernel_whose_rows_lie_apart_reads_slowly(tile, slower):
     )
     (kernel,) = roofline(text, DEVICE).kernels
     alone = kernel.moved_bytes / DEVICE.bandwidth_bytes_per_second
-    assert kernel.seconds - DEVICE.launch_seconds == pytest.approx(alone * (2 if slower else 1))
+    assert kernel.seconds - DEVICE.launch_seconds == pytest.approx(alone / (0.6 if slower else 1.0))
 
 
 @pytest.mark.parametrize(("shape", "size"), [("bf16[3,5]", 30), ("pred[9]", 9), ("f8e4m3fn[7]", 7), ("s4[3]", 2)])

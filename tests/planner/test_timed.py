@@ -64,6 +64,15 @@ def test_a_fit_takes_few_predictions(share):
     assert found.cost == min(each.cost for each in planner.made if each.peak_bytes <= budget)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_equal_blocks_need_not_all_do_the_same(share, monkeypatch):
+    mixed, uniform = (TimedPlanner(read_primal(loss, (WEIGHTS, X), 0, False), H200) for _ in range(2))
+    monkeypatch.setattr(uniform, "_mix_blocks", lambda *_: None)
+    budget = int(share * mixed.plain.peak_bytes)
+    costs = [planner.fit(budget).cost for planner in (mixed, uniform)]
+    assert costs[0] < costs[1] if share == 0.9 else costs[0] <= costs[1]
+
+
 def test_nothing_predicted_later_is_faster_within_the_same_bytes(planner):
     """The whole range holds nothing that the approach has passed over."""
     budget = int(0.5 * planner.plain.peak_bytes)
