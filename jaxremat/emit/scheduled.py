@@ -238,7 +238,7 @@ def run_segments(segments: Sequence[Segment], env: dict[Var, Any], same: Mapping
 def behind_barrier(values: Sequence[Any]) -> Sequence[Any]:
     """The same behind a barrier, which they pass without axes of length one: by the shapes that a kernel reads, XLA:GPU
     chooses which rows it works on together, and with [64, 4, 512, 1] they lay apart and took twice as long as with
-    [64, 4, 512] (benchmarks/results/on_device.md)."""
+    [64, 4, 512] (benchmarks/results/gpu.md)."""
     if not values:
         return ()
     dropped = list(map(_unit_axes, values))
