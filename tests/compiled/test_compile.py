@@ -10,8 +10,10 @@ import pytest
 from jaxremat import commands as command_line
 from jaxremat.backends.devices import DEVICES
 from jaxremat.base.errors import ArgumentError, TargetError
+from jaxremat.compiled import compile as compile_module
 from jaxremat.compiled import targets
 from jaxremat.compiled.compile import compile_for, compile_gradient
+from jaxremat.compiled.targets import is_here
 
 W, X = jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((32, 64), jnp.float32)
 
@@ -76,3 +78,23 @@ def test_the_command_lists_every_target(monkeypatch, capsys):
     assert [line.split()[0] for line in lines] == list(DEVICES)
     assert "works" in lines[0] and all("pip install" in line for line in lines[1:])
     assert dict(os.environ) == environment
+
+
+@pytest.mark.parametrize(("is_here", "options"), [(True, None), (False, {"xla_gpu_autotune_level": 0})])
+def test_programs_for_a_device_that_is_here_are_compiled_as_they_will_run(is_here, options, monkeypatch):
+    class Lowered(Exception):
+        """What the compiler was asked for."""
+
+    def refuse(self, compiler_options=None):
+        raise Lowered(compiler_options)
+
+    monkeypatch.setattr(compile_module, "is_here", lambda device: is_here)
+    monkeypatch.setattr(compile_module, "target_devices", lambda target: jax.devices())
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    with pytest.raises(Lowered) as asked:
+        compile_for(lambda x: x.sum(), (jax.ShapeDtypeStruct((8,), jnp.float32),), target="h200")
+    assert asked.value.args[0] == options
+
+
+def test_this_machines_processor_is_here_and_a_gpu_is_not():
+    assert is_here(DEVICES["cpu"]) and not is_here(DEVICES["h200"])
