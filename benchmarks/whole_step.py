@@ -70,7 +70,7 @@ def run(way: str, batch: int, only_compile: bool) -> dict:
         if not only_compile:
             told |= train(step, jax.jit(fresh)(jax.random.key(0), tokens[:1]), tokens)
     except (jax.errors.JaxRuntimeError, jaxremat.BudgetError) as error:
-        told["error"] = str(error).splitlines()[0]
+        told["error"] = str(error).splitlines()[0].partition(" [")[0]
     return told
 
 
