@@ -26,6 +26,7 @@ import optax
 from jax import lax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
+from running import peak_bytes
 
 from jaxremat.compact import CompAct
 
@@ -140,8 +141,7 @@ def compiled_bytes(step, state, device) -> int:
     place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=SingleDeviceSharding(device))
     traced = jax.jit(step, donate_argnums=0).trace(*jax.tree.map(place, (state, tokens)))
     platform = "cuda" if device.platform in ("gpu", "cuda") else device.platform
-    m = traced.lower(lowering_platforms=(platform,)).compile().memory_analysis()
-    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+    return peak_bytes(traced.lower(lowering_platforms=(platform,)).compile())
 
 
 H200 = """

@@ -24,6 +24,7 @@ import optax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from models import MODELS, Bottleneck, Convolutional, Llama, Patches, Scanned, Sequence, Transformer
+from running import peak_bytes
 from zoo import HAND, by_hand
 
 import jaxremat
@@ -187,9 +188,7 @@ def rematerialized(loss: Callable, args: tuple, target: str, memory_bytes: int) 
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), inputs)
     lowered = jax.jit(program).trace(*placed).lower(lowering_platforms=("cuda",))
     executable = lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
-    memory = executable.memory_analysis()
-    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return Compiled(used - memory.alias_size_in_bytes, executable.as_text())
+    return Compiled(peak_bytes(executable), executable.as_text())
 
 
 def describe(choice: str, program: Compiled, target: str) -> tuple[Kernel, ...]:

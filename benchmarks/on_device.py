@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from kernels import LARGE, SCANNED
 from models import MODELS
+from running import compiled_once, peak_bytes, values
 from zoo import HAND, by_hand
 
 import jaxremat
@@ -66,12 +66,6 @@ def rival_program(name: str, times: int, rival: str) -> Any:
 
 def executable(loss: Callable, args: tuple, options: dict[str, Any] | None = None) -> Any:
     return jax.jit(jax.value_and_grad(loss)).lower(*args).compile(compiler_options=options)
-
-
-def peak_bytes(program: Any) -> int:
-    memory = program.memory_analysis()
-    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return used - memory.alias_size_in_bytes
 
 
 def make_plan(name: str, times: int, rival: str, folder: Path) -> None:
@@ -174,12 +168,6 @@ def keep_kernels(path: Path, program: Any, args: tuple, runs: int = 3) -> None:
     path.with_suffix(".kernels.gz").write_bytes(gzip.compress(json.dumps(events).encode()))
 
 
-def _values(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    if jnp.issubdtype(shape.dtype, jnp.integer):
-        return jax.random.randint(jax.random.key(0), shape.shape, 0, 100, shape.dtype)
-    return 0.02 * jax.random.normal(jax.random.key(0), shape.shape, shape.dtype)
-
-
 def to_markdown(results: dict) -> str:
     lines = ["| model | within the bytes of | rival | plan | plan announces |", "|---" * 5 + "|"]
     for name, rows in results.items():
@@ -242,7 +230,7 @@ def main() -> None:
 
 def run_alone(name: str, options: argparse.Namespace) -> None:
     """Measures a model in this process; writes its rows, and then looks at kernels."""
-    args = jax.block_until_ready(jax.tree.map(_values, model_of(name, options.times)[1]))
+    args = jax.block_until_ready(jax.tree.map(values, model_of(name, options.times)[1]))
     found = programs(name, options.times, options.rivals, options.folder)
     made = dict(sorted(found, key=lambda pair: peak_bytes(pair[1])))
     rows = run_model(made, args)
@@ -261,11 +249,7 @@ def everything(names: list[str], options: argparse.Namespace) -> None:
     if options.kernels:
         options.kernels.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {
-            "JAX_COMPILATION_CACHE_DIR": folder,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        os.environ |= compiled_once(folder)
         job = ["--times", str(options.times), "--folder", folder, "--plan", "--rivals"]
         jobs = [[name, *job, rival] for name in names for rival in rivals_of(name, options.rivals)]
         processes(jobs, options.seconds, XLA_PYTHON_CLIENT_PREALLOCATE="false")

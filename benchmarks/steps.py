@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from running import peak_bytes
 
 import jaxremat
 from jaxremat.cost.flops import equation_flops, is_contraction
@@ -261,9 +262,7 @@ def flops(jaxpr) -> float:
 def measured(jitted, args) -> tuple[int, float]:
     """(compiled peak, FLOPs) of what `jax.jit` or `jaxremat.jit` returned."""
     traced = jitted.trace(*args)
-    stats = traced.lower().compile().memory_analysis()
-    sizes = stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes
-    return sum(sizes) - stats.alias_size_in_bytes, flops(traced.jaxpr.jaxpr)
+    return peak_bytes(traced.lower().compile()), flops(traced.jaxpr.jaxpr)
 
 
 def at_equal_peak(written: Callable, program: Program, limit: int) -> tuple[int, float]:

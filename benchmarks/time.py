@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from models import MODELS
+from running import values
 
 import jaxremat
 from jaxremat.compiled.compile import compile_gradient
@@ -32,7 +32,7 @@ FRACTIONS = (0.7, 0.5, 0.35)
 def measured(name: str, repeats: int) -> dict[str, dict[str, float | None]]:
     """By budget: predicted, roofline and measured overhead; a budget that is refused is left out."""
     loss, shapes = MODELS[name](lambda block: block)
-    args = jax.tree.map(_values, shapes)
+    args = jax.tree.map(values, shapes)
     plans = {}
     for fraction in FRACTIONS:
         try:
@@ -63,12 +63,6 @@ def fastest(programs: dict[str, Callable], args: tuple, repeats: int) -> dict[st
             jax.block_until_ready(program(*args))
             best[key] = min(best[key], time.perf_counter() - start)
     return best
-
-
-def _values(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    if jnp.issubdtype(shape.dtype, jnp.integer):
-        return jax.random.randint(jax.random.key(0), shape.shape, 0, 100, shape.dtype)
-    return 0.02 * jax.random.normal(jax.random.key(0), shape.shape, shape.dtype)
 
 
 def table(rows: dict[str, dict]) -> str:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from models import Scanned, Transformer
+from running import compiled_once, peak_bytes
 
 import jaxremat
 
@@ -66,18 +67,13 @@ def run(way: str, batch: int, only_compile: bool) -> dict:
     told: dict = {}
     try:
         step, fresh, tokens = training(way, batch)
-        told["peak_bytes"] = compiled_peak(step, jax.eval_shape(fresh, jax.random.key(0), tokens), tokens)
+        shapes = jax.eval_shape(fresh, jax.random.key(0), tokens)
+        told["peak_bytes"] = peak_bytes(step.lower(shapes, tokens).compile())
         if not only_compile:
             told |= train(step, jax.jit(fresh)(jax.random.key(0), tokens[:1]), tokens)
     except (jax.errors.JaxRuntimeError, jaxremat.BudgetError) as error:
         told["error"] = str(error).splitlines()[0].partition(" [")[0]
     return told
-
-
-def compiled_peak(step, *args) -> int:
-    memory = step.lower(*args).compile().memory_analysis()
-    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return used - memory.alias_size_in_bytes
 
 
 def train(step, state, tokens) -> dict:
@@ -95,12 +91,7 @@ def train(step, state, tokens) -> dict:
 
 def measured(batch: int, cache: str) -> dict[str, dict]:
     """Every way: all compiled at once, then one after the other."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAXREMAT_PLAN_CACHE": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    environment = os.environ | compiled_once(cache) | {"JAXREMAT_PLAN_CACHE": cache}
     start = lambda way, *more: subprocess.Popen(
         [sys.executable, __file__, "--way", way, "--batch", str(batch), *more],
         env=environment | ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if more else {}),
