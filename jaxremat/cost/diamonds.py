@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from jaxremat.cost.hlo_model import Program
+from jaxremat.cost.hlo_builder import Program
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _LONGEST_ROW = 0.4 * 65536  # kFractionOfRegistersAvailableToStoreTile of registers_per_block_limit

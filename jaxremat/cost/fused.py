@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxremat.cost.hlo_model import Program
+from jaxremat.cost.hlo_builder import Program
 from jaxremat.cost.hlo_ops import CONTRACTIONS
 from jaxremat.trace.primitives import ELEMENTWISE
 

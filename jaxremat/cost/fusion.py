@@ -6,7 +6,8 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
-from jaxremat.cost.hlo_model import Program, lower
+from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.loop_fusion import fuse_by_rule
 from jaxremat.cost.priority_fusion import fuse_by_priority
 

@@ -21,7 +21,8 @@ from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import Program, lower
+from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.hlo_ops import Op
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING

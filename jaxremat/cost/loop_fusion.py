@@ -21,7 +21,8 @@ import numpy as np
 
 from jaxremat.backends.backend import Backend
 from jaxremat.cost.fused import Fusion, reachable, readers_of
-from jaxremat.cost.hlo_model import FLOATS, Program
+from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_products import FLOATS
 from jaxremat.trace.primitives import ELEMENTWISE, EXACT, EXPENSIVE, IN_LIBRARY, MOVING
 
 _LIBRARY_STARTERS = ("dot", "conv", "reduce")

@@ -15,7 +15,8 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import Program, lower_body, lower_listing
+from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_model import lower_body, lower_listing
 from jaxremat.cost.hlo_ops import Body, Op, alone
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.trace import jaxpr as jaxprs

@@ -23,7 +23,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.cost.bodies import Islands
 from jaxremat.cost.diamonds import Diamond, diamonds
 from jaxremat.cost.fused import Fusion, reachable, readers_of, written_bytes
-from jaxremat.cost.hlo_model import Program
+from jaxremat.cost.hlo_builder import Program
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 

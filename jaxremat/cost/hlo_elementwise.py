@@ -1,0 +1,118 @@
+"""Element-wise operations, simplified as XLA's algebraic simplifier does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from jaxremat.cost.hlo_builder import HloBuilder
+from jaxremat.cost.hlo_ops import Facts, Op
+from jaxremat.trace.listing import Slot
+
+_NEUTRAL = {
+    "add": ("0", "0.0"), "mul": ("1", "1.0"), "and": ("True",), "or": ("False",), "max": ("-inf",), "min": ("inf",),
+}  # fmt: skip
+_ONE = "1.0"  # as literals of any floating type are written
+
+
+def elementwise(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+    """An element-wise equation; one of constants is a constant, and what a constant changes nothing of is itself."""
+    operands = _operands_of_size(hlo, facts, reads)
+    constants = [hlo.ops[read].constant for read in operands]
+    if operands and None not in constants:
+        return [hlo.spread(hlo.expression((facts.kind, tuple(constants), facts.params)), facts)]
+    for read, constant in zip(operands, reversed(constants)) if len(operands) == 2 else ():
+        if constant in _NEUTRAL.get(facts.kind, ()):
+            return [read]
+    special = _SPECIAL.get(facts.name)
+    made = special(hlo, facts, operands) if special else None
+    return [hlo.merge(facts.usual, operands) if made is None else made]
+
+
+def _operands_of_size(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> tuple[int, ...]:
+    """What an element-wise equation reads, all with as many elements as its result."""
+    found: list[int] = []
+    for position, read in enumerate(reads):
+        index = hlo.at[read] if isinstance(read, int) else hlo.operand(facts, position, read, facts.shape)
+        found.append(index if hlo.ops[index].elements == facts.elements else hlo.widened(index, facts))
+    return tuple(found)
+
+
+def _divided(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int | None:
+    divisor = hlo.ops[reads[1]]
+    if divisor.kind != "broadcast" or (divisor.constant is None and not hlo.backend.spreads_reciprocals):
+        return None
+    return hlo.merge(facts.template("mul"), (reads[0], _reciprocal(hlo, reads[1], facts)))
+
+
+def _converted(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int | None:
+    """What is turned and then narrowed is narrowed first (ReshapeMover)."""
+    turned, width = hlo.ops[reads[0]], facts.usual.op.size_bytes
+    if turned.kind != "transpose" or turned.size_bytes <= width:
+        return None
+    (source,) = hlo.reads[reads[0]]
+    narrow = Op("convert_element_type", hlo.ops[source].shape, facts.dtype, width)
+    narrowed = hlo.merge(hlo.templates.merged(narrow, facts.params), (source,))
+    again = dataclasses.replace(turned, dtype=facts.dtype, size_bytes=width)
+    return hlo.merge(hlo.templates.merged(again, ("narrowed", reads[0])), (narrowed,))
+
+
+def _selected(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int | None:
+    """What selects between false and true is the condition."""
+    either = tuple(hlo.ops[read].constant for read in reads[1:])
+    return reads[0] if either == ("False", "True") else None
+
+
+def _squared(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int:
+    return hlo.merge(facts.template("mul"), (reads[0], reads[0]))
+
+
+def _to_power(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int | None:
+    power = facts.eqn.params["y"]
+    if power not in (2, 3):
+        return None
+    square = _squared(hlo, facts, reads)
+    return square if power == 2 else hlo.merge(facts.template("mul"), (square, reads[0]))
+
+
+def _one_minus_square(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int:
+    one = hlo.spread(_ONE, facts)
+    factors = tuple(hlo.merge(facts.template(kind), (one, reads[0])) for kind in ("add", "sub"))
+    return hlo.merge(facts.template("mul"), factors)
+
+
+def _summed(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int | None:
+    """A sum with what is scattered into a constant is scattered into the other summand."""
+    for scattered, other in (reads, reads[::-1]):
+        into = hlo.reads[scattered]
+        if hlo.ops[scattered].kind == "scatter-add" and hlo.ops[into[0]].constant is not None:
+            return hlo.append(facts.op("scatter-add"), (other, *into[1:]))
+    return None
+
+
+def _reciprocal(hlo: HloBuilder, divisor: int, facts: Facts) -> int:
+    """The broadcast of 1/y for a broadcast of y."""
+    op = hlo.ops[divisor]
+    if op.constant is not None:
+        return hlo.spread(hlo.expression(("1/", op.constant)), facts)
+    (divided,) = hlo.reads[divisor]
+    source = hlo.ops[divided]
+    one = hlo.constant(hlo.templates.spread(Op("broadcast", source.shape, op.dtype, source.size_bytes), _ONE))
+    inverse = hlo.templates.merged(dataclasses.replace(source, kind="div", bodies=()), "")
+    inverted = hlo.merge(inverse, (one, divided))
+    if divided in hlo.takes_over:
+        hlo.takes_over.setdefault(inverted, hlo.takes_over[divided])
+    spread = hlo.templates.merged(op, ("1/", divisor))
+    return hlo.merge(spread, (inverted,), hlo.equations[divisor])
+
+
+_SPECIAL: dict[str, Callable[[HloBuilder, Facts, tuple[int, ...]], int | None]] = {
+    "add": _summed,
+    "add_any": _summed,
+    "convert_element_type": _converted,
+    "div": _divided,
+    "integer_pow": _to_power,
+    "select_n": _selected,
+    "one_minus_square": _one_minus_square,
+    "square": _squared,
+}

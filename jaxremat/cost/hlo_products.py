@@ -1,0 +1,142 @@
+"""Contractions and convolutions, with the copies of operands that each compiler makes."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Hashable, Sequence
+from typing import Any
+
+from jaxremat.base.compat import Eqn
+from jaxremat.cost.hlo_builder import HloBuilder
+from jaxremat.cost.hlo_ops import Facts, Op, shape_of
+from jaxremat.trace.listing import Slot
+
+FLOATS = frozenset({"float32", "bfloat16", "float64"})
+"""Dtypes in which XLA:CPU hands contractions and reductions to its library."""
+_LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
+
+
+def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
+    """A contraction, with transposes of matrices folded in, and copies of operands that do not lie as it reads them."""
+    reads = hlo.operands(facts, slots)
+    contracts, batches = facts.eqn.params["dimension_numbers"]
+    if not batches[0]:
+        reads, contracts = _turned(hlo, reads, contracts)
+    layout = facts.layout(tuple(map(tuple, contracts)))
+    operands = [
+        read if fits else _laid_out(hlo, facts, side, read, tuple(contract), batch)
+        for side, (read, fits, contract, batch) in enumerate(zip(reads, layout.fits, contracts, layout.batches))
+    ]
+    plain = layout.contracts_rows or operands[0] != reads[0]
+    if hlo.backend.dot_copies and not plain and not batches[0] and len(shape_of(facts.eqn.invars[0])) > 2:
+        operands[0] = _copy(hlo, facts, 0, reads[0], "contracted first")
+    elif not batches[0]:
+        operands = [_flattened(hlo, facts, side, read) for side, read in enumerate(operands)]
+    return [_product(hlo, "dot", tuple(operands), facts, FLOATS if plain and layout.is_matrix else frozenset())]
+
+
+def _turned(hlo: HloBuilder, reads: tuple[int, ...], contracts: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Operands, and what is contracted of them, with transposes of matrices folded into the product."""
+    turned = [(read, tuple(contract)) for read, contract in zip(reads, contracts)]
+    for side, (read, contract) in enumerate(turned):
+        op = hlo.ops[read]
+        if op.kind == "transpose" and len(op.shape) == 2 and len(contract) == 1:
+            turned[side] = hlo.reads[read][0], (1 - contract[0],)
+    return tuple(read for read, _ in turned), [contract for _, contract in turned]
+
+
+def _laid_out(
+    hlo: HloBuilder, facts: Facts, side: int, read: int, contract: tuple[int, ...], batch: tuple[int, ...]
+) -> int:
+    """An operand that does not lie as its product wants it, copied where the compiler does so."""
+    if hlo.backend.dot_copies:
+        return _copy(hlo, facts, side, read, (contract, batch))
+    if not hlo.backend.batch_copies or _leads(batch, shape_of(facts.eqn.invars[side])):
+        return read
+    return _copy(hlo, facts, side, read, batch)
+
+
+def _copy(hlo: HloBuilder, facts: Facts, side: int, read: int, key: Hashable) -> int:
+    """An operand in another layout."""
+    shape = shape_of(facts.eqn.invars[side])
+    return hlo.merge(hlo.templates.resized(hlo.ops[read], "transpose", shape, key), (read,))
+
+
+def _flattened(hlo: HloBuilder, facts: Facts, side: int, read: int) -> int:
+    op = hlo.ops[read]
+    if len(shape_of(facts.eqn.invars[side])) <= 2 or op.kind == "transpose":
+        return read
+    return hlo.merge(hlo.templates.resized(op, "bitcast", op.shape, "matrix"), (read,))
+
+
+def conv(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
+    """A convolution; where operands are copied, of channels last, its result turned as the program has it."""
+    reads, eqn, dims = hlo.operands(facts, slots), facts.eqn, facts.eqn.params["dimension_numbers"]
+    library = _LIBRARY_CONVOLUTIONS if _conv_in_library(eqn) else frozenset()
+    if not hlo.backend.dot_copies:
+        if hlo.backend.filter_copies and tuple(dims.lhs_spec) == _channels_last(dims):
+            reads = reads[0], _filter(hlo, facts, reads[1])
+        return [_product(hlo, "conv", reads, facts, library)]
+    specs = ((dims.lhs_spec, _channels_last(dims)), (dims.rhs_spec, _kernel_order(dims)))
+    operands = tuple(
+        read if tuple(spec) == wanted else _copy(hlo, facts, side, read, tuple(spec))
+        for side, (read, (spec, wanted)) in enumerate(zip(reads, specs))
+    )
+    made = _product(hlo, "conv", operands, facts, library)
+    if tuple(dims.out_spec) == _channels_last(dims):
+        return [made]
+    return [hlo.merge(hlo.templates.resized(hlo.ops[made], "transpose", facts.shape, "result"), (made,))]
+
+
+def _filter(hlo: HloBuilder, facts: Facts, read: int) -> int:
+    """A filter as the library reads it; one for a convolution and for its gradient, which reads it in reverse."""
+    outputs, inputs, *spatial = facts.eqn.params["dimension_numbers"].rhs_spec
+    if hlo.ops[read].kind == "rev":
+        outputs, inputs, (read,) = inputs, outputs, hlo.reads[read]
+    order = outputs, *spatial, inputs
+    return read if order == tuple(range(len(order))) else _copy(hlo, facts, 1, read, order)
+
+
+def _product(hlo: HloBuilder, kind: str, reads: tuple[int, ...], facts: Facts, library: Container[str]) -> int:
+    """A contraction, in its own dtype or in float32; the library takes it in the given dtypes."""
+    dtype, widened = facts.dtype, hlo.backend.widened_products
+    if dtype in library or widened.isdisjoint({dtype, *(hlo.ops[read].dtype for read in reads)}):
+        return hlo.merge(facts.template(kind, facts.params, in_library=dtype in library), reads)
+    wide = tuple(_float32(hlo, read) if hlo.ops[read].dtype in widened else read for read in reads)
+    made = hlo.merge(facts.wide_product(kind, in_library="float32" in library), wide)
+    return made if dtype == "float32" else hlo.merge(facts.template("convert_element_type", dtype), (made,))
+
+
+def _float32(hlo: HloBuilder, read: int) -> int:
+    op = hlo.ops[read]
+    wide = Op("convert_element_type", op.shape, "float32", 4 * op.elements)
+    return hlo.merge(hlo.templates.merged(wide, "float32"), (read,))
+
+
+def _leads(batch: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether batch dimensions come before all others, but for those of size 1."""
+    large = [dim for dim, size in enumerate(shape) if size > 1]
+    leading = [dim for dim in batch if shape[dim] > 1]
+    return large[: len(leading)] == leading
+
+
+def _channels_last(dims: Any) -> tuple[int, ...]:
+    spatial = len(dims.lhs_spec) - 2
+    return (0, spatial + 1, *range(1, spatial + 1))
+
+
+def _kernel_order(dims: Any) -> tuple[int, ...]:
+    spatial = len(dims.rhs_spec) - 2
+    return (spatial + 1, spatial, *range(spatial))
+
+
+def _conv_in_library(eqn: Eqn) -> bool:
+    """Two-dimensional convolutions without dilation of the input, with enough channels, that do not grow the image."""
+    dims, params = eqn.params["dimension_numbers"], eqn.params
+    out, image = ([shape_of(v)[i] for i in spec] for v, spec in zip((eqn.outvars[0], eqn.invars[0]), dims[2::-2]))
+    return (
+        len(out) == 4
+        and params["batch_group_count"] == 1
+        and set(params["lhs_dilation"]) <= {1}
+        and max(out[1], image[1]) > 16
+        and all(after <= before for after, before in zip(out[2:], image[2:]))
+    )
