@@ -15,7 +15,8 @@ import jax
 from jaxremat.backends.backend import searched_windows
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
-from jaxremat.emit import scheduled
+from jaxremat.emit.scheduled import run_backward, run_forward
+from jaxremat.emit.script import Script, write_script
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.decision import Piece
 from jaxremat.trace import jaxpr as jaxprs
@@ -125,7 +126,7 @@ class Iteration:
 
     body: Body
     joint: Joint
-    script: scheduled.Script
+    script: Script
 
     @functools.cached_property
     def stacked(self) -> tuple[Var, ...]:
@@ -136,7 +137,7 @@ class Iteration:
 
     def forward(self, consts: list[Any], carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """(carry, results, what is stacked)."""
-        outputs, residuals = scheduled.run_forward(self.joint, self.script, [*consts, *carry, *slices])
+        outputs, residuals = run_forward(self.joint, self.script, [*consts, *carry, *slices])
         values = dict(zip(self.script.residuals, residuals))
         num_carry = self.body.num_carry
         return outputs[:num_carry], outputs[num_carry:], [values[v] for v in self.stacked]
@@ -158,7 +159,7 @@ class Iteration:
         own_consts, _, own_slices = self.body.split(self.joint.inputs)
         values = dict(zip((*own_consts, *own_slices, *self.stacked), (*consts, *slices, *stacked), strict=True))
         residuals = [values[v] for v in self.script.residuals]
-        return scheduled.run_backward(self.joint, self.script, residuals, cotangents)
+        return run_backward(self.joint, self.script, residuals, cotangents)
 
     def traced_backward(self) -> Jaxpr:
         """The backward of one iteration as a program: from (constants, slices, what is stacked, cotangents)."""
@@ -178,7 +179,7 @@ def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
     """
     unfenced, late_scans = (searched_windows(joint.eqns), joint.late_scans) if fenced else (frozenset(), {})
     program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
-    script = scheduled.write_script(joint, program, unfenced, late_scans)
+    script = write_script(joint, program, unfenced, late_scans)
     if not fenced and not piece.repeats:
         loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
         script = dataclasses.replace(script, backward=loose)

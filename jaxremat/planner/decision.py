@@ -14,7 +14,8 @@ from jaxremat.base.policy import NamePolicy
 from jaxremat.chunk.choice import Chunked
 from jaxremat.chunk.rewriting.epilogue import with_epilogues_inside
 from jaxremat.emit.names import Labels, emit_repoliced
-from jaxremat.emit.scheduled import Script, emit_scheduled, write_script
+from jaxremat.emit.scheduled import emit_scheduled
+from jaxremat.emit.script import Script, write_script
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decision import LoopDecision

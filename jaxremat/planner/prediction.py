@@ -20,7 +20,8 @@ from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.flops import is_contraction
 from jaxremat.cost.memory import MemoryEstimate, estimate_listing, live_bytes
 from jaxremat.cost.pricing import shares
-from jaxremat.emit.scheduled import Script, put_script, write_script
+from jaxremat.emit.scheduled import put_script
+from jaxremat.emit.script import Script, write_script
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram

@@ -15,7 +15,8 @@ from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes, keep_bytes
 from jaxremat.base.compat import Literal, Var
 from jaxremat.base.errors import ArgumentError, TargetError, UnplannableError
-from jaxremat.emit.scheduled import Script, emit_scheduled
+from jaxremat.emit.scheduled import emit_scheduled
+from jaxremat.emit.script import Script
 from jaxremat.planner.decision import Decision
 from jaxremat.planning.entry import plan_for
 from jaxremat.planning.memory import PLANS, Memory

@@ -18,7 +18,7 @@ from jaxremat.base import compat
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.compat import Eqn
 from jaxremat.compiled.compile import MemoryReport
-from jaxremat.emit.scheduled import Script
+from jaxremat.emit.script import Script
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.planner.transfers import bytes_on_host

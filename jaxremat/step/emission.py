@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
-from jaxremat.emit.scheduled import Segment, put_segments, run_segments
+from jaxremat.emit.scheduled import put_segments, run_segments
+from jaxremat.emit.script import Segment
 from jaxremat.step.scheduling import Schedule
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint

@@ -7,7 +7,7 @@ import pytest
 
 from jaxremat.attention import rewrite
 from jaxremat.backends.devices import DEVICES, resolve_target
-from jaxremat.emit.scheduled import write_script
+from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.planner.problem import pose
 from jaxremat.trace import jaxpr as jaxprs

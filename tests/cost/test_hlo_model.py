@@ -11,7 +11,8 @@ from jaxremat.backends.cpu import CPU
 from jaxremat.cost.hlo_model import lower, lower_listing
 from jaxremat.cost.hlo_ops import Templates
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import put_script, write_script
+from jaxremat.emit.scheduled import put_script
+from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace.joint import trace_joint

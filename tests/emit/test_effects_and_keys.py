@@ -13,7 +13,8 @@ from jax import lax
 from jax.experimental import io_callback
 
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import emit_scheduled, write_script
+from jaxremat.emit.scheduled import emit_scheduled
+from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.planner.decision import Schedule
 from jaxremat.planning.plan import apply_flat

@@ -16,7 +16,8 @@ from put_together import emitted_program
 from jaxremat.base import compat
 from jaxremat.cost.pricing import price
 from jaxremat.emit import scheduled
-from jaxremat.emit.scheduled import run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import run_backward, run_forward
+from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.search import Search

@@ -9,7 +9,8 @@ from put_together import emitted_program
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import run_backward, run_forward
+from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
 from jaxremat.planner.timed import TimedPlanner
 from jaxremat.planning.compilation import compile_program

@@ -1,7 +1,8 @@
 """Scripts as programs that can be run and compared."""
 
 from jaxremat.base.compat import Jaxpr
-from jaxremat.emit.scheduled import Script, put_script
+from jaxremat.emit.scheduled import put_script
+from jaxremat.emit.script import Script
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.splice import Splice
 

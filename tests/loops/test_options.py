@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import write_script
+from jaxremat.emit.script import write_script
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.decide import Loops

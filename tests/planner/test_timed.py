@@ -8,7 +8,7 @@ import pytest
 import jaxremat
 from jaxremat.backends.devices import resolve_target
 from jaxremat.compiled.compile import compile_for
-from jaxremat.emit.scheduled import write_script
+from jaxremat.emit.script import write_script
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.timed import TimedPlanner

@@ -9,7 +9,7 @@ import pytest
 
 import jaxremat
 from jaxremat.backends.devices import resolve_target
-from jaxremat.emit.scheduled import write_script
+from jaxremat.emit.script import write_script
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.hosted import Pace
 from jaxremat.planner.transfers import bytes_on_host, transfers_of

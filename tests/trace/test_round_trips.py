@@ -7,7 +7,8 @@ import pytest
 
 import jaxremat
 from jaxremat.cost.pricing import price
-from jaxremat.emit.scheduled import run_backward, run_forward, write_script
+from jaxremat.emit.scheduled import run_backward, run_forward
+from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace import jaxpr as jaxprs

@@ -1,0 +1,291 @@
+"""A schedule in terms of equations: segments of the forward and of the backward, with what enters through barriers.
+
+The forward runs the steps before the first one that depends on a cotangent, and keeps what later steps still read.
+The backward runs the rest, in segments. A segment receives all that it reads, kept values and the newest cotangents
+together, through one optimization barrier: XLA can then neither merge a recomputation with the first computation, nor
+start it, or a copy of a kept value in another layout, before the backward has come that far.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+import types
+from collections.abc import Iterator, Mapping, Sequence, Set
+
+from jaxremat.base.compat import Eqn, Literal, Var
+from jaxremat.emit.transfers import Transfers
+from jaxremat.emit.zeros import Zeros, with_own_zeros, zeros_written_into
+from jaxremat.graph.scheduled import ScheduledProgram
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segment:
+    """A stretch of the program.
+
+    Attributes:
+      eqns: equations in order, recomputed ones among them.
+      fenced: what enters through the barrier: all that the segment reads from outside, cotangents included.
+      passed: what passes through the same barrier on its way to whoever reads it, so that it is made before.
+      results: those of `passed` that the program returns, in the layout that it returns them in: what a compiler made
+        in another one would wait there, beside the memory for the result.
+    """
+
+    eqns: tuple[Eqn, ...]
+    fenced: tuple[Var, ...]
+    passed: tuple[Var, ...] = ()
+    results: frozenset[Var] = frozenset()
+
+    @property
+    def through(self) -> tuple[Var, ...]:
+        """All that goes through the barrier; empty where there is none."""
+        return *self.fenced, *self.passed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Script:
+    """A schedule in terms of equations.
+
+    Attributes:
+      forward: segments of the forward pass; all but the first stand behind a barrier.
+      residuals: variables that the backward reads from the forward, inputs of the program included.
+      backward: segments of the backward pass.
+      constants: equations that both passes start with; what they make is neither kept nor fenced, so that the compiler
+        can write it where it is read.
+      same: for each variable of a round trip, the one that holds the same value once it is made.
+      zeros: what stretches make for themselves to write into.
+    """
+
+    forward: tuple[Segment, ...]
+    residuals: tuple[Var, ...]
+    backward: tuple[Segment, ...]
+    constants: tuple[Eqn, ...] = ()
+    same: Mapping[Var, Var] = types.MappingProxyType({})
+    zeros: tuple[Zeros, ...] = ()
+
+    @property
+    def numbers(self) -> dict[Var, Literal]:
+        """What the seeds of zeros stand for, before they have passed a barrier."""
+        return {each.seed: each.number for each in self.zeros}
+
+
+def write_script(
+    joint: Joint,
+    program: ScheduledProgram,
+    unfenced: Set[Var] = frozenset(),
+    late_scans: Mapping[int, Eqn] = types.MappingProxyType({}),
+) -> Script:
+    """A scheduled program in terms of equations; one that repeats nothing has no barrier but those of late scans.
+
+    Args:
+      joint: the program; node i of the schedule is equation i.
+      program: its schedule.
+      unfenced: what enters no barrier in any case; see `Backend.unfenced`.
+      late_scans: what runs in the place of scans, by node; see `Backend.late_scans`.
+    """
+    transfers = Transfers(joint, {joint.values[v] for v in program.saved})
+    given = _stretches(joint, program, late_scans)
+    stretches = [stretch for stretch in _without_idle_trips(joint, given, transfers.saved) if stretch.eqns]
+    fences = _Fences(joint, program, transfers, unfenced, stretches)
+    segments = [fences.segment(number) for number in range(len(stretches))]
+    forward, backward = ([s for s, of in zip(segments, stretches) if of.is_late == late] for late in (False, True))
+    residuals = _residuals(joint, program, [eqn for stretch in given if stretch.is_late for eqn in stretch.eqns])
+    if program.barrier_scope == "order":
+        forward = fences.in_order(forward, [*residuals, *jaxprs.vars_of(joint.outputs)])
+        backward = fences.in_order(backward, jaxprs.vars_of(joint.gradients))
+    return Script(
+        forward=tuple(forward),
+        residuals=residuals,
+        backward=tuple(backward),
+        constants=joint.constants,
+        same=transfers.same,
+        zeros=tuple(fences.zeros.values()),
+    )
+
+
+def made_by(eqns: Sequence[Eqn], same: Mapping[Var, Var]) -> list[Var]:
+    """What equations make, and what is the same."""
+    made = [v for eqn in eqns for v in eqn.outvars]
+    return [*made, *(same[v] for v in made if v in same)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Stretch:
+    """Equations that run between two barriers.
+
+    Attributes:
+      eqns: in order.
+      is_late: whether they are of the backward.
+      is_first: whether nothing runs before them.
+    """
+
+    eqns: tuple[Eqn, ...]
+    is_late: bool
+    is_first: bool
+
+
+def _stretches(joint: Joint, program: ScheduledProgram, late_scans: Mapping[int, Eqn]) -> list[_Stretch]:
+    """A schedule between its barriers, without what is available anywhere."""
+    anywhere = set(map(id, joint.constants))
+    eqns = [late_scans.get(node, joint.eqns[node]) for node in program.steps.tolist()]
+    bounds = sorted({0, program.backward_start, *program.barriers, len(eqns)})
+    part = lambda first, end: tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
+    return [
+        _Stretch(part(first, end), first >= program.backward_start, first == 0)
+        for first, end in itertools.pairwise(bounds)
+    ]
+
+
+class _Fences:
+    """The barriers of a schedule: what goes through each of them.
+
+    Attributes:
+      zeros: what stretches make for themselves to write into.
+    """
+
+    def __init__(
+        self,
+        joint: Joint,
+        program: ScheduledProgram,
+        transfers: Transfers,
+        unfenced: Set[Var],
+        stretches: Sequence[_Stretch],
+    ) -> None:
+        counts = collections.Counter(id(eqn) for stretch in stretches for eqn in stretch.eqns)
+        self.zeros = zeros_written_into(joint)
+        self._joint, self._transfers, self._stretches = joint, transfers, stretches
+        self._free = _available_anywhere(joint) | unfenced
+        self._repeated = {eqn for eqn, count in counts.items() if count > 1}
+        self._enters = self._sources if program.barrier_scope == "sources" else self._read_from_outside
+        self._ran: set[int] = set()
+        self._waiting: tuple[Var, ...] = ()
+
+    def segment(self, number: int) -> Segment:
+        """A stretch with its barrier, after all those before it."""
+        stretch = self._stretches[number]
+        made = Segment(stretch.eqns, ())
+        if not stretch.is_first and (self._repeated or self._transfers.taken):
+            made = self._behind_barrier(stretch)
+            self._waiting = () if made.through else self._waiting
+        self._ran.update(map(id, stretch.eqns))
+        until = functools.partial(self._stretches_until, number)
+        self._waiting += self._transfers.left_waiting(stretch.eqns, until)
+        return made
+
+    def _behind_barrier(self, stretch: _Stretch) -> Segment:
+        """A segment with all that goes through its barrier; there is none if nothing does."""
+        fenced = self._entering(stretch)
+        passed = self._transfers.passed(stretch.eqns, self._waiting)
+        if not fenced and self._transfers.waiting.issuperset(passed):
+            passed = ()  # copies alone would be tied to nothing
+        eqns, seeds = with_own_zeros(stretch.eqns, self.zeros) if fenced or passed else (stretch.eqns, ())
+        return Segment(eqns, (*fenced, *seeds), passed, self._transfers.gradients.intersection(passed))
+
+    def _entering(self, stretch: _Stretch) -> tuple[Var, ...]:
+        """What enters the barrier of a stretch from outside: in the forward nothing, unless something runs again there;
+        in the backward cotangents at least, where something else waits for the barrier."""
+        if not stretch.is_late and self._ran.isdisjoint(map(id, stretch.eqns)):
+            return ()
+        fenced = self._enters(stretch.eqns)
+        if fenced or not (stretch.is_late and self._waiting):
+            return fenced
+        return self._cotangents_among(self._read_from_outside(stretch.eqns))
+
+    def _read_from_outside(self, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
+        own = {*made_by(eqns, self._transfers.same)} | self._free
+        read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
+        return tuple(v for v in read if v not in own and (v in self._transfers.ends or not jaxprs.is_on_host(v)))
+
+    def _sources(self, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
+        """What the recomputed equations of a stretch read from outside, what it reads that came over the link, and the
+        cotangents that it reads."""
+        early, ends = self._joint.early_values, self._transfers.ends
+        again = [eqn for eqn in eqns if id(eqn) in self._repeated or any(v in early for v in eqn.outvars)]
+        read = self._read_from_outside(eqns)
+        if not again and ends.isdisjoint(read):
+            return ()
+        wanted = {v for eqn in again for v in jaxprs.vars_of(eqn.invars)}.union(ends, self._cotangents_among(read))
+        return tuple(v for v in read if v in wanted)
+
+    def _cotangents_among(self, variables: Sequence[Var]) -> tuple[Var, ...]:
+        early, inputs = self._joint.early_values, set(self._joint.inputs)
+        return tuple(v for v in variables if v not in early and v not in inputs)
+
+    def _stretches_until(self, number: int, var: Var) -> int:
+        """How many stretches after a given one a variable is read last in the same pass: none if the next one makes it
+        again."""
+        following = self._stretches[number + 1 : number + 2]
+        if any(var in eqn.outvars for stretch in following for eqn in stretch.eqns):
+            return 0
+        return self._last_read.get((self._stretches[number].is_late, var), 0) - number
+
+    @functools.cached_property
+    def _last_read(self) -> dict[tuple[bool, Var], int]:
+        """The number of the last stretch of each pass that reads each variable."""
+        return {
+            (stretch.is_late, v): number
+            for number, stretch in enumerate(self._stretches)
+            for eqn in stretch.eqns
+            for v in jaxprs.vars_of(eqn.invars)
+        }
+
+    def in_order(self, segments: Sequence[Segment], given_out: Sequence[Var]) -> list[Segment]:
+        """The segments such that all of one is made before the next begins: what later ones read, or is given out,
+        passes the next one's barrier."""
+        same = self._transfers.same
+        wanted = {v for v in given_out if not jaxprs.is_on_host(v)}
+        ordered: list[Segment] = []
+        for before, segment in zip(reversed(segments[:-1]), reversed(segments[1:])):
+            wanted = (wanted - {*made_by(segment.eqns, same)}) | {*self._read_from_outside(segment.eqns)}
+            ahead = wanted.difference(segment.through)
+            also = [v for v in made_by(before.eqns, same) if v in ahead] if segment.fenced else []
+            ordered.append(dataclasses.replace(segment, passed=(*segment.passed, *also)))
+        return [*segments[:1], *reversed(ordered)]
+
+
+def _residuals(joint: Joint, program: ScheduledProgram, tail: Sequence[Eqn]) -> tuple[Var, ...]:
+    """What the forward hands to the backward: inputs that it reads, what is saved, and gradients known early."""
+    inputs, anywhere = {*joint.inputs}, _available_anywhere(joint)
+    made = {*joint.cotangents, *(v for eqn in tail for v in eqn.outvars)}
+    read = dict.fromkeys(v for eqn in tail for v in jaxprs.vars_of(eqn.invars) if v in inputs)
+    read.update(dict.fromkeys(joint.values[value] for value in program.saved))
+    read.update(dict.fromkeys(v for v in jaxprs.vars_of(joint.gradients) if v not in made))
+    return tuple(v for v in read if v not in anywhere)
+
+
+def _available_anywhere(joint: Joint) -> set[Var]:
+    return {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars)}
+
+
+def _without_idle_trips(joint: Joint, stretches: Sequence[_Stretch], saved: Set[Var]) -> list[_Stretch]:
+    """The stretches without round trips that lead nowhere."""
+    if not joint.round_trips:
+        return list(stretches)
+    passes = itertools.groupby(stretches, lambda stretch: stretch.is_late)
+    there = [stretch for _, of_pass in passes for stretch in _without_returns(joint, list(of_pass))]
+    read = {v for stretch in there for eqn in stretch.eqns for v in jaxprs.vars_of(eqn.invars)} | saved
+    idle = {id(trip.way_there) for trip in joint.round_trips if trip.stored not in read}
+    return [_without(stretch, idle) for stretch in there]
+
+
+def _without_returns(joint: Joint, stretches: Sequence[_Stretch]) -> Iterator[_Stretch]:
+    """Stretches of one pass without ways back to a value that the stretch makes, or stores after it was made before."""
+    trips = {id(trip.way_back): trip for trip in joint.round_trips}
+    before: set[Var] = set()
+    for stretch in stretches:
+        made, idle = set[Var](), set[int]()
+        for eqn in stretch.eqns:
+            trip = trips.get(id(eqn))
+            if trip and (trip.source in made or (trip.stored in made and trip.source in before)):
+                idle.add(id(eqn))
+            made.update(eqn.outvars)
+        yield _without(stretch, idle)
+        before |= made
+
+
+def _without(stretch: _Stretch, idle: Set[int]) -> _Stretch:
+    return dataclasses.replace(stretch, eqns=tuple(eqn for eqn in stretch.eqns if id(eqn) not in idle))
