@@ -2,6 +2,6 @@
 
 from jaxremat.step.batch import LargestBatch as LargestBatch
 from jaxremat.step.batch import largest_batch as largest_batch
-from jaxremat.step.jit import PlannedStep as PlannedStep
 from jaxremat.step.jit import jit as jit
 from jaxremat.step.plan import StepPlan as StepPlan
+from jaxremat.step.planned_step import PlannedStep as PlannedStep

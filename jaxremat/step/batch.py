@@ -13,8 +13,9 @@ from jaxremat.planner.correction import CLOSE_ENOUGH
 from jaxremat.show.html import framed, grid
 from jaxremat.show.text import aligned
 from jaxremat.show.units import format_seconds
-from jaxremat.step.jit import PlannedStep, jit
+from jaxremat.step.jit import jit
 from jaxremat.step.plan import StepPlan
+from jaxremat.step.planned_step import PlannedStep
 
 _MOST_TRIALS = 2  # of a size: with the step as written, half of six compilations
 _COLUMNS = ("batch", "as written", "planned", "extra time", "per example", "")

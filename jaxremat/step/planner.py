@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ from jaxremat.step.outcome import Outcome, Posed, pose_program
 from jaxremat.step.pairs import Pairs, emit_pairs, find_pairs
 from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
 from jaxremat.step.rewriting import bodies_of, rewritten, with_bodies
-from jaxremat.step.scheduling import Schedule, SolverSearch, StepSearch, judged
+from jaxremat.step.scheduling import Schedule, SolverSearch, StepSearch
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.round_trips import LOSSLESS
 
@@ -351,35 +350,6 @@ def search_by(solver: Solver, seed: int) -> SearchFor:
     require_graphs(solver)
     by_cuts = solver.name in _OWN_SEARCH
     return StepSearch if by_cuts else lambda graph, run_seconds: SolverSearch(graph, solver, seed)
-
-
-def restored_step(program: StepProgram, decision: ProgramDecision, device: Device) -> Outcome:
-    """The outcome of a decision that was made before, for the same step; nothing is searched."""
-    return restored(program.jaxpr, decision, device, program.shardings, program.aliased)
-
-
-def restored(
-    jaxpr: Jaxpr,
-    decision: ProgramDecision,
-    device: Device,
-    shardings: tuple[Any, ...] = (),
-    aliased: Aliased = NOT_ALIASED,
-    *,
-    is_body: bool = False,
-) -> Outcome:
-    """The outcome of a decision that was made before, for the same program; nothing is searched."""
-    jaxpr = (joined(jaxpr) if decision.joined else None) or jaxpr
-    new = {}
-    for position, k, inner in decision.bodies:
-        eqn = jaxpr.eqns[position]
-        with compat.in_body_of(eqn):
-            new[position, k] = restored(bodies_of(eqn)[k], inner, device, is_body=True).jaxpr
-    emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages), decision.pairs) if decision.pairs else {}
-    program = rewritten(jaxpr, {**emitted, **with_bodies(jaxpr, new)})
-    posed = pose_program(program, device, shardings, aliased, is_body=is_body)
-    steps = np.asarray(decision.steps or np.arange(posed.graph.num_nodes), np.int32)
-    schedule = dataclasses.replace(judged(posed.graph, steps, decision.barriers), barrier_scope=decision.barrier_scope)
-    return Outcome(posed, schedule, decision)
 
 
 def _holds_pairs(jaxpr: Jaxpr) -> bool:

@@ -73,7 +73,7 @@ class Heavier:
 @pytest.mark.parametrize("factor", [1.2, 1.6, 3.0])
 def test_sizes_that_are_refused_once_compiled_cost_few_compilations(monkeypatch, factor):
     compiler = Heavier(factor)
-    monkeypatch.setattr(sys.modules["jaxremat.step.jit"], "compile_jitted", compiler)
+    monkeypatch.setattr(sys.modules["jaxremat.step.planned_step"], "compile_jitted", compiler)
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
     few = lambda size: ([shape(64, 64)] * 6, shape(size, 64))
     limit = jaxremat.jit(step, budget=1.0, verify="replay").plan(*few(8192)).baseline_peak_bytes

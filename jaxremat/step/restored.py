@@ -1,0 +1,48 @@
+"""Decisions that were made before, as outcomes again; nothing is searched."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxremat.backends.devices import Device
+from jaxremat.base import compat
+from jaxremat.base.compat import Jaxpr
+from jaxremat.step.decision import ProgramDecision
+from jaxremat.step.joining import joined
+from jaxremat.step.outcome import Outcome, pose_program
+from jaxremat.step.pairs import emit_pairs, find_pairs
+from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
+from jaxremat.step.rewriting import bodies_of, rewritten, with_bodies
+from jaxremat.step.scheduling import judged
+
+
+def restored_step(program: StepProgram, decision: ProgramDecision, device: Device) -> Outcome:
+    """The outcome of a decision that was made before, for the same step; nothing is searched."""
+    return restored(program.jaxpr, decision, device, program.shardings, program.aliased)
+
+
+def restored(
+    jaxpr: Jaxpr,
+    decision: ProgramDecision,
+    device: Device,
+    shardings: tuple[Any, ...] = (),
+    aliased: Aliased = NOT_ALIASED,
+    *,
+    is_body: bool = False,
+) -> Outcome:
+    """The outcome of a decision that was made before, for the same program; nothing is searched."""
+    jaxpr = (joined(jaxpr) if decision.joined else None) or jaxpr
+    new = {}
+    for position, k, inner in decision.bodies:
+        eqn = jaxpr.eqns[position]
+        with compat.in_body_of(eqn):
+            new[position, k] = restored(bodies_of(eqn)[k], inner, device, is_body=True).jaxpr
+    emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages), decision.pairs) if decision.pairs else {}
+    program = rewritten(jaxpr, {**emitted, **with_bodies(jaxpr, new)})
+    posed = pose_program(program, device, shardings, aliased, is_body=is_body)
+    steps = np.asarray(decision.steps or np.arange(posed.graph.num_nodes), np.int32)
+    schedule = dataclasses.replace(judged(posed.graph, steps, decision.barriers), barrier_scope=decision.barrier_scope)
+    return Outcome(posed, schedule, decision)
