@@ -9,8 +9,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 
-import jax.numpy as jnp
-
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, keep_bytes
 from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
@@ -24,15 +22,13 @@ from jaxremat.planner.decision import Decision
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.compilation import compile_program
-from jaxremat.planning.plan import UNMEASURED, Plan
-from jaxremat.planning.recompute_check import copies_undone
+from jaxremat.planning.plan import Plan
 from jaxremat.planning.request import Request
 from jaxremat.planning.signature import signature_of
+from jaxremat.planning.warnings import budget_warnings, loss_warnings, storage_warnings
 from jaxremat.show.progress import Status
 from jaxremat.solvers.registry import solver_parameters
-from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
-from jaxremat.trace.round_trips import STORAGES
 
 logger = logging.getLogger("jaxremat")
 
@@ -57,7 +53,7 @@ class Planning:
         self._written = written or self
         self.primal: Primal = request.primal if written is None else rewritten(written.primal, self.chunks)
         start = time.perf_counter()
-        loss = told_of_loss(self.primal) if request.is_loss else ()
+        loss = loss_warnings(self.primal) if request.is_loss else ()
         in_chunks = (f"in chunks, so that values agree up to rounding: {chunk}" for chunk in self.chunks)
         self.told = (*loss, *in_chunks)
         self.planner = self._new_planner()
@@ -354,7 +350,7 @@ class Planning:
             solver=self.request.solver.name,
             solver_parameters=solver_parameters(self.request.solver),
             target=self.request.device.name,
-            warnings=(*self.told, *_told_of(outcome, report), *_over_budget(outcome, report, limit)),
+            warnings=(*self.told, *storage_warnings(outcome, report), *budget_warnings(outcome, report, limit)),
         )
 
     def _peak_bytes(self, outcome: Outcome, report: MemoryReport | None, limit: int) -> int:
@@ -395,52 +391,3 @@ class Planning:
             outcome.form,
             self.chunks,
         )
-
-
-def _rounding(outcome: Outcome) -> Iterator[str]:
-    """What a plan says in which values may wait rounded."""
-    used = [STORAGES[form] for form in outcome.form.storages if STORAGES[form].rounding]
-    if used:
-        forms = " or ".join(f"{storage.form} (off by up to {storage.rounding:.2g})" for storage in used)
-        yield f"values may wait rounded to {forms}"
-        yield UNMEASURED
-
-
-def _told_of(outcome: Outcome, report: MemoryReport | None) -> Iterator[str]:
-    """What a plan says of the forms in which its values wait."""
-    yield from _rounding(outcome)
-    yield from copies_undone(outcome.problem.joint, outcome.program, report) if report else ()
-
-
-def _over_budget(outcome: Outcome, report: MemoryReport | None, limit: int) -> Iterator[str]:
-    """What a plan says that is the smallest known and takes more than the budget."""
-    peak_bytes = outcome.peak_bytes if report is None else report.peak_bytes
-    if peak_bytes > limit:
-        needs = "predicted" if report is None else "compiled"
-        told = (
-            f"over budget: the smallest plan that was found is {needs} to take {format_bytes(peak_bytes)} ({peak_bytes}"
-            f" bytes), the budget is {format_bytes(limit)}"
-        )
-        logger.warning(told)
-        yield told
-
-
-def told_of_loss(primal: Primal) -> tuple[str, ...]:
-    """Warnings where `jax.grad` would refuse a function that `jax.vjp` takes.
-
-    Raises:
-      ArgumentError: for a complex loss.
-    """
-    results = [jaxprs.shape_of(primal.jaxpr.outvars[i]) for i in primal.cotangents_of]
-    told = ", ".join(f"{result.dtype}{list(result.shape)}" for result in results)
-    if any(jnp.issubdtype(result.dtype, jnp.complexfloating) for result in results):
-        raise ArgumentError(
-            f"the function returns {told}: a complex result has no gradient of one number. Return a real one, such as"
-            " its absolute value"
-        )
-    if len(results) == 1 and not results[0].shape:
-        return ()
-    pair = " If only the first is the loss, plan with has_aux=True." if len(results) > 1 else ""
-    return (
-        f"the function returns {told}, and jax.grad takes one scalar: this plan is for jax.vjp.{pair or ' Or sum it.'}",
-    )

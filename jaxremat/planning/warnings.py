@@ -1,0 +1,69 @@
+"""What plans say beside their numbers: warnings, in words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+
+from jaxremat.base.budget import format_bytes
+from jaxremat.base.errors import ArgumentError
+from jaxremat.compiled.compile import MemoryReport
+from jaxremat.planner.contract import Outcome
+from jaxremat.planning.plan import UNMEASURED
+from jaxremat.planning.recompute_check import copies_undone
+from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Primal
+from jaxremat.trace.round_trips import STORAGES
+
+logger = logging.getLogger("jaxremat")
+
+
+def storage_warnings(outcome: Outcome, report: MemoryReport | None) -> Iterator[str]:
+    """Of the forms in which values wait: what may be rounded, and copies that the compiler undid."""
+    yield from _rounding(outcome)
+    yield from copies_undone(outcome.problem.joint, outcome.program, report) if report else ()
+
+
+def budget_warnings(outcome: Outcome, report: MemoryReport | None, limit: int) -> Iterator[str]:
+    """Of a plan that is the smallest known and takes more than the budget."""
+    peak_bytes = outcome.peak_bytes if report is None else report.peak_bytes
+    if peak_bytes > limit:
+        needs = "predicted" if report is None else "compiled"
+        told = (
+            f"over budget: the smallest plan that was found is {needs} to take {format_bytes(peak_bytes)} ({peak_bytes}"
+            f" bytes), the budget is {format_bytes(limit)}"
+        )
+        logger.warning(told)
+        yield told
+
+
+def loss_warnings(primal: Primal) -> tuple[str, ...]:
+    """Warnings where `jax.grad` would refuse a function that `jax.vjp` takes.
+
+    Raises:
+      ArgumentError: for a complex loss.
+    """
+    results = [jaxprs.shape_of(primal.jaxpr.outvars[i]) for i in primal.cotangents_of]
+    told = ", ".join(f"{result.dtype}{list(result.shape)}" for result in results)
+    if any(jnp.issubdtype(result.dtype, jnp.complexfloating) for result in results):
+        raise ArgumentError(
+            f"the function returns {told}: a complex result has no gradient of one number. Return a real one, such as"
+            " its absolute value"
+        )
+    if len(results) == 1 and not results[0].shape:
+        return ()
+    pair = " If only the first is the loss, plan with has_aux=True." if len(results) > 1 else ""
+    return (
+        f"the function returns {told}, and jax.grad takes one scalar: this plan is for jax.vjp.{pair or ' Or sum it.'}",
+    )
+
+
+def _rounding(outcome: Outcome) -> Iterator[str]:
+    """Whether values may wait rounded, and how far that may take them."""
+    used = [STORAGES[form] for form in outcome.form.storages if STORAGES[form].rounding]
+    if used:
+        forms = " or ".join(f"{storage.form} (off by up to {storage.rounding:.2g})" for storage in used)
+        yield f"values may wait rounded to {forms}"
+        yield UNMEASURED
