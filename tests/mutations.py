@@ -57,8 +57,8 @@ _BROKEN_BY_TESTS = {
     "tests/backends/test_backend.py": (("backends/cpu.py", "expands_searches=True", "expands_searches=False"),),
     "tests/cost/test_priority_fusion.py": (
         ("backends/cuda.py", '"tanh": 467', '"tanh": 7'),
-        ("cost/priority_fusion.py", "return kernel.by_rows and producer.by_rows", "return True"),
-        ("cost/priority_fusion.py", "return kernel.is_unary or not producer.reduces", "return True"),
+        ("cost/kernel_graph.py", "return kernel.by_rows and producer.by_rows", "return True"),
+        ("cost/kernel_graph.py", "return kernel.is_unary or not producer.reduces", "return True"),
         ("cost/diamonds.py", "frozenset((*back, *sums, *summed, *straight)) if reached == source", "None if source"),
         ("cost/reductions.py", "before * -(-after // _columns(after, read.size_bytes // read.elements))", "math.inf"),
         ("cost/hlo_model.py", 'hlo.ops[operands[0]].kind == "neg"', "False"),

@@ -52,15 +52,15 @@ def seconds_by_equation(
     known = known or KnownBodies()
     fusion = fuse(lower(jaxpr, device.backend, known.templates), device, known)
     ops, seconds = fusion.program.ops, np.zeros(len(jaxpr.eqns))
-    made_by = {kernel: _heart(fusion, kernel, device) for kernel in fusion.kernels}
-    for kernel, heart in made_by.items():
+    made_by = {kernel: _hero(fusion, kernel, device) for kernel in fusion.kernels}
+    for kernel, hero in made_by.items():
         if _is_paid(ops[kernel]):
-            seconds[fusion.program.equations[heart]] += _seconds(fusion, [kernel], device)
+            seconds[fusion.program.equations[hero]] += _seconds(fusion, [kernel], device)
     buffers = set(made_by.values()) | {index for index, op in enumerate(ops) if op.kind == "input"}
     return seconds, frozenset(var for var, index in fusion.program.op_of.items() if index in buffers)
 
 
-def _heart(fusion: Fusion, kernel: int, device: Device) -> int:
+def _hero(fusion: Fusion, kernel: int, device: Device) -> int:
     """The product of a kernel that runs one, where all else that it runs can as well be left to its readers."""
     products = [index for index in fusion.runs(kernel) if fusion.program.ops[index].kind == "dot"]
     return products[0] if len(products) == 1 and not device.backend.products_compute_operands else kernel

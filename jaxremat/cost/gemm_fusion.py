@@ -1,0 +1,106 @@
+"""What XLA:GPU's products take before anything else is fused: what they alone read, and what alone reads them.
+
+(openxla/xla: `gemm_fusion.cc`, `cudnn_fused_conv_rewriter.cc`.)
+"""
+
+from __future__ import annotations
+
+from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
+from jaxremat.trace.primitives import ELEMENTWISE
+
+
+def fuse_products(graph: KernelGraph) -> None:
+    """Lets every contraction and convolution take what it computes."""
+    for index in graph.live:
+        if graph.ops[index].kind == "dot":
+            _take_operands(graph, index)
+            graph.products.add(_take_followers(graph, index))
+        elif graph.ops[index].kind == "conv" and not graph.computes_operands:
+            graph.products.add(_take_bias(graph, index))
+
+
+def _take_operands(graph: KernelGraph, product: int) -> None:
+    """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads
+    it."""
+    for read in tuple(graph.kernels[product].reads):
+        chain = _own_chain(graph, read, product)
+        for index in chain:
+            graph.fuse(index)
+        for index in {spread for link in chain for spread in graph.reads[link] if _is_spread(graph, spread)}:
+            graph.make_inside(index, product)
+
+
+def _take_followers(graph: KernelGraph, product: int) -> int:
+    """A product computes what alone reads it, entry by entry, with what is there; returns the last of it."""
+    while (follower := _follower(graph, product)) is not None:
+        graph.fuse(product)
+        product = follower
+        for read in set(graph.reads[product]) & graph.kernels.keys():
+            if graph.ops[read].kind == "broadcast":
+                graph.make_inside(read, product)
+    return product
+
+
+def _take_bias(graph: KernelGraph, convolution: int) -> int:
+    """The library's convolutions add a row to what alone reads them; returns the last of it."""
+    follower = _follower(graph, convolution)
+    if follower is None or graph.ops[follower].kind != "add":
+        return convolution
+    (row,) = (read for read in graph.reads[follower] if read != convolution)
+    if graph.ops[row].kind != "broadcast" or row not in graph.kernels:
+        return convolution
+    graph.fuse(convolution)
+    graph.make_inside(row, follower)
+    return follower
+
+
+def _follower(graph: KernelGraph, index: int) -> int | None:
+    """What alone reads a product and is computed with it; what is only widened is left to its readers, unless
+    products compute what they read, too."""
+    if len(graph.users[index]) != 1 or index in graph.outputs:
+        return None
+    (follower,) = graph.users[index]
+    op, operands = graph.ops[follower], graph.reads[follower]
+    widened = op.kind == "convert_element_type" and op.size_bytes > graph.ops[index].size_bytes
+    if op.kind not in ELEMENTWISE or operands.count(index) > 1:
+        return None
+    if follower in graph.products or follower not in graph.kernels:
+        return None
+    if (widened and graph.users[follower] and not graph.computes_operands) or _reads_matrix(graph, index, follower):
+        return None
+    return follower if all(read == index or _is_there(graph, read) for read in operands) else None
+
+
+def _reads_matrix(graph: KernelGraph, product: int, follower: int) -> bool:
+    """Whether a barrier and others take what follows a product in another shape than the product's: XLA multiplies
+    matrices, all rows in one dimension, and only without the barrier would it reshape what follows instead."""
+    users = graph.users[follower]
+    fenced = len(users) > 1 and any(graph.ops[user].kind == "barrier" for user in users)
+    return fenced and not graph.computes_operands and len(graph.ops[product].shape) > 2
+
+
+def _is_there(graph: KernelGraph, index: int) -> bool:
+    """Whether a product can read a value as it is: a constant, a row or an array that no loop computes."""
+    if graph.ops[index].kind == "broadcast":
+        return all(graph.ops[read].kind not in CONSUMERS for read in graph.reads[index])
+    return index in graph.products or graph.ops[index].kind not in CONSUMERS
+
+
+def _own_chain(graph: KernelGraph, index: int, reader: int) -> list[int]:
+    """The operations from a reader back to an array that is there; none where they start elsewhere."""
+    chain: list[int] = []
+    while index in graph.kernels and index not in graph.products and graph.ops[index].kind in PRODUCERS:
+        op = graph.ops[index]
+        full = {read for read in graph.reads[index] if not _is_spread(graph, read)}
+        alone = graph.readers[index] == {reader} and index not in graph.outputs
+        if not alone or op.kind not in ELEMENTWISE or len(full) != 1:
+            return []
+        chain.append(index)
+        reader, (index,) = index, full
+    return chain
+
+
+def _is_spread(graph: KernelGraph, index: int) -> bool:
+    """Whether a value is a constant or a row, spread; sums of rows belong to what they normalise."""
+    sums = any(graph.ops[read].kind == "reduce" for read in graph.reads[index])
+    return graph.ops[index].kind == "broadcast" and not sums
