@@ -13,6 +13,7 @@ CPU = Backend(
     dot_copies=True,
     widened_products=frozenset({"bfloat16", "float16"}),  # float_normalization.cc, change_op_data_type.cc
     rounded_results=frozenset({"bfloat16"}),
+    spreads_reciprocals=True,  # as compiled programs show; others divide (tests/cost, tests/aot)
     rolls_threefry=True,  # jax/_src/prng.py: the lowering for CPUs is the rolled one
     breadth_first=True,
     expands_searches=True,
