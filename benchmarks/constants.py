@@ -11,10 +11,12 @@ met. Each is the mean, or the sum, over a few programs as traced for a CPU, or f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
 import time
+import unittest.mock as mock
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import jaxremat
 from jaxremat.backends.devices import resolve_target
+from jaxremat.loops import options
+from jaxremat.planner import checkpoints
 from jaxremat.planner.choose import planner_for
 from jaxremat.solvers.fastsa import FastSA
 from jaxremat.solvers.registry import solver_named
@@ -32,6 +37,7 @@ from jaxremat.step.program import trace_step
 from jaxremat.trace.joint import read_primal
 
 SHARES = (0.75, 0.6, 0.45)
+SHARES_OF_SLICES = (0.5, 0.3, 0.15)  # of steps in slices, which reach further
 CPU = resolve_target("cpu")
 
 
@@ -79,6 +85,7 @@ def with_skips(kernels, x):
 
 GATED = [(shape(256, 512), shape(256, 512), shape(512, 256))] * 6, shape(4096, 256)
 STACKED = tuple(shape(12, *dims) for dims in [(64, 64)] * 3 + [(64, 256), (256, 64)]), shape(16, 512, 64)
+TOKENS = jax.ShapeDtypeStruct((4096,), jnp.int32)
 KERNELS = [shape(3, 3, 32, 32)] * 6, shape(8, 64, 64, 32)
 GRADIENTS = ((gated, GATED), (scanned, STACKED), (with_skips, KERNELS))
 
@@ -172,7 +179,40 @@ def annealed() -> list[Score]:
     return [score(planner_for(read_primal(gated, GATED, 0, False), CPU, FastSA(), "schedule", 0))]
 
 
+def headed(params, tokens):
+    """Logits that are larger than all else, behind two gated layers."""
+    table, layers = params
+    x = table[tokens]
+    for up, gate, down in layers:
+        x = x + (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(x @ table.T), tokens[:, None], 1))
+
+
+HEADED = (shape(8192, 128), [(shape(128, 1024), shape(128, 1024), shape(1024, 128))] * 2), TOKENS
+OF_SLICES = ((headed, HEADED), (gated, GATED))
+
+
+def in_slices() -> list[Score]:
+    """What steps take that may run slice by slice, by prediction."""
+    init = optax.adam(1e-3).init
+    steps = ((trained(loss), (args[0], jax.eval_shape(init, args[0]), *args[1:])) for loss, args in OF_SLICES)
+    return [sliced(step, args) for step, args in steps]
+
+
+def sliced(step: Callable, args: tuple) -> Score:
+    """What a fresh planned step finds that is predicted to fit."""
+    plan = lambda budget: jaxremat.jit(step, budget=budget, allow=("chunk",), target="cpu").predicted(*args)
+    least = plan("least")
+    met = []
+    for share in SHARES_OF_SLICES:
+        with contextlib.suppress(jaxremat.BudgetError):
+            met.append(plan(share).overhead)
+    extra = float(np.mean(met)) if met else float("nan")
+    return Score(least.peak_bytes / least.baseline_peak_bytes, extra, len(SHARES_OF_SLICES) - len(met))
+
+
 named = functools.partial(gradients, "names", "h200")  # in one checkpoint: CPUs take a checkpoint per piece
+timed = functools.partial(gradients, "schedule", "h200")  # by the time of kernels
 Sweep = tuple[Callable[[], list[Score]], Sequence[Any]]
 SWEEPS: dict[str, Sweep] = {
     "step.mountains._PLACES": (steps, (3, 6, 12, 24)),
@@ -183,13 +223,29 @@ SWEEPS: dict[str, Sweep] = {
     "step.planner._REFINEMENTS": (steps, (3, 6, 9)),
     "step.planner._DEAR": (predicted_steps, (-1.0, 0.0, 0.1, 0.3, 100.0)),
     "step.planner._MOST_NEAR": (predicted_steps, (0, 1, 3, 7)),
+    "step.planner._STRIDE": (predicted_steps, (1, 4, 8)),
+    "step.planner._MOST_SMALL": (predicted_steps, (1, 6, 12)),
+    "step.slicing._PARTS": (in_slices, ((4,), (16,), (64,), (4, 16, 64), (2, 4, 8, 16, 32, 64))),
+    "step.slicing._MOST_SHAPES": (in_slices, (1, 2, 3, 4)),
+    "chunk.rewriting.sliced._ALIKE": (in_slices, (1, 2, 4, 8)),
+    "planner.schedules.LOOP_PRICES": (gradients, tuple(np.logspace(-2, 4, number) for number in (7, 13, 25, 49))),
+    "planner.schedules._MOST_LEAST": (gradients, (6, 24, 48)),
+    "planner.schedules._MOST_LOOP_DECISIONS": (gradients, (1, 3, 6)),
     "planner.schedules._HALVINGS": (gradients, (4, 8, 12, 16)),
     "planner.schedules._MOST_PRICES": (gradients, (2, 4, 6, 10)),
     "planner.schedules.APART": (gradients, (1.0, 1.005, 1.02, 1.1)),
     "planner.checkpoints._READ_AT_ONCE": (named, (0.0, 0.05, 0.15, 0.5, 1.0)),
     "planner.checkpoints._REFINEMENTS": (named, (0, 2, 5, 8)),
     "planner.checkpoints._PIECES": (named, ((2, 4, 8, 16), (2, 3, 4, 6, 8, 12, 16, 24, 32), tuple(range(2, 33)))),
-    "loops.options._EARLY_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),
+    "planner.checkpoints._PRICES": (named, ((0.01, 1.0, 50.0), checkpoints._PRICES, np.logspace(-2, 2, 25))),
+    "planner.timed._OTHER_PARTS": (timed, ((), (0.5, 2.0), (0.25, 0.5, 2.0, 4.0))),
+    "planner.timed._HALVINGS": (timed, (2, 5, 8)),
+    "planner.timed._MOST_STEPS": (timed, (2, 5, 10)),
+    "planner.timed._NEARLY": (timed, (1.0, 1.05, 1.2)),
+    "planner.timed._MOST_LEAST": (timed, (3, 12, 24)),
+    "planner.timed_loops.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
+    "loops.options._PARTS": (gradients, (((1, 1),), ((1, 1), (2, 1), (4, 1), (8, 1)), options._PARTS)),
+    "loops.options._SINGLE_ITERATION_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),
     "loops.options._LITTLE": (gradients, (0.0, 0.01, 0.05)),
     "loops.options._MOST_OPTIONS": (gradients, (8, 24, 48, 96)),
     "loops.decide._MOST_PIECES": (gradients, (1, 2, 3, 4)),
@@ -197,6 +253,13 @@ SWEEPS: dict[str, Sweep] = {
     "solvers.mincut.structure._EARLY_SURCHARGE": (gradients, (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)),
     "solvers.mincut.structure._CHEAP_FRACTION": (gradients, (0.0, 5e-4, 2e-3, 1e-2)),
     "solvers.mincut.search._LITTLE": (gradients, (0.0, 0.03, 0.1, 1.0)),
+    "solvers.mincut.structure.SEGMENTS": (
+        gradients,
+        ((1, 4, 16), (1, 2, 4, 8, 16, 32), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48), tuple(range(1, 49))),
+    ),
+    "solvers.mincut.boundary._PRICES": (gradients, tuple(np.logspace(-2, 2.5, number) for number in (4, 10, 20))),
+    "solvers.mincut.peaks._SEGMENTS": (gradients, ((1, 8), (1, 2, 4, 8, 16, 32), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32))),
+    "solvers.mincut.peaks._PRICES": (gradients, tuple(np.logspace(-2, 2.5, number) for number in (3, 6, 12))),
     "solvers.mincut.boundary._REFINEMENTS": (gradients, (2, 4, 6, 10)),
     "solvers.mincut.peaks._REFINEMENTS": (gradients, (2, 4, 6, 10)),
     "solvers.mincut.peaks._PATIENCE": (gradients, (1, 2, 4, 8)),
@@ -213,16 +276,25 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def swept(name: str, value: Any, scored: Callable[[], list[Score]]) -> tuple[list[Score], float]:
-    """(scores, seconds) with a constant at a value."""
+    """(scores, seconds) with a constant at a value, wherever it was imported."""
     module, attribute = name.rsplit(".", 1)
-    owner = importlib.import_module(f"jaxremat.{module}")
-    before = getattr(owner, attribute)
-    setattr(owner, attribute, value)
-    start = time.process_time()
-    try:
+    home = importlib.import_module(f"jaxremat.{module}")
+    before = getattr(home, attribute)
+    others = [] if attribute.startswith("_") else [m for n, m in sys.modules.items() if n.startswith("jaxremat.")]
+    with contextlib.ExitStack() as stack:
+        for owner in {home, *others}:
+            if getattr(owner, attribute, None) is before:
+                stack.enter_context(mock.patch.object(owner, attribute, value))
+        start = time.process_time()
         return scored(), time.process_time() - start
-    finally:
-        setattr(owner, attribute, before)
+
+
+def told(value: Any) -> str:
+    """A value; of many, how many, and from where to where."""
+    if np.ndim(value) == 0:
+        return f"{value}"
+    each = [f"{entry:.3g}" if np.ndim(entry) == 0 else f"{entry}" for entry in value]
+    return ", ".join(each) if len(each) < 9 else f"{len(each)} from {each[0]} to {each[-1]}"
 
 
 def main() -> None:
@@ -235,9 +307,9 @@ def main() -> None:
         for value in values:
             scores, seconds = swept(name, value, scored)
             least, extra = (float(np.nanmean([getattr(s, field) for s in scores])) for field in ("least", "extra"))
-            told = f"**{value}**" if value == used else f"{value}"
+            shown = f"**{told(value)}**" if np.array_equal(value, used) else told(value)
             missed = sum(s.missed for s in scores)
-            print(f"| `{name}` | {told} | {least:.3f} | {extra:.2%} | {missed} | {seconds:.1f} |", flush=True)
+            print(f"| `{name}` | {shown} | {least:.3f} | {extra:.2%} | {missed} | {seconds:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

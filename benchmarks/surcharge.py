@@ -61,18 +61,18 @@ def extra_of_loop(share: float) -> float:
     return 100 * (found.cost / planner.plain.cost - 1) if found.replayed_bytes <= limit else float("nan")
 
 
-def sweep(name: str, module, extra_percent: Callable[[float], float]) -> None:
+def sweep(name: str, module, constant: str, extra_percent: Callable[[float], float]) -> None:
     print(f"{name}\nslope " + " ".join(f"{share:>6.0%}" for share in SHARES) + "   mean")
     for slope in SLOPES:
-        module._EARLY_SURCHARGE = slope
+        setattr(module, constant, slope)
         extra = [extra_percent(share) for share in SHARES]
         print(f"{slope:5.2f} " + " ".join(f"{e:6.2f}" for e in extra) + f" {sum(extra) / len(extra):6.2f}", flush=True)
 
 
 def main() -> None:
-    sweep("written out", structure, extra_of_cut)
+    sweep("written out", structure, "_EARLY_SURCHARGE", extra_of_cut)
     structure._EARLY_SURCHARGE = 0.2
-    sweep("scanned", decide, extra_of_loop)
+    sweep("scanned", decide, "_FIRST_ITERATION_SURCHARGE", extra_of_loop)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxremat.backends.backend import searched_windows
+from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.emit.scheduled import run_backward, run_forward
@@ -169,15 +169,16 @@ class Iteration:
             return jax.make_jaxpr(self.run_backward)(*inputs)
 
 
-def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool) -> Iteration:
+def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool, backend: Backend) -> Iteration:
     """An iteration of a plain piece.
 
     Args:
       body, joint: the iteration.
       piece: its schedule.
       fenced: whether what runs again waits behind barriers; it does in any case where the backward repeats itself.
+      backend: whose compiler it is for.
     """
-    unfenced, late_scans = (searched_windows(joint.eqns), joint.late_scans) if fenced else (frozenset(), {})
+    unfenced, late_scans = (backend.unfenced(joint.eqns), backend.late_scans(joint)) if fenced else (frozenset(), {})
     program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
     script = write_script(joint, program, unfenced, late_scans)
     if not fenced and not piece.repeats:

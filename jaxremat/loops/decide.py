@@ -30,7 +30,7 @@ from jaxremat.trace.joint import Primal
 _MOST_PIECES = 3  # benchmarks/constants.py; each piece is a loop of its own in the program
 _NEAR = 1.25  # what is held is a / s + b * s: so far from where they balance it is (1.25 + 1 / 1.25) / 2, 2.5 % more
 _DEEPEST = 4  # with segments of s iterations, four levels hold a loop of s ** 5; benchmarks/constants.py
-_EARLY_SURCHARGE = 0.05  # of the first iteration over the last: see `at_price`, benchmarks/surcharge.py
+_FIRST_ITERATION_SURCHARGE = 0.05  # over the last: see `at_price`, benchmarks/surcharge.py
 _INNER_PRICES = tuple(10.0 ** np.arange(-14, -5))  # seconds per byte, from the fastest memory to the slowest link
 
 
@@ -77,7 +77,7 @@ class Loops:
         self.primal = primal
         self.device = device
         self.found = find(primal)
-        self.emitter = Emitter(storages)
+        self.emitter = Emitter(device.backend, storages)
         self._at: dict[float, tuple[LoopOption, ...]] = {}
         self._hulls: dict[tuple[Body, tuple[LoopDecision, ...], bool], IterationHull] = {}
 
@@ -149,7 +149,7 @@ class Loops:
 
 def in_one_piece(seconds_per_byte: float) -> float:
     """A price near another one at which no loop falls into the pieces that it falls into there."""
-    return (1 + _EARLY_SURCHARGE) * seconds_per_byte
+    return (1 + _FIRST_ITERATION_SURCHARGE) * seconds_per_byte
 
 
 def at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], seconds_per_byte: float) -> LoopOption:
@@ -159,7 +159,7 @@ def at_price(hull: IterationHull, length: int, inner: tuple[LoopDecision, ...], 
     one makes them choose among more than two neighbours of the hull.
     """
     choices = _choices(hull, length)
-    prices = seconds_per_byte * (1 + _EARLY_SURCHARGE * (1 - (np.arange(length) + 0.5) / length))
+    prices = seconds_per_byte * (1 + _FIRST_ITERATION_SURCHARGE * (1 - (np.arange(length) + 0.5) / length))
     totals = np.asarray([c.seconds + prices * c.bytes for c in choices])
     runs = [(choices[i], len(list(group))) for i, group in itertools.groupby(totals.argmin(0).tolist())]
     return _combined(hull, _without_remainders(hull, _at_most(_MOST_PIECES, runs)), inner)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import PlanMismatchError
@@ -23,20 +24,22 @@ Parts = dict[int, Callable[[Sequence[Any]], list[Any]]]
 
 
 def rewritten(
-    primal: Primal, decisions: Sequence[LoopDecision], storages: Sequence[str] = ()
+    primal: Primal, decisions: Sequence[LoopDecision], backend: Backend, storages: Sequence[str] = ()
 ) -> Callable[[Sequence[Any]], list[Any]]:
     """Runs a primal program with its loops emitted as decided, one decision per loop of `find(primal)`."""
-    return Emitter(storages).program(primal, find(primal), decisions)
+    return Emitter(backend, storages).program(primal, find(primal), decisions)
 
 
 class Emitter:
     """Emits loops as decided; what it needs of a body, or of a schedule of one, is made once.
 
     Args:
+      backend: whose compiler it is for.
       storages: forms in which values of an iteration may wait for its backward.
     """
 
-    def __init__(self, storages: Sequence[str] = ()) -> None:
+    def __init__(self, backend: Backend, storages: Sequence[str] = ()) -> None:
+        self.backend = backend
         self.storages = tuple(storages)
         self._joints: dict[tuple[Body, tuple[LoopDecision, ...]], Joint] = {}
         self._iterations: dict[tuple[Any, ...], Iteration] = {}
@@ -106,7 +109,8 @@ class Emitter:
         """An iteration of a plain piece."""
         key = body, decision.inner, decision.fenced, piece.forward, piece.backward
         if key not in self._iterations:
-            self._iterations[key] = scripted(body, self.joint(body, decision.inner), piece, decision.fenced)
+            joint = self.joint(body, decision.inner)
+            self._iterations[key] = scripted(body, joint, piece, decision.fenced, self.backend)
         return self._iterations[key]
 
 

@@ -30,7 +30,7 @@ from jaxremat.trace.joint import Joint
 
 SMALLEST_PRICE, LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any compute, above any
 _MOST_OPTIONS = 48  # benchmarks/constants.py
-_EARLY_SURCHARGE = 0.05  # benchmarks/constants.py
+_SINGLE_ITERATION_SURCHARGE = 0.05  # of the first value of what runs once over its last; benchmarks/constants.py
 _LITTLE = 0.01  # less than predicted bytes and seconds are off by; benchmarks/constants.py
 _PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))  # and groups
 
@@ -88,7 +88,8 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
     run_seconds = graph.costs.copy()
     run_seconds[: body.num_carry] = np.inf
     run_seconds[body.num_carry : -1] = again_seconds(joint.eqns, run_seconds[body.num_carry : -1])
-    surcharge = _EARLY_SURCHARGE * body.is_single * (1 - graph.producer / graph.num_nodes) * graph.value_bytes
+    early = 1 - graph.producer / graph.num_nodes
+    surcharge = _SINGLE_ITERATION_SURCHARGE * body.is_single * early * graph.value_bytes
     kept = _apart(graph, _hull(body, graph, run_seconds, graph.value_bytes + surcharge))
     options = [_option(body, graph, *assemble_parts(graph, each), each) for each in kept]
     if body.is_single:
@@ -162,7 +163,7 @@ def _fused(option: IterationOption, body: Body, joint: Joint, device: Device) ->
     piece = Piece(1, option.forward, option.backward)
     if piece.repeats:
         return option
-    estimate = estimate_memory(scripted(body, joint, piece, False).traced_backward(), device)
+    estimate = estimate_memory(scripted(body, joint, piece, False, device.backend).traced_backward(), device)
     return dataclasses.replace(option, transient_bytes=estimate.temp_bytes + estimate.output_bytes)
 
 

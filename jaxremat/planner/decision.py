@@ -123,7 +123,7 @@ class Schedule:
     def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""
         primal = self.program_of(primal)
-        run = rewritten(primal, self.loops, self.storages) if self.loops else None
+        run = rewritten(primal, self.loops, device.backend, self.storages) if self.loops else None
         joint = differentiate(primal, run, outside_loops(primal, device, self.storages))
         backend = device.backend
         return joint, write_script(joint, self.program, backend.unfenced(joint.eqns), backend.late_scans(joint))

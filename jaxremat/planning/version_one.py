@@ -76,8 +76,9 @@ class DecisionOne:
 
     def _schedule(self, primal: Primal) -> Schedule:
         loops = tuple(map(LoopDecision.from_json, self.data["loops"]))
+        backend = resolve_target(self.target).backend
         program = schedule_program(
-            differentiate(primal, rewritten(primal, loops) if loops else None),
+            differentiate(primal, rewritten(primal, loops, backend) if loops else None),
             self.data["schedule"],
             backward_start=self.data["start"],
             barriers=self.data["fences"],

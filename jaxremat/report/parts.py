@@ -128,7 +128,7 @@ def parts_of(version: Version) -> tuple[Part, ...]:
     problem = version.problem
     loops = tuple(zip(find(problem.primal), problem.loops)) if problem.loops else ()
     inside: list[Part] = []
-    emitter = Emitter(problem.storages)
+    emitter = Emitter(version.device.backend, problem.storages)
     for loop, decision in loops:
         path = origin_of(problem.primal.jaxpr.eqns[loop.position]).path
         inside.extend(_iterations(emitter, loop.body, decision, 1, path, version.device))

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxremat.backends.backend import Backend
 from jaxremat.backends.devices import Device
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
@@ -63,9 +64,9 @@ class Pair:
         """The pairs inside one iteration."""
         return find_pairs(self.joint.jaxpr, self.storages)
 
-    def decided(self, inner: Sequence[LoopDecision]) -> Joint:
+    def decided(self, inner: Sequence[LoopDecision], backend: Backend) -> Joint:
         """One iteration of both, the pairs inside as decided or, without decisions, left alone."""
-        replacements = emit_pairs(self.joint.jaxpr, self.inner, inner) if inner else {}
+        replacements = emit_pairs(self.joint.jaxpr, self.inner, inner, backend) if inner else {}
         joint = Joint(self.joint.primal, rewritten(self.joint.jaxpr, replacements))
         if not self.storages:
             return joint
@@ -108,8 +109,9 @@ class Pairs:
     def _hull(self, pair: Pair, inner: tuple[LoopDecision, ...]) -> IterationHull:
         """What an iteration may stack, against what it then runs again."""
         if (pair, inner) not in self._hulls:
-            fenced = self._device.backend.fences_loop_bodies
-            self._hulls[pair, inner] = iteration_hull(pair.loop.body, pair.decided(inner), self._device, fenced)
+            backend = self._device.backend
+            joint = pair.decided(inner, backend)
+            self._hulls[pair, inner] = iteration_hull(pair.loop.body, joint, self._device, backend.fences_loop_bodies)
         return self._hulls[pair, inner]
 
 
@@ -141,7 +143,9 @@ def find_pairs(jaxpr: Jaxpr, storages: tuple[str, ...] = ()) -> tuple[Pair, ...]
     return tuple(pairs)
 
 
-def emit_pairs(jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDecision]) -> Replacements:
+def emit_pairs(
+    jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDecision], backend: Backend
+) -> Replacements:
     """What runs in place of each scan of some pairs.
 
     Raises:
@@ -151,7 +155,7 @@ def emit_pairs(jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDeci
         raise PlanMismatchError(f"{len(decisions)} decisions meet {len(pairs)} pairs of scans: plan again")
     emitted: dict[Var, Callable[[list[Any]], list[Any]]] = {}
     for pair, decision in zip(pairs, decisions, strict=True):
-        way = _PairUnderWay(pair, decision)
+        way = _PairUnderWay(pair, decision, backend)
         emitted[jaxpr.eqns[pair.first].outvars[0]] = way.first
         emitted[jaxpr.eqns[pair.second].outvars[0]] = way.second
     return emitted
@@ -160,10 +164,11 @@ def emit_pairs(jaxpr: Jaxpr, pairs: Sequence[Pair], decisions: Sequence[LoopDeci
 class _PairUnderWay:
     """Runs the first scan, then the second with what the first one saved."""
 
-    def __init__(self, pair: Pair, decision: LoopDecision) -> None:
+    def __init__(self, pair: Pair, decision: LoopDecision, backend: Backend) -> None:
         self.pair = pair
         self.decision = decision
-        self.joint = pair.decided(decision.inner)
+        self.backend = backend
+        self.joint = pair.decided(decision.inner, backend)
 
     def first(self, inputs: list[Any]) -> list[Any]:
         """The outputs of the first scan; None for the results that only the second reads."""
@@ -189,7 +194,7 @@ class _PairUnderWay:
         body, joint, num_carry = self.pair.loop.body, self.joint, self.pair.num_carry
 
         def iteration(piece: Piece) -> Iteration:
-            script = scripted(body, joint, piece, self.decision.fenced).script
+            script = scripted(body, joint, piece, self.decision.fenced, self.backend).script
             return _PairIteration(body, joint, script, tuple(late_consts), num_carry)
 
         return iteration

@@ -312,7 +312,7 @@ class ProgramPlanner:
         key = pairs, tuple((position, k, id(outcome)) for position, k, outcome in bodies)
         if key not in self._posed_as:
             new = {(position, k): outcome.jaxpr for position, k, outcome in bodies}
-            emitted = emit_pairs(self.jaxpr, self._pairs.found, pairs) if pairs else {}
+            emitted = emit_pairs(self.jaxpr, self._pairs.found, pairs, self.device.backend) if pairs else {}
             jaxpr = rewritten(self.jaxpr, {**emitted, **with_bodies(self.jaxpr, new)})
             posed = pose_program(
                 jaxpr, self.device, self._shardings, self._aliased, is_body=self._is_body, known=self._known

@@ -15,7 +15,7 @@ from jaxremat.step.joining import joined
 from jaxremat.step.outcome import Outcome, pose_program
 from jaxremat.step.pairs import emit_pairs, find_pairs
 from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
-from jaxremat.step.rewriting import bodies_of, rewritten, with_bodies
+from jaxremat.step.rewriting import Replacements, bodies_of, rewritten, with_bodies
 from jaxremat.step.scheduling import judged
 
 
@@ -40,7 +40,9 @@ def restored(
         eqn = jaxpr.eqns[position]
         with compat.in_body_of(eqn):
             new[position, k] = restored(bodies_of(eqn)[k], inner, device, is_body=True).jaxpr
-    emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages), decision.pairs) if decision.pairs else {}
+    emitted: Replacements = {}
+    if decision.pairs:
+        emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages), decision.pairs, device.backend)
     program = rewritten(jaxpr, {**emitted, **with_bodies(jaxpr, new)})
     posed = pose_program(program, device, shardings, aliased, is_body=is_body)
     steps = np.asarray(decision.steps or np.arange(posed.graph.num_nodes), np.int32)

@@ -9,6 +9,9 @@ from jaxremat.attention import rewrite
 from jaxremat.backends.devices import DEVICES, resolve_target
 from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import schedule_program
+from jaxremat.loops.body import scripted
+from jaxremat.loops.decide import Loops
+from jaxremat.loops.decision import Piece
 from jaxremat.planner.problem import pose
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import read_primal
@@ -27,18 +30,18 @@ def posed(target):
     return pose(read_primal(pooled, (scale, IMAGES), 0, False), resolve_target(target))
 
 
-def searched(problem):
+def searched(joint):
     """(node that makes it, variable) of what the gradient of the pooling searches."""
-    (gradient,) = [eqn for eqn in problem.joint.eqns if eqn.primitive.name == "select_and_scatter_add"]
+    (gradient,) = [eqn for eqn in joint.eqns if eqn.primitive.name == "select_and_scatter_add"]
     var = gradient.invars[1]
-    (node,) = [i for i, eqn in enumerate(problem.joint.eqns) if var in eqn.outvars]
+    (node,) = [i for i, eqn in enumerate(joint.eqns) if var in eqn.outvars]
     return node, var
 
 
 @pytest.mark.parametrize(("target", "kept"), [("cpu", True), ("h200", False), ("tpu-v5e", False)])
 def test_only_on_a_cpu_is_what_a_pooling_searches_kept_and_left_unfenced(target, kept):
     problem = posed(target)
-    node, var = searched(problem)
+    node, var = searched(problem.joint)
     assert np.isinf(problem.run_seconds[node]) == kept
     start = int(problem.joint.backward.argmax())
     again = [n for n in range(start) if n != node]
@@ -46,6 +49,23 @@ def test_only_on_a_cpu_is_what_a_pooling_searches_kept_and_left_unfenced(target,
     program = schedule_program(problem.joint, schedule, backward_start=start)
     script = write_script(problem.joint, program, problem.device.backend.unfenced(problem.joint.eqns))
     assert var in script.residuals
+    assert any(var in segment.fenced for segment in script.backward) != kept
+
+
+@pytest.mark.parametrize(("target", "kept"), [("cpu", True), ("h200", False), ("tpu-v5e", False)])
+def test_so_it_is_behind_the_barriers_of_an_iteration(target, kept):
+    def summed(scale, batches):
+        return jax.lax.scan(lambda total, x: (total + pooled(scale, x), None), 0.0, batches)[0]
+
+    args = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((3, *IMAGES.shape), jnp.float32)
+    loops = Loops(read_primal(summed, args, 0, False), resolve_target(target))
+    (loop,) = loops.found
+    joint = loops.emitter.joint(loop.body)
+    node, var = searched(joint)
+    start = int(joint.backward.argmax())
+    again = [n for n in range(start) if n != node]
+    piece = Piece(loop.length, tuple(range(start)), (*again, *range(start, len(joint.eqns))))
+    script = scripted(loop.body, joint, piece, True, loops.device.backend).script
     assert any(var in segment.fenced for segment in script.backward) != kept
 
 

@@ -31,7 +31,7 @@ def decisions_of(fun, args, argnums, price) -> tuple:
 def applied(fun, args, argnums, decisions):
     """`fun` with its loops emitted as decided."""
     primal = read_primal(fun, args, argnums, False)
-    run = rewritten(primal, decisions)
+    run = rewritten(primal, decisions, resolve_target(None).backend)
     return lambda *args: jax.tree.unflatten(primal.out_tree, run(jax.tree.leaves(args)))
 
 

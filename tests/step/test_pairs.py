@@ -28,7 +28,7 @@ def gradient_program(reverse=False, length=8):
 def at_price(jaxpr, price):
     """The program with its pairs as decided at a price of a byte."""
     pairs = Pairs(find_pairs(jaxpr), resolve_target("cpu"))
-    return rewritten(jaxpr, emit_pairs(jaxpr, pairs.found, pairs.decide(price)))
+    return rewritten(jaxpr, emit_pairs(jaxpr, pairs.found, pairs.decide(price), resolve_target("cpu").backend))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
