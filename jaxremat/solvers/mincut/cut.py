@@ -52,67 +52,77 @@ def cheapest_cut(
 class CutNetwork:
     """The network of a graph's cuts: from one price to another, only its capacities change.
 
+    What no cut of finite price parts is one vertex: the source and what the backward reads, a node and a value that no
+    other node reads. What no recomputation could need is left out.
+
     Args:
       graph, run_price, needed: as in `cheapest_cut`.
     """
 
     def __init__(self, graph: Graph, run_price: np.ndarray, needed: np.ndarray) -> None:
-        n, v = graph.num_nodes, graph.num_values
-        source, sink = n + v, n + v + 1
+        source = graph.num_nodes + graph.num_values
+        sink = source + 1
         self._graph = graph
-        self._source = source
         self._forward_node = ~graph.backward
         self._forward_value = self._forward_node[graph.producer]
         self._may_run = np.isfinite(run_price)
         self._run_price = np.where(self._may_run, run_price, 0.0)
         self._wanted = needed & self._forward_value
-        self._values, self._nodes = np.flatnonzero(self._forward_value), np.flatnonzero(self._forward_node)
-        read_value, read_node = graph.reads[self._forward_node[graph.reads[:, 1]]].T
-        wanted = np.flatnonzero(self._wanted)
-        to_sink = lambda size: np.full(size, sink)
-        arcs = [
-            (np.full(wanted.size, source), n + wanted),
-            (read_node, n + read_value),
-            (self._nodes, to_sink(self._nodes.size)),
-            (n + self._values, graph.producer[self._values]),
-            (n + self._values, to_sink(self._values.size)),
-        ]
-        rows, columns = (np.concatenate(part).astype(np.int64) for part in zip(*arcs))
-        self._pattern, self._place = _with_reverse_arcs(rows, columns, n + v + 2)
-        self._unlimited = wanted.size + read_node.size
+        vertex, asked = self._vertices(source)
+        leads = np.concatenate([asked, np.stack([vertex, graph.producer])], 1)
+        reached = _reached(scipy.sparse.csr_matrix((np.ones(leads.shape[1]), leads), shape=(sink + 1,) * 2), source)
+        reached[sink] = True
+        asked = asked[:, reached[asked[0]]]
+        self._unlimited = asked.shape[1]
+        self._nodes = np.flatnonzero(reached[: graph.num_nodes])
+        self._values = np.flatnonzero(reached[vertex] & self._forward_value)
+        holders = vertex[self._values]
+        kept = np.stack([holders, graph.producer[self._values]])
+        arcs = np.concatenate([asked, _to(sink, self._nodes), kept, _to(sink, holders)], 1)
+        number = np.cumsum(reached) - 1
+        self._holders, self._source = number[holders], int(number[source])
+        self._pattern, self._place = _with_reverse_arcs(number[arcs], int(number[sink]) + 1)
+
+    def _vertices(self, source: int) -> tuple[np.ndarray, np.ndarray]:
+        """([V] the vertex that each value is, [2, A] arcs from nodes to what they read, where that is another one)."""
+        graph = self._graph
+        value, node = graph.reads[self._forward_node[graph.reads[:, 1]]].T
+        of_its_own = graph.num_nodes + np.arange(graph.num_values)
+        vertex = np.where(self._wanted, source, of_its_own)
+        alone = ~self._wanted[value] & (np.bincount(value, minlength=graph.num_values)[value] == 1)
+        vertex[value[alone]] = node[alone]
+        shared = vertex[value] == of_its_own[value]
+        return vertex, np.stack([node[shared], vertex[value[shared]]])
 
     def cheapest(self, keep_price: np.ndarray, must_keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `cheapest_cut`, for one way to price what is kept."""
-        n, producer = self._graph.num_nodes, self._graph.producer
         reached = self._source_side(self._capacities(keep_price, must_keep))
-        again = reached[:n] & self._forward_node
-        available = reached[n : self._source] & self._forward_value
-        return available & (must_keep | ~again[producer]), again
+        again, available = np.zeros(self._graph.num_nodes, bool), np.zeros(self._graph.num_values, bool)
+        again[self._nodes] = reached[: self._nodes.size]
+        available[self._values] = reached[self._holders]
+        return available & (must_keep | ~again[self._graph.producer]), again
 
     def _capacities(self, keep_price: np.ndarray, must_keep: np.ndarray) -> np.ndarray:
-        """One per arc, in whole parts of the price of a cut that is known."""
+        """One per entry of the network, in whole parts of the price of a cut that is known."""
         only_kept = self._forward_value & (must_keep | ~self._may_run[self._graph.producer])
         keep_all = keep_price[self._wanted].sum()
         run_all = self._run_price[self._forward_node].sum() + keep_price[only_kept].sum()
         scale = _LARGEST_FLOW / 2 / (min(keep_all, run_all) or keep_all or 1.0)  # both are cuts: none finite saturates
         keep = np.minimum(np.ceil(keep_price * scale), _LARGEST_FLOW)[self._values]
         run = np.where(self._may_run, np.minimum(np.ceil(self._run_price * scale), _LARGEST_FLOW), _LARGEST_FLOW)
-        forced = must_keep[self._values]
-        unlimited = np.full(self._unlimited, _LARGEST_FLOW)
-        return np.concatenate([unlimited, run[self._nodes], np.where(forced, 0, keep), np.where(forced, keep, 0)])
+        unlimited, forced = np.full(self._unlimited, _LARGEST_FLOW), must_keep[self._values]
+        each = np.concatenate([unlimited, run[self._nodes], np.where(forced, 0, keep), np.where(forced, keep, 0)])
+        return np.minimum(np.bincount(self._place, each, self._pattern.nnz), _LARGEST_FLOW)
 
     def _source_side(self, capacities: np.ndarray) -> np.ndarray:
-        """[N + V + 2] bool: what can be reached from the source once no more flows."""
+        """[vertices] bool: what can be reached from the source once no more flows."""
         network = self._pattern
-        network.data[self._place] = capacities
+        network.data[:] = capacities
         flow = scipy.sparse.csgraph.maximum_flow(network, self._source, self._source + 1).flow
-        open_arcs = network.data > flow.data
-        before = np.concatenate([[0], np.cumsum(open_arcs)])
-        ends = network.indices[open_arcs]
+        is_open = network.data > flow.data
+        before, ends = np.concatenate([[0], np.cumsum(is_open)]), network.indices[is_open]
         residual = scipy.sparse.csr_matrix((np.ones(ends.size), ends, before[network.indptr]), shape=network.shape)
-        reached = np.zeros(network.shape[0], bool)
-        reached[scipy.sparse.csgraph.breadth_first_order(residual, self._source, return_predecessors=False)] = True
-        return reached
+        return _reached(residual, self._source)
 
 
 def cut_at_each(prices: Sequence[float], cut_at: Callable[[float], np.ndarray]) -> list[np.ndarray]:
@@ -134,9 +144,22 @@ def cut_at_each(prices: Sequence[float], cut_at: Callable[[float], np.ndarray]) 
     return [found[k] for k in range(len(prices))]
 
 
-def _with_reverse_arcs(rows: np.ndarray, columns: np.ndarray, size: int) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
-    """(a matrix with an entry for every arc and its reverse, which is how `maximum_flow` lays flows out; the place of
-    each arc among its entries)."""
+def _to(end: int, starts: np.ndarray) -> np.ndarray:
+    """[2, A] arcs from each start to one end."""
+    return np.stack([starts, np.full(starts.size, end)])
+
+
+def _reached(network: scipy.sparse.csr_matrix, start: int) -> np.ndarray:
+    """[vertices] bool: what entries lead to from a vertex, itself included."""
+    reached = np.zeros(network.shape[0], bool)
+    reached[scipy.sparse.csgraph.breadth_first_order(network, start, return_predecessors=False)] = True
+    return reached
+
+
+def _with_reverse_arcs(ends: np.ndarray, size: int) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """(a matrix with an entry for every arc [2, A] and its reverse, which is how `maximum_flow` lays flows out; the
+    place of each arc among its entries)."""
+    rows, columns = ends
     arcs, reverse = rows * size + columns, columns * size + rows
     entries = np.unique(np.concatenate([arcs, reverse]))
     row, column = np.divmod(entries, size)
