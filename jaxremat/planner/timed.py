@@ -44,6 +44,7 @@ _HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 tak
 _MOST_STEPS = 5  # towards the lowest price at which a shape fits: a bound, three are the rule
 _NEARLY = 1.05  # of a peak: other barriers take 2 to 8 % off those of GPTs, LLaMA and an encoder-decoder
 _MOST_LEAST = 12  # each is emitted and fused
+_MOST_MIXTURES = 3  # where blocks begin, and as many inside of one: to a 64th of what two schedules differ in
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,6 +94,7 @@ class TimedPlanner:
         self.device = device
         self._made: dict[bytes, TimedOutcome] = {}
         self._at_point: dict[SearchPoint, TimedOutcome] = {}
+        self._parts_of: dict[int, np.ndarray] = {}
 
     @property
     def traits(self) -> Traits:
@@ -118,10 +120,9 @@ class TimedPlanner:
         best = self._fastest_known(replayed_bytes) or fastest(self._small, replayed_bytes)
         if best is None:
             return fastest(self.least(), replayed_bytes) or min(self.least(), key=by_peak)
-        for improve in (self._move_barriers, self._mix_blocks):
-            improve(best, replayed_bytes)
-            best = self._fastest_known(replayed_bytes) or best
-        return best
+        self._move_barriers(best, replayed_bytes)
+        self._mix(replayed_bytes)
+        return self._fastest_known(replayed_bytes) or best
 
     def _fastest_known(self, peak_bytes: int) -> TimedOutcome | None:
         return fastest([self.plain, *self.made], peak_bytes)
@@ -167,7 +168,10 @@ class TimedPlanner:
         return list(found.values())
 
     def _by_hand(self) -> list[TimedOutcome]:
-        return list(map(self._predicted, self._programs_by_hand))
+        return list(map(self._predicted_by_hand, self._programs_by_hand))
+
+    def _predicted_by_hand(self, program: ScheduledProgram) -> TimedOutcome:
+        return self._between(self._blocks, self._predicted(program))
 
     @functools.cached_property
     def _programs_by_hand(self) -> list[ScheduledProgram]:
@@ -185,7 +189,7 @@ class TimedPlanner:
         replayed = [(replay(self._problem.graph, program.steps), program) for program in self._programs_by_hand]
         for timeline, program in sorted(replayed, key=lambda pair: pair[0].cost):
             should_fit = self._expected_bytes(timeline.peak_bytes, self._at_point) <= peak_bytes
-            if should_fit and self._predicted(program).peak_bytes <= peak_bytes:
+            if should_fit and self._predicted_by_hand(program).peak_bytes <= peak_bytes:
                 return
 
     def _approach(self, shapes: Sequence[SearchPoint], peak_bytes: int) -> None:
@@ -232,23 +236,42 @@ class TimedPlanner:
             return []
         return [dataclasses.replace(shape, peak_node=int(backward[0])) for shape in _SHAPES]
 
-    def _mix_blocks(self, best: TimedOutcome, peak_bytes: int) -> None:
-        """Equal blocks change at one price, all of them: predicts, between the best and what is faster and too large,
-        schedules that keep as much as the latter in the last blocks, as many as fit."""
-        larger = self._too_large(best, peak_bytes)
-        fits, too_many = 0, self._number_of_blocks
-        while larger and too_many - fits > 1:
-            middle = (fits + too_many) // 2
-            mixed = self._keeping_more_in_last(middle, best, larger)
-            fits, too_many = (middle, too_many) if mixed.peak_bytes <= peak_bytes else (fits, middle)
+    def _mix(self, peak_bytes: int) -> None:
+        """Equal blocks change at one price, all of them: predicts, between two that are known, schedules that keep as
+        much as the larger one from some node on; as many blocks as fit, and a part of one more."""
+        pair = likeliest_pair(self.made, peak_bytes)
+        if pair:
+            graph = self._problem.graph
+            differing = np.unique(graph.producer[np.logical_xor(*map(self._is_saved, pair))])
+            span = self._narrowed((-1, graph.num_nodes), self._block_starts, pair, peak_bytes)
+            self._narrowed(span, differing, pair, peak_bytes)
 
-    def _keeping_more_in_last(self, blocks: int, best: TimedOutcome, larger: TimedOutcome) -> TimedOutcome:
+    def _narrowed(
+        self, span: tuple[int, int], turns: np.ndarray, pair: tuple[TimedOutcome, TimedOutcome], peak_bytes: int
+    ) -> tuple[int, int]:
+        """Two of the turns, or the ends of the span: the latest that is too early to fit, and one that is not."""
+        too_early, fits = span
+        for _ in range(_MOST_MIXTURES):
+            between = turns[(too_early < turns) & (turns < fits)]
+            if not between.size:
+                break
+            middle = int(between[between.size // 2])
+            is_small = self._turning(middle, *pair).peak_bytes <= peak_bytes
+            too_early, fits = (too_early, middle) if is_small else (middle, fits)
+        return too_early, fits
+
+    def _turning(self, node: int, smaller: TimedOutcome, larger: TimedOutcome) -> TimedOutcome:
+        """Keeps as much as the larger one from a node on, with barriers where the smaller one has them."""
         graph = self._problem.graph
-        of_best, of_larger = np.zeros((2, graph.num_values), bool)
-        of_best[best.program.saved], of_larger[larger.program.saved] = True, True
-        is_last = self._blocks[graph.producer] >= self._number_of_blocks - blocks
-        steps, start = assemble_parts(graph, np.where(is_last, of_larger, of_best))
-        return self._emitted(schedule_program(graph, steps, backward_start=start))
+        kept = np.where(graph.producer >= node, self._is_saved(larger), self._is_saved(smaller))
+        steps, start = assemble_parts(graph, kept)
+        return self._emitted(schedule_program(graph, steps, backward_start=start), self._parts_of.get(id(smaller)))
+
+    def _is_saved(self, outcome: TimedOutcome) -> np.ndarray:
+        """[V] bool: what the forward leaves to the backward."""
+        saved = np.zeros(self._problem.graph.num_values, bool)
+        saved[outcome.program.saved] = True
+        return saved
 
     def _too_large(self, best: TimedOutcome, peak_bytes: int) -> TimedOutcome | None:
         """The smallest of what is faster than the best and takes too many bytes."""
@@ -279,7 +302,14 @@ class TimedPlanner:
         part = self._structure.parts(self._parts) if part is None else part
         barriers = barriers_between(graph, program.steps, program.backward_start, part)
         behind = tuple(sorted({self._behind_a_kernel(program, step) for step in barriers}))
-        return self._predicted(dataclasses.replace(program, barriers=behind, barrier_scope="sources"))
+        return self._between(
+            part, self._predicted(dataclasses.replace(program, barriers=behind, barrier_scope="sources"))
+        )
+
+    def _between(self, part: np.ndarray, outcome: TimedOutcome) -> TimedOutcome:
+        """Remembers between which parts an outcome has its barriers."""
+        self._parts_of.setdefault(id(outcome), part)
+        return outcome
 
     def _behind_a_kernel(self, program: ScheduledProgram, step: int) -> int:
         """The place of a barrier moved up to where what enters it is written anyway, not on its way inside a kernel."""
@@ -304,6 +334,12 @@ class TimedPlanner:
     def _blocks(self) -> np.ndarray:
         """[N] the numbered module of each forward node, -1 outside of them."""
         return blocks_of(self._problem.joint)
+
+    @functools.cached_property
+    def _block_starts(self) -> np.ndarray:
+        """[B] the first node of each block."""
+        number, first = np.unique(self._blocks, return_index=True)
+        return first[number >= 0]
 
     @property
     def _number_of_blocks(self) -> int:
@@ -344,6 +380,21 @@ def fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome |
     """The fastest of those whose predicted peak is within a number of bytes, None where there is none."""
     within = [outcome for outcome in outcomes if outcome.peak_bytes <= peak_bytes]
     return min(within, key=lambda outcome: (outcome.cost, outcome.peak_bytes), default=None)
+
+
+def likeliest_pair(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> tuple[TimedOutcome, TimedOutcome] | None:
+    """Of what fits and what takes too many bytes and is faster, the two between which a mixture that just fits should
+    be the fastest, were its time to change with its bytes; None where nothing is faster."""
+
+    def seconds(pair: tuple[TimedOutcome, TimedOutcome]) -> float:
+        smaller, larger = pair
+        share = (peak_bytes - smaller.peak_bytes) / (larger.peak_bytes - smaller.peak_bytes)
+        return smaller.cost + share * (larger.cost - smaller.cost)
+
+    fitting = [outcome for outcome in outcomes if outcome.peak_bytes <= peak_bytes]
+    too_large = [outcome for outcome in outcomes if outcome.peak_bytes > peak_bytes]
+    pairs = ((small, large) for small in fitting for large in too_large if large.cost < small.cost)
+    return min(pairs, key=seconds, default=None)
 
 
 def by_peak(outcome: TimedOutcome) -> tuple[int, float]:

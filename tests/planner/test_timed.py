@@ -11,7 +11,7 @@ from jaxremat.compiled.compile import compile_for
 from jaxremat.emit.script import write_script
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.schedules import SchedulePlanner
-from jaxremat.planner.timed import TimedPlanner
+from jaxremat.planner.timed import TimedPlanner, likeliest_pair
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace.jaxpr import vars_of
 from jaxremat.trace.joint import read_primal
@@ -67,10 +67,29 @@ def test_a_fit_takes_few_predictions(share):
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_equal_blocks_need_not_all_do_the_same(share, monkeypatch):
     mixed, uniform = (TimedPlanner(read_primal(loss, (WEIGHTS, X), 0, False), H200) for _ in range(2))
-    monkeypatch.setattr(uniform, "_mix_blocks", lambda *_: None)
+    monkeypatch.setattr(uniform, "_mix", lambda *_: None)
     budget = int(share * mixed.plain.peak_bytes)
     costs = [planner.fit(budget).cost for planner in (mixed, uniform)]
     assert costs[0] < costs[1] if share == 0.9 else costs[0] <= costs[1]
+
+
+@pytest.mark.parametrize("share", [0.55, 0.65, 0.75, 0.85])
+def test_bytes_between_two_schedules_are_used(share):
+    """Of 6 layers, between two schedules that differ in all of them: one layer is 17 points, a part of one is less."""
+    planner = TimedPlanner(read_primal(loss, (WEIGHTS, X), 0, False), H200)
+    plain = planner.plain
+    budget = int(share * plain.peak_bytes)
+    found = planner.fit(budget)
+    smaller, larger = likeliest_pair(planner.made, budget)
+    part = (budget - smaller.peak_bytes) / (larger.peak_bytes - smaller.peak_bytes)
+    promised = smaller.cost + part * (larger.cost - smaller.cost)
+    assert found.peak_bytes >= 0.85 * budget
+    assert found.cost - promised <= 0.06 * plain.cost
+
+
+def test_nothing_is_promised_where_nothing_is_faster(planner):
+    assert likeliest_pair([planner.plain], planner.plain.peak_bytes) is None
+    assert likeliest_pair([planner.plain], planner.plain.peak_bytes - 1) is None
 
 
 def test_nothing_predicted_later_is_faster_within_the_same_bytes(planner):
