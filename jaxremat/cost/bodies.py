@@ -7,11 +7,12 @@ from typing import Any
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
+from jaxremat.cost.fused import Merged
 from jaxremat.cost.hlo_ops import Body, Templates
 
-Islands = dict[Hashable, tuple[int, ...]]
-"""Kernels that may become one, directly or by way of others, by all that decides about them: which of them are fused
-into their readers, in order. Layers are alike, and so are the schedules of one program."""
+Islands = dict[Hashable, tuple[Merged, ...]]
+"""Kernels that may become one, directly or by way of others, by all that decides about them: which of them are left.
+Layers are alike, and so are the schedules of one program."""
 
 
 class KnownBodies:

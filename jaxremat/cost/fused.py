@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-
-import numpy as np
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from jaxremat.cost.hlo_builder import Program
 from jaxremat.cost.hlo_ops import CONTRACTIONS
@@ -23,7 +23,6 @@ class Fusion:
       kernels: operations whose results are buffers, in the order in which they run; each is the root of one kernel.
       buffers_read: the buffers (kernels and inputs) that each kernel reads, and how much of each: less than 1 of what
         is sliced, nothing of what is updated in place, more than 1 where parts are read several times.
-      kernel_of: for each operation, a kernel that computes it, itself if it is one; -1 if nothing needs it.
       loops: the operations of each kernel that is a fused loop.
       users: for each operation, those that read it.
       custom: kernels that are compiled apart from loops: products of matrices, and what runs by rows.
@@ -32,7 +31,6 @@ class Fusion:
     program: Program
     kernels: tuple[int, ...]
     buffers_read: dict[int, dict[int, float]]
-    kernel_of: np.ndarray
     loops: dict[int, frozenset[int]]
     users: list[list[int]]
     custom: frozenset[int] = frozenset()
@@ -47,7 +45,17 @@ class Fusion:
 
     def contracts(self, kernel: int) -> bool:
         """Whether a kernel is a product's or a convolution's."""
-        return any(self.program.ops[index].kind in CONTRACTIONS for index in self.runs(kernel))
+        return not self.contractions.isdisjoint(self.runs(kernel))
+
+    @functools.cached_property
+    def contractions(self) -> frozenset[int]:
+        """Operations that are products or convolutions."""
+        return frozenset(index for index, op in enumerate(self.program.ops) if op.kind in CONTRACTIONS)
+
+    @functools.cached_property
+    def reductions(self) -> frozenset[int]:
+        """Operations that reduce."""
+        return frozenset(index for index, op in enumerate(self.program.ops) if op.kind == "reduce")
 
     def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
         """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""
@@ -61,6 +69,22 @@ class Fusion:
                     seen.add(user)
                     stack.append(user)
         return kernel in seen
+
+
+class Merged(NamedTuple):
+    """A kernel that is left of some, all in numbers of their own.
+
+    Attributes:
+      root: the one that is left.
+      members: those that it runs, itself included.
+      reads: how much it reads of each buffer.
+      padding: as in `Kernel`.
+    """
+
+    root: int
+    members: Sequence[int]
+    reads: Mapping[int, float]
+    padding: float
 
 
 def written_bytes(program: Program, index: int) -> int:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-
-import numpy as np
+from collections.abc import Sequence
 
 from jaxremat.backends.devices import Device
-from jaxremat.cost.fused import Fusion, reachable, readers_of, written_bytes
+from jaxremat.cost.fused import Fusion, Merged, reachable, readers_of, written_bytes
 from jaxremat.cost.hlo_builder import Program
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
@@ -29,6 +28,7 @@ _OVERLAP = 0.95  # kMemoryComputeParallelism
 _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _HEROES = {"dot", "conv", "reduce"}
 _BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice"}  # IsTritonSupportedInstruction
+_KEEP_ROWS = {"reduce", "transpose"}  # if they do
 _PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather"}  # of which entries are read more or less than once
 
 
@@ -94,13 +94,11 @@ class KernelGraph:
         self.written = [written_bytes(program, index) for index in range(len(self.ops))]
         self.live = reachable(program)
         self.users = readers_of(program, self.live)
-        self.kernels: dict[int, Kernel] = {}
-        self.readers: dict[int, set[int]] = {index: set() for index in self.live}
-        for index in self.live:
-            if self.ops[index].kind != "input":
-                self._open(index)
+        self.readers = {index: set(self.users[index]) for index in self.live}
+        self.kernels = {index: self._opened(index) for index in self.live if self.ops[index].kind != "input"}
 
-    def _open(self, index: int) -> None:
+    def _opened(self, index: int) -> Kernel:
+        """An operation as a kernel of its own."""
         kind, elements, operands = self.ops[index].kind, self.elements[index], self.reads[index]
         reads = dict.fromkeys(operands, 1.0)
         if kind in _PARTIAL:
@@ -108,23 +106,19 @@ class KernelGraph:
         elif kind == "dynamic_update_slice":
             reads[operands[0]] = 0.0
         work = elements * self._element_work.get(kind, 0 if kind in MOVING else 1)
-        reduces, is_unary = kind == "reduce", kind in ELEMENTWISE and len(operands) == 1
+        reduces, is_unary = kind == "reduce", len(operands) == 1 and kind in ELEMENTWISE
         if reduces:
             work = self.elements[operands[0]] * self._element_work.get(self.ops[index].combines, 1)
-        kernel = Kernel(float(work), reads, {index}, self._runs_by_rows(index), is_unary, reduces)
+        by_rows = kind in _BY_ROWS or (kind in _KEEP_ROWS and self._keeps_rows(index))
+        kernel = Kernel(float(work), reads, {index}, by_rows, is_unary, reduces)
         if reduces and self._core_bandwidth < math.inf:
             kernel.blocks, kernel.loop = blocks(self.ops[index], self.ops[operands[0]]), self.elements[operands[0]]
-        self.kernels[index] = kernel
-        for read in reads:
-            self.readers[read].add(index)
+        return kernel
 
-    def _runs_by_rows(self, index: int) -> bool:
-        """Whether an operation can run in tiles of whole rows: sums of rows can, and what moves rows as they are."""
-        op, operands = self.ops[index], self.reads[index]
-        before = self.ops[operands[0]].shape if operands else ()
-        if op.kind == "transpose":
-            return before != op.shape and before[-1] == op.shape[-1]
-        return op.kind in _BY_ROWS or (op.kind == "reduce" and before[:-1] == op.shape)
+    def _keeps_rows(self, index: int) -> bool:
+        """Whether rows are reduced, or moved as they are."""
+        op, before = self.ops[index], self.ops[self.reads[index][0]].shape
+        return before[:-1] == op.shape if op.kind == "reduce" else before != op.shape and before[-1] == op.shape[-1]
 
     def time(self, root: int) -> None:
         """Works out what a kernel moves and takes."""
@@ -211,36 +205,59 @@ class KernelGraph:
         times = ((read, min(share, loop / max(self.elements[read], 1))) for read, share in reads.items())
         return sum(self.sizes[read] * (share - 1.0) for read, share in times if share > 1.0)
 
+    def merged(self, numbered: Sequence[int], size: int) -> tuple[Merged, ...]:
+        """The kernels that are left of the first `size` of some operations, in the numbers that their places are."""
+        number = {index: k for k, index in enumerate(numbered)}
+        left = [(k, self.kernels[index]) for k, index in enumerate(numbered[:size]) if index in self.kernels]
+        return tuple(
+            Merged(
+                root,
+                [k for k in range(size) if numbered[k] in kernel.inside],
+                {number[read]: share for read, share in kernel.reads.items()},
+                kernel.padding,
+            )
+            for root, kernel in left
+        )
+
+    def merge(self, numbered: Sequence[int], size: int, merged: Sequence[Merged]) -> None:
+        """Leaves, of the first `size` of some operations, the kernels that were left of equal ones."""
+        before = [self.kernels[index] for index in numbered[:size]]
+        for root, members, reads, padding in merged:
+            before[root].inside = set().union(*[before[member].inside for member in members])
+            before[root].reads = {numbered[read]: share for read, share in reads.items()}
+            before[root].padding = padding
+        left = {each.root for each in merged}
+        for k, index in enumerate(numbered[:size]):
+            if k not in left:
+                del self.kernels[index]
+
     def fusion(self) -> Fusion:
         """The program with the kernels that are left."""
-        kernel_of = np.full(len(self.ops), -1, np.int64)
-        for index, kernel in self.kernels.items():
-            kernel_of[list(kernel.inside)] = index
         roots = self._order()
-        kernel_of[list(roots)] = roots
         return Fusion(
             self.program,
             roots,
             {index: self.kernels[index].reads for index in roots},
-            kernel_of,
             {index: frozenset(kernel.inside) for index, kernel in self.kernels.items()},
             self.users,
-            frozenset(filter(self._is_compiled_apart, roots)),
+            self._compiled_apart(),
         )
 
-    def _is_compiled_apart(self, index: int) -> bool:
-        inside = {self.ops[inner].kind for inner in self.kernels[index].inside}
-        return "dot" in inside or self.kernels[index].padding > 0
+    def _compiled_apart(self) -> frozenset[int]:
+        """Kernels that run a product, or by rows."""
+        products = {index for index in self.live if self.ops[index].kind == "dot"}
+        kernels = self.kernels.items()
+        return frozenset(k for k, kernel in kernels if kernel.padding > 0 or not products.isdisjoint(kernel.inside))
 
     def _order(self) -> tuple[int, ...]:
         """The kernels in program order; products and sums stand where they are made, whatever they do to their results,
         unless that reads something else that is made later."""
         place: dict[int, int] = {}
-        for index in filter(self.kernels.__contains__, self.live):
-            kernel, place[index] = self.kernels[index], index
-            heroes = [inner for inner in kernel.inside if self.ops[inner].kind in _HEROES]
-            if heroes:
-                place[index] = max((*heroes, *(place.get(read, read) for read in kernel.reads)))
+        heroes = {index for index in self.live if self.ops[index].kind in _HEROES}
+        for index, kernel in self.kernels.items():
+            own, place[index] = heroes & kernel.inside, index
+            if own:
+                place[index] = max((*own, *(place.get(read, read) for read in kernel.reads)))
         return tuple(sorted(place, key=lambda index: (place[index], index)))
 
 

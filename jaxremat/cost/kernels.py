@@ -87,7 +87,7 @@ def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
     read = fusion.buffers_read[group[0]] if len(group) == 1 else _read_together(fusion, group)
     moved: float = sum(map(fusion.written_bytes, group))
     moved += sum([ops[index].size_bytes * (share if share < 1.0 else 1.0) for index, share in read.items()])
-    products = [index for kernel in group for index in fusion.runs(kernel) if ops[index].flops]
+    products = [index for kernel in group for index in fusion.contractions & fusion.runs(kernel)]
     arithmetic = sum(ops[product].flops / _rate(fusion.program, product, device) for product in products)
     return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
 
@@ -126,14 +126,10 @@ def _joined(fusion: Fusion, device: Device) -> Iterable[list[int]]:
     return groups.values()
 
 
-def _reduces(fusion: Fusion, kernel: int) -> bool:
-    return any(fusion.program.ops[index].kind == "reduce" for index in fusion.runs(kernel))
-
-
 def _reads_slowly(fusion: Fusion, kernel: int, device: Device) -> bool:
     """Whether a kernel reduces in so few blocks that they read less than memory gives."""
     ops, reads = fusion.program.ops, fusion.program.reads
-    reductions = [index for index in fusion.runs(kernel) if ops[index].kind == "reduce"]
+    reductions = fusion.reductions & fusion.runs(kernel)
     at_once = min([blocks(ops[index], ops[reads[index][0]]) for index in reductions], default=math.inf)
     return at_once * device.core_bytes_per_second < device.bandwidth_bytes_per_second
 
@@ -153,8 +149,8 @@ class _Joins:
         level = self.level = dict[int, int]()
         for kernel in fusion.kernels:
             level[kernel] = 1 + max([level.get(buffer, 0) for buffer in fusion.buffers_read[kernel]], default=0)
-        apart = fusion.custom.union(filter(fusion.contracts, fusion.kernels))
-        self.is_loop = {k for k in fusion.kernels if ops[k].kind in _LOOPS and k not in apart}
+        loops = [kernel for kernel in fusion.kernels if ops[kernel].kind in _LOOPS and kernel not in fusion.custom]
+        self.is_loop = {kernel for kernel in loops if not fusion.contracts(kernel)}
         self.elements = {
             kernel: max([ops[index].elements for index in (kernel, *fusion.buffers_read[kernel])])
             for kernel in self.is_loop
@@ -164,7 +160,8 @@ class _Joins:
             for buffer in fusion.buffers_read[kernel].keys() - fusion.custom if kernel in self.is_loop else ():
                 if ops[buffer].elements == self.elements[kernel]:
                     self.readers[buffer].append(kernel)
-        self._reduced = {kernel: {ops[kernel].shape} if _reduces(fusion, kernel) else set() for kernel in self.is_loop}
+        reduce = {kernel for kernel in self.is_loop if not fusion.reductions.isdisjoint(fusion.runs(kernel))}
+        self._reduced = {kernel: {ops[kernel].shape} if kernel in reduce else set() for kernel in self.is_loop}
         self._leader = {kernel: kernel for kernel in fusion.kernels}
 
     def leader(self, kernel: int) -> int:

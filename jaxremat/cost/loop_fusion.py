@@ -158,7 +158,6 @@ class _Fuser:
     def _fuse_loops(self) -> Fusion:
         is_kernel = np.zeros(len(self.ops), bool)
         is_kernel[list(self.outputs)] = True
-        kernel_of = np.full(len(self.ops), -1, np.int64)
         buffers_read: dict[int, dict[int, float]] = {}
         loops: dict[int, frozenset[int]] = {}
         for index in reversed(self.live):
@@ -175,10 +174,8 @@ class _Fuser:
             is_kernel[index] = True
             is_kernel[list(outside)] = True
             buffers_read[index] = dict.fromkeys(outside, 1.0)
-            for member in inside:
-                kernel_of[member] = index
         kernels = tuple(i for i in self.live if i in buffers_read)
-        return Fusion(self.program, kernels, buffers_read, kernel_of, loops, self.users)
+        return Fusion(self.program, kernels, buffers_read, loops, self.users)
 
     def _absorb(self, root: int) -> tuple[set[int], set[int]]:
         """The operations that one kernel runs, and the buffers that it reads."""

@@ -20,6 +20,8 @@ from jaxremat.cost.gemm_fusion import fuse_products
 from jaxremat.cost.hlo_builder import Program
 from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 
+_FUSIBLE = PRODUCERS | {"reduce"}
+
 
 def fuse_by_priority(program: Program, device: Device, islands: Islands) -> Fusion:
     """Decides which operations of a program write buffers on a GPU; `islands`: how parts are fused, where known."""
@@ -28,7 +30,7 @@ def fuse_by_priority(program: Program, device: Device, islands: Islands) -> Fusi
     for diamond in diamonds(program, graph.users) if graph.rows_in_one_kernel else ():
         _as_one(graph, diamond)
     _make_where_read(graph)
-    fusible = _fusible(graph)
+    fusible = {index for index in graph.kernels if _is_fusible(graph, index)}
     for island in _islands(graph, fusible):
         _fuse_island(graph, island, fusible, islands)
     return graph.fusion()
@@ -37,20 +39,15 @@ def fuse_by_priority(program: Program, device: Device, islands: Islands) -> Fusi
 def _make_where_read(graph: KernelGraph) -> None:
     """Fuses constants and counts, which read nothing: whatever else is fused, that moves fewer bytes. They would
     tie all that reads a number to one another."""
-    for index in [index for index in sorted(_fusible(graph)) if not graph.reads[index]]:
+    for index in [index for index in graph.kernels if not graph.reads[index] and _is_fusible(graph, index)]:
         graph.fuse(index)
 
 
-def _fusible(graph: KernelGraph) -> set[int]:
-    """Producers that only kernels read which can take them, and that nobody else asks for."""
-    takers = {index for index in graph.kernels if _takes_producers(graph, index)}
-    written = graph.outputs | graph.products
-    kinds = PRODUCERS | {"reduce"}
-    return {
-        index
-        for index in graph.kernels
-        if graph.ops[index].kind in kinds and index not in written and graph.readers[index] <= takers
-    }
+def _is_fusible(graph: KernelGraph, index: int) -> bool:
+    """Whether only kernels read a producer that can take it, and nobody else asks for it."""
+    if graph.ops[index].kind not in _FUSIBLE or index in graph.outputs or index in graph.products:
+        return False
+    return all([_takes_producers(graph, reader) for reader in graph.readers[index]])
 
 
 def _takes_producers(graph: KernelGraph, index: int) -> bool:
@@ -60,32 +57,32 @@ def _takes_producers(graph: KernelGraph, index: int) -> bool:
 def _islands(graph: KernelGraph, fusible: set[int]) -> Iterator[list[int]]:
     """The kernels that may become one, directly or by way of others, in program order."""
     seen: set[int] = set()
-    for start in sorted(fusible):
-        island, waiting = set[int](), {start} - seen
-        while waiting:
-            index = waiting.pop()
-            island.add(index)
-            near = fusible.intersection(graph.kernels[index].reads)
-            waiting |= (near | graph.readers[index] if index in fusible else near) - island
-        seen |= island
-        if island:
+    for start in fusible:
+        if start not in seen:
+            island, waiting = {start}, [start]
+            while waiting:
+                index = waiting.pop()
+                near = [read for read in graph.kernels[index].reads if read in fusible]
+                for each in (*near, *graph.readers[index]) if index in fusible else near:
+                    if each not in island:
+                        island.add(each)
+                        waiting.append(each)
+            seen |= island
             yield sorted(island)
 
 
 def _fuse_island(graph: KernelGraph, island: list[int], fusible: set[int], islands: Islands) -> None:
     """Fuses an island, as an equal one was if there was any."""
-    facts = _facts(graph, island, fusible)
+    facts, numbered = _facts(graph, island, fusible)
     if facts in islands:
-        for number in islands[facts]:
-            graph.fuse(island[number])
+        graph.merge(numbered, len(island), islands[facts])
     else:
-        fused = _fuse_where_that_saves(graph, island, fusible)
-        place = {index: number for number, index in enumerate(island)}
-        islands[facts] = tuple([place[index] for index in fused])
+        _fuse_where_that_saves(graph, island, fusible)
+        islands[facts] = graph.merged(numbered, len(island))
 
 
-def _facts(graph: KernelGraph, island: list[int], fusible: set[int]) -> Hashable:
-    """What decides how an island is fused, in numbers of its own."""
+def _facts(graph: KernelGraph, island: list[int], fusible: set[int]) -> tuple[Hashable, list[int]]:
+    """(what decides how an island is fused, in numbers of its own; the operations of those numbers, its own first)."""
     facts: list[Hashable] = []
     number = {index: k for k, index in enumerate(island)}
     for index in island:
@@ -93,22 +90,21 @@ def _facts(graph: KernelGraph, island: list[int], fusible: set[int]) -> Hashable
         reads = tuple([number.setdefault(read, len(number)) for read in kernel.reads])
         runs = kernel.work, kernel.by_rows, kernel.is_unary, kernel.reduces, kernel.padding, kernel.blocks
         facts.append((index in fusible, graph.written[index], kernel.loop, runs, reads, *kernel.reads.values()))
-    return *facts, *[(graph.sizes[index], graph.elements[index]) for index in number]
+    return (*facts, *[(graph.sizes[index], graph.elements[index]) for index in number]), list(number)
 
 
-def _fuse_where_that_saves(graph: KernelGraph, island: list[int], fusible: set[int]) -> list[int]:
-    """Fuses what saves most, again and again, while something saves time; returns what was fused, in order."""
+def _fuse_where_that_saves(graph: KernelGraph, island: list[int], fusible: set[int]) -> None:
+    """Fuses what saves most, again and again, while something saves time."""
     for index in island:
         graph.time(index)
     gains = {index: gain for index in island if index in fusible and (gain := graph.saved(index)) > 0}
-    queue, fused = [(-gain, index) for index, gain in gains.items()], []
+    queue = [(-gain, index) for index, gain in gains.items()]
     heapq.heapify(queue)
     while queue:
         expected, index = heapq.heappop(queue)
         if gains.get(index) != -expected:
             continue  # no longer so: what it is now stands elsewhere in the queue
         del gains[index]
-        fused.append(index)
         readers = graph.fuse(index)
         for reader in readers:
             graph.time(reader)
@@ -118,7 +114,6 @@ def _fuse_where_that_saves(graph: KernelGraph, island: list[int], fusible: set[i
             if gain > 0 and gain != gains.get(neighbour):
                 heapq.heappush(queue, (-gain, neighbour))
             gains[neighbour] = gain
-    return fused
 
 
 def _as_one(graph: KernelGraph, diamond: Diamond) -> None:
