@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
-from jaxremat.cost.fused import Merged
+from jaxremat.cost.fused import Fusion, Merged
 from jaxremat.cost.hlo_ops import Body, Templates
 
 Islands = dict[Hashable, tuple[Merged, ...]]
@@ -21,11 +21,13 @@ class KnownBodies:
     Attributes:
       templates: what is known of equations, inside and outside of bodies.
       islands: how kernels are fused, inside and outside of bodies.
+      fusions: programs as they stand, fused.
     """
 
     def __init__(self) -> None:
         self.templates = Templates()
         self.islands: Islands = {}
+        self.fusions: dict[Jaxpr, Fusion] = {}
         self._known: dict[Hashable, Any] = {}
 
     def once[T](self, fact: str, body: Body, work_out: Callable[[Body], T]) -> T:

@@ -19,11 +19,17 @@ def fuse(program: Program, device: Device, known: KnownBodies | None = None) -> 
     return fuse_by_priority(program, device.as_described, (known or KnownBodies()).islands)
 
 
+def fused(jaxpr: Jaxpr, device: Device, known: KnownBodies) -> Fusion:
+    """A program as it stands, lowered and fused: once, among all that is known for the device."""
+    if jaxpr not in known.fusions:
+        known.fusions[jaxpr] = fuse(lower(jaxpr, device.backend, known.templates), device, known)
+    return known.fusions[jaxpr]
+
+
 def materialised(jaxpr: Jaxpr, device: Device, known: KnownBodies | None = None) -> dict[Var, bool]:
     """For each variable that an equation defines, whether it has a buffer on a device or names one; `known`: what was
     worked out for the device before."""
-    known = known or KnownBodies()
-    fusion = fuse(lower(jaxpr, device.backend, known.templates), device, known)
+    fusion = fused(jaxpr, device, known or KnownBodies())
     program = fusion.program
     buffers = set(fusion.kernels) | {i for i, op in enumerate(program.ops) if op.kind == "input"}
     return {v: program.op_of[v] in buffers for eqn in jaxpr.eqns for v in eqn.outvars if v in program.op_of}

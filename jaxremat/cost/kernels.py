@@ -20,9 +20,8 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
-from jaxremat.cost.fusion import fuse
+from jaxremat.cost.fusion import fused
 from jaxremat.cost.hlo_builder import Program
-from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.hlo_ops import Op
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
@@ -49,8 +48,7 @@ def seconds_by_equation(
       ([E] seconds of the kernels that write an equation's results; zero where these are computed inside of others, the
       variables that are written to memory or name what is).
     """
-    known = known or KnownBodies()
-    fusion = fuse(lower(jaxpr, device.backend, known.templates), device, known)
+    fusion = fused(jaxpr, device, known or KnownBodies())
     ops, seconds = fusion.program.ops, np.zeros(len(jaxpr.eqns))
     made_by = {kernel: _hero(fusion, kernel, device) for kernel in fusion.kernels}
     for kernel, hero in made_by.items():

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import again_seconds
@@ -81,9 +82,10 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
       device: what costs and bytes are for.
       fenced: whether what runs again will wait behind barriers.
     """
-    priced = price(joint, device)
+    known = KnownBodies()
+    priced = price(joint, device, known)
     if device.backend.element_work is not None and not body.is_single:
-        priced = judged_by_kernels(joint, priced, device)
+        priced = judged_by_kernels(joint, priced, device, known)
     graph = _with_ends(body, joint, priced)
     run_seconds = graph.costs.copy()
     run_seconds[: body.num_carry] = np.inf
@@ -97,7 +99,7 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
     checkpointed = options[-1]
     options += _checkpointed(body, graph, run_seconds, kept[-1])
     if not fenced:
-        options = [_fused(option, body, joint, device) for option in options]
+        options = [_fused(option, body, joint, device, known) for option in options]
     carry = joint.inputs[body.num_consts : body.num_consts + body.num_carry]
     forward_seconds = sum(graph.costs[node + body.num_carry] for node in options[-1].forward)
     return IterationHull(tuple(options), checkpointed, sum(map(jaxprs.size_bytes, carry)), float(forward_seconds))
@@ -156,14 +158,15 @@ def _again_seconds(graph: Graph, kept: np.ndarray) -> float:
     return float(graph.costs[again].sum())
 
 
-def _fused(option: IterationOption, body: Body, joint: Joint, device: Device) -> IterationOption:
+def _fused(option: IterationOption, body: Body, joint: Joint, device: Device, known: KnownBodies) -> IterationOption:
     """The option with what its backward needs at most after fusion; barriers between repeats keep values apart (on an
     H200, a scanned transformer: 352 MiB predicted and 643 replayed without repeats, 402 compiled; with some 537
     replayed, 508 compiled)."""
     piece = Piece(1, option.forward, option.backward)
     if piece.repeats:
         return option
-    estimate = estimate_memory(scripted(body, joint, piece, False, device.backend).traced_backward(), device)
+    backward = scripted(body, joint, piece, False, device.backend).traced_backward()
+    estimate = estimate_memory(backward, device, known)
     return dataclasses.replace(option, transient_bytes=estimate.temp_bytes + estimate.output_bytes)
 
 

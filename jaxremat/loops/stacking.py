@@ -12,19 +12,19 @@ import dataclasses
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
-from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.fusion import fused
 from jaxremat.cost.hlo_ops import CONTRACTIONS
 from jaxremat.cost.kernels import seconds_again, seconds_by_equation
 from jaxremat.graph.graph import Graph
 from jaxremat.trace.joint import Joint
 
 
-def judged_by_kernels(joint: Joint, graph: Graph, device: Device) -> Graph:
+def judged_by_kernels(joint: Joint, graph: Graph, device: Device, known: KnownBodies) -> Graph:
     """The priced graph of an iteration with the time of kernels: of its equations, and of what it keeps."""
-    seconds, written = seconds_by_equation(joint.jaxpr, device)
-    moved = _times_moved(joint, fuse(lower(joint.jaxpr, device.backend), device)) * graph.value_bytes
+    seconds, written = seconds_by_equation(joint.jaxpr, device, known)
+    moved = _times_moved(joint, fused(joint.jaxpr, device, known)) * graph.value_bytes
     keep_costs = graph.keep_costs + moved / device.bandwidth_bytes_per_second
     costs = seconds_again(joint.jaxpr, seconds, written, graph.costs)
     return dataclasses.replace(graph, costs=costs, keep_costs=keep_costs)

@@ -8,6 +8,7 @@ whole.
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -45,9 +46,8 @@ POLICIES = (nothing, dots, dots_without_batch)
 """The policies that people choose among."""
 
 
-def kept_by_hand(joint: Joint, graph: Graph, policy: Policy) -> np.ndarray:
-    """[V] bool: what checkpoints around the blocks keep for the backward."""
-    block = blocks_of(joint)
+def kept_by_hand(joint: Joint, graph: Graph, block: np.ndarray, policy: Policy) -> np.ndarray:
+    """[V] bool: what checkpoints around the blocks ([N], as `blocks_of` numbers them) keep for the backward."""
     inside = block[graph.producer] >= 0
     if not (block >= 0).any() and not find(joint.primal):
         return chosen_by(joint, policy)
@@ -75,15 +75,14 @@ def blocks_of(joint: Joint) -> np.ndarray:
 
 def _blocks(joint: Joint) -> tuple[np.ndarray, tuple[str, ...]]:
     paths = [clean_path(compat.name_stack(eqn)) for eqn in joint.eqns]
+    numbered = {path: _numbered(path) for path in set(paths)}
     numbers: dict[str, set[str]] = collections.defaultdict(set)
-    for path in set(paths):
-        for stem, number, _ in _numbered(path):
-            numbers[stem].add(number)
+    for stem, number, _ in itertools.chain.from_iterable(numbered.values()):
+        numbers[stem].add(number)
     ids: dict[str, int] = {}
     block = np.full(len(paths), -1)
     for node, (path, late) in enumerate(zip(paths, joint.backward)):
-        names = (full for stem, _, full in _numbered(path) if len(numbers[stem]) > 1)
-        name = next(names, None)
+        name = next((full for stem, _, full in numbered[path] if len(numbers[stem]) > 1), None)
         if name is not None and not late:
             block[node] = ids.setdefault(name, len(ids))
     return block, tuple(ids)

@@ -180,7 +180,7 @@ class TimedPlanner:
 
     def _keeping_by_hand(self, policy: Policy) -> ScheduledProgram:
         graph = self._problem.graph
-        steps, start = assemble_parts(graph, kept_by_hand(self._problem.joint, graph, policy))
+        steps, start = assemble_parts(graph, kept_by_hand(self._problem.joint, graph, self._blocks, policy))
         barriers = barriers_between(graph, steps, start, self._blocks)
         return schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
 

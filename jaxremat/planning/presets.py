@@ -18,7 +18,7 @@ from jaxremat.loops.body import Body
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.find import find
-from jaxremat.planner.by_hand import Policy, block_paths, chosen_by, kept_by_hand
+from jaxremat.planner.by_hand import Policy, block_paths, blocks_of, chosen_by, kept_by_hand
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.report.rows import common_path, without_numbers
@@ -56,7 +56,8 @@ def evaluate_preset(name: str, policy: Policy, plain: Problem, plain_timeline: T
     loops = Loops(plain.primal, device)
     decisions = tuple(_decision(loops, loop.body, loop.length, policy) for loop in loops.found)
     problem = pose(plain.primal, device, decisions, loops) if decisions else plain
-    schedule, start = assemble_parts(problem.graph, kept_by_hand(problem.joint, problem.graph, policy))
+    kept = kept_by_hand(problem.joint, problem.graph, blocks_of(problem.joint), policy)
+    schedule, start = assemble_parts(problem.graph, kept)
     program = schedule_program(problem.graph, schedule, backward_start=start)
     timeline = predict(problem.joint, problem.graph, program, device)
     overhead = timeline.cost / plain_timeline.cost - 1
