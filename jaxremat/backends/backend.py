@@ -47,7 +47,7 @@ class Backend:
       pool_variable: of the environment, which sets that part; empty where nothing does.
       reorders_iterations: in a loop's body, kernels run in the order of the program, or as a search from its outputs
         finds them.
-      products_compute_operands: contractions compute what they read, whoever else does.
+      products_compute_operands: contractions compute what they read, whoever else does, and sum what they make.
       rows_in_one_kernel: what normalises rows goes over them once.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
       reads_host: element-wise kernels read the host's memory themselves: what they fetch takes no buffer.

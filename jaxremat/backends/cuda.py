@@ -8,9 +8,9 @@ into stacks end after it).
 Kernels run in the one of three orders that takes the fewest bytes (`hlo_memory_scheduler.cc`, over whole modules). The
 first, a list by what each frees, is about the order of the program: in three gradients of `benchmarks/constants.py`
 within 2 %. The others are searches from the outputs; scanned transformers were found in such an order. So of a loop's
-body the larger of two orders counts. Predicted over compiled peak of plans for half of it, before (products that are
-stacked ran last) and since: the scanned GPT of `benchmarks/models.py` .89 and 1.07, a scan of attention with eight
-heads .90 and .96, one of gated MLPs 1.16 and 1.12.
+body the larger of two orders counts (`tests/aot/test_gpu_rules.py` has a loop of either kind). Predicted over compiled
+peak of plans for half of it, before (products that are stacked ran last) and since: the scanned GPT of
+`benchmarks/models.py` .89 and 1.07, a scan of attention with eight heads .90 and .96, one of gated MLPs 1.16 and 1.12.
 """
 
 from jaxremat.backends.backend import Backend

@@ -1,8 +1,9 @@
 """XLA:TPU, through libtpu; its passes are not public, so its rules are what compiled programs show.
 
-A layer x + gelu(x @ w) of [65536, 128] in bfloat16 leaves one or two values for its backward, never its tanh: fusions
-compute what they read again, those of products too. What fits beside main memory is placed there, marked S(1) in the
-optimized program: six such layers need 304 MiB on a CPU, and 48 MiB of main memory on a v5e.
+Each has a program in `tests/aot/test_tpu_rules.py`. A layer x + gelu(x @ w) of [65536, 128] in bfloat16 leaves one or
+two values for its backward, never its tanh: fusions compute what they read again, those of products too, which also sum
+what they make. What fits beside main memory is placed there, marked S(1) in the optimized program: six such layers need
+64 MiB of main memory on a v5e. What divides rows divides; operands are read as they lie, from the host after a copy.
 """
 
 from jaxremat.backends.backend import Backend

@@ -55,14 +55,15 @@ def _take_bias(graph: KernelGraph, convolution: int) -> int:
 
 
 def _follower(graph: KernelGraph, index: int) -> int | None:
-    """What alone reads a product and is computed with it; what is only widened is left to its readers, unless
-    products compute what they read, too."""
+    """What alone reads a product and is computed with it. What is only widened is left to its readers, and what is
+    summed to a kernel of its own, unless products compute what they read, too."""
     if len(graph.users[index]) != 1 or index in graph.outputs:
         return None
     (follower,) = graph.users[index]
     op, operands = graph.ops[follower], graph.reads[follower]
     widened = op.kind == "convert_element_type" and op.size_bytes > graph.ops[index].size_bytes
-    if op.kind not in ELEMENTWISE or operands.count(index) > 1:
+    is_summed = op.kind == "reduce" and graph.computes_operands
+    if not (op.kind in ELEMENTWISE or is_summed) or operands.count(index) > 1:
         return None
     if follower in graph.products or follower not in graph.kernels:
         return None

@@ -104,7 +104,7 @@ def compiled_text(fun, args):
 
 def compiled_for_h200(fun, args):
     place = SingleDeviceSharding(target_devices("h200")[0])
-    placed = [jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=place) for arg in args]
+    placed = jax.tree.map(lambda arg: jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=place), args)
     return jax.jit(fun).trace(*placed).lower(lowering_platforms=("cuda",)).compile()
 
 
@@ -292,6 +292,48 @@ def test_slices_of_a_body_are_there_from_its_start_and_what_is_stacked_to_its_en
     compiled = compiled_for_h200(gradient, args).memory_analysis().temp_size_in_bytes
     program = jax.make_jaxpr(gradient)(*args).jaxpr
     assert estimate_memory(program, resolve_target("h200")).temp_bytes == pytest.approx(compiled, rel=0.001)
+
+
+def read_early(x, w):
+    """`first` is read for the last time early in the order of the program; found from the outputs, late."""
+    first = x @ w
+    summed = jnp.sum(first @ w)
+    second = first @ x
+    return (second @ w) @ second, summed
+
+
+def heads_again(x, weights):
+    """Scores of eight heads are there twice in the order of the program; found from the outputs, once."""
+    heads = lambda w: (x @ w).reshape(*x.shape[:2], 8, -1)
+    query, key, value, out = weights
+    shares = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", heads(query), heads(key)).astype(jnp.float32))
+    return x + jnp.einsum("bhqk,bkhd->bqhd", shares.astype(x.dtype), heads(value)).reshape(x.shape) @ out
+
+
+def gradient_of_scan(block):
+    def loss(weights, x):
+        again = jax.checkpoint(block, prevent_cse=False)
+        return jnp.sum(lax.scan(lambda x, w: (again(x, w), None), x, weights)[0].astype(jnp.float32) ** 2)
+
+    return jax.grad(loss)
+
+
+EMBEDDED, MATRICES = (jax.ShapeDtypeStruct((4, rows, 512), jnp.bfloat16) for rows in (1024, 512))
+
+
+@pytest.mark.parametrize(
+    ("fun", "args"),
+    [
+        (lambda x, stack: lax.scan(read_early, x, stack), (SQUARE, STACK)),
+        (gradient_of_scan(heads_again), ((MATRICES,) * 4, EMBEDDED)),
+    ],
+    ids=["found from the outputs", "of the program"],
+)
+def test_iterations_run_in_the_larger_of_two_orders(fun, args):
+    """XLA:GPU runs the first as a search from the outputs finds it, the second in the order of the program."""
+    compiled = compiled_for_h200(fun, args).memory_analysis().temp_size_in_bytes
+    program = jax.make_jaxpr(fun)(*args).jaxpr
+    assert estimate_memory(program, resolve_target("h200")).temp_bytes == pytest.approx(compiled, rel=0.01)
 
 
 def chain(weights, x):
