@@ -17,13 +17,11 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from models import MODELS, Bottleneck, Convolutional, Llama, Patches, Scanned, Sequence, Transformer
+from large import LARGE, SCANNED
+from models import MODELS
 from running import peak_bytes
 from zoo import HAND, by_hand
 
@@ -36,74 +34,6 @@ from jaxremat.compiled.roofline import Kernel, roofline
 _LAYER = re.compile(r"(?<=[A-Za-z])_\d+\b")
 _STACK = re.compile(r"\b(?:jit|jvp|transpose|pjit)\(|\)|<lambda>")
 _LIMIT_SHARE = 0.8 * 0.95  # XLA's pass starts at this part of a GPU's memory: `gpu_memory_limit_slop_factor` and pool
-
-
-def gpt_in_bfloat16(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
-    """A GPT that fills a GPU's kernels: 16 x 512 tokens, parameters in float32, all else in bfloat16."""
-    block = wrap(Transformer)
-    return _language_loss(Sequence(lambda name: block(causal=True, name=name), width=512, vocab=1024))
-
-
-def _language_loss(model: nn.Module) -> tuple[Callable, tuple]:
-    tokens = jax.ShapeDtypeStruct((16, 512), jnp.int32)
-
-    def loss(params, tokens):
-        logits = model.apply(_in_bfloat16(params), tokens).astype(jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
-
-    return loss, (jax.eval_shape(model.init, jax.random.key(0), tokens), tokens)
-
-
-def _in_bfloat16(params):
-    return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-
-
-def resnet_50(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
-    """ResNet-50 on 32 images of 224 x 224, in float32."""
-    model = Convolutional(wrap(Bottleneck), (3, 4, 6, 3), 64, True)
-    images, labels = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.float32), jax.ShapeDtypeStruct((32,), jnp.int32)
-
-    def loss(params, images, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, images), labels).mean()
-
-    return loss, (jax.eval_shape(model.init, jax.random.key(0), images), images, labels)
-
-
-def llama_scanned(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
-    """RMS norms, grouped queries and SwiGLU, one block scanned over 8 layers, in bfloat16."""
-    block = wrap(Llama)
-    return _language_loss(Scanned(lambda causal: block(), width=512))
-
-
-def gpt_scanned(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
-    """The GPT with 8 layers, its block scanned over them."""
-    return _language_loss(Scanned(wrap(Transformer), width=512))
-
-
-def vit_in_bfloat16(wrap: Callable[[type], type]) -> tuple[Callable, tuple]:
-    """A ViT of 6 blocks on 64 images of 224 x 224 in patches of 16, in bfloat16."""
-    block = wrap(Transformer)
-    model = Patches(lambda name: block(name=name), patch=16, width=384)
-    images, labels = jax.ShapeDtypeStruct((64, 224, 224, 3), jnp.bfloat16), jax.ShapeDtypeStruct((64,), jnp.int32)
-
-    def loss(params, images, labels):
-        logits = model.apply(_in_bfloat16(params), images).astype(jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    return loss, (jax.eval_shape(model.init, jax.random.key(0), images), images, labels)
-
-
-LARGE = {
-    "GPT, bfloat16": gpt_in_bfloat16,
-    "ResNet-50": resnet_50,
-    "GPT, scanned, bfloat16": gpt_scanned,
-    "LLaMA, scanned, bfloat16": llama_scanned,
-    "ViT, bfloat16": vit_in_bfloat16,
-}
-"""Models as large as what people train; makers as in `models.MODELS`."""
-
-SCANNED = frozenset({"GPT, scanned", "LSTM", "GPT, scanned, bfloat16", "LLaMA, scanned, bfloat16"})
-"""Models whose blocks run in a loop, where checkpoints need no barriers."""
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from kernels import LARGE, SCANNED
+from large import LARGE, SCANNED
 from models import MODELS
 from running import compiled_once, peak_bytes, values
 from zoo import HAND, by_hand

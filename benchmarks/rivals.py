@@ -17,7 +17,8 @@ from pathlib import Path
 import flax
 import jax
 import jaxlib
-from kernels import LARGE, Compiled, compiled
+from kernels import Compiled, compiled
+from large import LARGE
 from zoo import HAND
 
 import jaxremat
