@@ -17,7 +17,7 @@ from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome, Planner, SavingPlanner, left_behind
-from jaxremat.planner.correction import Correction, Trial, correct, smallest
+from jaxremat.planner.correction import CLOSE_ENOUGH, Correction, Trial, correct, smallest
 from jaxremat.planner.decision import Decision
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
@@ -34,7 +34,8 @@ logger = logging.getLogger("jaxremat")
 
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
-_SHARES_OF_DOUBT = (1, 0.3)  # all of it, and with the 12 % of unrolled programs the 4 % of most: prediction.md
+_SHARE_OF_DOUBT = 0.3  # of the 12 % of unrolled programs, the 4 % by which most predictions are off: prediction.md
+_UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 
 
@@ -202,24 +203,30 @@ class Planning:
         """The fastest, by the roofline of what was compiled, of the few that are predicted to be; None where none of
         them fits.
 
-        A prediction may be too high: what is predicted to take too much is tried, too, and where that does not fit what
-        takes a little too much, unless the first one shows that predictions are far too low. It learns from the first
-        one where to look if none fits."""
-        doubt = self.planner.traits.peak_doubt
+        Each compilation teaches where the next one should look. It is over with one that just fits; after two, where
+        one fits and leaves few bytes unused; after three in any case."""
         tried = [self._fit(limit)]
-        peak_bytes, _ = self._measure(tried[0])
-        if limit < min(peak_bytes, tried[0].peak_bytes):
+        if limit < min(self._measure(tried[0])[0], tried[0].peak_bytes):
             return None
-        learnt = int(tried[0].peak_bytes * limit / peak_bytes)
-        for share in _SHARES_OF_DOUBT if peak_bytes <= (1 + doubt) * limit else ():
-            tried.append(self._fit(max(learnt, int((1 + share * doubt) * limit))))
-            if self._measure(tried[-1])[0] <= limit:
-                break
-        best = self._fastest_within(tried, limit) or tried[0]
-        tried.extend(self.planner.near_misses(best, limit))
-        if not self._fastest_within(tried, limit):
-            tried.append(self._fit(learnt))
+        if not self._is_used(limit, tried[0], CLOSE_ENOUGH):
+            tried.append(self._likelier(tried, limit))
+        tried.extend(self.planner.near_misses(self._fastest_within(tried, limit) or tried[0], limit))
+        best = self._fastest_within(tried, limit)
+        if best is None or not self._is_used(limit, best, _UNUSED):
+            tried.append(self._likelier(tried, limit))
         return self._fastest_within(tried, limit)
+
+    def _is_used(self, limit: int, outcome: Outcome, unused: float) -> bool:
+        """Whether an outcome, as compiled, fits and leaves at most a part of the limit unused."""
+        return (1 - unused) * limit <= self._measure(outcome)[0] <= limit
+
+    def _likelier(self, tried: Sequence[Outcome], limit: int) -> Outcome:
+        """What should just fit, were predictions as far off as the one that came nearest to the limit; where that was
+        tried, what is predicted to take a little too much: predictions of single programs are off."""
+        nearest = min(tried, key=lambda outcome: abs(self._measure(outcome)[0] - limit))
+        learnt = self._fit(int(nearest.peak_bytes * limit / self._measure(nearest)[0]))
+        a_little = _SHARE_OF_DOUBT * self.planner.traits.peak_doubt
+        return learnt if learnt not in tried else self._fit(int((1 + a_little) * limit))
 
     def _fit(self, aim: int) -> Outcome:
         with self._solving():

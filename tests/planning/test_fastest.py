@@ -52,14 +52,24 @@ def fastest(outcomes, by_hand=()):
     return planning._fastest(1000), len(asked)
 
 
-def test_what_is_predicted_a_little_too_large_is_compiled_even_if_what_fits_does_not():
+def test_what_just_fits_is_the_only_one_that_is_compiled():
+    fits, much = Told(990, 1.2, 985, 1.2), Told(1040, 1.1, 1030, 1.1)
+    assert fastest([fits, much]) == (fits, 1)
+
+
+def test_what_is_predicted_a_little_too_large_is_compiled_where_what_fits_leaves_bytes_unused():
     """Predictions of single programs are off by more than the next faster outcome is too large."""
     slow, tight, fast = Told(970, 1.5, 940, 1.4), Told(995, 1.07, 1002, 1.06), Told(1010, 1.02, 950, 1.02)
-    assert fastest([slow, tight, fast]) == (fast, 2)
+    assert fastest([slow, tight, fast]) == (fast, 3)
 
 
-def test_where_what_is_predicted_too_large_is_so_a_little_less_is_tried():
+def test_the_first_says_how_far_off_predictions_are():
     fits, little, much = Told(970, 1.5, 940, 1.4), Told(1012, 1.2, 990, 1.2), Told(1045, 1.1, 1010, 1.1)
+    assert fastest([fits, little, much]) == (little, 2)
+
+
+def test_where_the_next_one_is_too_large_it_says_where_to_look_between():
+    fits, little, much = Told(990, 1.5, 850, 1.4), Told(1110, 1.2, 960, 1.2), Told(1150, 1.1, 1010, 1.1)
     assert fastest([fits, little, much]) == (little, 3)
 
 
@@ -70,7 +80,17 @@ def test_what_is_far_too_large_says_where_to_look():
 
 def test_checkpoints_by_hand_are_compiled_where_they_may_be_faster():
     small, large, by_hand = Told(600, 1.3, 900, 1.6), Told(990, 1.1, 1500, 1.1), Told(1040, 1.31, 990, 1.2)
-    assert fastest([small, large], [by_hand]) == (by_hand, 2)
+    assert fastest([small, large], [by_hand]) == (by_hand, 3)
+
+
+def test_few_are_compiled_whatever_they_say():
+    """Two where one fits and uses the budget, three at most, and what the planner thinks may be near."""
+    outcomes = [
+        Told(500 + 20 * k, 2 - k / 100, int((500 + 20 * k) * (0.9 + k % 7 / 30)), 2 - k / 100) for k in range(40)
+    ]
+    answer, compiled = fastest(outcomes)
+    assert compiled <= 3
+    assert answer.compiled_bytes <= 1000
 
 
 @pytest.mark.parametrize("compiled_bytes", [1000, 1001])
