@@ -8,6 +8,8 @@ import functools
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base.budget import format_bytes
+from jaxremat.base.telling import tell
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import again_seconds
@@ -62,7 +64,9 @@ class Problem:
     def predicted(self, program: ScheduledProgram) -> Timeline:
         """The timeline of a schedule as compiled."""
         late_scans = {} if self.is_as_written(program) else self.device.backend.late_scans(self.joint)
-        return self._predictor.predict(program, late_scans)
+        timeline = self._predictor.predict(program, late_scans)
+        tell(f"{format_bytes(timeline.peak_bytes)} predicted")
+        return timeline
 
     @functools.cached_property
     def _predictor(self) -> Predictor:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, keep_bytes
 from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
+from jaxremat.base.telling import tell
 from jaxremat.chunk.candidates import rewritten
 from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
@@ -26,7 +27,6 @@ from jaxremat.planning.plan import Plan
 from jaxremat.planning.request import Request
 from jaxremat.planning.signature import signature_of
 from jaxremat.planning.warnings import budget_warnings, loss_warnings, storage_warnings
-from jaxremat.show.progress import Status
 from jaxremat.solvers.registry import solver_parameters
 from jaxremat.trace.joint import Primal
 
@@ -61,7 +61,6 @@ class Planning:
         self.plain = self.planner.plain
         self._solve_seconds = request.trace_seconds + time.perf_counter() - start
         self._reports: dict[int, tuple[Outcome, MemoryReport]] = {}
-        self._status = Status("planning")
 
     def _new_planner(self) -> Planner:
         request = self.request
@@ -95,10 +94,6 @@ class Planning:
         Raises:
           BudgetError: if nothing that was found fits.
         """
-        with self._status:
-            return self._planned(budget)
-
-    def _planned(self, budget: Budget) -> Plan:
         compiles = self.request.verify == "compile"
         if budget == LEAST:
             least = self._compiled_least() if compiles else self._predicted_least()
@@ -294,7 +289,6 @@ class Planning:
         """The cheapest outcome whose predicted peak is within the limit."""
 
         def measure(outcome: Outcome) -> tuple[int, None]:
-            self._status.tell(f"{format_bytes(outcome.peak_bytes)} predicted, {len(self._reports)} compiled")
             return outcome.peak_bytes, None
 
         with self._solving():
@@ -313,7 +307,8 @@ class Planning:
     def _measure(self, outcome: Outcome) -> tuple[int, MemoryReport]:
         """(compiled peak, report) of an outcome, compiled once."""
         if id(outcome) not in self._reports:
-            self._status.tell(f"compiling what is predicted to take {format_bytes(outcome.peak_bytes)}")
+            told = f"compiling what is predicted to take {format_bytes(outcome.peak_bytes)}"
+            tell(f"{told}, {len(self._reports)} compiled before")
             as_written = outcome.form.emit == "plain"
             report = self.plain_report if as_written else self._compiled_report(outcome)
             logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jaxremat.base.telling import listening
 from jaxremat.show.display import notebook_shell
 from jaxremat.show.terminal import has_rich
 
@@ -24,7 +25,7 @@ def track[T](items: Sequence[T], what: str) -> Iterator[T]:
 
 
 class Status:
-    """A line about long work in a terminal, from two seconds on; it is gone in the end, however the work ends.
+    """A line about long work, from two seconds on: what is told inside. It is gone in the end, however that comes.
 
     Args:
       what: the work.
@@ -33,36 +34,61 @@ class Status:
     def __init__(self, what: str) -> None:
         self.what = what
         self._begin = time.monotonic()
-        self._width = 0
+        self._redraw: Callable[[str], None] | None = None
+        self._listening = listening(self.tell)
 
     def __enter__(self) -> Status:
         self._begin = time.monotonic()
+        self._listening.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._write("")
+        self._listening.__exit__(*error)
+        if self._redraw:
+            self._redraw("")
 
     def tell(self, text: str) -> None:
         """Shows how far the work is, where someone has been waiting."""
-        if time.monotonic() - self._begin >= _PATIENCE_SECONDS and sys.stderr is not None and sys.stderr.isatty():
-            self._write(f"{self.what}: {text}")
+        if time.monotonic() - self._begin >= _PATIENCE_SECONDS:
+            self._redraw = self._redraw or _line()
+            self._redraw(f"{self.what}: {text}")
 
-    def _write(self, line: str) -> None:
-        if line or self._width:
-            sys.stderr.write("\r" + line.ljust(self._width) + ("" if line else "\r"))
-            sys.stderr.flush()
-            self._width = len(line)
+
+def _line() -> Callable[[str], None]:
+    """What draws a line anew where someone watches: in a cell's output, in a terminal."""
+    if notebook_shell() is not None:
+        return _line_of_a_cell()
+    if sys.stderr is not None and sys.stderr.isatty():
+        return _line_of_a_terminal()
+    return lambda text: None
+
+
+def _line_of_a_cell() -> Callable[[str], None]:
+    from IPython.display import display
+
+    shown: Any = display(_Line(), display_id=True)
+    return lambda text: shown.update(_Line(text))
+
+
+def _line_of_a_terminal() -> Callable[[str], None]:
+    width = 0
+
+    def redraw(text: str) -> None:
+        nonlocal width
+        sys.stderr.write("\r" + text.ljust(width) + ("" if text else "\r"))
+        sys.stderr.flush()
+        width = len(text)
+
+    return redraw
 
 
 def _in_notebook[T](items: Sequence[T], what: str) -> Iterator[T]:
     """A line of the cell's output that is redrawn, and empty in the end."""
-    from IPython.display import display
-
-    line: Any = display(_Line(), display_id=True)
+    redraw = _line_of_a_cell()
     for done, item in enumerate(items):
-        line.update(_Line(_bar(done, len(items), what)))
+        redraw(_bar(done, len(items), what))
         yield item
-    line.update(_Line())
+    redraw("")
 
 
 class _Line:
@@ -86,12 +112,11 @@ def _with_rich[T](items: Sequence[T], what: str) -> Iterator[T]:
 
 
 def _in_terminal[T](items: Sequence[T], what: str) -> Iterator[T]:
+    redraw = _line_of_a_terminal()
     for done, item in enumerate(items):
-        sys.stderr.write("\r" + _bar(done, len(items), what))
-        sys.stderr.flush()
+        redraw(_bar(done, len(items), what))
         yield item
-    sys.stderr.write("\r" + " " * (_WIDTH + len(what) + 20) + "\r")
-    sys.stderr.flush()
+    redraw("")
 
 
 def _bar(done: int, total: int, what: str) -> str:

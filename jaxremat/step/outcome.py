@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base.budget import format_bytes
 from jaxremat.base.compat import Jaxpr
+from jaxremat.base.telling import tell
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.memory import MemoryEstimate, estimate_listing
 from jaxremat.cost.pricing import price, shares
@@ -130,7 +132,9 @@ class Outcome:
     def estimate(self) -> MemoryEstimate:
         """The emitted program under the target's memory model."""
         posed = self.posed
-        return estimate_listing(self.script.listing, posed.joint.jaxpr, posed.device, posed.known, posed.aliased)
+        found = estimate_listing(self.script.listing, posed.joint.jaxpr, posed.device, posed.known, posed.aliased)
+        tell(f"{format_bytes(found.peak_bytes)} predicted")
+        return found
 
     @property
     def _is_small(self) -> bool:

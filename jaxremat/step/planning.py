@@ -12,8 +12,10 @@ from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes
 from jaxremat.base.errors import TargetError
+from jaxremat.base.telling import tell
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
+from jaxremat.show.progress import Status
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
@@ -123,6 +125,10 @@ class StepPlanning:
           BudgetError: if nothing that was found fits. A budget below what arguments and results take is refused after
             one compilation beside that of the step as written.
         """
+        with Status("planning"):
+            return self._planned(budget)
+
+    def _planned(self, budget: Budget) -> StepPlan:
         if budget == LEAST:
             least = self._compiled_least() if self._verifies else self._predicted_least()
             return self._plan(least, least.peak_bytes)
@@ -209,6 +215,8 @@ class StepPlanning:
         )
 
     def _measure(self, outcome: Outcome) -> tuple[int, MemoryReport]:
+        told = f"compiling what is predicted to take {format_bytes(outcome.peak_bytes)}"
+        tell(f"{told}, {self._compilations} compiled before")
         report = self._compiled_run(outcome.script.run)
         logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
         return report.peak_bytes, report
