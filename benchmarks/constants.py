@@ -215,9 +215,9 @@ named = functools.partial(gradients, "names", "h200")  # in one checkpoint: CPUs
 timed = functools.partial(gradients, "schedule", "h200")  # by the time of kernels
 Sweep = tuple[Callable[[], list[Score]], Sequence[Any]]
 SWEEPS: dict[str, Sweep] = {
-    "step.mountains._PLACES": (steps, (3, 6, 12, 24)),
-    "step.mountains._AS_MUCH": (steps, (0.5, 0.8, 0.95, 1.0)),
-    "step.mountains._DEAR": (steps, (1, 3, 10, 30, 100)),
+    "step.hills._PLACES": (steps, (3, 6, 12, 24)),
+    "step.hills._AS_MUCH": (steps, (0.5, 0.8, 0.95, 1.0)),
+    "step.hills._DEAR": (steps, (1, 3, 10, 30, 100)),
     "step.scheduling._MOST_ROUNDS": (steps, (1, 2, 3, 5)),
     "step.scheduling._GAIN": (steps, (0.005, 0.02, 0.1)),
     "step.planner._REFINEMENTS": (steps, (3, 6, 9)),

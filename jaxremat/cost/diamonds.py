@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _LONGEST_ROW = 0.4 * 65536  # kFractionOfRegistersAvailableToStoreTile of registers_per_block_limit
@@ -25,7 +25,7 @@ class Diamond:
     inside: frozenset[int]
 
 
-def diamonds(program: Program, users: Sequence[Sequence[int]]) -> Iterator[Diamond]:
+def diamonds(program: HloProgram, users: Sequence[Sequence[int]]) -> Iterator[Diamond]:
     """The diamonds of a program, in its order.
 
     Args:
@@ -39,7 +39,7 @@ def diamonds(program: Program, users: Sequence[Sequence[int]]) -> Iterator[Diamo
 
 
 class _Finder:
-    def __init__(self, program: Program, users: Sequence[Sequence[int]]) -> None:
+    def __init__(self, program: HloProgram, users: Sequence[Sequence[int]]) -> None:
         self.ops, self.reads = program.ops, program.reads
         self.users, self.outputs = users, set(program.outputs)
 

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_ops import CONTRACTIONS
 from jaxremat.trace.primitives import ELEMENTWISE
 
@@ -28,7 +28,7 @@ class Fusion:
       custom: kernels that are compiled apart from loops: products of matrices, and what runs by rows.
     """
 
-    program: Program
+    program: HloProgram
     kernels: tuple[int, ...]
     buffers_read: dict[int, dict[int, float]]
     loops: dict[int, frozenset[int]]
@@ -87,13 +87,13 @@ class Merged(NamedTuple):
     padding: float
 
 
-def written_bytes(program: Program, index: int) -> int:
+def written_bytes(program: HloProgram, index: int) -> int:
     """What an operation writes, were it a kernel: of what is updated in place, the update."""
     op = program.ops[index]
     return program.ops[program.reads[index][1]].size_bytes if op.kind == "dynamic_update_slice" else op.size_bytes
 
 
-def reachable(program: Program) -> list[int]:
+def reachable(program: HloProgram) -> list[int]:
     """Operations that an output, or a loop or effect on the way, needs; in program order."""
     needed = bytearray(len(program.ops))
     for output in program.outputs:
@@ -105,7 +105,7 @@ def reachable(program: Program) -> list[int]:
     return [index for index, is_needed in enumerate(needed) if is_needed]
 
 
-def readers_of(program: Program, live: Sequence[int]) -> list[list[int]]:
+def readers_of(program: HloProgram, live: Sequence[int]) -> list[list[int]]:
     """For each operation, those of some that read it; in program order."""
     readers: list[list[int]] = [[] for _ in program.ops]
     for index in live:

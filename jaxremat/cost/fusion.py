@@ -6,13 +6,13 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
-from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.loop_fusion import fuse_by_rule
 from jaxremat.cost.priority_fusion import fuse_by_priority
 
 
-def fuse(program: Program, device: Device, known: KnownBodies | None = None) -> Fusion:
+def fuse(program: HloProgram, device: Device, known: KnownBodies | None = None) -> Fusion:
     """Decides which operations of a program write buffers; `known`: what was worked out for the device before."""
     if device.backend.element_work is None:
         return fuse_by_rule(program, device.backend)

@@ -14,7 +14,7 @@ _FENCE = Op("barrier", (), "", 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
+class HloProgram:
     """Operations in executable order, inputs first.
 
     Attributes:
@@ -38,7 +38,7 @@ class HloBuilder:
     """A program under way.
 
     Attributes:
-      ops, reads, equations, takes_over: as in `Program`.
+      ops, reads, equations, takes_over: as in `HloProgram`.
       only_written: for results of loops that a body only writes into, what they begin as.
       backend: whose compiler it is for.
       templates: what is known of equations.
@@ -60,11 +60,11 @@ class HloBuilder:
         self._merged: dict[tuple[int, tuple[int, ...]], int] = {}
         self._expressions: dict[Hashable, int] = {}
 
-    def program(self, outputs: Sequence[int], op_of: Mapping[Var, int] | None = None) -> Program:
+    def program(self, outputs: Sequence[int], op_of: Mapping[Var, int] | None = None) -> HloProgram:
         """What was put together."""
         if self.only_written:
             self._without_idle_stacks(outputs)
-        return Program(self.ops, self.reads, self.equations, self.takes_over, tuple(outputs), op_of or {})
+        return HloProgram(self.ops, self.reads, self.equations, self.takes_over, tuple(outputs), op_of or {})
 
     def make_input(self, var: Var) -> int:
         """What comes from outside."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
-from jaxremat.cost.hlo_builder import HloBuilder, Program
+from jaxremat.cost.hlo_builder import HloBuilder, HloProgram
 from jaxremat.cost.hlo_elementwise import elementwise
 from jaxremat.cost.hlo_ops import Body, Facts, Op, Templates, alone, shape_of
 from jaxremat.cost.hlo_products import conv, dot
@@ -25,7 +25,7 @@ from jaxremat.trace.primitives import ALIASING, CALLS, CHECKPOINTS, ELEMENTWISE,
 _COMBINES = {"reduce_sum": "add", "reduce_prod": "mul"}
 
 
-def lower(jaxpr: Jaxpr, backend: Backend, templates: Templates | None = None) -> Program:
+def lower(jaxpr: Jaxpr, backend: Backend, templates: Templates | None = None) -> HloProgram:
     """Lowers a jaxpr.
 
     Args:
@@ -36,7 +36,7 @@ def lower(jaxpr: Jaxpr, backend: Backend, templates: Templates | None = None) ->
     return lower_body(alone(jaxpr), backend, templates or Templates())
 
 
-def lower_listing(listing: Listing, backend: Backend, templates: Templates) -> Program:
+def lower_listing(listing: Listing, backend: Backend, templates: Templates) -> HloProgram:
     """Lowers a program that was put together from equations, with what is known of them."""
     hlo = HloBuilder(backend, templates)
     at = [hlo.make_input(var) for var in listing.inputs]
@@ -44,7 +44,7 @@ def lower_listing(listing: Listing, backend: Backend, templates: Templates) -> P
     return hlo.program([at[slot] for slot in listing.outputs if isinstance(slot, int)])
 
 
-def lower_body(body: Body, backend: Backend, templates: Templates) -> Program:
+def lower_body(body: Body, backend: Backend, templates: Templates) -> HloProgram:
     """Lowers what a loop or a branch runs: of a stack, the slice that an iteration touches counts."""
     hlo, jaxpr = HloBuilder(backend, templates), body.jaxpr
     listing, slot_of = listing_of(jaxpr)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fused import Fusion, Merged, reachable, readers_of, written_bytes
-from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
@@ -33,7 +33,7 @@ _PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather"}  # of which entries
 
 
 @dataclasses.dataclass(eq=False, slots=True)
-class Kernel:
+class FusedKernel:
     """A kernel under way.
 
     Attributes:
@@ -79,7 +79,7 @@ class KernelGraph:
       rows_in_one_kernel: whether what normalises rows goes over them once.
     """
 
-    def __init__(self, program: Program, device: Device) -> None:
+    def __init__(self, program: HloProgram, device: Device) -> None:
         self.program, self.ops, self.reads = program, program.ops, program.reads
         self._bandwidth, self._flops = device.bandwidth_bytes_per_second, device.vector_flops_per_second
         self._cores = max(device.cores, 1)
@@ -97,7 +97,7 @@ class KernelGraph:
         self.readers = {index: set(self.users[index]) for index in self.live}
         self.kernels = {index: self._opened(index) for index in self.live if self.ops[index].kind != "input"}
 
-    def _opened(self, index: int) -> Kernel:
+    def _opened(self, index: int) -> FusedKernel:
         """An operation as a kernel of its own."""
         kind, elements, operands = self.ops[index].kind, self.elements[index], self.reads[index]
         reads = dict.fromkeys(operands, 1.0)
@@ -110,7 +110,7 @@ class KernelGraph:
         if reduces:
             work = self.elements[operands[0]] * self._element_work.get(self.ops[index].combines, 1)
         by_rows = kind in _BY_ROWS or (kind in _KEEP_ROWS and self._keeps_rows(index))
-        kernel = Kernel(float(work), reads, {index}, by_rows, is_unary, reduces)
+        kernel = FusedKernel(float(work), reads, {index}, by_rows, is_unary, reduces)
         if reduces and self._core_bandwidth < math.inf:
             kernel.blocks, kernel.loop = blocks(self.ops[index], self.ops[operands[0]]), self.elements[operands[0]]
         return kernel
@@ -169,7 +169,7 @@ class KernelGraph:
             saved += kernel.seconds - together
         return saved
 
-    def _seconds_together(self, kernel: Kernel, index: int, producer: Kernel) -> float | None:
+    def _seconds_together(self, kernel: FusedKernel, index: int, producer: FusedKernel) -> float | None:
         """What a kernel takes that runs a producer of its own; None where it would read too many buffers."""
         reads, sizes = kernel.reads, self.sizes
         share, padding = reads[index], kernel.padding if kernel.padding > producer.padding else producer.padding
@@ -265,7 +265,7 @@ def _overlapped(memory: float, arithmetic: float) -> float:
     return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * (arithmetic if arithmetic < memory else memory)
 
 
-def _reads_together(reads: dict[int, float], index: int, producer: Kernel, share: float) -> dict[int, float]:
+def _reads_together(reads: dict[int, float], index: int, producer: FusedKernel, share: float) -> dict[int, float]:
     """What a kernel reads that runs some share of a producer of its own."""
     together = {read: part for read, part in reads.items() if read != index}
     for read, part in producer.reads.items():
@@ -273,14 +273,14 @@ def _reads_together(reads: dict[int, float], index: int, producer: Kernel, share
     return together
 
 
-def _may_run(kernel: Kernel, producer: Kernel) -> bool:
+def _may_run(kernel: FusedKernel, producer: FusedKernel) -> bool:
     """Whether a kernel can run a producer: with rows, only what runs by rows; what is reduced, only to its end."""
     if kernel.padding or producer.padding:
         return kernel.by_rows and producer.by_rows
     return kernel.is_unary or not producer.reduces
 
 
-def _merge(kernel: Kernel, index: int, producer: Kernel) -> None:
+def _merge(kernel: FusedKernel, index: int, producer: FusedKernel) -> None:
     """Lets a kernel run a producer of its own instead of reading its result."""
     share = kernel.reads[index]
     if producer.padding > kernel.padding:

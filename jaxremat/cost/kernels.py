@@ -21,7 +21,7 @@ from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fused
-from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_ops import Op
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
@@ -100,7 +100,7 @@ def _read_together(fusion: Fusion, group: list[int]) -> dict[int, float]:
     return read
 
 
-def _rate(program: Program, product: int, device: Device) -> float:
+def _rate(program: HloProgram, product: int, device: Device) -> float:
     """FLOP/s of a contraction, by its wider operand."""
     operands = [program.ops[read] for read in program.reads[product][:2]]
     width = max(operand.size_bytes // max(operand.elements, 1) for operand in operands)

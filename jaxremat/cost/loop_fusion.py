@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxremat.backends.backend import Backend
 from jaxremat.cost.fused import Fusion, reachable, readers_of
-from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_products import FLOATS
 from jaxremat.trace.primitives import ELEMENTWISE, EXACT, EXPENSIVE, IN_LIBRARY, MOVING
 
@@ -31,13 +31,13 @@ _LIBRARY_MIN_ELEMENTS = 4096  # ynn_support.cc; test_cpu_rules holds it to compi
 _LIBRARY_MAX_OPS = 100  # kMaxFusionSize in library_fusion_kinds.h
 
 
-def fuse_by_rule(program: Program, backend: Backend) -> Fusion:
+def fuse_by_rule(program: HloProgram, backend: Backend) -> Fusion:
     """Decides which operations of a program write buffers, as XLA's instruction fusion does."""
     return _Fuser(program, backend).run()
 
 
 class _Fuser:
-    def __init__(self, program: Program, backend: Backend) -> None:
+    def __init__(self, program: HloProgram, backend: Backend) -> None:
         self.program, self.ops, self.reads, self.backend = program, program.ops, program.reads, backend
         self.outputs = set(program.outputs)
         self.expensive = [_is_expensive(program, index, backend) for index in range(len(self.ops))]
@@ -202,7 +202,7 @@ class _Fuser:
         return inside, outside
 
 
-def _is_expensive(program: Program, index: int, backend: Backend) -> bool:
+def _is_expensive(program: HloProgram, index: int, backend: Backend) -> bool:
     op = program.ops[index]
     if op.kind == "convert_element_type":
         return op.dtype == "bfloat16" and program.ops[program.reads[index][0]].dtype == "float32"

@@ -15,7 +15,7 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_model import lower_body, lower_listing
 from jaxremat.cost.hlo_ops import Body, Op, alone
 from jaxremat.cost.kernels import kernel_seconds
@@ -89,7 +89,7 @@ def estimate_listing(
 
 
 def _estimate(
-    program: Program, body: Body, device: Device, known: KnownBodies, aliased: frozenset[int]
+    program: HloProgram, body: Body, device: Device, known: KnownBodies, aliased: frozenset[int]
 ) -> MemoryEstimate:
     fusion = fuse(program, device, known)
     each = [_in_order(fusion, order, body, device, known, aliased) for order in _orders(fusion, body, device.backend)]

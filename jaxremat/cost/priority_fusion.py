@@ -17,13 +17,13 @@ from jaxremat.cost.bodies import Islands
 from jaxremat.cost.diamonds import Diamond, diamonds
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.gemm_fusion import fuse_products
-from jaxremat.cost.hlo_builder import Program
+from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 
 _FUSIBLE = PRODUCERS | {"reduce"}
 
 
-def fuse_by_priority(program: Program, device: Device, islands: Islands) -> Fusion:
+def fuse_by_priority(program: HloProgram, device: Device, islands: Islands) -> Fusion:
     """Decides which operations of a program write buffers on a GPU; `islands`: how parts are fused, where known."""
     graph = KernelGraph(program, device)
     fuse_products(graph)

@@ -141,10 +141,9 @@ def _attempt(
     tables: GraphTables, rules: Rules, move: _Move, cost_q: jax.Array, limit: jax.Array, state: _State
 ) -> _State:
     """Makes a move, and takes it back where the relative rise of the peak is above the limit."""
-    slots = state.node_at.shape[0]
     count, ranges = jnp.int32(0), state.ranges
     for slot, sign in ((move.source, -1), (move.target, 1)):
-        count, ranges = _lifetime_changes(tables, state.runs, move.node, slot, move.source, sign, slots, count, ranges)
+        count, ranges = _lifetime_changes(tables, state, move, slot, sign, (count, ranges))
     live = lax.fori_loop(0, count, lambda i, live: _range_add(live, ranges[i], 1), state.live)
     peak_q = jnp.max(live.top + live.offset)
     before = jnp.maximum(state.peak_q, rules.budget_q)
@@ -259,19 +258,18 @@ def _earliest_reader(tables: GraphTables, runs: jax.Array, node: jax.Array) -> j
     return lax.fori_loop(first, stop, earlier, jnp.int32(2**30))
 
 
-def _lifetime_changes(
-    tables: Any, runs: Any, node: Any, slot: Any, hidden: Any, sign: Any, slots: Any, count: Any, ranges: Any
-) -> Any:
-    """Appends what one run of `node` at `slot` adds to the live bytes, given all runs but the one at `hidden`.
+def _lifetime_changes(tables: Any, state: _State, move: _Move, slot: Any, sign: Any, carry: Any) -> Any:
+    """Appends what one run of a move's node adds to the live bytes, given all runs but the one that it takes away.
 
     Args:
+      slot: of the run; after the last slot it is none, and appends nothing.
       sign: 1 for a run that appears, -1 for one that goes.
-      slots: T; a run at slot T is none, and appends nothing.
-      count, ranges: the list so far.
+      carry: (count, ranges), the list so far.
 
     Returns:
       The longer (count, ranges).
     """
+    runs, node, hidden, slots = state.runs, move.node, move.source, state.node_at.shape[0]
     happens = slot < slots
     end = lambda start: jnp.where(happens, start[node + 1], start[node])
 
@@ -292,7 +290,7 @@ def _lifetime_changes(
         last = jnp.where(shrinks, slot - 1, jnp.where(is_first & is_read, last_after, slot))
         return append(carry, first, last, jnp.where(shrinks, jnp.where(first <= last, -size_q, 0), size_q))
 
-    carry = lax.fori_loop(tables.input_start[node], end(tables.input_start), read, (count, ranges))
+    carry = lax.fori_loop(tables.input_start[node], end(tables.input_start), read, carry)
     carry = lax.fori_loop(tables.value_start[node], end(tables.value_start), made, carry)
     return append(carry, slot, slot, jnp.where(happens, tables.workspace_q[node], 0))
 

@@ -15,12 +15,12 @@ from typing import ClassVar
 import numpy as np
 
 from jaxremat.graph.graph import Chain, Graph
+from jaxremat.solvers.annealing_chains import Evaluated, evaluated
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.chen import Chen
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.fastsa import FastSA, proposal_of
 from jaxremat.solvers.mincut.solver import CutState, MinCut
-from jaxremat.solvers.population import Found, found
 from jaxremat.solvers.rotor import Rotor
 
 _CHEN_NODE_STEPS = 300_000  # one start of several, not the best of Chen
@@ -70,7 +70,7 @@ class Auto:
     def _annealed(self, graph: Graph, cut: Proposal, budget_bytes: int, seed: int, deadline: Deadline) -> Proposal:
         listed = np.arange(graph.num_nodes)
         early = self.first.search(graph, [listed], budget_bytes, seed=seed, deadline=deadline)
-        starts = [found(graph, start) for start in (listed, early.schedule, cut.schedule) if start is not None]
+        starts = [evaluated(graph, start) for start in (listed, early.schedule, cut.schedule) if start is not None]
         best = min(starts, key=lambda f: f.key(budget_bytes))
         assert cut.lower_bound is not None
         proposal = proposal_of(best, budget_bytes, cut.lower_bound)
@@ -83,11 +83,11 @@ class Auto:
         best = self._second_for(graph).search(graph, begin, budget_bytes, seed=seed, deadline=deadline)
         return proposal_of(best, budget_bytes, cut.lower_bound)
 
-    def _chen(self, graph: Graph, budget_bytes: int, seed: int, deadline: Deadline) -> list[Found]:
+    def _chen(self, graph: Graph, budget_bytes: int, seed: int, deadline: Deadline) -> list[Evaluated]:
         """Chen's plan for the budget."""
         seconds = deadline.remaining_seconds()
         chen = Chen(node_steps=_CHEN_NODE_STEPS).propose(graph, budget_bytes, seed=seed, time_limit=seconds)
-        return [] if chen.schedule is None else [found(graph, chen.schedule)]
+        return [] if chen.schedule is None else [evaluated(graph, chen.schedule)]
 
     def _second_for(self, graph: Graph) -> FastSA:
         effort = min(max(graph.num_nodes / _NODES_AT_GIVEN_MOVES, 1.0), _MOST_EFFORT)

@@ -25,7 +25,7 @@ from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.checkmate_model import CheckmateModel, build_model, memory_entries, peak_model
 from jaxremat.solvers.chen import Chen, ChenRecursive
 from jaxremat.solvers.exhaustive import cheapest_schedule, smallest_schedule
-from jaxremat.solvers.highs import Outcome, minimize
+from jaxremat.solvers.highs import HighsResult, minimize
 
 _HEURISTIC_STEPS = 200_000  # only a first bound
 _SHARE_OF_PROGRAM = 0.8  # of the time that is left, for the program itself; the rest is for the smallest peak
@@ -110,7 +110,7 @@ def _recomputed_cost(graph: Graph, schedule: np.ndarray, budget_bytes: int) -> f
 
 def _cheapest(
     model: CheckmateModel, graph: Graph, budget_bytes: int, recomputed: float, deadline: float
-) -> tuple[np.ndarray | None, Outcome]:
+) -> tuple[np.ndarray | None, HighsResult]:
     """Solves the program; points that fit only by the tolerances of HiGHS are excluded one by one."""
     most = (float(graph.costs.sum()) + recomputed) / model.cost_unit
     excluded: list[np.ndarray] = []
@@ -128,7 +128,7 @@ def _cheapest(
         excluded.append(runs)
 
 
-def _lower_bound(model: CheckmateModel, outcome: Outcome, cost: float) -> float | None:
+def _lower_bound(model: CheckmateModel, outcome: HighsResult, cost: float) -> float | None:
     return None if outcome.bound is None else min(outcome.bound * model.cost_unit, cost)
 
 

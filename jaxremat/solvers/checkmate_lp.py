@@ -26,8 +26,8 @@ from jaxremat.graph.replay import replay
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.checkmate import order_that_fits, planned_schedule, schedule_rank
 from jaxremat.solvers.checkmate_model import CheckmateModel, build_model, memory_entries
+from jaxremat.solvers.dead_runs import without_dead_runs
 from jaxremat.solvers.highs import minimize
-from jaxremat.solvers.idle import without_idle_runs
 
 _THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.1, 0.9)  # the authors' .1 to .9, from the middle outwards
 
@@ -88,7 +88,7 @@ def _roundings(
         schedule = model.schedule(implied_runs(model, keeps > threshold))
         if schedule.tobytes() not in seen:
             seen.add(schedule.tobytes())
-            yield without_idle_runs(graph, schedule)
+            yield without_dead_runs(graph, schedule)
 
 
 def implied_runs(model: CheckmateModel, kept: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -124,9 +124,8 @@ def build_model(graph: Graph, budget_bytes: int, dearest_rerun: float = math.inf
     """
     full, has_sink = _with_sink(graph)
     layout, rows = Layout(full), _Rows()
-    reads_at_or_after = _reads_at_or_after(full, layout)
     once = full.pinned | (full.costs > dearest_rerun)
-    sizes, room = _scaled_sizes(full, budget_bytes)
+    memory = _Memory(*_scaled_sizes(full, budget_bytes), _reads_at_or_after(full, layout))
     objective, lower, upper = (
         np.zeros(layout.num_variables),
         np.zeros(layout.num_variables),
@@ -138,7 +137,7 @@ def build_model(graph: Graph, budget_bytes: int, dearest_rerun: float = math.inf
         lower[layout.run(stage, stage)] = 1
         upper[layout.run(stage, earlier[once[:stage]])] = 0
         _add_dependencies(rows, full, layout, stage)
-        _add_memory(rows, full, layout, stage, sizes, room, reads_at_or_after, np.append(earlier[~once[:stage]], stage))
+        _add_memory(rows, full, layout, stage, np.append(earlier[~once[:stage]], stage), memory)
     upper[layout.keep(full.num_nodes, np.arange(full.num_values))] = 0
     matrix, row_upper, is_memory = rows.assembled(layout.num_variables)
     return CheckmateModel(full, objective, matrix, row_upper, is_memory, lower, upper, layout, has_sink)
@@ -221,18 +220,23 @@ def _add_dependencies(rows: _Rows, graph: Graph, layout: Layout, stage: int) -> 
     rows.add([made, layout.keep(stage, carried)], [1, 1], 1)
 
 
-def _add_memory(
-    rows: _Rows,
-    graph: Graph,
-    layout: Layout,
-    stage: int,
-    sizes: tuple[np.ndarray, np.ndarray],
-    room: float,
-    reads_at_or_after: np.ndarray,
-    nodes: np.ndarray,
-) -> None:
+class _Memory(NamedTuple):
+    """What the memory rows of all stages read.
+
+    Attributes:
+      sizes: [V] of values, [N] of workspaces, in units of size.
+      room: what is held together may take.
+      reads_at_or_after: [N + 1, V] the first read of each value by a node or a later one.
+    """
+
+    sizes: tuple[np.ndarray, np.ndarray]
+    room: float
+    reads_at_or_after: np.ndarray
+
+
+def _add_memory(rows: _Rows, graph: Graph, layout: Layout, stage: int, nodes: np.ndarray, memory: _Memory) -> None:
     """One row for each node that may run in a stage: all that is held while it runs fits in the room."""
-    value_size, workspace_size = sizes
+    (value_size, workspace_size), room, reads_at_or_after = memory
     before, through = int(layout.values_before[stage]), int(layout.values_before[stage + 1])
     if value_size[:through].sum() + workspace_size[: stage + 1].max() <= room:
         return

@@ -27,10 +27,10 @@ import numpy as np
 
 from jaxremat.base.errors import ArgumentError
 from jaxremat.graph.graph import Chain, Graph
+from jaxremat.solvers.annealing_chains import ROUNDING, AnnealingChains, Cooling, Evaluated, evaluated
 from jaxremat.solvers.base import Proposal
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.grouping import group_nodes
-from jaxremat.solvers.population import ROUNDING, Cooling, Found, Population, found
 
 _SQUEEZE_COST_WEIGHT = 0.02  # benchmarks/constants.py
 _TIGHT_COST_WEIGHT = 0.2  # benchmarks/constants.py
@@ -81,7 +81,7 @@ class FastSA:
 
     def search(
         self, graph: Graph, starts: list[np.ndarray], budget_bytes: int, *, seed: int, deadline: Deadline
-    ) -> Found:
+    ) -> Evaluated:
         """The cheapest schedule found within a budget, else one whose peak does not depend on the budget.
 
         Args:
@@ -91,44 +91,46 @@ class FastSA:
           seed: equal seeds give equal schedules unless the deadline passes.
           deadline: checked several times a second.
         """
-        given = min((found(graph, start) for start in starts), key=lambda f: f.key(budget_bytes))
-        population = Population(graph, self.copies)
-        if population.is_least(given, budget_bytes):
+        given = min((evaluated(graph, start) for start in starts), key=lambda f: f.key(budget_bytes))
+        annealing = AnnealingChains(graph, self.copies)
+        if annealing.is_least(given, budget_bytes):
             return given
         best = given
         if budget_bytes >= working_set_bytes(graph):
-            best = self._stages(population, starts, budget_bytes, seed, deadline)
+            best = self._stages(annealing, starts, budget_bytes, seed, deadline)
         if best.peak_bytes > budget_bytes:
-            best = self._squeezed(population, starts[0], given, budget_bytes, seed, deadline)
+            best = self._squeezed(annealing, starts[0], given, budget_bytes, seed, deadline)
         return best
 
     def _stages(
-        self, population: Population, starts: list[np.ndarray], budget_bytes: int, seed: int, deadline: Deadline
-    ) -> Found:
+        self, annealing: AnnealingChains, starts: list[np.ndarray], budget_bytes: int, seed: int, deadline: Deadline
+    ) -> Evaluated:
         """Stage 1 on groups if there are many nodes, then on nodes; stage 2 from the best."""
-        grouped = self._grouped(population.graph, budget_bytes, seed, deadline)
+        grouped = self._grouped(annealing.graph, budget_bytes, seed, deadline)
         begin = _in_turn(starts[1:] + grouped if grouped else starts, len(self.temperatures))
-        chains = population.anneal(
+        chains = annealing.anneal(
             begin,
-            self._coolings(population.graph, self.temperatures, self.moves, 1.0),
+            self._coolings(annealing.graph, self.temperatures, self.moves, 1.0),
             budget_bytes,
             seed=seed,
             deadline=deadline,
         )
         best = min(chains, key=lambda f: f.key(budget_bytes))
-        return self._reheated(population, best, budget_bytes, seed + 1, deadline)
+        return self._reheated(annealing, best, budget_bytes, seed + 1, deadline)
 
-    def _reheated(self, population: Population, best: Found, budget_bytes: int, seed: int, deadline: Deadline) -> Found:
+    def _reheated(
+        self, annealing: AnnealingChains, best: Evaluated, budget_bytes: int, seed: int, deadline: Deadline
+    ) -> Evaluated:
         """Stage 2: chains at several temperatures from the best schedule, again and again."""
         idle = 0
         for repetition in range(self.reheats):
-            if idle == self.patience or deadline.passed() or population.is_least(best, budget_bytes):
+            if idle == self.patience or deadline.passed() or annealing.is_least(best, budget_bytes):
                 break
             weight = 1.0 if best.peak_bytes <= budget_bytes else _TIGHT_COST_WEIGHT
-            coolings = self._coolings(population.graph, self.reheat_temperatures, self.reheat_moves, weight)
+            coolings = self._coolings(annealing.graph, self.reheat_temperatures, self.reheat_moves, weight)
             starts = [best.schedule] * len(coolings)
             again = seed * 1009 + repetition
-            chains = population.anneal(starts, coolings, budget_bytes, seed=again, deadline=deadline)
+            chains = annealing.anneal(starts, coolings, budget_bytes, seed=again, deadline=deadline)
             leader = min([best, *chains], key=lambda f: f.key(budget_bytes))
             idle = idle + 1 if leader.key(budget_bytes)[:2] == best.key(budget_bytes)[:2] else 0
             best = leader
@@ -140,7 +142,7 @@ class FastSA:
             return []
         grouping = group_nodes(graph)
         starts = [np.arange(grouping.graph.num_nodes)] * len(self.temperatures)
-        chains = Population(grouping.graph, self.copies).anneal(
+        chains = AnnealingChains(grouping.graph, self.copies).anneal(
             starts,
             self._coolings(graph, self.temperatures, self.moves, 1.0),
             budget_bytes,
@@ -151,21 +153,21 @@ class FastSA:
 
     def _squeezed(
         self,
-        population: Population,
+        annealing: AnnealingChains,
         start: np.ndarray,
-        given: Found,
+        given: Evaluated,
         budget_bytes: int,
         seed: int,
         deadline: Deadline,
-    ) -> Found:
+    ) -> Evaluated:
         """The smallest peak found; if that fits, the cheapest schedule found from there."""
         begin = [start] * len(self.temperatures)
-        coolings = self._coolings(population.graph, self.temperatures, self.moves, _SQUEEZE_COST_WEIGHT)
-        chains = population.anneal(begin, coolings, 1, seed=seed, deadline=deadline)
+        coolings = self._coolings(annealing.graph, self.temperatures, self.moves, _SQUEEZE_COST_WEIGHT)
+        chains = annealing.anneal(begin, coolings, 1, seed=seed, deadline=deadline)
         smallest = min([given, *chains], key=lambda f: (f.peak_bytes, f.cost))
         if smallest.peak_bytes > budget_bytes:
             return smallest
-        return self._reheated(population, smallest, budget_bytes, seed + 2, deadline)
+        return self._reheated(annealing, smallest, budget_bytes, seed + 2, deadline)
 
     def _coolings(self, graph: Graph, temperatures: tuple[float, ...], moves: int, cost_weight: float) -> list[Cooling]:
         heat = max(1.0, _NODES_AT_GIVEN_HEAT / graph.num_nodes)
@@ -184,7 +186,7 @@ def working_set_bytes(graph: Graph) -> int:
     return graph.resident_bytes + max(int(need.max()), outputs)
 
 
-def proposal_of(best: Found, budget_bytes: int, least: float) -> Proposal:
+def proposal_of(best: Evaluated, budget_bytes: int, least: float) -> Proposal:
     """What is known of a schedule, where none costs less than `least`."""
     optimal = best.peak_bytes <= budget_bytes and best.cost <= (1 + ROUNDING) * least
     return Proposal(best.schedule, lower_bound=least, optimal=optimal)

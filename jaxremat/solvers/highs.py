@@ -14,7 +14,7 @@ _SOLVED, _INFEASIBLE = 0, 2  # scipy's codes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
+class HighsResult:
     """What HiGHS found.
 
     Attributes:
@@ -37,7 +37,7 @@ def minimize(
     seconds: float,
     most_objective: float = np.inf,
     excluded: Sequence[np.ndarray] = (),
-) -> Outcome:
+) -> HighsResult:
     """Minimizes a model's objective, over integral runs or over the relaxation.
 
     Args:
@@ -65,7 +65,9 @@ def minimize(
     )
     bound = result.get("mip_dual_bound") if integral else result.fun
     known = bound is not None and np.isfinite(bound)
-    return Outcome(result.x, float(bound) if known else None, result.status == _SOLVED, result.status == _INFEASIBLE)
+    return HighsResult(
+        result.x, float(bound) if known else None, result.status == _SOLVED, result.status == _INFEASIBLE
+    )
 
 
 def _exclusion(runs: np.ndarray, num_variables: int) -> tuple[np.ndarray, float]:

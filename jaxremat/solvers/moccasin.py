@@ -27,11 +27,11 @@ import numpy as np
 
 from jaxremat.base.errors import ArgumentError
 from jaxremat.graph.graph import Chain, Graph
+from jaxremat.solvers.annealing_chains import Evaluated, evaluated, least_cost
 from jaxremat.solvers.base import Proposal
 from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.fastsa import FastSA, proposal_of
 from jaxremat.solvers.moccasin_model import improve_by_intervals
-from jaxremat.solvers.population import Found, found, least_cost
 
 _BACKENDS = ("auto", "cp-sat", "search")
 
@@ -86,12 +86,12 @@ class Moccasin:
             time_limit=deadline.remaining_seconds(),
             seed=seed,
         )
-        exact_best = found(problem, improved.schedule)
+        exact_best = evaluated(problem, improved.schedule)
         best = min([best, exact_best], key=lambda f: f.key(budget_bytes))
         optimal = (improved.optimal and exact_best.cost <= best.cost) or best.cost <= least_cost(problem)
         return dataclasses.replace(proposal, schedule=best.schedule, optimal=optimal)
 
-    def _searched(self, graph: Graph, budget_bytes: int, seed: int, deadline: Deadline) -> Found:
+    def _searched(self, graph: Graph, budget_bytes: int, seed: int, deadline: Deadline) -> Evaluated:
         """The best schedule with C copies per node; its order is learnt with as many copies as the annealer likes."""
         listed = np.arange(graph.num_nodes)
         free = self.search.search(graph, [listed], budget_bytes, seed=seed, deadline=deadline)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxremat.graph.graph import Chain
-from jaxremat.solvers.rotor_steps import ChainSizes, Decision, Operation, unfolded
+from jaxremat.solvers.rotor_steps import ChainSizes, Operation, RotorDecision, unfolded
 
 
 class PeakTable:
@@ -52,8 +52,8 @@ class PeakTable:
         parts = np.maximum(self._from[start][: end - start], self._towards[end][start + 1 :])
         return np.maximum(parts, needed)
 
-    def _decision(self, start: int, end: int, memory: int) -> Decision:
+    def _decision(self, start: int, end: int, memory: int) -> RotorDecision:
         least = int(self._from[start][end - start])
         if self._saving(start, end) == least:
-            return Decision(True, start + 1, memory)
-        return Decision(False, start + 1 + int(np.argmin(self._checkpointing(start, end))), memory)
+            return RotorDecision(True, start + 1, memory)
+        return RotorDecision(False, start + 1 + int(np.argmin(self._checkpointing(start, end))), memory)

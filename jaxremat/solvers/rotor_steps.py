@@ -13,7 +13,7 @@ Operation = tuple[str, int]
 """(kind, stage from 1)."""
 
 
-class Decision(NamedTuple):
+class RotorDecision(NamedTuple):
     """The first step of a plan for an interval.
 
     Attributes:
@@ -27,7 +27,7 @@ class Decision(NamedTuple):
     left: int
 
 
-def unfolded(decide: Callable[[int, int, int], Decision], num_stages: int, memory: int) -> tuple[Operation, ...]:
+def unfolded(decide: Callable[[int, int, int], RotorDecision], num_stages: int, memory: int) -> tuple[Operation, ...]:
     """The operations of the whole chain.
 
     Args:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxremat.graph.graph import Chain
-from jaxremat.solvers.rotor_steps import ChainSizes, Decision, Operation, unfolded
+from jaxremat.solvers.rotor_steps import ChainSizes, Operation, RotorDecision, unfolded
 
 _LARGE_TABLE = 25_000_000  # entries; beyond, times are kept in single precision
 
@@ -115,13 +115,13 @@ class RotorTable:
         best -= self._dtype(self._elapsed[start])
         return best
 
-    def _decision(self, start: int, end: int, slot: int) -> Decision:
+    def _decision(self, start: int, end: int, slot: int) -> RotorDecision:
         """What a fastest plan of an interval does first."""
         best, chosen = np.inf, None
         if slot >= self._sizes.saving_step_q(start, end):
             left = slot - int(self._sizes.saved_q[start])
             rest = 0.0 if start == end else float(self._from[start + 1][end - start - 1, left])
-            best, chosen = self._saving_seconds(start) + rest, Decision(True, start + 1, left)
+            best, chosen = self._saving_seconds(start) + rest, RotorDecision(True, start + 1, left)
         if end > start:
             count = end - start
             sums = self._from[start][:count, slot] + self._towards[end][start + 1 :, slot]
@@ -130,6 +130,6 @@ class RotorTable:
             row = int(np.argmin(sums))
             if sums[row] < best and not np.isclose(sums[row], best, rtol=1e-6 if sums.dtype == np.float32 else 1e-12):
                 split = start + 1 + row
-                chosen = Decision(False, split, slot - int(self._sizes.output_q[split - 1]))
+                chosen = RotorDecision(False, split, slot - int(self._sizes.output_q[split - 1]))
         assert chosen is not None, f"interval {start}..{end} has no plan in {slot} quanta"
         return chosen

@@ -21,8 +21,8 @@ from jaxremat.report.report import Numbers, Report, report_of
 from jaxremat.show.described import Described
 from jaxremat.show.sentences import explanation_lines
 from jaxremat.step.decision import ProgramDecision
+from jaxremat.step.hills import cut_at
 from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warnings
-from jaxremat.step.mountains import cut_at
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.program import StepProgram
 from jaxremat.step.scheduling import turn_of

@@ -22,12 +22,12 @@ from jaxremat.compiled.compile import MemoryReport, compile_jitted
 from jaxremat.planning.request import host_budget_bytes
 from jaxremat.step.arguments import Placement, StepArguments, StepCall
 from jaxremat.step.hosting import telling_of_host_memory, with_state_on_host
+from jaxremat.step.load import restored_step
 from jaxremat.step.options import StepOptions
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import search_by, step_planner
 from jaxremat.step.planning import Compile, StepPlanner, StepPlanning
 from jaxremat.step.program import StepProgram, trace_step
-from jaxremat.step.restored import restored_step
 from jaxremat.step.slicing import plan_in_slices, sliced
 from jaxremat.step.storage import check_program, read_step_plan
 from jaxremat.step.transfers import HostPlanner

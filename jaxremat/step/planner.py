@@ -34,7 +34,7 @@ _OWN_SEARCH = ("auto", "mincut")
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %; benchmarks/constants.py
 _STRIDE = 4  # of the prices, at first: a whole order of magnitude
 _MOST_PREDICTIONS = 6  # as compilations
-_TENTHS = 10  # steps of an aim below which one mountain does not go: as coarse as two predictions are told apart
+_TENTHS = 10  # steps of an aim below which one hill does not go: as coarse as two predictions are told apart
 _DEAR = 0.1  # of the whole cost, added: what is worth a second look; benchmarks/constants.py
 _MOST_NEAR = 3  # each a quarter of the way nearer to what fits; benchmarks/constants.py
 _MOST_SMALL = 6  # predicted where nothing else fits
@@ -159,7 +159,7 @@ class ProgramPlanner:
             yield outcome
 
     def _lower(self, start: Outcome, limit: int) -> Iterator[Outcome]:
-        """Outcomes for ever lower aims, up to the first that is predicted to fit: where one mountain cannot be replayed
+        """Outcomes for ever lower aims, up to the first that is predicted to fit: where one hill cannot be replayed
         any lower, and is predicted to be lower anyway, the others still can."""
         for tenths in range(_TENTHS - 1, 0, -1):
             outcome = self._as_run(self.fit(start.replayed_bytes * tenths // _TENTHS))
@@ -201,7 +201,7 @@ class ProgramPlanner:
         return any(self._shardings) or any(map(jaxprs.is_on_host, self.jaxpr.invars))
 
     def _descended(self, start: Outcome, limit: int) -> Outcome:
-        """From an outcome's loops on, each mountain lowered until all are predicted to fit."""
+        """From an outcome's loops on, each hill lowered until all are predicted to fit."""
         pairs, bodies = self._loops_of[start.decision]
         search = self._posed(pairs, bodies)[1]
         run = lambda schedule: self._as_run(self._outcome(pairs, bodies, schedule))

@@ -16,11 +16,11 @@ from jaxremat.base.telling import tell
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
 from jaxremat.show.progress import Status
+from jaxremat.step.budget_error import below_held, refusal
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
 from jaxremat.step.program import StepProgram
-from jaxremat.step.refusal import below_held, refusal
 from jaxremat.step.transfers import HostPlanner
 
 logger = logging.getLogger("jaxremat")

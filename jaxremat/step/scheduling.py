@@ -1,5 +1,5 @@
-"""Schedules of a whole step: each mountain of memory is cut and searched by itself, and what is found is a program
-again, whose new mountains can be cut in turn.
+"""Schedules of a whole step: each hill of memory is cut and searched by itself, and what is found is a program
+again, whose new hills can be cut in turn.
 
 That covers one gradient, several one after another, gradients of gradients, and steps without any.
 """
@@ -23,7 +23,7 @@ from jaxremat.solvers.mincut.barriers import PARTS, barriers_between
 from jaxremat.solvers.mincut.boundary import in_two_parts
 from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.solvers.mincut.structure import Structure
-from jaxremat.step.mountains import Section, best_cut, cut_at, last_reader, mountains, section
+from jaxremat.step.hills import Section, best_cut, cut_at, hills, last_reader, section
 
 _MOST_ROUNDS = 3  # benchmarks/constants.py
 _MOST_AIMS = 4  # as many corrections of an aim by what a prediction was off by
@@ -83,12 +83,12 @@ class StepSearch:
         return self._first_round.fit([budget_bytes] * len(self._first_round.parts)).schedule
 
     def fits_quickly(self, budget_bytes: int) -> bool:
-        """Whether one cut of each mountain is enough."""
+        """Whether one cut of each hill is enough."""
         return self._first_round.fits_quickly(budget_bytes)
 
     @functools.cached_property
     def smallest(self) -> Schedule:
-        """The schedule with the smallest replayed peak: from the second round of cuts on, at the highest mountain."""
+        """The schedule with the smallest replayed peak: from the second round of cuts on, at the highest hill."""
         best = self._first_round.smallest().schedule
         for _ in range(_MOST_ROUNDS - 1):
             again = self._round(best, best.peak_bytes).smallest().schedule
@@ -102,7 +102,7 @@ class StepSearch:
         return sorted([self.smallest, *self._first_round.smallest_few()], key=_by_peak)
 
     def descend(self, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> Schedule:
-        """A schedule that is predicted to fit, or the one that comes nearest: every mountain is aimed at by itself.
+        """A schedule that is predicted to fit, or the one that comes nearest: every hill is aimed at by itself.
 
         Args:
           limit_bytes: what the predicted peak should not exceed.
@@ -124,13 +124,13 @@ class StepSearch:
         return self._round(self.plain, 0)
 
     def _round(self, schedule: Schedule, least_bytes: int) -> Round:
-        """Mountains of at least a height of the program that a schedule is, each cut where that gains the most."""
+        """Hills of at least a height of the program that a schedule is, each cut where that gains the most."""
         graph = unrolled(self.graph, schedule.steps, schedule.steps.size)
         run_seconds = self._run_seconds[schedule.steps]
         live = _live_bytes(graph)
         least = max(least_bytes - graph.resident_bytes, int(live.max()) // 2)
         found = []
-        for first, end in mountains(live):
+        for first, end in hills(live):
             while first < end and live[first:end].max() >= least:
                 found.append(_searched(graph, run_seconds, live, first, end))
                 first = found[-1][0].end
@@ -185,12 +185,12 @@ class SolverSearch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Composed:
-    """A schedule made of candidates for the mountains of another.
+    """A schedule made of candidates for the hills of another.
 
     Attributes:
       schedule: the schedule.
-      candidates: one per mountain.
-      ranges: the steps [first, end) of each mountain.
+      candidates: one per hill.
+      ranges: the steps [first, end) of each hill.
     """
 
     schedule: Schedule
@@ -200,12 +200,12 @@ class Composed:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Round:
-    """The mountains of a scheduled program, each cut, and searched as a program of its own.
+    """The hills of a scheduled program, each cut, and searched as a program of its own.
 
     Attributes:
       graph: the program.
       schedule: how it runs.
-      parts: the mountains, with their searches.
+      parts: the hills, with their searches.
     """
 
     graph: Graph
@@ -213,26 +213,26 @@ class Round:
     parts: tuple[tuple[Section, Search], ...]
 
     def fit(self, budgets_bytes: Sequence[int]) -> Composed:
-        """Each mountain at the least cost within a budget of its own."""
+        """Each hill at the least cost within a budget of its own."""
         return self.composed([search.fit(size) for (_, search), size in zip(self.parts, budgets_bytes, strict=True)])
 
     def fits_quickly(self, budget_bytes: int) -> bool:
-        """Whether each mountain fits with one cut."""
+        """Whether each hill fits with one cut."""
         return all(search.fit_quickly(budget_bytes) for _, search in self.parts)
 
     def smallest(self) -> Composed:
-        """Each mountain as low as it goes."""
+        """Each hill as low as it goes."""
         return self.composed([search.smallest for _, search in self.parts])
 
     def smallest_few(self) -> list[Schedule]:
-        """Schedules in which each mountain is low: the first shapes of all, the second ones, and so on; the last again
+        """Schedules in which each hill is low: the first shapes of all, the second ones, and so on; the last again
         where there are fewer."""
         each = [search.smallest_of_each_shape() for _, search in self.parts]
         most = max(map(len, each), default=0)
         return [self.composed([found[min(i, len(found) - 1)] for found in each]).schedule for i in range(most)]
 
     def composed(self, candidates: Sequence[Candidate]) -> Composed:
-        """The program with its mountains run as chosen; its barriers stay where their steps run first."""
+        """The program with its hills run as chosen; its barriers stay where their steps run first."""
         order = np.arange(self.schedule.steps.size)
         pieces: list[np.ndarray] = []
         opened: list[int] = []
@@ -253,7 +253,7 @@ class Round:
 
 
 def _aimed(round_: Round, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> tuple[Schedule, int]:
-    """(the schedule with the lowest predicted peak, that peak): what a mountain is predicted to exceed the limit by is
+    """(the schedule with the lowest predicted peak, that peak): what a hill is predicted to exceed the limit by is
     taken off its aim, until all fit or those that do not cannot be lowered."""
     found = round_.composed([search.plain for _, search in round_.parts])
     aims = [candidate.peak_bytes for candidate in found.candidates]
@@ -273,9 +273,9 @@ def _aimed(round_: Round, limit_bytes: int, held: Callable[[Schedule], np.ndarra
 
 
 def turn_of(graph: Graph, run_seconds: np.ndarray) -> int:
-    """The node at which the highest mountain of a program is cut."""
+    """The node at which the highest hill of a program is cut."""
     live = _live_bytes(graph)
-    first, end = max(mountains(live), key=lambda bounds: live[bounds[0] : bounds[1]].max())
+    first, end = max(hills(live), key=lambda bounds: live[bounds[0] : bounds[1]].max())
     part, search = _searched(graph, run_seconds, live, first, end)
     late = search.graph.backward
     return part.first + int(late.argmax()) - 1 if late.any() else part.end
@@ -287,7 +287,7 @@ def _live_bytes(graph: Graph) -> np.ndarray:
 
 
 def _searched(graph: Graph, run_seconds: np.ndarray, live: np.ndarray, first: int, end: int) -> tuple[Section, Search]:
-    """A mountain, cut where that gains the most, up to where the last of what may be made again is read."""
+    """A hill, cut where that gains the most, up to where the last of what may be made again is read."""
     part = section(graph, first, end)
     seconds = np.concatenate([[np.inf], run_seconds[first:end]])
     cut = best_cut(part.graph, seconds, np.concatenate([[0], live[first:end]]))

@@ -14,8 +14,8 @@ import jaxremat
 from jaxremat import Graph, replay
 from jaxremat.solvers import Checkmate, CheckmateLP, Status
 from jaxremat.solvers.checkmate_model import build_model, memory_entries
+from jaxremat.solvers.dead_runs import without_dead_runs
 from jaxremat.solvers.exhaustive import cheapest_schedule, smallest_schedule
-from jaxremat.solvers.idle import without_idle_runs
 
 PROGRAM = Checkmate(exhaustive_nodes=0)  # never by shortest paths
 
@@ -123,12 +123,12 @@ def test_memory_entries_bound_the_rows():
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(graphs(most_nodes=5, pinned=True), st.lists(st.integers(0, 4), max_size=12))
-def test_removing_idle_runs_costs_nothing(graph, again):
+def test_removing_dead_runs_costs_nothing(graph, again):
     schedule = np.array([*range(graph.num_nodes), *(k for k in again if k < graph.num_nodes and not graph.pinned[k])])
-    before, shorter = replay(graph, schedule), without_idle_runs(graph, schedule)
+    before, shorter = replay(graph, schedule), without_dead_runs(graph, schedule)
     after = replay(graph, shorter)
     assert after.peak_bytes <= before.peak_bytes and after.cost <= before.cost
-    assert without_idle_runs(graph, shorter).size == shorter.size
+    assert without_dead_runs(graph, shorter).size == shorter.size
 
 
 def test_rounding_is_deterministic_for_a_seed():

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 import jaxremat
-from jaxremat.step.refusal import refusal
+from jaxremat.step.budget_error import refusal
 
 LAYERS, WIDTH, ROWS = 4, 256, 8192
 LEAF_BYTES = WIDTH * WIDTH * 4

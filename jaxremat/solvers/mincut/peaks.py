@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.unrolled import unrolled
-from jaxremat.solvers.idle import needed_runs
+from jaxremat.solvers.dead_runs import needed_runs
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.cut import CutNetwork, cut_at_each
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out, lower_hull, undominated

@@ -11,10 +11,10 @@ import dataclasses
 from typing import ClassVar
 
 from jaxremat.graph.graph import Chain, Graph
+from jaxremat.solvers.annealing_chains import ROUNDING
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.mincut.bound import lower_bound
 from jaxremat.solvers.mincut.search import Search
-from jaxremat.solvers.population import ROUNDING
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
-"""Where memory rises and falls in a program: its mountains, and for each the place at which to cut it.
+"""Where memory rises and falls in a program: its hills (Liu, SIAM J. Algebraic Discrete Methods 8(3), 1987, of trees),
+and for each the place at which to cut it.
 
-A gradient is a mountain: values pile up, then are read in turn. A step may hold several, one after another (two
+A gradient is a hill: values pile up, then are read in turn. A step may hold several, one after another (two
 players, several losses), and inside one others (gradients of gradients). What was made before a place and is read after
 it is what can be made again instead: no derivative is needed to say so, and no name.
 """
@@ -39,10 +40,10 @@ class Section:
         return steps[steps > 0] + self.first - 1
 
 
-def mountains(live_bytes: np.ndarray) -> list[tuple[int, int]]:
-    """Ranges [first, end) that cover all steps, each around one mountain.
+def hills(live_bytes: np.ndarray) -> list[tuple[int, int]]:
+    """Ranges [first, end) that cover all steps, each around one hill.
 
-    Two mountains are told apart where memory falls to half of the lower of them, as two lines of a spectrum are; what
+    Two hills are told apart where memory falls to half of the lower of them, as two lines of a spectrum are; what
     never reaches half of the highest is not one.
 
     Args:
@@ -95,7 +96,7 @@ def cut_at(graph: Graph, node: int) -> Graph:
 
 
 def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> Graph:
-    """A mountain cut at the node where making values again gains the most.
+    """A hill cut at the node where making values again gains the most.
 
     At the mean price of a byte, a minimum cut says what the values that pass a node cost when each is kept or made
     again, whichever is cheaper; the gain is what that saves over keeping all. Gradients, which take the whole program
@@ -116,7 +117,7 @@ def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> G
 
 
 def last_reader(graph: Graph, run_seconds: np.ndarray) -> int:
-    """The last node of a cut mountain that reads what was made before the cut and might be made again.
+    """The last node of a cut hill that reads what was made before the cut and might be made again.
 
     What follows, such as an optimizer's update, reads gradients alone: those are kept whatever is decided, unless a
     byte is worth many times the mean.

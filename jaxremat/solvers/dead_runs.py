@@ -11,7 +11,7 @@ from jaxremat.graph.replay import link
 from jaxremat.graph.scheduled import first_runs
 
 
-def without_idle_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
+def without_dead_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
     """The schedule without the runs whose values are made again, or never read, before any node reads them.
 
     Neither the peak nor the cost grows, and every node still runs at least once.
@@ -24,7 +24,7 @@ def without_idle_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
 
 
 def needed_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
-    """[T] bool: the steps that `without_idle_runs` leaves."""
+    """[T] bool: the steps that `without_dead_runs` leaves."""
     links = link(graph, schedule)
     made_at = links.step[links.read]
     readers = np.bincount(made_at, minlength=schedule.size)

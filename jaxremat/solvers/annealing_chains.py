@@ -43,7 +43,7 @@ class Cooling:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class Evaluated:
     """A schedule with its exact peak and cost."""
 
     schedule: np.ndarray
@@ -60,13 +60,13 @@ def least_cost(graph: Graph) -> float:
     return float(graph.costs.sum()) * (1 + ROUNDING)
 
 
-def found(graph: Graph, schedule: np.ndarray) -> Found:
+def evaluated(graph: Graph, schedule: np.ndarray) -> Evaluated:
     """Replays a schedule."""
     timeline = replay(graph, schedule)
-    return Found(timeline.schedule, timeline.peak_bytes, timeline.cost)
+    return Evaluated(timeline.schedule, timeline.peak_bytes, timeline.cost)
 
 
-class Population:
+class AnnealingChains:
     """A graph on the device, ready to be annealed; compiled once per size class.
 
     Args:
@@ -90,7 +90,7 @@ class Population:
         *,
         seed: int,
         deadline: Deadline,
-    ) -> list[Found]:
+    ) -> list[Evaluated]:
         """Anneals one chain per start, and gives the best schedule that each has seen.
 
         The moves are made in rounds. After each, chains are judged, and their runs are spread evenly again.
@@ -104,7 +104,7 @@ class Population:
         """
         rounds = max(_LEAST_ROUNDS, max(cooling.moves for cooling in coolings) // _MOST_MOVES_PER_ROUND)
         current = [np.asarray(start, np.int32) for start in starts]
-        best = [found(self.graph, start) for start in current]
+        best = [evaluated(self.graph, start) for start in current]
         with ThreadPoolExecutor(min(len(current), os.cpu_count() or 1)) as pool:
             for index in range(rounds):
                 seeds = [(seed * 7919 + chain) * 104729 + index for chain in range(len(current))]
@@ -117,13 +117,13 @@ class Population:
                     break
         return best
 
-    def is_least(self, candidate: Found, budget_bytes: int) -> bool:
+    def is_least(self, candidate: Evaluated, budget_bytes: int) -> bool:
         """Whether a schedule fits and costs what running every node once costs: no schedule costs less."""
         return candidate.peak_bytes <= budget_bytes and candidate.cost <= least_cost(self.graph)
 
     def _walk(
         self, start: np.ndarray, cooling: Cooling, seed: int, part: tuple[int, int, int]
-    ) -> tuple[np.ndarray, Found]:
+    ) -> tuple[np.ndarray, Evaluated]:
         """One round of one chain: (where it ends, the best it saw)."""
         index, rounds, budget_bytes = part
         ratio = cooling.cold / cooling.hot
@@ -139,7 +139,7 @@ class Population:
         most_runs = int(np.bincount(start).max())
         copies = max(self.copies, 1 << (most_runs - 1).bit_length())
         walked = walk(self.tables, self._spread(start), jnp.uint32(seed % 2**32), rules, moves, copies)
-        return self._schedule(walked.node_at), found(self.graph, self._schedule(walked.best_node_at))
+        return self._schedule(walked.node_at), evaluated(self.graph, self._schedule(walked.best_node_at))
 
     def _spread(self, schedule: np.ndarray) -> jax.Array:
         """Places a schedule evenly over the slots, as FastSA does with the original order."""

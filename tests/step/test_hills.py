@@ -3,35 +3,35 @@ import pytest
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
-from jaxremat.step.mountains import best_cut, mountains, section
+from jaxremat.step.hills import best_cut, hills, section
 from jaxremat.step.scheduling import StepSearch
 
 
 def gradient_graph(layers, size=10, start=0):
-    """Edges of `layers` values read in reverse by as many gradients: node i and node 2 layers - 1 - i of a mountain."""
+    """Edges of `layers` values read in reverse by as many gradients: node i and node 2 layers - 1 - i of a hill."""
     up = [(start + i, start + i + 1) for i in range(layers - 1)]
     down = [(start + layers + i - 1, start + layers + i) for i in range(layers)]
     return up + down + [(start + i, start + 2 * layers - 1 - i) for i in range(layers)]
 
 
-def two_mountains(layers=8):
+def two_hills(layers=8):
     edges = [*gradient_graph(layers), (2 * layers - 1, 2 * layers), *gradient_graph(layers, start=2 * layers)]
     number = 4 * layers
     return Graph.from_arrays([10] * number, [1.0] * number, sorted(set(edges)), outputs=[number - 1])
 
 
-def test_two_mountains_are_told_apart_at_half_their_height():
-    assert mountains(np.asarray([1, 5, 9, 5, 1, 5, 9, 5, 1])) == [(0, 5), (5, 9)]
-    assert mountains(np.asarray([1, 5, 9, 5, 6, 5, 9, 5, 1])) == [(0, 9)]
+def test_two_hills_are_told_apart_at_half_their_height():
+    assert hills(np.asarray([1, 5, 9, 5, 1, 5, 9, 5, 1])) == [(0, 5), (5, 9)]
+    assert hills(np.asarray([1, 5, 9, 5, 6, 5, 9, 5, 1])) == [(0, 9)]
 
 
 def test_hill_below_half_of_the_highest_belongs_to_its_neighbour():
-    assert mountains(np.asarray([4, 1, 9, 1, 4])) == [(0, 5)]
+    assert hills(np.asarray([4, 1, 9, 1, 4])) == [(0, 5)]
 
 
 @pytest.mark.parametrize(("first", "end"), [(0, 16), (4, 20), (10, 32)])
 def test_section_has_the_live_bytes_of_the_whole(first, end):
-    graph = two_mountains()
+    graph = two_hills()
     whole = replay(graph, np.arange(graph.num_nodes)).live_bytes[first:end]
     part = section(graph, first, end)
     own = replay(part.graph, np.arange(part.graph.num_nodes)).live_bytes[1:]
@@ -45,8 +45,8 @@ def test_cut_is_where_forward_turns_into_backward():
     assert 7 <= int(cut.backward.argmax()) <= 9
 
 
-def test_both_mountains_are_lowered():
-    graph = two_mountains(16)
+def test_both_hills_are_lowered():
+    graph = two_hills(16)
     search = StepSearch(graph, graph.costs)
     found = search.fit(int(0.6 * search.plain.peak_bytes))
     assert found.peak_bytes <= 0.6 * search.plain.peak_bytes
