@@ -110,9 +110,9 @@ class Loops:
         return tuple(self._checkpointed(loop, self.checkpointed(loop.body.loops)) for loop in loops)
 
     def _checkpointed(self, loop: Loop, inner: tuple[LoopDecision, ...]) -> LoopDecision:
-        option = self.hull(loop, inner).checkpointed
-        piece = Piece(loop.length, option.forward, option.backward)
-        return LoopDecision((piece,), inner, fenced=self._is_fenced(loop))
+        hull = self.hull(loop, inner)
+        piece = Piece(loop.length, hull.checkpointed.forward, hull.checkpointed.backward)
+        return LoopDecision((piece,), inner, self._is_fenced(loop), hull.gradient)
 
     def options(self, loop: Loop) -> tuple[LoopOption, ...]:
         """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
@@ -194,14 +194,15 @@ def _combined(hull: IterationHull, runs: Sequence[tuple[_Choice, int]], inner: t
         sum(part.held_bytes for part in parts),
         max(part.transient_bytes for part in parts),
         sum(part.extra_seconds for part in parts),
-        LoopDecision(tuple(piece for part in parts for piece in part.decision.pieces), inner),
+        LoopDecision(tuple(piece for part in parts for piece in part.decision.pieces), inner, gradient=hull.gradient),
     )
 
 
 def _uniform(hull: IterationHull, choice: _Choice, length: int, inner: tuple[LoopDecision, ...]) -> LoopOption:
     pieces = _nested(hull, choice.option, length, choice.depth)
     held, transient, seconds = _measure(hull, choice.option, pieces)
-    return LoopOption(held, transient + choice.option.transient_bytes, seconds, LoopDecision(pieces, inner))
+    decision = LoopDecision(pieces, inner, gradient=hull.gradient)
+    return LoopOption(held, transient + choice.option.transient_bytes, seconds, decision)
 
 
 @functools.lru_cache(maxsize=64)  # few bodies, and prices one after another

@@ -81,7 +81,7 @@ class Emitter:
         """The scan, from its flat inputs to its flat outputs, with a gradient of its own.
 
         Raises:
-          PlanMismatchError: if the decision is for another number of iterations.
+          PlanMismatchError: if the decision is for another number of iterations, or for another gradient.
         """
         if decision.length != loop.length:
             raise PlanMismatchError(
@@ -108,8 +108,9 @@ class Emitter:
     def iteration(self, body: Body, decision: LoopDecision, piece: Piece) -> Iteration:
         """An iteration of a plain piece."""
         key = body, decision.inner, decision.fenced, piece.forward, piece.backward
+        joint = self.joint(body, decision.inner)
+        joint.require_planned(decision.gradient)
         if key not in self._iterations:
-            joint = self.joint(body, decision.inner)
             self._iterations[key] = scripted(body, joint, piece, decision.fenced, self.backend)
         return self._iterations[key]
 

@@ -65,12 +65,14 @@ class IterationHull:
       checkpointed: what a checkpoint around the iteration does: only what enters it is stacked, all runs again, once.
       carry_bytes: what enters an iteration from the one before.
       forward_seconds: one run of the forward.
+      gradient: the fingerprint of its forward and backward.
     """
 
     options: tuple[IterationOption, ...]
     checkpointed: IterationOption
     carry_bytes: int
     forward_seconds: float
+    gradient: str
 
 
 def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> IterationHull:
@@ -102,7 +104,8 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
         options = [_fused(option, body, joint, device, known) for option in options]
     carry = joint.inputs[body.num_consts : body.num_consts + body.num_carry]
     forward_seconds = sum(graph.costs[node + body.num_carry] for node in options[-1].forward)
-    return IterationHull(tuple(options), checkpointed, sum(map(jaxprs.size_bytes, carry)), float(forward_seconds))
+    carry_bytes = sum(map(jaxprs.size_bytes, carry))
+    return IterationHull(tuple(options), checkpointed, carry_bytes, float(forward_seconds), joint.fingerprint)
 
 
 def _with_ends(body: Body, joint: Joint, graph: Graph) -> Graph:

@@ -88,6 +88,7 @@ class Schedule:
       loops: one decision per differentiable loop; empty where every loop is left alone.
       storages: forms in which values may wait for the backward: the schedule counts their round trips.
       has_epilogues_inside: whether loops compute of their results what can be computed entry by entry.
+      gradient: the fingerprint of the joint program, which knows derivative rules; empty in files of before it.
     """
 
     emit: ClassVar[str] = "schedule"
@@ -96,6 +97,7 @@ class Schedule:
     loops: tuple[LoopDecision, ...] = ()
     storages: tuple[str, ...] = ()
     has_epilogues_inside: bool = False
+    gradient: str = ""
 
     @property
     def policy(self) -> Callable[..., Any]:
@@ -125,6 +127,7 @@ class Schedule:
         primal = self.program_of(primal)
         run = rewritten(primal, self.loops, device.backend, self.storages) if self.loops else None
         joint = differentiate(primal, run, outside_loops(primal, device, self.storages))
+        joint.require_planned(self.gradient)
         backend = device.backend
         return joint, write_script(joint, self.program, backend.unfenced(joint.eqns), backend.late_scans(joint))
 
@@ -135,6 +138,7 @@ class Schedule:
             "loops": [decision.to_json() for decision in self.loops],
             "storages": list(self.storages),
             "has_epilogues_inside": self.has_epilogues_inside,
+            "gradient": self.gradient,
         }
 
     @staticmethod
@@ -144,6 +148,7 @@ class Schedule:
             loops=tuple(map(LoopDecision.from_json, data["loops"])),
             storages=tuple(data["storages"]),
             has_epilogues_inside=bool(data.get("has_epilogues_inside")),
+            gradient=str(data.get("gradient", "")),
         )
 
 
@@ -151,7 +156,8 @@ def form_of(problem: Problem, program: ScheduledProgram) -> AsWritten | Schedule
     """How a schedule of a problem is emitted."""
     if problem.is_as_written(program):
         return AsWritten()
-    return Schedule(program, problem.loops, problem.storages, problem.primal.epilogues_after is not None)
+    has_epilogues_inside = problem.primal.epilogues_after is not None
+    return Schedule(program, problem.loops, problem.storages, has_epilogues_inside, problem.joint.fingerprint)
 
 
 @dataclasses.dataclass(frozen=True)

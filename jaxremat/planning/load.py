@@ -129,6 +129,7 @@ def _completed(decision: Decision | DecisionOne, primal: Primal) -> Decision:
 def _outcome(form: Form, primal: Primal, schedule: Sequence[int] | None, device: Device) -> Outcome:
     if isinstance(form, Schedule):
         problem = pose(form.program_of(primal), device, form.loops, storages=form.storages)
+        problem.joint.require_planned(form.gradient)
         return ScheduleOutcome(problem, form.program, *_replayed(problem, form.program))
     emit = form.emit if form.emit != "plain" else "schedule"
     planner = planner_for(primal, device, Auto(), emit, seed=0)

@@ -169,6 +169,7 @@ class _PairUnderWay:
         self.decision = decision
         self.backend = backend
         self.joint = pair.decided(decision.inner, backend)
+        self.joint.require_planned(decision.gradient)
 
     def first(self, inputs: list[Any]) -> list[Any]:
         """The outputs of the first scan; None for the results that only the second reads."""

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
-from jaxremat.base.errors import ArgumentError, UnplannableError
+from jaxremat.base.errors import ArgumentError, PlanMismatchError, UnplannableError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
 from jaxremat.trace.fingerprint import fingerprint
@@ -126,6 +126,20 @@ class Joint:
                 dependent.update(eqn.outvars)
                 backward[index] = True
         return backward
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of forward and backward, and so of the derivative rules that the program brings along."""
+        return fingerprint(self.jaxpr)
+
+    def require_planned(self, planned: str) -> None:
+        """Raises PlanMismatchError where this is not the program of a fingerprint; an empty one asks for nothing."""
+        if planned and self.fingerprint != planned:
+            raise PlanMismatchError(
+                "the function computes what was planned, but its gradient is another program: a derivative rule"
+                " (jax.custom_vjp, jax.custom_jvp) is not the planned one, or this is another version of JAX. Plan"
+                " again."
+            )
 
     @functools.cached_property
     def early_values(self) -> frozenset[Var]:
