@@ -74,23 +74,28 @@ def scan_wanted(
         outputs[:num_carry] = carried
 
 
-def has_reverse_mode(jaxpr: Jaxpr, inputs: Sequence[bool]) -> bool:
-    """Whether JAX can differentiate a program in reverse: no `while_loop` is on the way from the inputs flagged."""
+def has_reverse_mode(jaxpr: Jaxpr, inputs: Sequence[bool], outputs: Sequence[bool] | None = None) -> bool:
+    """Whether JAX can differentiate a program in reverse: no `while_loop` is on the way from the inputs flagged to the
+    outputs flagged, or to any output."""
     perturbed = perturbed_vars(jaxpr, inputs)
-    return all(_reverses(eqn, perturbed) for eqn in jaxpr.eqns)
+    wanted = wanted_vars(jaxpr, [True] * len(jaxpr.outvars) if outputs is None else outputs, perturbed)
+    return all(_reverses(eqn, perturbed, wanted) for eqn in jaxpr.eqns)
 
 
-def _reverses(eqn: Eqn, perturbed: set[Var]) -> bool:
-    name, params, inputs = eqn.primitive.name, eqn.params, _flags(eqn.invars, perturbed)
+def _reverses(eqn: Eqn, perturbed: set[Var], wanted: set[Var]) -> bool:
+    name, params = eqn.primitive.name, eqn.params
+    inputs, outputs = _flags(eqn.invars, perturbed), _flags(eqn.outvars, wanted)
     if name == "while":
-        return not any(_flags(eqn.outvars, perturbed))
+        return not any(outputs)
     if name == "scan":
-        inside, _ = scan_perturbed(params["jaxpr"], *compat.scan_arity(eqn), inputs)
-        return has_reverse_mode(params["jaxpr"], inside)
+        arity = compat.scan_arity(eqn)
+        inside, _ = scan_perturbed(params["jaxpr"], *arity, inputs)
+        _, received = scan_wanted(params["jaxpr"], *arity, inside, outputs)
+        return has_reverse_mode(params["jaxpr"], inside, received)
     if name == "cond":
-        return all(has_reverse_mode(branch, inputs[1:]) for branch in params["branches"])
+        return all(has_reverse_mode(branch, inputs[1:], outputs) for branch in params["branches"])
     body = jaxprs.inlined_body(eqn)
-    return body is None or has_reverse_mode(body, inputs)
+    return body is None or has_reverse_mode(body, inputs, outputs)
 
 
 def is_differentiable(var: Any) -> bool:

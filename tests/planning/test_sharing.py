@@ -213,3 +213,29 @@ def test_a_while_loop_beside_what_is_differentiated_leaves_the_rest_planned():
 
     assert_same(jax.jit(jax.grad(planned(beside)))(W, X), jax.jit(jax.grad(beside))(W, X))
     assert is_planned(planned(beside), W, X)
+
+
+def until(x, w):
+    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1] @ w)), (0, x))[1]
+
+
+def stopped(x, w):
+    return x + jnp.tanh(x @ w) * lax.stop_gradient(until(x, w))
+
+
+def in_a_branch(x, w):
+    return lax.cond(x[0, 0] > 0, stopped, lambda x, w: x + jnp.tanh(x @ w), x, w)
+
+
+@pytest.mark.parametrize("layer", [stopped, in_a_branch])
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_while_loop_whose_results_have_no_gradient_is_planned(layer, scan):
+    def loss(ws, x):
+        if scan:
+            return jnp.sum(lax.scan(lambda x, w: (layer(x, w), None), x, jnp.stack(ws))[0] ** 2)
+        for w in ws:
+            x = layer(x, w)
+        return jnp.sum(x**2)
+
+    assert_same(jax.jit(jax.grad(planned(loss)))(W, X), jax.jit(jax.grad(loss))(W, X))
+    assert is_planned(planned(loss), W, X)
