@@ -66,7 +66,7 @@ _BROKEN_BY_TESTS = {
     ),
     "tests/planner/test_prediction.py": (
         ("cost/memory.py", "used[first : last + 1] += size", "pass"),
-        ("backends/backend.py", "joint.late_scans if self.breadth_first else {}", "{}"),
+        ("backends/backend.py", "joint.late_writes if self.breadth_first else {}", "{}"),
     ),
     "tests/cost/test_memory.py": (("cost/memory.py", " * waste[~np.eye(len(shape), dtype=bool)].min()", ""),),
     "tests/compiled/test_roofline.py": (
@@ -74,11 +74,11 @@ _BROKEN_BY_TESTS = {
         ("compiled/hlo_text.py", "return int(limits[0][1]) if", "return 1 if"),
     ),
     "tests/emit/test_zeros.py": (("emit/zeros.py", "eqn.outvars[0] not in summed", "True"),),
-    "tests/trace/test_late_scans.py": (
-        ("trace/late_scans.py", "for v, seed in zip(begun, seeds)", "for v, seed in begun.items()"),
-        ("trace/late_scans.py", 'reverse=params["reverse"], ', ""),
-        ("trace/late_scans.py", "jaxprs.has_effects(eqn) or ", ""),
-        ("trace/late_scans.py", "program.put(late.get(position, eqn), inner)", "program.put(eqn, inner)"),
+    "tests/trace/test_late_writes.py": (
+        ("trace/late_writes.py", "for v, seed in zip(begun, seeds)", "for v, seed in begun.items()"),
+        ("trace/late_writes.py", 'reverse=params["reverse"], ', ""),
+        ("trace/late_writes.py", "jaxprs.has_effects(eqn) or ", ""),
+        ("trace/late_writes.py", "program.put(late.get(position, eqn), inner)", "program.put(eqn, inner)"),
     ),
     "tests/trace/test_round_trips.py": (("emit/script.py", " or (trip.stored in made and trip.source in before)", ""),),
     "tests/planner/test_problem.py": (("cost/sharding.py", "seconds + seconds.sum()", "seconds"),),

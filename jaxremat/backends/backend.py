@@ -84,9 +84,9 @@ class Backend:
     tile: tuple[int, int] | None = None
     element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
 
-    def late_scans(self, joint: Joint) -> dict[int, Eqn]:
+    def late_writes(self, joint: Joint) -> dict[int, Eqn]:
         """What runs in the place of scans, by node, where what they write into would be made at the start."""
-        return joint.late_scans if self.breadth_first else {}
+        return joint.late_writes if self.breadth_first else {}
 
     def unfenced(self, eqns: Iterable[Eqn]) -> set[Var]:
         """What equations read that never enters a barrier, and is best never made again."""

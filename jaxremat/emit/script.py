@@ -77,18 +77,18 @@ def write_script(
     joint: Joint,
     program: ScheduledProgram,
     unfenced: Set[Var] = frozenset(),
-    late_scans: Mapping[int, Eqn] = types.MappingProxyType({}),
+    late_writes: Mapping[int, Eqn] = types.MappingProxyType({}),
 ) -> Script:
-    """A scheduled program in terms of equations; one that repeats nothing has no barrier but those of late scans.
+    """A scheduled program in terms of equations; one that repeats nothing has no barrier but those of late writes.
 
     Args:
       joint: the program; node i of the schedule is equation i.
       program: its schedule.
       unfenced: what enters no barrier in any case; see `Backend.unfenced`.
-      late_scans: what runs in the place of scans, by node; see `Backend.late_scans`.
+      late_writes: what runs in the place of what writes into zeros, by node; see `Backend.late_writes`.
     """
     transfers = Transfers(joint, {joint.values[v] for v in program.saved})
-    given = _stretches(joint, program, late_scans)
+    given = _stretches(joint, program, late_writes)
     stretches = [stretch for stretch in _without_idle_trips(joint, given, transfers.saved) if stretch.eqns]
     fences = _Fences(joint, program, transfers, unfenced, stretches)
     segments = [fences.segment(number) for number in range(len(stretches))]
@@ -128,10 +128,10 @@ class _Stretch:
     is_first: bool
 
 
-def _stretches(joint: Joint, program: ScheduledProgram, late_scans: Mapping[int, Eqn]) -> list[_Stretch]:
+def _stretches(joint: Joint, program: ScheduledProgram, late_writes: Mapping[int, Eqn]) -> list[_Stretch]:
     """A schedule between its barriers, without what is available anywhere."""
     anywhere = set(map(id, joint.constants))
-    eqns = [late_scans.get(node, joint.eqns[node]) for node in program.steps.tolist()]
+    eqns = [late_writes.get(node, joint.eqns[node]) for node in program.steps.tolist()]
     bounds = sorted({0, program.backward_start, *program.barriers, len(eqns)})
     part = lambda first, end: tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
     return [

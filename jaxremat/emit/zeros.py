@@ -12,10 +12,8 @@ from collections.abc import Sequence
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Literal, Var
-from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
-
-_SUMS = frozenset({"add", "add_any"})  # with zeros that are scattered into: XLA scatters into the other one
+from jaxremat.trace.late_writes import summed, written_into
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,21 +35,14 @@ class Zeros:
 
 def zeros_written_into(joint: Joint) -> dict[Var, Zeros]:
     """The arrays of one number, by their variables, that equations of a program write into."""
-    summed = {v for eqn in joint.eqns if eqn.primitive.name in _SUMS for v in jaxprs.vars_of(eqn.invars)}
+    sums = summed(joint.eqns)
     spread = {eqn.outvars[0]: eqn for eqn in joint.constants if eqn.invars and isinstance(eqn.invars[0], Literal)}
     return {
         var: _seeded(spread[var])
         for eqn in joint.eqns
         for var in written_into(eqn)
-        if var in spread and eqn.outvars[0] not in summed
+        if var in spread and eqn.outvars[0] not in sums
     }
-
-
-def written_into(eqn: Eqn) -> tuple[Var, ...]:
-    """What an equation writes into, where it has only to copy the rest."""
-    name = eqn.primitive.name
-    into = eqn.invars[:1] if name == "dynamic_update_slice" or name.startswith("scatter") else []
-    return tuple(jaxprs.vars_of(into))
 
 
 def with_own_zeros(eqns: Sequence[Eqn], zeros: dict[Var, Zeros]) -> tuple[tuple[Eqn, ...], tuple[Var, ...]]:

@@ -178,9 +178,9 @@ def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool, backend: Back
       fenced: whether what runs again waits behind barriers; it does in any case where the backward repeats itself.
       backend: whose compiler it is for.
     """
-    unfenced, late_scans = (backend.unfenced(joint.eqns), backend.late_scans(joint)) if fenced else (frozenset(), {})
+    unfenced, late_writes = (backend.unfenced(joint.eqns), backend.late_writes(joint)) if fenced else (frozenset(), {})
     program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
-    script = write_script(joint, program, unfenced, late_scans)
+    script = write_script(joint, program, unfenced, late_writes)
     if not fenced and not piece.repeats:
         loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
         script = dataclasses.replace(script, backward=loose)

@@ -129,7 +129,7 @@ class Schedule:
         joint = differentiate(primal, run, outside_loops(primal, device, self.storages))
         joint.require_planned(self.gradient)
         backend = device.backend
-        return joint, write_script(joint, self.program, backend.unfenced(joint.eqns), backend.late_scans(joint))
+        return joint, write_script(joint, self.program, backend.unfenced(joint.eqns), backend.late_writes(joint))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -48,24 +48,24 @@ class Predictor:
         self._joint, self._graph, self._device, self._known = joint, graph, device, known
 
     def predict(
-        self, program: ScheduledProgram, late_scans: Mapping[int, Eqn] = types.MappingProxyType({})
+        self, program: ScheduledProgram, late_writes: Mapping[int, Eqn] = types.MappingProxyType({})
     ) -> Timeline:
         """The timeline of a schedule as compiled: one step per kernel, one span per buffer.
 
         Args:
           program: the schedule.
-          late_scans: what is emitted in the place of scans, by node.
+          late_writes: what is emitted in the place of what writes into zeros, by node.
         """
         if self._is_replayed:
             return replay(self._graph, program.steps)
         joint, device = self._joint, self._device
-        script = write_script(joint, program, self._unfenced, late_scans)
+        script = write_script(joint, program, self._unfenced, late_writes)
         listing = Listing(joint.jaxpr)
         listing.outputs = put_script(listing, joint, script)
         estimate = estimate_listing(listing, joint.jaxpr, device, self._known)
         replayed = float(self._graph.costs[program.steps].sum())
         cost = estimate.seconds if device.backend.barrier_parts else replayed
-        return self._timelines.of(estimate, self._nodes(listing, script, late_scans), cost)
+        return self._timelines.of(estimate, self._nodes(listing, script, late_writes), cost)
 
     @functools.cached_property
     def _timelines(self) -> Timelines:
@@ -83,10 +83,10 @@ class Predictor:
     def _node_of(self) -> dict[Eqn, int]:
         return {eqn: node for node, eqn in enumerate(self._joint.eqns)}
 
-    def _nodes(self, listing: Listing, script: Script, late_scans: Mapping[int, Eqn]) -> np.ndarray:
+    def _nodes(self, listing: Listing, script: Script, late_writes: Mapping[int, Eqn]) -> np.ndarray:
         """[E] the joint program's node of each line."""
         node_of = self._node_of | {zeros.seeded: self._node_of[zeros.eqn] for zeros in script.zeros}
-        node_of |= {eqn: node for node, eqn in late_scans.items()}
+        node_of |= {eqn: node for node, eqn in late_writes.items()}
         return np.asarray([node_of[eqn] for eqn in listing.sources], np.int64)
 
 

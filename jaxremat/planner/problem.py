@@ -63,8 +63,8 @@ class Problem:
 
     def predicted(self, program: ScheduledProgram) -> Timeline:
         """The timeline of a schedule as compiled."""
-        late_scans = {} if self.is_as_written(program) else self.device.backend.late_scans(self.joint)
-        timeline = self._predictor.predict(program, late_scans)
+        late_writes = {} if self.is_as_written(program) else self.device.backend.late_writes(self.joint)
+        timeline = self._predictor.predict(program, late_writes)
         tell(f"{format_bytes(timeline.peak_bytes)} predicted")
         return timeline
 

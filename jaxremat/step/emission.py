@@ -78,7 +78,7 @@ def script_of(
     joint: Joint,
     schedule: Schedule,
     unfenced: Set[Var] = frozenset(),
-    late_scans: Mapping[int, Eqn] = types.MappingProxyType({}),
+    late_writes: Mapping[int, Eqn] = types.MappingProxyType({}),
 ) -> Script:
     """The script of a schedule of a flat program; one that repeats nothing has no barrier.
 
@@ -86,12 +86,12 @@ def script_of(
       joint: the program.
       schedule: how it runs.
       unfenced: what enters no barrier; see `Backend.unfenced`.
-      late_scans: what runs in the place of scans, by node; see `Backend.late_scans`.
+      late_writes: what runs in the place of what writes into zeros, by node; see `Backend.late_writes`.
     """
     anywhere = frozenset(map(id, joint.constants))
     enters = _sources if schedule.barrier_scope == "sources" else _read_from_outside
     free = {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars), *unfenced}
-    instead = late_scans if schedule.barriers else {}
+    instead = late_writes if schedule.barriers else {}
     eqns = [instead.get(node, joint.eqns[node]) for node in schedule.steps.tolist()]
     bounds = sorted({0, *schedule.barriers, len(eqns)})
     parts = [tuple(eqn for eqn in eqns[a:b] if id(eqn) not in anywhere) for a, b in itertools.pairwise(bounds)]

@@ -121,7 +121,7 @@ class Outcome:
     @functools.cached_property
     def script(self) -> Script:
         joint, backend = self.posed.joint, self.posed.device.backend
-        return script_of(joint, self.schedule, backend.unfenced(joint.eqns), backend.late_scans(joint))
+        return script_of(joint, self.schedule, backend.unfenced(joint.eqns), backend.late_writes(joint))
 
     @property
     def jaxpr(self) -> Jaxpr:
@@ -145,8 +145,8 @@ class Outcome:
         """The predicted timeline of the emitted program."""
         if not self.posed.is_body and self._is_small:
             return replay(self.posed.graph, self.schedule.steps)
-        joint, late_scans = self.posed.joint, self.posed.device.backend.late_scans(self.posed.joint)
-        node = {eqn: index for index, eqn in (*enumerate(joint.eqns), *late_scans.items())}
+        joint, late_writes = self.posed.joint, self.posed.device.backend.late_writes(self.posed.joint)
+        node = {eqn: index for index, eqn in (*enumerate(joint.eqns), *late_writes.items())}
         node_of = np.asarray([node[eqn] for eqn in self.script.listing.sources], np.int32)
         return self.posed.timelines.of(self.estimate, node_of, self.cost)
 

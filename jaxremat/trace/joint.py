@@ -24,7 +24,7 @@ from jaxremat.base.errors import ArgumentError, PlanMismatchError, UnplannableEr
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
 from jaxremat.trace.fingerprint import fingerprint
-from jaxremat.trace.late_scans import late_scans
+from jaxremat.trace.late_writes import late_writes
 from jaxremat.trace.nnx_state import naming_what_is_closed_over
 from jaxremat.trace.primitives import REDUCTIONS_OVER_AXES
 from jaxremat.trace.round_trips import RoundTrip, round_trips_in, with_round_trips
@@ -197,10 +197,10 @@ class Joint:
         return jaxprs.constants_among(self.eqns)
 
     @functools.cached_property
-    def late_scans(self) -> dict[int, Eqn]:
-        """For equations that are scans, or have some inside, by index, what computes the same and makes what it writes
-        into when it runs."""
-        return dict(late_scans(self.eqns, self.constants))
+    def late_writes(self) -> dict[int, Eqn]:
+        """For equations that write into zeros, as scans do, or have some inside, by index, what computes the same and
+        makes what it writes into when it runs."""
+        return dict(late_writes(self.eqns, self.constants))
 
 
 def read_primal(

@@ -31,9 +31,9 @@ def running(w, x, **options):
     return jnp.sum(rows**2) + total
 
 
-def with_late_scans(joint):
+def with_late_writes(joint):
     """What a joint program computes with its scans in their other form."""
-    late = {id(joint.eqns[node]): call for node, call in joint.late_scans.items()}
+    late = {id(joint.eqns[node]): call for node, call in joint.late_writes.items()}
 
     def rule(eqn, inputs):
         call = late.get(id(eqn))
@@ -56,9 +56,9 @@ def as_written(joint):
 def test_they_compute_the_same(reverse, unroll, dtype):
     w, x = W.astype(dtype), X.astype(dtype)
     joint = trace_joint(functools.partial(running, reverse=reverse, unroll=unroll), w, x)
-    assert [joint.eqns[node].primitive.name for node in joint.late_scans] == ["scan", "scan"]
+    assert [joint.eqns[node].primitive.name for node in joint.late_writes] == ["scan", "scan"]
     inputs = [w, x, jnp.ones((), dtype)]
-    given, expected = with_late_scans(joint)(*inputs), as_written(joint)(*inputs)
+    given, expected = with_late_writes(joint)(*inputs), as_written(joint)(*inputs)
     for a, b in zip(given, expected, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(
@@ -69,7 +69,7 @@ def test_they_compute_the_same(reverse, unroll, dtype):
 def test_programs_with_them_are_well_typed():
     joint = trace_joint(running, W, X)
     shapes = [jaxprs.shape_of(v) for v in joint.jaxpr.invars]
-    compat.check_jaxpr(jax.make_jaxpr(with_late_scans(joint))(*shapes))
+    compat.check_jaxpr(jax.make_jaxpr(with_late_writes(joint))(*shapes))
 
 
 def test_carries_begin_as_the_number_that_they_began_as():
@@ -77,7 +77,7 @@ def test_carries_begin_as_the_number_that_they_began_as():
         return lax.scan(lambda c, _: (jnp.tanh(c @ w), None), jnp.full((4, 8), 0.5), length=3)[0].sum()
 
     joint = trace_joint(loss, W)
-    for a, b in zip(with_late_scans(joint)(W, jnp.ones(())), jax.value_and_grad(loss)(W), strict=True):
+    for a, b in zip(with_late_writes(joint)(W, jnp.ones(())), jax.value_and_grad(loss)(W), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -91,9 +91,9 @@ with_its_own_rule.defjvp(lambda given, tangents: (with_its_own_rule(*given), jnp
 
 def test_scans_inside_calls_are_late_too():
     joint = trace_joint(lambda w: with_its_own_rule(w, X), W)
-    ((node, call),) = joint.late_scans.items()
+    ((node, call),) = joint.late_writes.items()
     assert joint.eqns[node].primitive.name == "custom_jvp_call" and "optimization_barrier" in str(call)
-    for a, b in zip(with_late_scans(joint)(W, jnp.ones(())), as_written(joint)(W, jnp.ones(())), strict=True):
+    for a, b in zip(with_late_writes(joint)(W, jnp.ones(())), as_written(joint)(W, jnp.ones(())), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -103,8 +103,8 @@ def test_numbers_are_seen_through_arrays_that_are_spread_on():
         return lax.scan(lambda c, _: (jnp.tanh(c @ w), None), start, length=3)[0].sum()
 
     joint = trace_joint(loss, W)
-    assert all(len(call.invars) < len(joint.eqns[node].invars) for node, call in joint.late_scans.items())
-    for a, b in zip(with_late_scans(joint)(W, jnp.ones(())), jax.value_and_grad(loss)(W), strict=True):
+    assert all(len(call.invars) < len(joint.eqns[node].invars) for node, call in joint.late_writes.items())
+    for a, b in zip(with_late_writes(joint)(W, jnp.ones(())), jax.value_and_grad(loss)(W), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -132,7 +132,7 @@ def summed(x):
 @pytest.mark.parametrize("loss", [printing, keys, summed])
 def test_others_are_left_alone(loss):
     joint = trace_joint(loss, X)
-    forward = [node for node in joint.late_scans if not joint.backward[node]]
+    forward = [node for node in joint.late_writes if not joint.backward[node]]
     assert not forward
 
 
@@ -154,10 +154,25 @@ def test_what_is_written_into_is_made_when_the_loop_runs():
     joint = trace_joint(lambda x, ws: jnp.sum(chained(x, ws)), *shapes)
     inputs = [jaxprs.shape_of(v) for v in joint.jaxpr.invars]
     compiled, predicted = [], []
-    for run in (with_late_scans(joint), as_written(joint)):
+    for run in (with_late_writes(joint), as_written(joint)):
         forward = compat.without_dead_code(jax.make_jaxpr(lambda *inputs, run=run: run(*inputs)[0])(*inputs))
         executable = jax.jit(functools.partial(jaxprs.evaluate, forward)).lower(inputs).compile()
         compiled.append(executable.memory_analysis().temp_size_in_bytes)
         predicted.append(estimate_memory(forward, CPU).temp_bytes)
     assert compiled[0] < 2.6 * 2**21 and compiled[1] > 8 * 2**21
     assert predicted == pytest.approx(compiled, rel=0.05)
+
+
+def picking(w, x):
+    """Two lookups, whose gradients are scattered into zeros, and rows that are scattered in the forward."""
+    picked = jnp.tanh(w[jnp.asarray([[0, 3], [3, 5]])])
+    return jnp.sum(picked**2) + jnp.sum(jnp.zeros_like(w).at[jnp.asarray([1, 1, 7])].add(x[0, :3] @ w) ** 2)
+
+
+def test_scatters_are_among_them_but_not_where_the_sum_is_added_to_more():
+    joint = trace_joint(picking, W, X)
+    late = [joint.eqns[node].primitive.name for node in joint.late_writes]
+    assert late == ["scatter-add"]  # the sum of gradients is one of the lookup's and the product's
+    inputs = [W, X, jnp.ones(())]
+    for a, b in zip(with_late_writes(joint)(*inputs), as_written(joint)(*inputs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

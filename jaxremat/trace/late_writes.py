@@ -1,8 +1,8 @@
-"""Scans that make what they write into when they run.
+"""Scans and scatters that make what they write into when they run.
 
-What a scan stacks begins as zeros, and so do many carries. Those depend on nothing, and a compiler that runs first what
-is ready first makes them at the start of the program, for all of its loops. Here they are made from numbers that come
-through a barrier together with what the scan reads.
+What a scan stacks begins as zeros, and so do many carries, and what a scatter adds to. Those depend on nothing, and a
+compiler that runs first what is ready first makes them at the start of the program, for all of its loops and scatters.
+Here they are made from numbers that come through a barrier together with what is read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.splice import Splice, at
 from jaxremat.trace.stack import arrays_of, stacks
 
+_SUMS = frozenset({"add", "add_any"})
 
-def late_scans(eqns: Sequence[Eqn], constants: Sequence[Eqn]) -> Iterator[tuple[int, Eqn]]:
-    """(position, call that computes the same) for each scan that stacks, or carries from spread numbers on, and for
-    each call with such a scan inside.
+
+def late_writes(eqns: Sequence[Eqn], constants: Sequence[Eqn]) -> Iterator[tuple[int, Eqn]]:
+    """(position, call that computes the same) for each scan that stacks, or carries from spread numbers on, for each
+    equation that writes into spread numbers, and for each call with such inside.
 
     Args:
       eqns: equations of a program.
@@ -32,15 +34,35 @@ def late_scans(eqns: Sequence[Eqn], constants: Sequence[Eqn]) -> Iterator[tuple[
     """
     numbers = _spread_numbers(constants)
     free = {var for eqn in constants for var in eqn.outvars}
+    sums = summed(eqns)
     for position, eqn in enumerate(eqns):
-        is_scan = eqn.primitive.name == "scan"
-        body = eqn.params["jaxpr"] if is_scan else jaxprs.computed_body(eqn)
-        if body is None or jaxprs.has_effects(eqn) or compat.consts_of(body) or not all(map(_is_plain, eqn.outvars)):
+        if jaxprs.has_effects(eqn) or not all(map(_is_plain, eqn.outvars)):
             continue
-        if is_scan and (begun := _begun(eqn, numbers)):
+        if eqn.primitive.name == "scan":
+            begun = {} if compat.consts_of(eqn.params["jaxpr"]) else _begun(eqn, numbers)
+        else:
+            begun = {v: numbers[v] for v in written_into(eqn) if v in numbers and eqn.outvars[0] not in sums}
+        body = jaxprs.computed_body(eqn)
+        if begun:
             yield position, _late(eqn, begun, free)
-        elif not is_scan and (inside := dict(late_scans(body.eqns, jaxprs.constants_among(body.eqns)))):
-            yield position, _with_late_scans_inside(eqn, body, inside)
+        elif body and not compat.consts_of(body) and (inside := dict(_late_writes_in(body))):
+            yield position, _with_late_writes_inside(eqn, body, inside)
+
+
+def _late_writes_in(body: Jaxpr) -> Iterator[tuple[int, Eqn]]:
+    return late_writes(body.eqns, jaxprs.constants_among(body.eqns))
+
+
+def written_into(eqn: Eqn) -> tuple[Var, ...]:
+    """What an equation writes into, where it has only to copy the rest."""
+    name = eqn.primitive.name
+    into = eqn.invars[:1] if name == "dynamic_update_slice" or name.startswith("scatter") else []
+    return tuple(jaxprs.vars_of(into))
+
+
+def summed(eqns: Sequence[Eqn]) -> set[Var]:
+    """What is added to something else: where zeros have been scattered into, XLA scatters into the other one."""
+    return {v for eqn in eqns if eqn.primitive.name in _SUMS for v in jaxprs.vars_of(eqn.invars)}
 
 
 def _spread_numbers(constants: Sequence[Eqn]) -> dict[Var, Any]:
@@ -61,23 +83,27 @@ def _begun(scan: Eqn, numbers: Mapping[Var, Any]) -> dict[Var, Any]:
     return {v: numbers[v] for v in carries if v in numbers} | {v: np.zeros((), jaxprs.dtype_of(v)) for v in stacks}
 
 
-def _late(scan: Eqn, begun: Mapping[Var, Any], free: Set[Var]) -> Eqn:
-    """A call in place of a scan that makes what is `begun` once all that it reads, but for what is `free`, is there."""
-    given = [v for v in dict.fromkeys(jaxprs.vars_of(scan.invars)) if v not in begun]
+def _late(eqn: Eqn, begun: Mapping[Var, Any], free: Set[Var]) -> Eqn:
+    """A call in place of an equation that makes what is `begun` once all that it reads, but for what is `free`, is
+    there."""
+    given = [v for v in dict.fromkeys(jaxprs.vars_of(eqn.invars)) if v not in begun]
     waited_for = [v for v in given if v not in free]
-    stacked = [v for v in begun if v in scan.outvars]
+    stacked = [v for v in begun if v in eqn.outvars]
 
-    def late_scan(*inputs: Any) -> list[Any]:
+    def late_write(*inputs: Any) -> list[Any]:
         env = dict(zip(given, inputs))
-        _, seeds = lax.optimization_barrier(([env[v] for v in waited_for], [*begun.values()]))
+        passed, seeds = lax.optimization_barrier(([env[v] for v in waited_for], [*begun.values()]))
+        env.update(zip(waited_for, passed))  # what comes out and is not read, compilers leave out
         env.update((v, lax.broadcast(seed, jaxprs.shape_of(v).shape)) for v, seed in zip(begun, seeds))
-        read = [jaxprs.value_of(env, atom) for atom in scan.invars]
-        return _with_stacks_carried(scan, read, [env[v] for v in stacked])
+        read = [jaxprs.value_of(env, atom) for atom in eqn.invars]
+        if eqn.primitive.name == "scan":
+            return _with_stacks_carried(eqn, read, [env[v] for v in stacked])
+        return compat.bind(eqn, read)
 
-    return _called(late_scan, given, scan)
+    return _called(late_write, given, eqn)
 
 
-def _with_late_scans_inside(call: Eqn, body: Jaxpr, late: Mapping[int, Eqn]) -> Eqn:
+def _with_late_writes_inside(call: Eqn, body: Jaxpr, late: Mapping[int, Eqn]) -> Eqn:
     """A call in place of another, with some equations of its body replaced."""
     given, program = jaxprs.vars_of(call.invars), Splice(body)
     inner = program.inputs
