@@ -15,7 +15,6 @@ over live sets, which also proves that no repetition, however often and in whate
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from jaxremat.graph.replay import replay
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.checkmate_model import CheckmateModel, build_model, memory_entries, peak_model
 from jaxremat.solvers.chen import Chen, ChenRecursive
+from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.exhaustive import cheapest_schedule, smallest_schedule
 from jaxremat.solvers.highs import HighsResult, minimize
 
@@ -52,7 +52,7 @@ class Checkmate:
     ) -> Proposal:
         """The cheapest frontier-advancing schedule; where time runs out, the best found, with a lower bound."""
         graph = require_graph(problem, self.name)
-        deadline = time.perf_counter() + (self.default_seconds if time_limit is None else time_limit)
+        deadline = Deadline(self.default_seconds if time_limit is None else time_limit)
         if unchanged := order_that_fits(graph, budget_bytes):
             return unchanged
         if max(graph.num_nodes, graph.num_values) <= self.exhaustive_nodes:
@@ -80,11 +80,11 @@ def order_that_fits(graph: Graph, budget_bytes: int) -> Proposal | None:
     return Proposal(schedule=plain, lower_bound=float(graph.costs.sum()), optimal=True)
 
 
-def planned_schedule(graph: Graph, budget_bytes: int, deadline: float) -> np.ndarray:
+def planned_schedule(graph: Graph, budget_bytes: int, deadline: Deadline) -> np.ndarray:
     """The better of the two forms of Chen's planner: the cheaper one within the budget, else the smaller one."""
     schedules = []
     for planner in (Chen(node_steps=_HEURISTIC_STEPS), ChenRecursive(node_steps=_HEURISTIC_STEPS)):
-        share = 0.2 * (deadline - time.perf_counter())
+        share = 0.2 * deadline.left_seconds
         schedules.append(np.asarray(planner.propose(graph, budget_bytes, time_limit=share).schedule))
     return min(schedules, key=lambda schedule: schedule_rank(graph, schedule, budget_bytes))
 
@@ -109,13 +109,13 @@ def _recomputed_cost(graph: Graph, schedule: np.ndarray, budget_bytes: int) -> f
 
 
 def _cheapest(
-    model: CheckmateModel, graph: Graph, budget_bytes: int, recomputed: float, deadline: float
+    model: CheckmateModel, graph: Graph, budget_bytes: int, recomputed: float, deadline: Deadline
 ) -> tuple[np.ndarray | None, HighsResult]:
     """Solves the program; points that fit only by the tolerances of HiGHS are excluded one by one."""
     most = (float(graph.costs.sum()) + recomputed) / model.cost_unit
     excluded: list[np.ndarray] = []
     while True:
-        seconds = _SHARE_OF_PROGRAM * (deadline - time.perf_counter())
+        seconds = _SHARE_OF_PROGRAM * deadline.left_seconds
         outcome = minimize(model, integral=True, seconds=seconds, most_objective=most, excluded=excluded)
         if outcome.x is None:
             return None, outcome
@@ -123,7 +123,7 @@ def _cheapest(
         schedule = model.schedule(model.runs(runs))
         if replay(graph, schedule).peak_bytes <= budget_bytes:
             return schedule, outcome
-        if len(excluded) == _MOST_OVERRUNS or time.perf_counter() > deadline:
+        if len(excluded) == _MOST_OVERRUNS or deadline.passed():
             return None, outcome
         excluded.append(runs)
 
@@ -132,10 +132,10 @@ def _lower_bound(model: CheckmateModel, outcome: HighsResult, cost: float) -> fl
     return None if outcome.bound is None else min(outcome.bound * model.cost_unit, cost)
 
 
-def _smallest(model: CheckmateModel, graph: Graph, planned: np.ndarray, deadline: float) -> np.ndarray:
+def _smallest(model: CheckmateModel, graph: Graph, planned: np.ndarray, deadline: Deadline) -> np.ndarray:
     """The smallest peak that the program or the planner reaches in what is left of the time."""
     free_model = peak_model(model)
-    outcome = minimize(free_model, integral=True, seconds=deadline - time.perf_counter())
+    outcome = minimize(free_model, integral=True, seconds=deadline.left_seconds)
     if outcome.x is None:
         return planned
     schedule = model.schedule(model.runs(outcome.x[: model.layout.num_runs] > 0.5))

@@ -16,7 +16,6 @@ of the relaxation without margin, where that has been solved.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,6 +26,7 @@ from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.checkmate import order_that_fits, planned_schedule, schedule_rank
 from jaxremat.solvers.checkmate_model import CheckmateModel, build_model, memory_entries
 from jaxremat.solvers.dead_runs import without_dead_runs
+from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.highs import minimize
 
 _THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.1, 0.9)  # the authors' .1 to .9, from the middle outwards
@@ -54,14 +54,14 @@ class CheckmateLP:
     ) -> Proposal:
         """The cheapest rounding that fits in the budget, else what the planner finds."""
         graph = require_graph(problem, self.name)
-        deadline = time.perf_counter() + (self.default_seconds if time_limit is None else time_limit)
+        deadline = Deadline(self.default_seconds if time_limit is None else time_limit)
         if unchanged := order_that_fits(graph, budget_bytes):
             return unchanged
         random, lower_bound, schedules = np.random.default_rng(seed), None, []
         if memory_entries(graph, budget_bytes) <= self.most_entries:
             for margin in self.margins:
                 model = build_model(graph, _shrunk(graph, budget_bytes, margin))
-                outcome = minimize(model, integral=False, seconds=deadline - time.perf_counter())
+                outcome = minimize(model, integral=False, seconds=deadline.left_seconds)
                 if outcome.solved and outcome.x is not None:
                     schedules += list(_roundings(graph, model, outcome.x, self.draws, random))
                 if margin == 0 and outcome.solved and outcome.bound is not None:

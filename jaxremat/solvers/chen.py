@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 from jaxremat.graph.graph import Chain, Graph
 from jaxremat.graph.replay import replay
 from jaxremat.solvers.base import Proposal, require_graph
+from jaxremat.solvers.deadline import Deadline
 from jaxremat.solvers.segments import Front, Splitter, segmented_schedule
 
 _PLANNED_FRACTIONS = (1.0, 0.5, 0.25, 0.75, 0.375, 0.125, 0.625, 0.875)  # halves, then what lies between
@@ -151,7 +151,7 @@ def _best_candidate(
     graph: Graph, budget_bytes: int, splitters: Any, node_steps: int, time_limit: float | None
 ) -> Proposal:
     """Tries the plain schedule, then candidates until the search is used up; replays all that could be better."""
-    deadline = time.perf_counter() + time_limit if time_limit is not None else np.inf
+    deadline = Deadline(time_limit)
     plain = np.arange(graph.num_nodes, dtype=np.int32)
     best, best_peak, best_cost = plain, replay(graph, plain).peak_bytes, float(graph.costs.sum())
     if best_peak <= budget_bytes:
@@ -164,7 +164,7 @@ def _best_candidate(
             if (max(peak, budget_bytes), cost) < (max(best_peak, budget_bytes), best_cost):
                 best, best_peak, best_cost = schedule, peak, cost
         node_steps -= schedule.size
-        if node_steps < 0 or time.perf_counter() > deadline:
+        if node_steps < 0 or deadline.passed():
             break
     return Proposal(schedule=best)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 
@@ -19,6 +20,11 @@ class Deadline:
     @property
     def elapsed_seconds(self) -> float:
         return time.perf_counter() - self._start
+
+    @property
+    def left_seconds(self) -> float:
+        """What is left; infinite without a limit."""
+        return math.inf if self.limit_seconds is None else max(self.limit_seconds - self.elapsed_seconds, 0.0)
 
     def passed(self, reserve_seconds: float = 0.0) -> bool:
         """Whether less than `reserve_seconds` are left."""
