@@ -202,6 +202,11 @@ class Graph:
         return _rows(self.reads[:, 0], self.read_start)
 
     @functools.cached_property
+    def nodes_read(self) -> tuple[tuple[int, ...], ...]:
+        """For each node, the node that makes each of the values that it reads."""
+        return _rows(self.producer[self.reads[:, 0]], self.read_start)
+
+    @functools.cached_property
     def readers(self) -> tuple[tuple[int, ...], ...]:
         """For each value, the nodes that read it."""
         return _group(self.reads[:, 0], self.reads[:, 1], self.num_values)

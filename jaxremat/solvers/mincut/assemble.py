@@ -121,12 +121,12 @@ def forward_part(graph: Graph, left: np.ndarray) -> list[int]:
     wanted = (graph.is_output | left) & ~graph.backward[graph.producer]
     must_run = (graph.pinned | graph.is_dead_end) & ~graph.backward
     must_run[graph.producer[wanted]] = True
-    readers, run = graph.forward_reads.copy(), ~graph.backward
-    idle = np.flatnonzero(run & ~must_run & (readers == 0)).tolist()
+    readers, run, nodes_read = graph.forward_reads.tolist(), ~graph.backward, graph.nodes_read
+    idle = np.flatnonzero(run & ~must_run & (graph.forward_reads == 0)).tolist()
     while idle:
         node = idle.pop()
         run[node] = False
-        for source in graph.producer[list(graph.values_read[node])].tolist():
+        for source in nodes_read[node]:
             readers[source] -= 1
             if not readers[source] and not must_run[source]:
                 idle.append(source)

@@ -63,7 +63,7 @@ class PeakCut:
         seen: set[bytes] = set()
         prices = [float(price) for price in self._structure.mean_price * _PRICES]
         for boundaries in self._boundaries:
-            kept = cut_at_each(prices, functools.partial(self._kept, boundaries))
+            kept = cut_at_each(prices, functools.partial(self._kept, self._must_keep(boundaries)))
             for price, each in zip(prices, kept):
                 if each.tobytes() not in seen:
                     seen.add(each.tobytes())
@@ -72,10 +72,10 @@ class PeakCut:
     def refined(self, budget_bytes: int, enough: Layout) -> Layout:
         """Of what comes out at the boundaries of `enough`, the cheapest within a budget that lower prices give."""
         high, boundaries = enough.origin.price, enough.origin.boundaries
-        low = high * float(_PRICES[0] / _PRICES[1])
+        low, must_keep = high * float(_PRICES[0] / _PRICES[1]), self._must_keep(boundaries)
         for _ in range(_REFINEMENTS):
             middle = float(np.sqrt(low * high))
-            layout = self._at(self._kept(boundaries, middle), boundaries, middle)
+            layout = self._at(self._kept(must_keep, middle), boundaries, middle)
             fits = layout.peak_bytes <= budget_bytes
             low, high = (low, middle) if fits else (middle, high)
             enough = min(enough, layout, key=by_cost) if fits else enough
@@ -106,13 +106,17 @@ class PeakCut:
         live[[*program.values_read[peak], *program.values_of[peak]]] = True
         return live
 
-    def _kept(self, boundaries: np.ndarray, price: float) -> np.ndarray:
-        """[V] bool: what is kept over the peak. What is live there whatever is done, is kept at no price."""
-        program, structure = self._program, self._structure
-        prices = price * early_surcharge(program) * program.value_bytes
-        keep_price = np.where(self._live_anyway, 0.0, prices)
-        must_keep = structure.crossing_values(boundaries) | program.is_output
-        return self._network.cheapest(keep_price, must_keep)[0]
+    @functools.cached_property
+    def _priced_bytes(self) -> np.ndarray:
+        """[V] what a price of a byte counts; nothing of what is live at the peak whatever is done."""
+        return np.where(self._live_anyway, 0.0, early_surcharge(self._program) * self._program.value_bytes)
+
+    def _must_keep(self, boundaries: np.ndarray) -> np.ndarray:
+        return self._structure.crossing_values(boundaries) | self._program.is_output
+
+    def _kept(self, must_keep: np.ndarray, price: float) -> np.ndarray:
+        """[V] bool: what is kept over the peak."""
+        return self._network.cheapest(price * self._priced_bytes, must_keep)[0]
 
     def _at(self, kept: np.ndarray, boundaries: np.ndarray, price: float) -> Layout:
         order, _ = assemble_parts(self._program, kept)

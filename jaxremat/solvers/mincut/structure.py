@@ -113,11 +113,9 @@ class Structure:
         return np.searchsorted(self.boundaries(number), np.arange(self.graph.num_nodes))
 
     def crossing_values(self, boundaries: np.ndarray) -> np.ndarray:
-        """[V] bool: forward values, cheap ones aside, that cross any of the boundaries."""
-        crosses = np.zeros(self.graph.num_values, bool)
-        for end in boundaries:
-            crosses |= (self.graph.producer <= end) & (self.last_forward_read > end)
-        return crosses & self.is_forward_value & ~self.is_cheap
+        """[V] bool: forward values, cheap ones aside, that cross any of the boundaries, ascending nodes."""
+        made, last = (np.searchsorted(boundaries, node) for node in (self.graph.producer, self.last_forward_read))
+        return (made < last) & self.is_forward_value & ~self.is_cheap
 
 
 def early_surcharge(graph: Graph) -> np.ndarray:
