@@ -28,6 +28,7 @@ from jaxremat.trace.primitives import ELEMENTWISE, EXACT, EXPENSIVE, IN_LIBRARY,
 _LIBRARY_STARTERS = ("dot", "conv", "reduce")
 _LIBRARY_ALONE = ("dot", "conv")  # as starters; a group around a reduction takes them all the same
 _LIBRARY_MIN_ELEMENTS = 4096  # ynn_support.cc; test_cpu_rules holds it to compiled programs
+_MOST_PARTS, _LONG_ROWS = 8, 2048  # of a concatenation that is fused, and bytes; as compiled: test_cpu_rules
 _LIBRARY_MAX_OPS = 100  # kMaxFusionSize in library_fusion_kinds.h
 
 
@@ -119,7 +120,7 @@ class _Fuser:
     def _stays_alone(self, index: int) -> bool:
         """A concatenation that XLA runs on its own: many parts, or long rows along the last dimension."""
         op = self.ops[index]
-        return op.splits_rows and (len(self.reads[index]) > 8 or op.size_bytes >= 2048)
+        return op.splits_rows and (len(self.reads[index]) > _MOST_PARTS or op.size_bytes >= _LONG_ROWS)
 
     def _not_repeated(self) -> set[int]:
         """Cheap producers with two operands of their own size that some reader cannot take, directly or on the way."""
