@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import BudgetError, Occupant
-from jaxremat.chunk.candidates import find_regions
 from jaxremat.cost.pricing import resident_bytes
 from jaxremat.planner.contract import Outcome
+from jaxremat.planning.chunkable import find_regions
 from jaxremat.report.origin import Origin, origin_of
 from jaxremat.report.rows import common_path, without_numbers
 

@@ -13,8 +13,8 @@ from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import LEAST, Budget, budget_bytes
 from jaxremat.base.errors import BudgetError
-from jaxremat.chunk.candidates import Regions, find_regions
 from jaxremat.chunk.choice import Chunked
+from jaxremat.planning.chunkable import Regions, find_regions
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import Planning
 

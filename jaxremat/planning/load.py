@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxremat.backends.devices import Device, resolve_target
-from jaxremat.chunk.candidates import rewritten
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.candidates import CheckpointOutcome
@@ -18,6 +17,7 @@ from jaxremat.planner.contract import Outcome
 from jaxremat.planner.decision import Decision, Form, Schedule
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import ScheduleOutcome
+from jaxremat.planning.chunkable import rewritten
 from jaxremat.planning.plan import Plan, planned_primal
 from jaxremat.planning.request import Request
 from jaxremat.planning.signature import check_program, planned_call

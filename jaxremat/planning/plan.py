@@ -16,7 +16,6 @@ from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import JaxrematError
 from jaxremat.base.policy_texts import text_of_policy
 from jaxremat.base.shapes import Int32
-from jaxremat.chunk.candidates import rewritten
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram
@@ -25,6 +24,7 @@ from jaxremat.planner.decision import Decision, FlatFunction
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import SchedulePlanner
+from jaxremat.planning.chunkable import rewritten
 from jaxremat.planning.gradient_check import GradientCheck, check_gradients
 from jaxremat.planning.request import require_function
 from jaxremat.planning.signature import check_program, planned_call

@@ -13,7 +13,6 @@ from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, keep_bytes
 from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
 from jaxremat.base.telling import tell
-from jaxremat.chunk.candidates import rewritten
 from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.choose import planner_for
@@ -22,6 +21,7 @@ from jaxremat.planner.correction import CLOSE_ENOUGH, Correction, Trial, correct
 from jaxremat.planner.decision import Decision
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
+from jaxremat.planning.chunkable import rewritten
 from jaxremat.planning.compilation import compile_program
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.request import Request

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxremat.chunk.candidates import find_regions, rewritten
 from jaxremat.chunk.choice import Chunked
+from jaxremat.planning.chunkable import find_regions, rewritten
 from jaxremat.trace.jaxpr import evaluate, subjaxprs
 from jaxremat.trace.joint import read_primal
 
