@@ -15,7 +15,7 @@ from jaxremat.planning.plan import UNMEASURED
 from jaxremat.planning.recompute_check import copies_undone
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
-from jaxremat.trace.round_trips import STORAGES
+from jaxremat.trace.round_trips import rounding
 
 logger = logging.getLogger("jaxremat")
 
@@ -62,8 +62,6 @@ def loss_warnings(primal: Primal) -> tuple[str, ...]:
 
 def _rounding(outcome: Outcome) -> Iterator[str]:
     """Whether values may wait rounded, and how far that may take them."""
-    used = [STORAGES[form] for form in outcome.form.storages if STORAGES[form].rounding]
-    if used:
-        forms = " or ".join(f"{storage.form} (off by up to {storage.rounding:.2g})" for storage in used)
-        yield f"values may wait rounded to {forms}"
+    if told := rounding(outcome.form.storages):
+        yield told
         yield UNMEASURED

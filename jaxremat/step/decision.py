@@ -35,6 +35,11 @@ class ProgramDecision:
         """Whether the program is left as it is written."""
         return self == ProgramDecision()
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms in which values may wait, those inside of bodies included."""
+        return tuple(dict.fromkeys([*self.storages, *(form for *_, inner in self.bodies for form in inner.forms)]))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "steps": list(self.steps),

@@ -55,8 +55,9 @@ def jit(
         optimizer, are brought to the device leaf by leaf, each where it is read, and what takes their place goes back,
         pinned: the result of the same shape and dtype whose path ends alike. What lies on the device is never moved
         there. "chunk" lets large values (logits, scores, hidden values), or all that a batch leaves, be computed
-        slice by slice, forward and backward: the same values up to the order of sums; not over a mesh. "narrow" belongs
-        to the loss: give it to `jaxremat.plan` of it, and differentiate `plan.apply(loss)` inside the step.
+        slice by slice, forward and backward: the same values up to the order of sums; not over a mesh. "narrow" lets
+        what a scan stacks for its gradient wait rounded, to bfloat16 or to a byte per number: gradients are then
+        approximate.
       host_budget: the most of the host's memory that the step may take for one device, in bytes or text: arguments and
         results that lie there, and what waits there; any amount by default.
       seed: for solvers that draw random numbers; the default search draws none.

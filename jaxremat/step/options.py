@@ -7,14 +7,9 @@ import functools
 
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import Budget, parse_budget
-from jaxremat.base.errors import ArgumentError
 from jaxremat.planner.solver_schedules import require_graphs
 from jaxremat.planning.request import VERIFICATIONS, host_budget_bytes, require_one_of
 from jaxremat.solvers.base import Solver
-
-_OF_A_LOSS = {
-    "narrow": "what may be rounded is told by what waits for a backward, and a step has no backward of its own",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +33,6 @@ class StepOptions:
         require_one_of("verify", self.verify, VERIFICATIONS)
         require_graphs(self.solver)
         host_budget_bytes(self.host_budget, self.allow)
-        for permission in sorted(self.allow & _OF_A_LOSS.keys()):
-            raise ArgumentError(
-                f"allow={permission!r} does not hold for whole steps: {_OF_A_LOSS[permission]}. Give it to"
-                " jaxremat.plan of the loss, and differentiate plan.apply(loss) inside the step"
-            )
 
     @functools.cached_property
     def device(self) -> Device:

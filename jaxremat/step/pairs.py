@@ -30,7 +30,7 @@ from jaxremat.loops.pieces import Sums, Way, empty_results
 from jaxremat.step.rewriting import Replacements, rewritten
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
-from jaxremat.trace.round_trips import with_round_trips
+from jaxremat.trace.round_trips import STORAGES, with_round_trips
 from jaxremat.trace.stack import arrays_of, stacks
 
 
@@ -258,7 +258,14 @@ def _pair(
     body = Body(early, num_consts, num_carry, (), (), ())
     params = source.params
     loop = Loop(first, params["length"], params["reverse"], int(params["unroll"]), params["jaxpr"], body)
-    return Pair(first, second, loop, joint, kept, links, late_consts, late_carry, storages)
+    return Pair(first, second, loop, joint, kept, links, late_consts, late_carry, _forms(target, storages))
+
+
+def _forms(second: Eqn, storages: tuple[str, ...]) -> tuple[str, ...]:
+    """The forms in which values may wait for a scan. Rounded only for one that a gradient transposed: any other that
+    runs in reverse, such as a smoother's or of an estimate of returns, computes values with them."""
+    is_gradient = "transpose(" in compat.name_stack(second)
+    return tuple(form for form in storages if is_gradient or not STORAGES[form].rounding)
 
 
 def _one_iteration(source: Eqn, target: Eqn, kept: Any, links: Any, num_carry: int) -> tuple[Primal, Joint]:

@@ -27,6 +27,12 @@ from jaxremat.step.outcome import Outcome
 from jaxremat.step.program import StepProgram
 from jaxremat.step.scheduling import turn_of
 from jaxremat.step.storage import write_step_plan
+from jaxremat.trace.round_trips import rounding
+
+_UNMEASURED = (
+    "how far that takes gradients depends on the arguments: a plan of the loss with the same permission measures it,"
+    " jaxremat.plan(loss, ...).measured(*args)"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,8 +98,9 @@ class StepPlan(Described):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know: state that is not donated, above all."""
-        return donation_warnings(self.arguments)
+        """What the user should know: state that is not donated, above all, and what may be rounded."""
+        told = rounding(self.decision.forms)
+        return *donation_warnings(self.arguments), *([f"{told}; {_UNMEASURED}"] if told else [])
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """The planned step, from flat inputs to flat outputs."""

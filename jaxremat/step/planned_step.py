@@ -23,9 +23,10 @@ from jaxremat.planning.request import host_budget_bytes
 from jaxremat.step.arguments import Placement, StepArguments, StepCall
 from jaxremat.step.hosting import telling_of_host_memory, with_state_on_host
 from jaxremat.step.load import restored_step
+from jaxremat.step.narrow import NarrowPlanner
 from jaxremat.step.options import StepOptions
 from jaxremat.step.plan import StepPlan
-from jaxremat.step.planner import search_by, step_planner
+from jaxremat.step.planner import ProgramPlanner, search_by, step_planner
 from jaxremat.step.planning import Compile, StepPlanner, StepPlanning
 from jaxremat.step.program import StepProgram, trace_step
 from jaxremat.step.slicing import plan_in_slices, sliced
@@ -269,10 +270,13 @@ class PlannedStep:
     def _planner_for(self, program: StepProgram) -> StepPlanner:
         options = self._options
         search_for = search_by(options.solver, options.seed)
-        if "offload" not in options.allow:
-            return step_planner(program, options.device, search_for=search_for)
-        most_bytes = host_budget_bytes(options.host_budget, options.allow)
-        return HostPlanner(program, options.device, search_for, most_bytes)
+        planner = functools.partial(step_planner, program, options.device, search_for=search_for)
+        if "offload" in options.allow:
+            most_bytes = host_budget_bytes(options.host_budget, options.allow)
+            exact: ProgramPlanner | HostPlanner = HostPlanner(program, options.device, search_for, most_bytes)
+        else:
+            exact = planner()
+        return NarrowPlanner(exact, lambda forms: planner(storages=forms)) if "narrow" in options.allow else exact
 
     def _traced(self, call: StepCall) -> StepProgram:
         with telling_of_host_memory(call):

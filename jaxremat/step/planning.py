@@ -17,6 +17,7 @@ from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
 from jaxremat.show.progress import Status
 from jaxremat.step.budget_error import below_held, refusal
+from jaxremat.step.narrow import NarrowPlanner
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
@@ -25,7 +26,7 @@ from jaxremat.step.transfers import HostPlanner
 
 logger = logging.getLogger("jaxremat")
 
-StepPlanner = ProgramPlanner | HostPlanner
+StepPlanner = ProgramPlanner | HostPlanner | NarrowPlanner
 
 _MOST_COMPILATIONS = 6  # as in planning: two learn, the others halve
 _MOST_LEAST = 3  # candidates of small predicted peak that are compiled where nothing else fits

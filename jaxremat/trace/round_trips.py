@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -199,6 +199,12 @@ TIED = (HOST.form, BFLOAT16.form)
 end of the forward, whatever is tied."""
 LOSSLESS = (BITS.form,)
 """Forms that need no permission."""
+
+
+def rounding(forms: Iterable[str]) -> str:
+    """How far values that wait in some forms may be off, in words; empty where all come back as they were."""
+    used = [f"{form} (off by up to {STORAGES[form].rounding:.2g})" for form in forms if STORAGES[form].rounding]
+    return f"values may wait rounded to {' or '.join(used)}" if used else ""
 
 
 def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Jaxpr:

@@ -238,7 +238,6 @@ def test_plan_hangs_on_no_name_stack(monkeypatch):
         ({"budget": 0.5, "static_argnums": 0, "donate_argnums": 0}, "both static and donated"),
         ({"budget": 0.5, "verify": "hope"}, "compile, replay"),
         ({"budget": 0.5, "allow": "magic"}, "'magic' is unknown"),
-        ({"budget": 0.5, "allow": "narrow"}, "jaxremat.plan of the loss"),
         ({"budget": 0.5, "allow": "offload"}, "no link"),
         ({"budget": 0.5, "solver": "rotor"}, "auto"),
     ],

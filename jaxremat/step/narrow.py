@@ -1,0 +1,70 @@
+"""Outcomes of which pairs of scans may leave values rounded, between their first and their second scan.
+
+Rounding costs accuracy, which no price of a byte knows. As in `planner.narrow`, narrower forms count only where the
+outcome with wider ones, or with none, takes more time, by more than times can be told apart.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from jaxremat.planner.correction import Correction
+from jaxremat.planner.timed_loops import TOLD_APART
+from jaxremat.step.outcome import Outcome
+from jaxremat.step.planner import ProgramPlanner, by_peak
+from jaxremat.trace.round_trips import LOSSLESS, NARROW
+
+
+class _Planner(Protocol):
+    """What proposes outcomes that round nothing."""
+
+    @property
+    def plain(self) -> Outcome: ...
+    def predicted(self, limit: int) -> Correction[Outcome, None]: ...
+    def smallest_few(self, number: int) -> list[Outcome]: ...
+
+
+class NarrowPlanner:
+    """Outcomes with and without rounding, for any budget.
+
+    Args:
+      exact: proposes what rounds nothing.
+      rounding: the planner whose pairs may leave values in some forms.
+    """
+
+    def __init__(self, exact: _Planner, rounding: Callable[[tuple[str, ...]], ProgramPlanner]) -> None:
+        self._exact = exact
+        self._rounding = rounding
+
+    @property
+    def plain(self) -> Outcome:
+        """The step as it stands."""
+        return self._exact.plain
+
+    def predicted(self, limit: int) -> Correction[Outcome, None]:
+        """The cheapest outcome whose predicted peak is within a limit, of the widest forms that are as cheap; or the
+        one with the smallest peak."""
+        found = [self._exact.predicted(limit)]
+        if self._costs(found[0]) > TOLD_APART * self.plain.cost:
+            found += [planner.predicted(limit) for planner in self._narrow]
+        fitting = [each for each in found if each.best]
+        if not fitting:
+            return min(found, key=lambda each: each.smallest.peak_bytes)
+        least = min(map(self._costs, fitting))
+        return next(each for each in fitting if self._costs(each) <= TOLD_APART * least)
+
+    def smallest_few(self, number: int) -> list[Outcome]:
+        """Outcomes of small replayed peak, no two alike."""
+        each = [outcome for planner in (self._exact, *self._narrow) for outcome in planner.smallest_few(number)]
+        return sorted(each, key=by_peak)[:number]
+
+    @functools.cached_property
+    def _narrow(self) -> Sequence[ProgramPlanner]:
+        """By falling width; none where no scans are paired."""
+        planners = (self._rounding((*LOSSLESS, *forms)) for forms in NARROW)
+        return [planner for planner in planners if planner.has_pairs]
+
+    def _costs(self, correction: Correction[Outcome, None]) -> float:
+        return correction.best.candidate.cost if correction.best else float("inf")
