@@ -171,7 +171,7 @@ def permissions(allow: Iterable[str]) -> frozenset[str]:
     Raises:
       ArgumentError: for a name that is none.
     """
-    if not isinstance(allow, Iterable):
+    if not isinstance(allow, Iterable) or isinstance(allow, Mapping):  # whose names may stand beside a False
         raise ArgumentError(
             f"allow={allow!r}: give permissions, such as ('offload',); there are {', '.join(PERMISSIONS)}"
         )

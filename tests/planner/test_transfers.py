@@ -86,6 +86,7 @@ def test_without_loops_the_host_of_a_tpu_is_not_used():
         ({"target": "cpu", "allow": ("offload",)}, "cpu"),
         ({"target": "h200", "allow": ("offlaod",)}, "offlaod"),
         ({"target": "h200", "allow": None}, "give permissions"),
+        ({"target": "h200", "allow": {"offload": False}}, "give permissions"),
         ({"target": "h200", "host_budget": "1GiB"}, "allow"),
         ({"target": "h200", "allow": ("offload",), "host_budget": -5}, "host_budget=-5: give bytes"),
         ({"target": "h200", "allow": ("offload",), "host_budget": 0.5}, "host_budget"),
