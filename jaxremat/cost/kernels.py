@@ -28,6 +28,7 @@ from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 _LOOPS = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice"}
 _FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
+_OVER_LINK = frozenset({"device_put", "copy"})  # beside kernels: what a schedule waits for them is counted apart
 
 
 def kernel_seconds(fusion: Fusion, device: Device) -> dict[int, float]:
@@ -77,7 +78,7 @@ def seconds_again(jaxpr: Jaxpr, seconds: np.ndarray, written: Set[Var], least: n
 
 def _is_paid(op: Op) -> bool:
     """Whether an operation is a kernel of its own: what loops and branches take is in their bodies."""
-    return op.kind not in _FREE and not op.bodies
+    return op.kind not in _FREE | _OVER_LINK and not op.bodies
 
 
 def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:

@@ -16,12 +16,13 @@ from jaxremat.backends.devices import Device
 from jaxremat.planner.contract import Outcome, cheapest_within
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.hosted import Hosting, Pace
-from jaxremat.planner.timed import TimedOutcome, TimedPlanner, by_peak
+from jaxremat.planner.timed import TimedOutcome, TimedPlanner, by_peak, fastest
 from jaxremat.planner.transfers import require_link, transfers_of
 from jaxremat.trace.joint import Primal
 
 _MOST_TRIED = 4  # outcomes that keep too much: each takes a few predictions, of a second in a program of 1000 equations
 _MOST_ROUNDS = 6  # peaks at which more is moved: a bound, two or three are the rule
+_ROOM = 1 / 1.05  # of a peak: XLA orders kernels around copies by itself, and takes up to 5 % more; aot/test_offload
 
 
 class TimedTransferPlanner:
@@ -52,9 +53,7 @@ class TimedTransferPlanner:
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
-        best = self.own.fit(replayed_bytes)
-        found = [best, *(self._moved(each, replayed_bytes) for each in self._worth_a_try(best, replayed_bytes))]
-        return cheapest_within(found, replayed_bytes)
+        return cheapest_within([self.own.fit(replayed_bytes), *self._with_host(replayed_bytes)], replayed_bytes)
 
     def least(self) -> Sequence[TimedOutcome]:
         """Outcomes of small predicted peak, the smallest first."""
@@ -63,8 +62,15 @@ class TimedTransferPlanner:
         return sorted([*own, *moved], key=lambda outcome: (outcome.peak_bytes, outcome.cost))
 
     def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
-        """None: the prediction tells schedules apart well enough."""
-        return ()
+        """The fastest with the host and the fastest without, whichever the best is not: what barriers for copies take,
+        and what runs again, is told apart by what is compiled."""
+        fastest_of_each = (self.own.fit(peak_bytes), fastest(self._with_host(peak_bytes), peak_bytes))
+        return [outcome for outcome in fastest_of_each if outcome not in (None, best)]
+
+    def _with_host(self, peak_bytes: int) -> list[TimedOutcome]:
+        """Outcomes that would keep too much, were it not on the host."""
+        best = self.own.fit(peak_bytes)
+        return [self._moved(outcome, peak_bytes) for outcome in self._worth_a_try(best, peak_bytes)]
 
     @functools.cached_property
     def _hosting(self) -> Hosting:
@@ -94,10 +100,11 @@ class TimedTransferPlanner:
     def _moved(self, outcome: TimedOutcome, peak_bytes: int) -> TimedOutcome:
         """An outcome with values on the host until its peak fits, or nothing more at its peak can go there; copies hide
         behind computation where there is room for what they copy."""
-        hiding = self._moved_at(outcome, peak_bytes, self._pace(outcome))
+        aim = int(_ROOM * peak_bytes)
+        hiding = self._moved_at(outcome, aim, self._pace(outcome))
         if hiding.peak_bytes <= peak_bytes:
             return hiding
-        return min(hiding, self._moved_at(outcome, peak_bytes, None), key=by_peak)
+        return min(hiding, self._moved_at(outcome, aim, None), key=by_peak)
 
     def _pace(self, outcome: TimedOutcome) -> Pace:
         rate = self.device.sustained_host_bytes_per_second
@@ -118,15 +125,17 @@ class TimedTransferPlanner:
 
     def _waiting_at_peak(self, outcome: TimedOutcome, moved: TimedOutcome, hosted: set[int], excess: int) -> set[int]:
         """What else to move: of the values that wait for the backward at the peak the earliest made, until they make up
-        for an excess, as far as the host's budget goes."""
+        for an excess, as far as the host's budget goes; in the place of the last one the smallest that does."""
         bytes_of, is_output = self._hosting.bytes_of, outcome.problem.graph.is_output
         room = self._most_bytes - sum(bytes_of[value] for value in hosted)
+        waiting = self._waiting(outcome, self._peak_step(outcome, moved))
+        movable = [v for v in waiting if v in bytes_of and v not in hosted and not is_output[v]]
         chosen: set[int] = set()
-        for value in self._waiting(outcome, self._peak_step(outcome, moved)):
-            movable = value in bytes_of and value not in hosted and not is_output[value]
-            if movable and excess > 0 and bytes_of[value] <= room:
-                chosen.add(value)
-                excess, room = excess - bytes_of[value], room - bytes_of[value]
+        while excess > 0 and (movable := [v for v in movable if bytes_of[v] <= room and v not in chosen]):
+            enough = [v for v in movable if excess <= bytes_of[v] <= bytes_of[movable[0]]]
+            value = min(enough, key=bytes_of.__getitem__, default=movable[0])
+            chosen.add(value)
+            excess, room = excess - bytes_of[value], room - bytes_of[value]
         return chosen
 
     def _peak_step(self, outcome: TimedOutcome, moved: TimedOutcome) -> int:

@@ -39,6 +39,7 @@ class Storage:
       store: from the value to the arrays that wait: what is stored, and its scales where it has some.
       restore: from those, and the shape and dtype of the value, to the value.
       rounding: the most that a number is off by: of itself, or where rows have scales of the largest in its row.
+      for_any_reader: whether it stores what no late equation reads, too: an early one that reads it may run again late.
     """
 
     form: str
@@ -46,6 +47,7 @@ class Storage:
     store: Callable[[jax.Array], tuple[jax.Array, ...]]
     restore: Callable[[Sequence[jax.Array], jax.ShapeDtypeStruct], jax.Array]
     rounding: float = 0.0
+    for_any_reader: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,10 @@ HOST = Storage(
     lambda waiting, like: jax.device_put(waiting[0], jax.memory.Space.Device),
 )
 """The host's memory, over the link: only with permission, where the device has a link."""
+
+ANY_ON_HOST = "any on the host"
+"""The host's memory also for what only the forward reads: what runs again begins with it, as layers do with what enters
+them."""
 
 BFLOAT16 = Storage(
     "bfloat16",
@@ -191,10 +197,11 @@ NARROW = ((BFLOAT16.form,), (E4M3.form, INT8.form))
 """Forms that round, only with permission: sets that are used together, the widest first."""
 
 STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST, BFLOAT16, E4M3, INT8)}
-UNDONE = tuple(form for form in STORAGES if form != BITS.form)
+STORAGES[ANY_ON_HOST] = dataclasses.replace(HOST, for_any_reader=True)
+UNDONE = tuple(name for name in STORAGES if name != BITS.form)
 """Forms that XLA undoes outside of loops, unless they are tied to what runs around them: it cancels the way there with
 the way back, or keeps the source and goes there late."""
-TIED = (HOST.form, BFLOAT16.form)
+TIED = (HOST.form, ANY_ON_HOST, BFLOAT16.form)
 """Those of them that ties hold. A form with scales is made by kernels of its own, and XLA:GPU joins all of them at the
 end of the forward, whatever is tied."""
 LOSSLESS = (BITS.form,)
@@ -208,19 +215,20 @@ def rounding(forms: Iterable[str]) -> str:
 
 
 def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Jaxpr:
-    """The same program with a round trip for every value that some storage takes and some late equation reads.
+    """The same program with a round trip for every value that some storage takes and some late equation reads,
+    or might read if it ran again.
 
     Args:
       jaxpr: a flat program.
       late: [E] bool, equations whose reads go through the round trips.
       forms: names of storages; the first one that takes a value stores it.
     """
-    wanted = {v for eqn, is_late in zip(jaxpr.eqns, late) if is_late for v in jaxprs.vars_of(eqn.invars)}
+    read_late = {v for eqn, is_late in zip(jaxpr.eqns, late) if is_late for v in jaxprs.vars_of(eqn.invars)}
     chosen = {
         var: storage
         for eqn, is_late in zip(jaxpr.eqns, late)
         for var in eqn.outvars
-        if var in wanted and not is_late and not jaxprs.is_constant(eqn) and (storage := _storage_of(var, eqn, forms))
+        if not is_late and not jaxprs.is_constant(eqn) and (storage := _storage_of(var, eqn, forms, var in read_late))
     }
     if not chosen:
         return jaxpr
@@ -274,11 +282,12 @@ def _host_bytes(atoms: Sequence[Atom]) -> int:
     return sum(jaxprs.array_bytes(v) for v in atoms if jaxprs.is_on_host(v))
 
 
-def _storage_of(var: Var, maker: Eqn, forms: Sequence[str]) -> Storage | None:
+def _storage_of(var: Var, maker: Eqn, names: Sequence[str], is_read_late: bool) -> Storage | None:
     if not hasattr(var.aval, "shape") or jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended):
         return None
-    shape, name = jaxprs.shape_of(var), maker.primitive.name
-    return next((storage for storage in map(STORAGES.__getitem__, forms) if storage.takes(shape, name)), None)
+    shape, by = jaxprs.shape_of(var), maker.primitive.name
+    of_use = [each for each in map(STORAGES.__getitem__, names) if is_read_late or each.for_any_reader]
+    return next((storage for storage in of_use if storage.takes(shape, by)), None)
 
 
 def _traced_trip(shape: jax.ShapeDtypeStruct, storage: Storage) -> Jaxpr:
