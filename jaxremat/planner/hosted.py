@@ -23,7 +23,7 @@ from jaxremat.planner.problem import Problem, pose
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.primitives import ALIASING, CUTTING, ELEMENTWISE
-from jaxremat.trace.round_trips import ANY_ON_HOST, HOST, LOSSLESS, RoundTrip, is_worth_a_transfer
+from jaxremat.trace.round_trips import HOST, LOSSLESS, ON_HOST_OUTSIDE, RoundTrip, is_worth_a_transfer
 
 _PASSING = ALIASING | {"transpose", "convert_element_type"}  # between a product and the gradient that it is
 
@@ -81,7 +81,7 @@ class Hosting:
 
     @staticmethod
     def of(primal: Primal, device: Device) -> Hosting:
-        problem = pose(primal, device, storages=(*LOSSLESS, ANY_ON_HOST))
+        problem = pose(primal, device, storages=(*LOSSLESS, ON_HOST_OUTSIDE))
         joint = problem.joint
         over_link = {id(eqn) for trip in _trips(joint) for eqn in (trip.way_there, trip.way_back)}
         node = np.asarray([index for index, eqn in enumerate(joint.eqns) if id(eqn) not in over_link], np.int32)
@@ -121,7 +121,7 @@ class Hosting:
 
     @functools.cached_property
     def is_of_product(self) -> np.ndarray:
-        """[N] whether what a node makes is a contraction's result, under another shape, order of axes or dtype perhaps."""
+        """[N] whether what a node makes is a contraction's result, perhaps in another shape, order of axes or dtype."""
         joint, is_product = self.problem.joint, self.is_contraction.copy()
         for node, eqn in enumerate(joint.eqns):
             if eqn.primitive.name in _PASSING and (read := joint.values_read[node]):

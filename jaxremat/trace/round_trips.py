@@ -105,6 +105,10 @@ def is_worth_a_transfer(shape: jax.ShapeDtypeStruct, maker: str = "") -> bool:
     return jnp.issubdtype(shape.dtype, jnp.inexact) and size_bytes >= 2**20
 
 
+def _as_rows(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
+
+
 HOST = Storage(
     "host",
     is_worth_a_transfer,
@@ -113,9 +117,16 @@ HOST = Storage(
 )
 """The host's memory, over the link: only with permission, where the device has a link."""
 
-ANY_ON_HOST = "any on the host"
-"""The host's memory also for what only the forward reads: what runs again begins with it, as layers do with what enters
-them."""
+ANY_ON_HOST = Storage(
+    HOST.form,
+    is_worth_a_transfer,
+    lambda x: HOST.store(_as_rows(x)),
+    lambda waiting, like: HOST.restore(waiting, like).reshape(like.shape),
+    for_any_reader=True,
+)
+"""The same outside of loops, also for what only the forward reads: what runs again begins with it, as a layer does with
+what enters it. As rows, since XLA:GPU fails on copies with more axes that readers want in another order ("Bitcast
+cannot have different memory spaces")."""
 
 BFLOAT16 = Storage(
     "bfloat16",
@@ -196,12 +207,15 @@ ActNN (Chen et al. 2021) asks of what is kept in few bits."""
 NARROW = ((BFLOAT16.form,), (E4M3.form, INT8.form))
 """Forms that round, only with permission: sets that are used together, the widest first."""
 
-STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST, BFLOAT16, E4M3, INT8)}
-STORAGES[ANY_ON_HOST] = dataclasses.replace(HOST, for_any_reader=True)
+ON_HOST_OUTSIDE = "host, outside of loops"
+"""The name of `ANY_ON_HOST` among storages; to readers of a plan its form is that of `HOST`."""
+STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST, BFLOAT16, E4M3, INT8)} | {
+    ON_HOST_OUTSIDE: ANY_ON_HOST
+}
 UNDONE = tuple(name for name in STORAGES if name != BITS.form)
 """Forms that XLA undoes outside of loops, unless they are tied to what runs around them: it cancels the way there with
 the way back, or keeps the source and goes there late."""
-TIED = (HOST.form, ANY_ON_HOST, BFLOAT16.form)
+TIED = (HOST.form, ON_HOST_OUTSIDE, BFLOAT16.form)
 """Those of them that ties hold. A form with scales is made by kernels of its own, and XLA:GPU joins all of them at the
 end of the forward, whatever is tied."""
 LOSSLESS = (BITS.form,)
