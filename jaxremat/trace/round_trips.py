@@ -106,7 +106,8 @@ def is_worth_a_transfer(shape: jax.ShapeDtypeStruct, maker: str = "") -> bool:
 
 
 def _as_rows(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
+    lengths = [length for length in x.shape if length > 1]
+    return x.reshape(-1, *lengths[-1:])
 
 
 HOST = Storage(
