@@ -91,6 +91,27 @@ def test_convolutions_with_skips_are_as_small_as_predicted():
 
 
 @pytest.mark.aot
+def test_what_attention_reads_along_other_axes_waits_on_the_host():
+    """Queries, keys and values by heads, and statistics of rows: XLA:GPU failed on copies of more than two axes."""
+    heads, width = 4, 512
+
+    def attending(ws, x):
+        for parts, out in ws:
+            q, k, v = (jnp.einsum("btw,whd->bthd", x, part) for part in parts)
+            x = x + jnp.einsum("bthd,hdw->btw", jax.nn.dot_product_attention(q, k, v), out)
+        return jnp.mean(x.astype(jnp.float32) ** 2)
+
+    part = jax.ShapeDtypeStruct((width, heads, width // heads), jnp.bfloat16)
+    out = jax.ShapeDtypeStruct((heads, width // heads, width), jnp.bfloat16)
+    shapes = [((part,) * 3, out)] * 2, jax.ShapeDtypeStruct((16, 512, width), jnp.bfloat16)
+    device, primal = resolve_target("h200"), read_primal(attending, shapes, 0, False)
+    planner = TimedTransferPlanner(primal, device, None)
+    outcome = planner._moved_at(planner.plain, 0, planner._pace(planner.plain))
+    report = compile_program(primal, outcome.form.emitted(primal, device), False, device).report
+    assert report.host_bytes == transfers_of(outcome, device).out_bytes > 0
+
+
+@pytest.mark.aot
 def test_what_a_scan_of_a_step_stacks_lies_on_the_host():
     """Layers so wide that a copy hides behind a product: one of two stacks of 4 GiB waits on the host."""
     layers, width = 4, 16384

@@ -78,3 +78,14 @@ def _square(width=1024, dtype=jnp.float32):
 
 def _image(dtype):
     return jax.ShapeDtypeStruct((32768, 4096), dtype)
+
+
+def test_copies_over_the_link_are_no_kernels():
+    """What a schedule waits for them is counted by the link."""
+
+    def there_and_back(x):
+        away = jax.device_put(jnp.sin(x), jax.memory.Space.Host)
+        return jnp.cos(jax.device_put(jax.lax.optimization_barrier(away), jax.memory.Space.Device))
+
+    slow = dataclasses.replace(H200, launch_seconds=1.0)
+    assert seconds(there_and_back, X, device=slow) == pytest.approx(2.0, rel=0.01)

@@ -35,9 +35,16 @@ def layered(ws, x):
     return jnp.mean(x**2)
 
 
-def planner(args=None, target=H200, host_budget_bytes=None):
+def centred(ws, x):
+    """What enters a layer is read by the forward alone."""
+    for w in ws:
+        x = x + jnp.tanh((x - jnp.mean(x, -1, keepdims=True)) @ w)
+    return jnp.mean(x**2)
+
+
+def planner(args=None, target=H200, host_budget_bytes=None, fun=layered):
     return planner_for(
-        read_primal(layered, args or shapes(), 0, False), target, Auto(), "schedule", 0, {"offload"}, host_budget_bytes
+        read_primal(fun, args or shapes(), 0, False), target, Auto(), "schedule", 0, {"offload"}, host_budget_bytes
     )
 
 
@@ -103,18 +110,47 @@ def test_copies_that_hide_take_no_time_and_others_take_all_of_it():
     assert planning.fit(peak_bytes).cost < shown.cost
 
 
+@pytest.mark.parametrize("fun", [layered, centred])
 @pytest.mark.parametrize("share", [1.0, 0.6], ids=["as written", "with recomputation"])
-def test_gradients_are_those_of_the_function(share):
+def test_gradients_are_those_of_the_function(share, fun):
     """The CPU runs the same copies, inside of one memory."""
-    planning = planner(shapes(rows=1024, width=256))
+    planning = planner(shapes(rows=1024, width=256), fun=fun)
     outcome = planning._moved(planning.own.fit(int(share * planning.plain.peak_bytes)), 0)
     assert transfers_of(outcome, H200).out_bytes
     emitted = outcome.form.emitted(planning.own.primal, H200)
     ws = [jax.random.normal(jax.random.key(k), (256, 256)) / 16 for k in range(LAYERS)]
     x = jax.random.normal(jax.random.key(9), (1024, 256))
     got = jax.jit(jax.grad(lambda *args: apply_flat(planning.own.primal, emitted, args)))(ws, x)
-    for own, given in zip(jax.jit(jax.grad(layered))(ws, x), got):
+    for own, given in zip(jax.jit(jax.grad(fun))(ws, x), got):
         np.testing.assert_allclose(given, own, rtol=1e-4, atol=1e-6)
+
+
+def test_what_layers_begin_again_with_waits_on_the_host():
+    """Recomputation keeps what enters each layer, which no equation of the backward reads."""
+    planning = planner(fun=centred)
+    alone = planning.own.fit(planning.plain.peak_bytes // 2)
+    outcome = planning._moved(alone, 0)
+    joint = planning.own._problem.joint
+    may_move = {joint.values[value] for value in alone.program.saved.tolist() if value in planning._hosting.bytes_of}
+    read_late = {v for eqn, late in zip(joint.eqns, joint.backward) if late for v in jaxprs.vars_of(eqn.invars)}
+    assert may_move - read_late
+    assert outcome.peak_bytes <= alone.peak_bytes - VALUE_BYTES
+
+
+def test_the_fastest_with_and_without_the_host_are_both_compiled():
+    """Layers so wide that a product takes as long as the copy of its result."""
+    planning = planner(shapes(rows=8192, width=8192))
+    peak_bytes = planning.plain.peak_bytes - 3 * 2**28
+    best = planning.fit(peak_bytes)
+    (other,) = planning.near_misses(best, peak_bytes)
+    assert sorted(bool(transfers_of(each, H200).out_bytes) for each in (best, other)) == [False, True]
+    assert other.peak_bytes <= peak_bytes and other.cost >= best.cost
+
+
+def test_no_more_waits_on_the_host_than_makes_up_for_what_is_too_much():
+    planning = planner()
+    assert len(planning._waiting_at_peak(planning.plain, planning.plain, set(), 1)) == 1
+    assert len(planning._waiting_at_peak(planning.plain, planning.plain, set(), VALUE_BYTES + 1)) == 2
 
 
 def test_a_host_budget_bounds_what_waits_there():

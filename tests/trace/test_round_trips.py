@@ -13,7 +13,7 @@ from jaxremat.graph.scheduled import schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import differentiate, read_primal, trace_joint
-from jaxremat.trace.round_trips import LOSSLESS, round_trips_in, with_round_trips
+from jaxremat.trace.round_trips import HOST, LOSSLESS, ON_HOST_OUTSIDE, round_trips_in, with_round_trips
 
 W = [0.1 * jax.random.normal(jax.random.key(i), (64, 64)) for i in range(4)]
 X = jax.random.normal(jax.random.key(9), (2048, 64))
@@ -91,3 +91,19 @@ def test_a_plan_file_keeps_the_forms(tmp_path):
     loaded = jaxremat.load_plan(tmp_path / "plan.json", rectified, W, X)
     forms = [[value.form for value in plan.saved] for plan in (made, loaded)]
     assert forms[0] == forms[1] and "bits" in forms[0]
+
+
+def test_what_only_the_forward_reads_may_wait_on_the_host_as_rows():
+    """No equation reads late here, so that every trip is for what may run again."""
+
+    def loss(w, x):
+        x = jnp.exp(x)
+        return jnp.sum((x - jnp.mean(x, -1, keepdims=True)) @ w)
+
+    joint = trace_joint(loss, jnp.ones((1024, 8)), jnp.ones((1, 64, 32, 1024)))
+    late = np.zeros(len(joint.eqns), bool)
+    trips = round_trips_in(with_round_trips(joint.jaxpr, late, (ON_HOST_OUTSIDE,)))
+    assert not round_trips_in(with_round_trips(joint.jaxpr, late, (HOST.form,)))
+    assert {trip.form for trip in trips} == {HOST.form}
+    assert {trip.restored.aval.shape for trip in trips} == {(1, 64, 32, 1024)}
+    assert {trip.stored.aval.shape for trip in trips} == {(64 * 32, 1024)}
