@@ -13,10 +13,10 @@ H200 = resolve_target("h200")
 X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
 
 
-def written(fun, *args):
+def written(fun, *args, device=H200):
     """Primitives whose results are written, in the order of the program."""
     jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
-    found = materialised(jaxpr, H200)
+    found = materialised(jaxpr, device)
     return [eqn.primitive.name for eqn in jaxpr.eqns if found.get(eqn.outvars[0])]
 
 
@@ -56,6 +56,12 @@ def test_what_follows_a_product_is_a_loop_of_its_own_where_a_barrier_takes_it_in
     tokens = jax.ShapeDtypeStruct((4, 512, 1024), jnp.float32)
     assert written(fenced, tokens, W)[:2] == ["dot_general", "tanh"]
     assert written(fenced, X, W)[0] == "tanh"
+
+
+def test_a_product_of_a_tpu_computes_what_it_reads_and_sums_what_it_makes():
+    summed = lambda x, w: (jnp.sum(jnp.tanh(x) @ w, 0), jnp.tanh(x) @ (w * 2))
+    assert {"tanh", "dot_general", "reduce_sum"} <= set(written(summed, X, W))
+    assert written(summed, X, W, device=resolve_target("tpu-v5e")) == ["reduce_sum", "dot_general"]
 
 
 def test_a_softmax_is_one_kernel_beside_its_sums():

@@ -86,6 +86,16 @@ def test_names_and_numbers_of_donated_arguments_follow_from_each_other(given, by
     assert all(w.is_deleted() for w in params)
 
 
+def test_what_is_cleared_is_planned_again():
+    planned = jaxremat.jit(lambda x: jnp.tanh(jnp.tanh(x)), budget="least", verify="replay")
+    x = jnp.linspace(0, 1, 8)
+    before = planned.plan(x)
+    assert planned.plan(x) is before
+    planned.clear_cache()
+    assert planned.plan(x) is not before
+    assert_same(planned(x), jnp.tanh(jnp.tanh(x)))
+
+
 def test_static_argument_by_name_may_be_given_by_position():
     def step(x, double=False):
         return jnp.tanh(jnp.tanh(2 * x if double else x))
