@@ -35,7 +35,8 @@ class Form(Protocol):
     """How a program is emitted. Frozen, of plain data.
 
     `emit` is "plain" or one of `FORMS`, `storages` names the forms in which values may wait for the backward; `policy`
-    and `named` raise EmissionError where the form has no names, `script` where it has no schedule.
+    and `named` raise EmissionError where the form has no names, `script` where it has no schedule. Both forward and
+    backward of the program are traced for a schedule, unless they are at hand as `joint`.
     """
 
     @property
@@ -44,9 +45,9 @@ class Form(Protocol):
     def storages(self) -> tuple[str, ...]: ...
     @property
     def policy(self) -> Callable[..., Any]: ...
-    def emitted(self, primal: Primal, device: Device) -> FlatFunction: ...
+    def emitted(self, primal: Primal, device: Device, joint: Joint | None = None) -> FlatFunction: ...
     def named(self, primal: Primal, device: Device) -> FlatFunction: ...
-    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]: ...
+    def script(self, primal: Primal, device: Device, joint: Joint | None = None) -> tuple[Joint, Script]: ...
     def to_json(self) -> dict[str, Any]: ...
 
 
@@ -61,14 +62,14 @@ class AsWritten:
     def policy(self) -> Callable[..., Any]:
         return jax.checkpoint_policies.everything_saveable
 
-    def emitted(self, primal: Primal, device: Device) -> FlatFunction:
+    def emitted(self, primal: Primal, device: Device, joint: Joint | None = None) -> FlatFunction:
         return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
 
     named = emitted
 
-    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
+    def script(self, primal: Primal, device: Device, joint: Joint | None = None) -> tuple[Joint, Script]:
         """The joint program in its own order."""
-        joint = differentiate(primal)
+        joint = joint or differentiate(primal)
         return joint, write_script(joint, in_order(joint))
 
     def to_json(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ class Schedule:
     def policy(self) -> Callable[..., Any]:
         raise _without_policy(self.emit)
 
-    def emitted(self, primal: Primal, device: Device) -> FlatFunction:
+    def emitted(self, primal: Primal, device: Device, joint: Joint | None = None) -> FlatFunction:
         def choose(wrt: Sequence[int]) -> tuple[Joint, Script]:
             unplanned = set(wrt) - set(primal.wrt)
             if unplanned:
@@ -111,7 +112,7 @@ class Schedule:
                     f"{len(unplanned)} arrays of other arguments than the planned ones are differentiated too. Plan"
                     " again with argnums=... naming every argument that you differentiate."
                 )
-            return self.script(primal, device)
+            return self.script(primal, device, joint)
 
         return emit_scheduled(primal, choose)
 
@@ -122,14 +123,17 @@ class Schedule:
         """The program whose gradient is scheduled."""
         return with_epilogues_inside(primal) if self.has_epilogues_inside else primal
 
-    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
+    def script(self, primal: Primal, device: Device, joint: Joint | None = None) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""
+        joint, backend = joint or self._posed(primal, device), device.backend
+        return joint, write_script(joint, self.program, backend.unfenced(joint.eqns), backend.late_writes(joint))
+
+    def _posed(self, primal: Primal, device: Device) -> Joint:
         primal = self.program_of(primal)
         run = rewritten(primal, self.loops, device.backend, self.storages) if self.loops else None
         joint = differentiate(primal, run, outside_loops(primal, device, self.storages))
         joint.require_planned(self.gradient)
-        backend = device.backend
-        return joint, write_script(joint, self.program, backend.unfenced(joint.eqns), backend.late_writes(joint))
+        return joint
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -184,7 +188,7 @@ class Checkpoints:
             raise _without_policy(self.emit)
         return NamePolicy((name for _, _, name in self.labels), put_by_plan=True)
 
-    def emitted(self, primal: Primal, device: Device) -> FlatFunction:
+    def emitted(self, primal: Primal, device: Device, joint: Joint | None = None) -> FlatFunction:
         return (emit_in_one if self.outer else emit_pieces)(primal, self.pieces, self._names)
 
     def named(self, primal: Primal, device: Device) -> FlatFunction:
@@ -192,7 +196,7 @@ class Checkpoints:
             raise _without_policy(self.emit)
         return emit_pieces(primal, self.pieces, self._names)
 
-    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
+    def script(self, primal: Primal, device: Device, joint: Joint | None = None) -> tuple[Joint, Script]:
         raise _without_schedule(self.emit)
 
     @property
@@ -226,14 +230,14 @@ class OwnNames:
     def policy(self) -> Callable[..., Any]:
         return NamePolicy(self.names)
 
-    def emitted(self, primal: Primal, device: Device) -> FlatFunction:
+    def emitted(self, primal: Primal, device: Device, joint: Joint | None = None) -> FlatFunction:
         assert primal.raw is not None  # that is where the names were found
         return emit_repoliced(primal.raw, self.names)
 
     def named(self, primal: Primal, device: Device) -> FlatFunction:
         return primal.as_written
 
-    def script(self, primal: Primal, device: Device) -> tuple[Joint, Script]:
+    def script(self, primal: Primal, device: Device, joint: Joint | None = None) -> tuple[Joint, Script]:
         raise _without_schedule(self.emit)
 
     def to_json(self) -> dict[str, Any]:

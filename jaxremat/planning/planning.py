@@ -317,7 +317,7 @@ class Planning:
         return report.peak_bytes, report
 
     def _compiled_report(self, outcome: Outcome) -> MemoryReport:
-        emitted = outcome.form.emitted(self.primal, self.request.device)
+        emitted = outcome.form.emitted(self.primal, self.request.device, outcome.problem.joint)
         return compile_program(self.primal, emitted, self.request.has_aux, self.request.device).report
 
     @contextlib.contextmanager

@@ -140,7 +140,7 @@ def _undone(plan: Plan, compiled: CompiledGradient, predicted_bytes: int | None)
     form = plan.decision.form
     if not isinstance(form, Schedule):
         return ()
-    joint, script = form.script(plan.problem.primal, plan.decision.device)
+    joint, script = form.script(plan.problem.primal, plan.decision.device, plan.problem.joint)
     found = effects(joint, plan.problem.graph, plan.schedule, script, compiled.hlo_text())
     return undone(found, suspicious=compiled.report.peak_bytes > _SUSPICIOUS * (predicted_bytes or 0))
 
