@@ -33,7 +33,8 @@ SMALLEST_PRICE, LARGEST_PRICE = 1e-20, 1e3  # seconds per byte: below any comput
 _MOST_OPTIONS = 48  # benchmarks/constants.py
 _SINGLE_ITERATION_SURCHARGE = 0.05  # of the first value of what runs once over its last; benchmarks/constants.py
 _LITTLE = 0.01  # less than predicted bytes and seconds are off by; benchmarks/constants.py
-_PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))  # and groups
+_PARTS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (6, 1), (6, 3), (8, 1), (8, 2), (8, 4))
+"""Parts in which an iteration may run again, and groups of them; benchmarks/constants.py."""
 
 
 @dataclasses.dataclass(frozen=True)

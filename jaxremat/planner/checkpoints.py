@@ -29,7 +29,7 @@ from jaxremat.trace.joint import Joint, Primal
 from jaxremat.trace.origins import trace_equations
 
 _PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # benchmarks/constants.py
-_PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])  # of the mean price; dense where values give way
+_PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])  # of the mean; benchmarks/constants.py
 _REFINEMENTS = 5  # halvings of the ratio between two prices: to 2 % where they lie close; benchmarks/constants.py
 _DEAREST = 1e6  # of the mean price: as good as infinite, and no bytes at that price still cost nothing
 _WORTH_A_NAME = 1e-5  # of all bytes: hundreds of such values together are a thousandth

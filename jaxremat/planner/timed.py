@@ -39,11 +39,11 @@ from jaxremat.trace.round_trips import LOSSLESS
 _PEAK_DOUBT = 0.12  # of unrolled programs on an H200: more pays for no compilation; benchmarks/doubt.py
 _SEGMENTS = (1, 16)  # one, and about one per layer of common depths
 _SHAPES = tuple(SearchPoint(0.0, segments) for segments in _SEGMENTS)
-_OTHER_PARTS = (0.5, 2.0)  # half and twice as many barriers
+_OTHER_PARTS = (0.5, 2.0)  # half and twice as many barriers; benchmarks/constants.py
 _HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 takes 15.7 % where 6.1 would do
-_MOST_STEPS = 5  # towards the lowest price at which a shape fits: a bound, three are the rule
-_NEARLY = 1.05  # of a peak: other barriers take 2 to 8 % off those of GPTs, LLaMA and an encoder-decoder
-_MOST_LEAST = 12  # each is emitted and fused
+_MOST_STEPS = 5  # towards the lowest price at which a shape fits: a bound, three are the rule; benchmarks/constants.py
+_NEARLY = 1.05  # of a peak: other barriers take 2 to 8 % off those of GPTs and LLaMA; benchmarks/constants.py
+_MOST_LEAST = 12  # each is emitted and fused; benchmarks/constants.py
 _MOST_MIXTURES = 3  # where blocks begin, and as many inside of one: to a 64th of what two schedules differ in
 
 

@@ -21,7 +21,7 @@ from jaxremat.trace.round_trips import LOSSLESS
 
 _PEAK_DOUBT = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
 _TIME_DOUBT = 1.1  # of replayed times: on a v5e, a scanned GPT with checkpoints over the fastest 1.30, compiled 1.19
-TOLD_APART = 1.01  # where times differ less than the prediction can tell, fewer bytes are better
+TOLD_APART = 1.01  # where times differ less than predictions can tell, fewer bytes are better; benchmarks/constants.py
 
 
 class TimedLoopPlanner:

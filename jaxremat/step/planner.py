@@ -32,12 +32,12 @@ from jaxremat.trace.round_trips import LOSSLESS
 
 _OWN_SEARCH = ("auto", "mincut")
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %; benchmarks/constants.py
-_STRIDE = 4  # of the prices, at first: a whole order of magnitude
+_STRIDE = 4  # of the prices, at first: a whole order of magnitude; benchmarks/constants.py
 _MOST_PREDICTIONS = 6  # as compilations
 _TENTHS = 10  # steps of an aim below which one hill does not go: as coarse as two predictions are told apart
 _DEAR = 0.1  # of the whole cost, added: what is worth a second look; benchmarks/constants.py
 _MOST_NEAR = 3  # each a quarter of the way nearer to what fits; benchmarks/constants.py
-_MOST_SMALL = 6  # predicted where nothing else fits
+_MOST_SMALL = 6  # predicted where nothing else fits; benchmarks/constants.py
 
 Bodies = tuple[tuple[int, int, Outcome], ...]
 Schedules = StepSearch | SolverSearch

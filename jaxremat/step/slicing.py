@@ -30,10 +30,11 @@ Shape = tuple[int, ...]
 Choice = tuple[Chunked, ...]
 
 _PARTS = (4, 16, 64)
-"""Into how many slices a large value, or a batch, is cut at least: each time what is left of it is halved twice."""
+"""Into how many slices a large value, or a batch, is cut at least: each time what is left of it is halved twice;
+benchmarks/constants.py."""
 
 _MOST_SHAPES = 2
-"""Large values that are cut in one choice."""
+"""Large values that are cut in one choice; benchmarks/constants.py."""
 
 
 def sliced(written: StepProgram, chunks: Choice) -> StepProgram:

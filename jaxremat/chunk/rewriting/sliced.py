@@ -33,7 +33,8 @@ KIND = "slices of a large value"
 WHOLE = "slices of a batch"
 
 _ALIKE = 2
-"""What holds at least this part of a large value's entries is cut with it: gates and values are often one product."""
+"""What holds at least this part of a large value's entries is cut with it: gates and values are often one product;
+benchmarks/constants.py."""
 
 
 class SliceFinder:

@@ -25,7 +25,7 @@ from jaxremat.solvers.mincut.cut import CutNetwork
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out
 from jaxremat.solvers.mincut.structure import SEGMENTS, Structure, early_surcharge
 
-_PRICES = np.logspace(-2, 2.5, 10)  # of the mean price of a byte
+_PRICES = np.logspace(-2, 2.5, 10)  # of the mean price of a byte; benchmarks/constants.py
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 3.2: to 2 %; benchmarks/constants.py
 
 

@@ -26,8 +26,8 @@ from jaxremat.solvers.mincut.cut import CutNetwork, cut_at_each
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out, lower_hull, undominated
 from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 
-_SEGMENTS = (1, 2, 4, 8, 16, 32)  # doubled each time
-_PRICES = np.logspace(-2, 2.5, 6)  # of the mean price of a byte: from keeping all but the cheapest to next to none
+_SEGMENTS = (1, 2, 4, 8, 16, 32)  # doubled each time; benchmarks/constants.py
+_PRICES = np.logspace(-2, 2.5, 6)  # of the mean price of a byte; benchmarks/constants.py
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 8: to 3 %; benchmarks/constants.py
 _PATIENCE = 4  # rounds in a row that gain next to nothing end a search; benchmarks/constants.py
 _GAIN = 0.01  # of the smallest peak; benchmarks/constants.py

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 
-SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # about half as many again each time
+SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # about half as many again each time; benchmarks/constants.py
 _CHEAP_FRACTION = 2e-3  # benchmarks/constants.py
 _EARLY_SURCHARGE = 0.2  # benchmarks/surcharge.py; benchmarks/constants.py
 
