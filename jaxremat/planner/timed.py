@@ -44,7 +44,7 @@ _HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 tak
 _MOST_STEPS = 5  # towards the lowest price at which a shape fits: a bound, three are the rule; benchmarks/constants.py
 _NEARLY = 1.05  # of a peak: other barriers take 2 to 8 % off those of GPTs and LLaMA; benchmarks/constants.py
 _MOST_LEAST = 12  # each is emitted and fused; benchmarks/constants.py
-_MOST_MIXTURES = 3  # where blocks begin, and as many inside of one: to a 64th of what two schedules differ in
+_MOST_MIXTURES = 3  # where blocks begin, and as many inside of one: to a 64th; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
