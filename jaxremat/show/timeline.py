@@ -53,7 +53,7 @@ def _panel(report: Report, course: Course, title: str, tallest: float) -> Figure
     marks += _time_axis(x, x(live.forward_seconds))
     marks += _budget(report.numbers.budget_bytes, y)
     marks.append(_peak_dot(course.peak, x, y))
-    marks.append(_spots(course, x, y))
+    marks.append(_spots(course, x))
     return Figure(_WIDTH, _HEIGHT, f"Live bytes through forward and backward, {title}: peak {peak}", tuple(marks))
 
 
@@ -102,7 +102,7 @@ def _peak_dot(peak: Moment, x: Scale, y: Scale) -> Mark:
     return Dot(x((peak.begin_seconds + peak.end_seconds) / 2), y(peak.total_bytes), "text", hollow=True)
 
 
-def _spots(course: Course, x: Scale, y: Scale) -> Mark:
+def _spots(course: Course, x: Scale) -> Mark:
     """One spot per moment, as wide as it is drawn; at rest, the moment of the peak is told."""
     width = (x.last_pixel - x.first_pixel) / COLUMNS
     spots: list[Spot] = []
