@@ -221,11 +221,12 @@ class KernelGraph:
 
     def merge(self, numbered: Sequence[int], size: int, merged: Sequence[Merged]) -> None:
         """Leaves, of the first `size` of some operations, the kernels that were left of equal ones."""
-        before = [self.kernels[index] for index in numbered[:size]]
+        inside = [self.kernels[index].inside for index in numbered[:size]]
         for root, members, reads, padding in merged:
-            before[root].inside = set().union(*[before[member].inside for member in members])
-            before[root].reads = {numbered[read]: share for read, share in reads.items()}
-            before[root].padding = padding
+            kernel = self.kernels[numbered[root]]
+            kernel.inside = set().union(*[inside[member] for member in members])
+            kernel.reads = {numbered[read]: share for read, share in reads.items()}
+            kernel.padding = padding
         left = {each.root for each in merged}
         for k, index in enumerate(numbered[:size]):
             if k not in left:

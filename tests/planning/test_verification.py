@@ -7,6 +7,7 @@ from random_programs import arguments
 
 import jaxremat
 from jaxremat.emit import scheduled
+from jaxremat.planner import decision
 
 LAYERS = 16
 
@@ -85,3 +86,12 @@ def test_a_plan_for_one_target_is_verified_for_another(target):
     plan = jaxremat.plan(mlp, *shapes(), budget=0.6, verify="replay")
     report = jaxremat.verify(plan, target=target)
     assert report.target == target and report.peak_bytes > 0 and report.predicted_bytes > 0
+
+
+def test_what_is_compiled_is_not_differentiated_again(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the program was differentiated when it was searched")
+
+    monkeypatch.setattr(decision, "differentiate", refuse)
+    plan = jaxremat.plan(mlp, *shapes(), budget=0.6, target="cpu")
+    assert plan.decision.emit == "schedule" and plan.compiled.peak_bytes <= plan.budget_bytes
