@@ -187,6 +187,12 @@ class Graph:
         return total
 
     @functools.cached_property
+    def least_bytes(self) -> int:
+        """What no schedule takes less than: the most that a node needs, what it reads and produces included."""
+        read = np.bincount(self.reads[:, 1], self.value_bytes[self.reads[:, 0]], self.num_nodes).astype(np.int64)
+        return self.resident_bytes + int((read + self.node_bytes + self.workspace_bytes).max(initial=0))
+
+    @functools.cached_property
     def value_start(self) -> np.ndarray:
         """[N + 1] the first value of each node: node i produces values value_start[i] .. value_start[i + 1] - 1."""
         return np.searchsorted(self.producer, np.arange(self.num_nodes + 1))

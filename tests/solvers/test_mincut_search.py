@@ -215,3 +215,12 @@ def test_graphs_without_marks_are_cut_at_their_peak():
     graph = dataclasses.replace(marked, backward=np.zeros(80, bool))
     half = replay(graph, np.arange(80)).peak_bytes // 2
     assert solve(graph, half, "mincut").cost <= 1.02 * solve(marked, half, "mincut").cost
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_no_schedule_keeps_to_is_not_searched_for(seed):
+    graph = random_joint_graph(np.random.default_rng(seed))
+    search = Search(graph)
+    assert graph.least_bytes <= search.smallest.peak_bytes
+    assert search.fit(graph.least_bytes - 1) is search.smallest
+    assert "_peaks" not in vars(search)

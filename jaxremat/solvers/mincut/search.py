@@ -98,6 +98,8 @@ class Search:
         """The cheapest candidate whose replayed peak is within the budget, or the one with the smallest peak."""
         if self.plain.peak_bytes <= budget_bytes:
             return self.plain
+        if budget_bytes < self.graph.least_bytes:
+            return self.smallest
         best = self.boundary.fit(budget_bytes)
         if best is None or best.cost > (1 + _LITTLE) * self.plain.cost:
             self._peaks.add(self.boundary.made)
