@@ -12,6 +12,7 @@ import numpy as np
 from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
+from jaxremat.base.remembering import while_alive
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.flops import (
     body_seconds,
@@ -124,7 +125,7 @@ class Shares:
     summed: np.ndarray
 
 
-@functools.lru_cache(maxsize=8)
+@while_alive
 def shares(joint: Joint) -> Shares:
     """What one device holds and runs: everything, where nothing is sharded over a mesh."""
     numbers = [len(eqn.outvars) for eqn in joint.eqns]

@@ -11,7 +11,6 @@ relative of Griewank's treeverse, Optimization Methods and Software 1992, and of
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base.remembering import while_alive
 from jaxremat.loops.body import Body, Loop
 from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.emit import Emitter
@@ -205,7 +205,7 @@ def _uniform(hull: IterationHull, choice: _Choice, length: int, inner: tuple[Loo
     return LoopOption(held, transient + choice.option.transient_bytes, seconds, decision)
 
 
-@functools.lru_cache(maxsize=64)  # few bodies, and prices one after another
+@while_alive
 def _choices(hull: IterationHull, length: int) -> list[_Choice]:
     """Plain and nested ways to treat `length` iterations, on their lower hull, from the most bytes to the fewest."""
     found = []
