@@ -22,10 +22,8 @@ from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, Primal
-from jaxremat.trace.primitives import ALIASING, CUTTING, ELEMENTWISE
+from jaxremat.trace.primitives import CUTTING, ELEMENTWISE
 from jaxremat.trace.round_trips import HOST, LOSSLESS, ON_HOST_OUTSIDE, RoundTrip, is_worth_a_transfer
-
-_PASSING = ALIASING | {"transpose", "convert_element_type"}  # between a product and the gradient that it is
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,15 +116,6 @@ class Hosting:
     def is_contraction(self) -> np.ndarray:
         """[N]"""
         return np.asarray([is_contraction(eqn) for eqn in self.problem.joint.eqns], bool)
-
-    @functools.cached_property
-    def is_of_product(self) -> np.ndarray:
-        """[N] whether what a node makes is a contraction's result, perhaps in another shape, order of axes or dtype."""
-        joint, is_product = self.problem.joint, self.is_contraction.copy()
-        for node, eqn in enumerate(joint.eqns):
-            if eqn.primitive.name in _PASSING and (read := joint.values_read[node]):
-                is_product[node] = is_product[joint.producer[read[0]]]
-        return is_product
 
     @functools.cached_property
     def _trip_of(self) -> dict[Any, Any]:
@@ -229,8 +218,8 @@ class _Rewriting:
         product that is a gradient, or it would wait, and what it reads with it."""
         yield from (steps[-1] + 1 for steps in self._readers(self.late).values())
         gradients = set(jaxprs.vars_of(self.joint.gradients))
-        made = [step for step in self.late if not gradients.isdisjoint(self._eqn(step).outvars)]
-        yield from (step + 1 for step in made if self.hosting.is_of_product[self.nodes[step]])
+        products = [step for step in self.late if self.hosting.is_contraction[self.nodes[step]]]
+        yield from (step + 1 for step in products if not gradients.isdisjoint(self._eqn(step).outvars))
 
     def _cuts(self) -> list[int]:
         """The steps of the backward that give parts, large ones, of what they read."""

@@ -22,7 +22,6 @@ from jaxremat.trace.joint import Primal
 
 _MOST_TRIED = 4  # outcomes that keep too much: each takes a few predictions, of a second in a program of 1000 equations
 _MOST_ROUNDS = 6  # peaks at which more is moved: a bound, two or three are the rule
-_ROOM = 1 / 1.05  # of a peak: XLA orders kernels around copies by itself, and takes up to 5 % more; aot/test_offload
 
 
 class TimedTransferPlanner:
@@ -100,11 +99,10 @@ class TimedTransferPlanner:
     def _moved(self, outcome: TimedOutcome, peak_bytes: int) -> TimedOutcome:
         """An outcome with values on the host until its peak fits, or nothing more at its peak can go there; copies hide
         behind computation where there is room for what they copy."""
-        aim = int(_ROOM * peak_bytes)
-        hiding = self._moved_at(outcome, aim, self._pace(outcome))
+        hiding = self._moved_at(outcome, peak_bytes, self._pace(outcome))
         if hiding.peak_bytes <= peak_bytes:
             return hiding
-        return min(hiding, self._moved_at(outcome, aim, None), key=by_peak)
+        return min(hiding, self._moved_at(outcome, peak_bytes, None), key=by_peak)
 
     def _pace(self, outcome: TimedOutcome) -> Pace:
         rate = self.device.sustained_host_bytes_per_second

@@ -218,7 +218,7 @@ UNDONE = tuple(name for name in STORAGES if name != BITS.form)
 the way back, or keeps the source and goes there late."""
 TIED = (HOST.form, ON_HOST_OUTSIDE, BFLOAT16.form)
 """Those of them that ties hold. A form with scales is made by kernels of its own, and XLA:GPU joins all of them at the
-end of the forward, whatever is tied."""
+end of the forward, unless a barrier behind each layer does (`tests/aot/test_offload.py`), which schedules have not."""
 LOSSLESS = (BITS.form,)
 """Forms that need no permission."""
 
