@@ -43,7 +43,7 @@ class Traits:
 
     Attributes:
       predicts_time: whether `cost` is the time of the program as compiled: the fastest is wanted, not what just fits.
-      peak_doubt: by how much predicted peaks may be too high, as a part of them: so much more is tried.
+      peak_doubt: as far as predicted peaks are off, as a part of them: so much more may be tried.
       may_leave_alone: whether a program that fits as it is stays as it is.
     """
 

@@ -15,11 +15,11 @@ from jaxremat.backends.devices import Device
 from jaxremat.planner.contract import Outcome, Traits
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
-from jaxremat.planner.timed import TimedOutcome, by_peak, fastest
+from jaxremat.planner.timed import PEAK_DOUBT, TimedOutcome, by_peak, fastest
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
-_PEAK_DOUBT = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
+_BODY_DOUBT = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
 _TIME_DOUBT = 1.1  # of replayed times: on a v5e, a scanned GPT with checkpoints over the fastest 1.30, compiled 1.19
 TOLD_APART = 1.01  # where times differ less than predictions can tell, fewer bytes are better; benchmarks/constants.py
 
@@ -39,7 +39,7 @@ class TimedLoopPlanner:
 
     @property
     def traits(self) -> Traits:
-        return Traits(predicts_time=True, peak_doubt=_PEAK_DOUBT)
+        return Traits(predicts_time=True, peak_doubt=PEAK_DOUBT)
 
     @functools.cached_property
     def plain(self) -> TimedOutcome:
@@ -78,7 +78,7 @@ class TimedLoopPlanner:
         by_hand = self._at_its_time(self._schedules.checkpointed)
         doubt = 1.0 if self._schedules.device.backend.barrier_parts else _TIME_DOUBT
         may_be_faster = by_hand.cost < doubt * best.cost
-        may_fit = by_hand.peak_bytes <= (1 + _PEAK_DOUBT) * peak_bytes
+        may_fit = by_hand.peak_bytes <= (1 + _BODY_DOUBT) * peak_bytes
         return [by_hand] if may_be_faster and may_fit else []
 
     @functools.cached_property

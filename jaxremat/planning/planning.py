@@ -34,7 +34,6 @@ logger = logging.getLogger("jaxremat")
 
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
-_SHARE_OF_DOUBT = 0.3  # of the 12 % of unrolled programs, the 4 % by which most predictions are off: prediction.md
 _UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 
@@ -216,12 +215,12 @@ class Planning:
         return (1 - unused) * limit <= self._measure(outcome)[0] <= limit
 
     def _likelier(self, tried: Sequence[Outcome], limit: int) -> Outcome:
-        """What should just fit, were predictions as far off as the one that came nearest to the limit; where that was
-        tried, what is predicted to take a little too much: predictions of single programs are off."""
+        """What should just fit, were predictions as far off as that of the one which came nearest to the limit; where
+        it was tried, what should take a little too much: single predictions are off."""
         nearest = min(tried, key=lambda outcome: abs(self._measure(outcome)[0] - limit))
-        learnt = self._fit(int(nearest.peak_bytes * limit / self._measure(nearest)[0]))
-        a_little = _SHARE_OF_DOUBT * self.planner.traits.peak_doubt
-        return learnt if learnt not in tried else self._fit(int((1 + a_little) * limit))
+        learnt_bytes = nearest.peak_bytes * limit / self._measure(nearest)[0]
+        found = self._fit(int(learnt_bytes))
+        return found if found not in tried else self._fit(int((1 + self.planner.traits.peak_doubt) * learnt_bytes))
 
     def _fit(self, aim: int) -> Outcome:
         with self._solving():
