@@ -181,7 +181,7 @@ class Planning:
             self._measure,
             limit,
             most_trials=_MOST_COMPILATIONS,
-            first_aim=limit,
+            first_aim=self._learnt_at_worst(limit) if self.planner.traits.predicts_time else limit,
             expected=lambda outcome: outcome.peak_bytes,
         )
         if correction.best is None:
@@ -215,12 +215,24 @@ class Planning:
         return (1 - unused) * limit <= self._measure(outcome)[0] <= limit
 
     def _likelier(self, tried: Sequence[Outcome], limit: int) -> Outcome:
-        """What should just fit, were predictions as far off as that of the one which came nearest to the limit; where
-        it was tried, what should take a little too much: single predictions are off."""
+        """What should just fit, were predictions as far off as that of the one which came nearest to the limit, and a
+        little less where none fits; where it was tried, what should take a little too much: single predictions are off.
+        """
         nearest = min(tried, key=lambda outcome: abs(self._measure(outcome)[0] - limit))
-        learnt_bytes = nearest.peak_bytes * limit / self._measure(nearest)[0]
+        learnt_bytes = self._learnt(nearest, limit)
+        if not self._fastest_within(tried, limit):
+            return self._fit(int((1 - CLOSE_ENOUGH) * learnt_bytes))
         found = self._fit(int(learnt_bytes))
         return found if found not in tried else self._fit(int((1 + self.planner.traits.peak_doubt) * learnt_bytes))
+
+    def _learnt_at_worst(self, limit: int) -> int:
+        """The same by the prediction that was the furthest too low, the limit at most."""
+        outcomes = (outcome for outcome, _ in self._reports.values() if outcome is not self.plain)
+        return min([limit, *(int(self._learnt(outcome, limit)) for outcome in outcomes)])
+
+    def _learnt(self, outcome: Outcome, limit: int) -> float:
+        """What is predicted of a program that takes the limit, were its prediction as far off as an outcome's."""
+        return outcome.peak_bytes * limit / self._measure(outcome)[0]
 
     def _fit(self, aim: int) -> Outcome:
         with self._solving():

@@ -73,6 +73,12 @@ def test_where_the_next_one_is_too_large_it_says_where_to_look_between():
     assert fastest([fits, little, much]) == (little, 3)
 
 
+def test_where_nothing_fits_a_little_less_than_what_was_learnt_is_tried():
+    """What should just fit, by a prediction of another program, often takes a hair too much."""
+    large, exact, less = Told(1000, 1.1, 1100, 1.1), Told(905, 1.2, 1001, 1.2), Told(885, 1.21, 985, 1.21)
+    assert fastest([large, exact, less]) == (less, 2)
+
+
 def test_what_is_far_too_large_says_where_to_look():
     small, large, larger = Told(600, 1.3, 900, 1.3), Told(990, 1.1, 1500, 1.1), Told(1040, 1.0, 1600, 1.0)
     assert fastest([small, large, larger]) == (small, 2)
