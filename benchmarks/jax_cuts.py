@@ -1,6 +1,6 @@
 """Minimum cuts in JAX beside scipy's maximum flow: quality and seconds on joint graphs, for many prices at once.
 
-    python benchmarks/jax_cuts.py [--iterations 2000] [--out benchmarks/results/jax_cuts]
+    python benchmarks/jax_cuts.py [--iterations 300] [--out benchmarks/results/jax_cuts]
 
 The cut is the linear program min sum_v keep_v max(a_v - r_producer(v), 0) + sum_i run_i r_i with a_v = 1 where the
 backward reads v, and r_i <= a_u where node i reads u. Its dual has one multiplier per arc; the primal-dual hybrid
@@ -104,12 +104,12 @@ def measure(name: str, graph: jaxremat.Graph, iterations: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "jax_cuts")
     options = parser.parse_args()
     head = "graph | nodes | scipy, 10 prices, s | JAX, compilation, s | JAX, 10 prices, s | median gap % | worst gap %"
     lines = [f"| {head} |", "|" + "---|" * 7]
-    for depth in (2, 6, 12):
+    for depth in (2, 6, 12, 48):
         lines.append(measure(f"MLP of {depth} blocks", mlp(depth), options.iterations))
         print(lines[-1], flush=True)
     command = f"python benchmarks/jax_cuts.py --iterations {options.iterations}"

@@ -13,7 +13,8 @@ Cut arcs a(v) -> r(i) are kept values, cut arcs r(i) -> sink are nodes that run 
 is a point on the lower convex hull of (bytes kept, time added); sweeping the price walks the whole hull.
 
 The cuts are found by scipy's maximum flow: a first-order method in JAX, mapped over prices, finds cuts of the same
-price and takes several times as long (`benchmarks/jax_cuts.py`, with its table in `benchmarks/results`).
+price in about as long, but compiles for longer than most searches take (`benchmarks/jax_cuts.py`, with its table in
+`benchmarks/results`).
 
 The closure construction is Picard's (1976); PyTorch's min-cut partitioner (functorch) cuts the same kind of graph
 with heuristic capacities and without a time axis.
