@@ -253,7 +253,7 @@ SWEEPS: dict[str, Sweep] = {
     "loops.decide._DEEPEST": (gradients, (1, 2, 4, 6)),
     "solvers.mincut.structure._EARLY_SURCHARGE": (gradients, (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)),
     "solvers.mincut.structure._CHEAP_FRACTION": (gradients, (0.0, 5e-4, 2e-3, 1e-2)),
-    "solvers.mincut.search._LITTLE": (gradients, (0.0, 0.03, 0.1, 1.0)),
+    "solvers.mincut.search._LITTLE": (gradients, (0.0, 0.01, 0.03, 0.1, 1.0)),
     "solvers.mincut.structure.SEGMENTS": (
         gradients,
         ((1, 4, 16), (1, 2, 4, 8, 16, 32), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48), tuple(range(1, 49))),

@@ -5,10 +5,12 @@ prints why. What `benchmarks/constants.py` is named for, it must sweep.
 """
 
 import ast
+import importlib
 import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,9 +57,21 @@ def test_a_constant_says_where_it_comes_from(name):
     assert CONSTANTS[name], f"{name} is a bare number: derive it, cite its source, or sweep it in benchmarks/"
 
 
-def test_what_is_said_to_be_swept_is_swept_and_what_is_swept_is_there():
+@pytest.fixture(scope="module")
+def sweeps():
     spec = importlib.util.spec_from_file_location("constants", ROOT / "benchmarks" / "constants.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
+    return benchmark.SWEEPS
+
+
+def test_what_is_said_to_be_swept_is_swept_and_what_is_swept_is_there(sweeps):
     claimed = {name for name, said in CONSTANTS.items() if "benchmarks/constants.py" in said}
-    assert claimed <= set(benchmark.SWEEPS) <= set(CONSTANTS)
+    assert claimed <= set(sweeps) <= set(CONSTANTS)
+
+
+def test_the_value_in_use_is_among_those_that_are_swept(sweeps):
+    for name, (_, values) in sweeps.items():
+        module, constant = name.rsplit(".", 1)
+        used = getattr(importlib.import_module(f"jaxremat.{module}"), constant)
+        assert any(np.array_equal(used, value) for value in values), name
