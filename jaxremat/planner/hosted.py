@@ -79,7 +79,8 @@ class Hosting:
 
     @staticmethod
     def of(primal: Primal, device: Device) -> Hosting:
-        problem = pose(primal, device, storages=(*LOSSLESS, ON_HOST_OUTSIDE))
+        over_mesh = any(sharding is not None for sharding in primal.shardings)  # of which rows would join axes
+        problem = pose(primal, device, storages=(*LOSSLESS, HOST.form if over_mesh else ON_HOST_OUTSIDE))
         joint = problem.joint
         over_link = {id(eqn) for trip in _trips(joint) for eqn in (trip.way_there, trip.way_back)}
         node = np.asarray([index for index, eqn in enumerate(joint.eqns) if id(eqn) not in over_link], np.int32)

@@ -11,7 +11,7 @@ import jaxremat
 from jaxremat.backends.devices import resolve_target
 from jaxremat.emit.script import write_script
 from jaxremat.planner.choose import planner_for
-from jaxremat.planner.hosted import Pace
+from jaxremat.planner.hosted import Hosting, Pace
 from jaxremat.planner.transfers import bytes_on_host, transfers_of
 from jaxremat.planning.recompute_check import copies_undone
 from jaxremat.solvers.auto import Auto
@@ -135,6 +135,16 @@ def test_what_layers_begin_again_with_waits_on_the_host():
     read_late = {v for eqn, late in zip(joint.eqns, joint.backward) if late for v in jaxprs.vars_of(eqn.invars)}
     assert may_move - read_late
     assert outcome.peak_bytes <= alone.peak_bytes - VALUE_BYTES
+
+
+def test_over_a_mesh_values_wait_on_the_host_with_their_own_axes():
+    mesh = jax.sharding.AbstractMesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("rows"))
+    ws, x = shapes(rows=2048)
+    both = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype, sharding=each) for each in (None, sharding)]
+    whole, parted = (Hosting.of(read_primal(layered, (ws, each), 0, False), H200) for each in both)
+    stored = lambda hosting: {trip.stored.aval.ndim for trip in hosting.problem.joint.round_trips}
+    assert (stored(whole), stored(parted)) == ({2}, {3})
 
 
 def test_the_fastest_with_and_without_the_host_are_both_compiled(moved, monkeypatch):
