@@ -33,6 +33,7 @@ _COLLECTIVES = frozenset(
     )
 )
 _SPREADING = frozenset({"broadcast_in_dim", "iota"})
+_RESIZING = frozenset({"concatenate", "pad", "slice", "split"})
 _UPDATING = frozenset({"scatter-add", "scatter", "dynamic_update_slice", "convert_element_type"})
 
 
@@ -266,13 +267,15 @@ def _squeeze(eqn: Eqn, inputs: list[Layout]) -> Layout:
 
 
 def _kept(eqn: Eqn, var: Var, inputs: list[Layout]) -> Layout:
-    """Each dimension keeps the axes of an operand of the same rank that has the same size there."""
-    shape = _shape(var)
+    """Each dimension keeps the axes of an operand of the same rank that has the same size there, or another one where
+    that is what the equation is for."""
+    shape, resizes = _shape(var), eqn.primitive.name in _RESIZING
     peers = [(_shape(v), layout) for v, layout in zip(eqn.invars, inputs) if len(_shape(v)) == len(shape)]
     if not peers and shape:  # a gather, say: the batch stays where it was
         peers = [(_shape(v), layout) for v, layout in zip(eqn.invars, inputs) if _shape(v)]
+    fits = lambda old, new, axes: old == new or (resizes and new % _parts((axes,)) == 0)
     return tuple(
-        next((kept[i] for there, kept in peers if i < len(there) and there[i] == size and kept[i]), ())
+        next((kept[i] for there, kept in peers if i < len(there) and kept[i] and fits(there[i], size, kept[i])), ())
         for i, size in enumerate(shape)
     )
 

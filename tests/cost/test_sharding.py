@@ -60,6 +60,21 @@ def test_a_reshape_that_merges_keeps_the_leading_axis():
     assert found["reshape", (64, 12)] == 1 / 4
 
 
+def test_parts_of_a_divided_axis_are_divided():
+    """As queries, keys and values that one product makes, and the gradient that puts them together again."""
+
+    def mixed(w, x):
+        q, k, v = jnp.split(x @ w, 3, -1)
+        heads = lambda a: a.reshape(16, 8, 2, 4)
+        return jnp.sum(
+            jnp.sin(heads(q)) * jnp.cos(heads(k)) * jnp.pad(v, ((0, 0), (0, 0), (0, 8))).reshape(16, 8, 4, 4)[:, :, :2]
+        )
+
+    found = fractions(mixed, [(8, 24), (16, 8, 8)], [P(None, "model"), P("data")])
+    assert found["split", (16, 8, 8)] == found["sin", (16, 8, 2, 4)] == found["pad", (16, 8, 16)] == 1 / 8
+    assert found["dot_general", (24, 8)] == 1 / 2
+
+
 def test_loops_carry_layouts_through():
     def fun(w, x):
         return jnp.sum(lax.scan(lambda c, w: (jnp.tanh(c @ w), c), x, w)[0])
