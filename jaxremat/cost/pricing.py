@@ -25,7 +25,7 @@ from jaxremat.cost.flops import (
 from jaxremat.cost.fusion import materialised
 from jaxremat.cost.hlo_ops import Body, alone, bodies_of
 from jaxremat.cost.memory import estimate_body
-from jaxremat.cost.sharding import device_fraction, device_share, summed_over_devices
+from jaxremat.cost.sharding import device_fraction, device_share, fraction_inside, summed_over_devices
 from jaxremat.graph.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
@@ -66,8 +66,8 @@ def price(joint: Joint, device: Device | None = None, known: KnownBodies | None 
     own_bytes[_renamed_gradients(joint, value_of)] = 0
     own_bytes[[value_of[v] for eqn in joint.constants for v in eqn.outvars]] = 0
     return Graph(
-        costs=_direct_seconds(joint, device, known) * share.run,
-        workspace_bytes=np.ceil(_workspace_bytes(eqns, device, known) * share.run).astype(np.int64),
+        costs=_direct_seconds(joint, device, known) * share.inside,
+        workspace_bytes=np.ceil(_workspace_bytes(eqns, device, known) * share.inside).astype(np.int64),
         value_bytes=own_bytes,
         producer=np.asarray(producer, np.int32),
         reads=np.asarray(sorted(reads, key=lambda read: (read[1], read[0])), np.int32).reshape(-1, 2),
@@ -115,12 +115,14 @@ class Shares:
     Attributes:
       held: [V] of each value.
       run: [N] of each equation, by the bytes that it makes; the body of a shard_map is one device's part already.
+      inside: [N] the same, of loops and conditionals by the bytes that their bodies make.
       read: [N] the smallest part among the values that each equation reads: of copies that it makes of them.
       summed: [N] bool, whether what each equation makes is summed over devices.
     """
 
     held: np.ndarray
     run: np.ndarray
+    inside: np.ndarray
     read: np.ndarray
     summed: np.ndarray
 
@@ -132,7 +134,7 @@ def shares(joint: Joint) -> Shares:
     local = np.asarray([eqn.primitive.name == "shard_map" for eqn in joint.eqns], bool)
     if not any(joint.primal.shardings) and not local.any():
         whole = np.ones(len(numbers))
-        return Shares(np.ones(sum(numbers)), whole, whole, np.zeros(len(numbers), bool))
+        return Shares(np.ones(sum(numbers)), whole, whole, whole, np.zeros(len(numbers), bool))
     shardings = joint.primal.shardings or (None,) * len(joint.inputs)
     held = device_fraction(joint, shardings)
     made = [v for eqn in joint.eqns for v in eqn.outvars]
@@ -143,7 +145,10 @@ def shares(joint: Joint) -> Shares:
     here = np.bincount(equation, whole * held, len(numbers))
     run = np.divide(here, total, out=np.ones(len(numbers)), where=total > 0)
     read = [min((part.get(v, 1.0) for v in jaxprs.vars_of(eqn.invars)), default=1.0) for eqn in joint.eqns]
-    return Shares(held, np.where(local, 1.0, run), np.asarray(read), summed_over_devices(joint, shardings))
+    run = np.where(local, 1.0, run)
+    inside = fraction_inside(joint, shardings)
+    inside = np.where(np.isnan(inside), run, inside)
+    return Shares(held, run, inside, np.asarray(read), summed_over_devices(joint, shardings))
 
 
 def resident_bytes(joint: Joint) -> int:

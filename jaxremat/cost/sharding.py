@@ -73,6 +73,39 @@ def summed_over_devices(joint: Joint, shardings: Sequence[jax.sharding.Sharding 
     return np.asarray([bool(_axes(eqn.invars, layouts) - _axes(eqn.outvars, layouts)) for eqn in joint.eqns], bool)
 
 
+def fraction_inside(joint: Joint, shardings: Sequence[jax.sharding.Sharding | None]) -> np.ndarray:
+    """[N] the part that one device holds of what the bodies of each equation make, by bytes; nan without bodies.
+    Arguments as of `device_fraction`."""
+    layouts = _layouts(joint, shardings)
+    given = (
+        [layouts.get(v, _replicated(v)) if isinstance(v, Var) else _replicated(v) for v in e.invars] for e in joint.eqns
+    )
+    return np.asarray([_inside(eqn, inputs) for eqn, inputs in zip(joint.eqns, given)], np.float64)
+
+
+def _inside(eqn: Eqn, inputs: list[Layout]) -> float:
+    within: dict[Var, Layout] = {}
+    for body, given in _bodies(eqn, inputs):
+        within.update(zip(body.invars, given))
+        _propagate(body, within, {})
+        for var in body.invars:
+            del within[var]
+    whole = np.asarray([jaxprs.size_bytes(v) for v in within], np.float64)
+    part = np.asarray([1.0 / _parts(layout) for layout in within.values()], np.float64)
+    return float(whole @ part / whole.sum()) if whole.any() else float("nan")
+
+
+def _bodies(eqn: Eqn, inputs: list[Layout]) -> list[tuple[Jaxpr, list[Layout]]]:
+    """The bodies of a loop or conditional, with the layouts of their inputs."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        first = sum(compat.scan_arity(eqn))
+        return [(params["jaxpr"], [*inputs[:first], *(layout[1:] for layout in inputs[first:])])]
+    if name == "while":
+        return [(params["body_jaxpr"], inputs[params["cond_nconsts"] :])]
+    return [(branch, inputs[1:]) for branch in params["branches"]] if name == "cond" else []
+
+
 def _axes(atoms: Sequence[Any], layouts: dict[Var, Layout]) -> set[str]:
     """The axes of the mesh along which any of some values is divided."""
     return {name for v in jaxprs.vars_of(atoms) for axes in layouts.get(v, ()) for name, _ in axes}
@@ -167,7 +200,7 @@ def _outputs(eqn: Eqn, inputs: list[Layout]) -> list[Layout]:
     if name == "while":
         return inputs[params["cond_nconsts"] + params["body_nconsts"] :]
     if name == "cond":
-        return _through(params["branches"][-1], inputs[1:])
+        return _through(*_bodies(eqn, inputs)[-1])
     if name == "shard_map":
         return [_of_spec(params["mesh"], spec, len(_shape(v))) for v, spec in zip(eqn.outvars, params["out_specs"])]
     inner = [sub for sub in jaxprs.subjaxprs(eqn) if _is_called(sub, eqn)]
@@ -190,10 +223,8 @@ def _through(jaxpr: Jaxpr, inputs: list[Layout]) -> list[Layout]:
 
 
 def _through_scan(eqn: Eqn, inputs: list[Layout]) -> list[Layout]:
-    num_consts, num_carry = compat.scan_arity(eqn)
-    first = num_consts + num_carry
-    slices = [layout[1:] for layout in inputs[first:]]
-    outputs = _through(eqn.params["jaxpr"], [*inputs[:first], *slices])
+    _, num_carry = compat.scan_arity(eqn)
+    outputs = _through(*_bodies(eqn, inputs)[0])
     return [*outputs[:num_carry], *(((), *layout) for layout in outputs[num_carry:])]
 
 

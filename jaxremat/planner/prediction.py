@@ -132,7 +132,7 @@ class Timelines:
         share = np.where(copied, part.read[node], part.run[node])
         typical = np.average(share[known], weights=whole[known]) if whole[known].sum() else 1.0
         span_bytes = np.ceil(whole * np.where(known, share, typical)).astype(np.int64)
-        workspace_bytes = np.ceil(estimate.workspace_bytes * part.run[node_of[estimate.steps]]).astype(np.int64)
+        workspace_bytes = np.ceil(estimate.workspace_bytes * part.inside[node_of[estimate.steps]]).astype(np.int64)
         return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
 
 

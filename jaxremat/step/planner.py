@@ -258,7 +258,7 @@ class ProgramPlanner:
         """An outcome for each body that is too large beside what is live around it; the largest share it may take."""
         graph = self.plain.posed.graph
         live = replay(graph, self.plain.schedule.steps).live_bytes
-        run = shares(self.plain.posed.joint).run
+        inside = shares(self.plain.posed.joint).inside
         paired = {position for pair in self._pairs.found for position in (pair.first, pair.second)}
         chosen = []
         for position in np.flatnonzero(live > replayed_bytes).tolist():
@@ -267,7 +267,7 @@ class ProgramPlanner:
             for k in () if position in paired else _plannable(eqn):
                 planner = self._body(position, k)
                 with compat.in_body_of(eqn):
-                    found = planner.within(int(max(room, 0) / run[position]))
+                    found = planner.within(int(max(room, 0) / inside[position]))
                 if found is not planner.plain:
                     chosen.append((position, k, found))
         return tuple(chosen)

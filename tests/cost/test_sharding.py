@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mesh_process import result_on_devices
 
-from jaxremat.cost.sharding import device_fraction, is_collective, summed_over_devices
+from jaxremat.cost.sharding import device_fraction, fraction_inside, is_collective, summed_over_devices
 from jaxremat.trace.joint import trace_joint
 
 MESH = AbstractMesh((4, 2), ("data", "model"))
@@ -82,6 +82,20 @@ def test_loops_carry_layouts_through():
     found = fractions(fun, [(5, 8, 8), (16, 8)], [P(None, None, "model"), P("data")])
     stacks = [part for (name, shape), part in found.items() if name == "scan" and shape == (5, 16, 8)]
     assert stacks and max(stacks) <= 1 / 4
+
+
+def test_what_a_body_makes_may_be_divided_where_its_results_are_not():
+    def loss(w, v, x):
+        return jnp.sum(lax.scan(lambda x, _: (x + jnp.tanh(x @ w) @ v, None), x, None, length=3)[0])
+
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(8, 32), (32, 8), (16, 8)]]
+    joint = trace_joint(loss, *args)
+    specs = [P(None, "model"), P("model"), P("data")]
+    inside = fraction_inside(joint, [NamedSharding(MESH, spec) for spec in specs])
+    scans = [eqn.primitive.name == "scan" for eqn in joint.eqns]
+    first = inside[scans][0]
+    assert 1 / 8 < first < 1 / 5  # rows of 32 by both axes, rows of 8 by one
+    assert np.isnan(inside[~np.asarray(scans)]).all()
 
 
 def test_arguments_without_shardings_are_whole():
