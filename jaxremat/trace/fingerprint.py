@@ -9,6 +9,8 @@ from typing import Any
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 
+_PLACEMENT = re.compile(r"\b(out_)?sharding=(None|NamedSharding\(.*?spec=P\(.*?\)(, \w+=\w+)*\))|@(\([^)]*\)|\w+)")
+
 
 def fingerprint(jaxpr: Jaxpr, seed: str = "") -> str:
     """A digest of what a jaxpr computes: primitives, parameters, shapes and wiring, not the values of constants."""
@@ -16,6 +18,12 @@ def fingerprint(jaxpr: Jaxpr, seed: str = "") -> str:
     for line in describe(jaxpr):
         digest.update(line.encode())
     return digest.hexdigest()
+
+
+def fingerprint_anywhere(jaxpr: Jaxpr) -> str:
+    """The same without where values lie on a mesh: a program is traced with that, or without."""
+    lines = (_PLACEMENT.sub("", line) for line in describe(jaxpr))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def describe(jaxpr: Jaxpr) -> list[str]:

@@ -23,7 +23,7 @@ from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.base.errors import ArgumentError, PlanMismatchError, UnplannableError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.arguments import checked_argnums
-from jaxremat.trace.fingerprint import fingerprint
+from jaxremat.trace.fingerprint import fingerprint, fingerprint_anywhere
 from jaxremat.trace.late_writes import late_writes
 from jaxremat.trace.nnx_state import naming_what_is_closed_over
 from jaxremat.trace.primitives import REDUCTIONS_OVER_AXES
@@ -130,7 +130,7 @@ class Joint:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of forward and backward, and so of the derivative rules that the program brings along."""
-        return fingerprint(self.jaxpr)
+        return fingerprint_anywhere(self.jaxpr)
 
     def require_planned(self, planned: str) -> None:
         """Raises PlanMismatchError where this is not the program of a fingerprint; an empty one asks for nothing."""
