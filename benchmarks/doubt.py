@@ -20,6 +20,7 @@ from constants import GATED, KERNELS, attended, gated, shape, with_skips
 
 import jaxremat
 from jaxremat.planner import timed
+from jaxremat.planning.memory import PLANS
 
 DOUBTS = (0.0, 0.04, 0.12)
 BUDGETS = (0.7, 0.55, 0.4)
@@ -38,6 +39,7 @@ PROGRAMS = {"gated": (gated, GATED), "attended": (unrolled, ([LAYER] * 4, shape(
 
 def row(fun: Callable, args: tuple, budget: float) -> str:
     """The cells of one plan; one that does not fit is told with the least that was reached."""
+    PLANS.clear()
     start = time.process_time()
     try:
         plan = jaxremat.plan(fun, *args, budget=budget, target="h200")
