@@ -225,14 +225,14 @@ class Planning:
         found = self._fit(int(learnt_bytes))
         return found if found not in tried else self._fit(int((1 + self.planner.traits.peak_doubt) * learnt_bytes))
 
+    def _learnt(self, outcome: Outcome, limit: int) -> float:
+        """What is predicted of a program that takes the limit, were its prediction as far off as an outcome's."""
+        return outcome.peak_bytes * limit / self._measure(outcome)[0]
+
     def _learnt_at_worst(self, limit: int) -> int:
         """The same by the prediction that was the furthest too low, the limit at most."""
         outcomes = (outcome for outcome, _ in self._reports.values() if outcome is not self.plain)
         return min([limit, *(int(self._learnt(outcome, limit)) for outcome in outcomes)])
-
-    def _learnt(self, outcome: Outcome, limit: int) -> float:
-        """What is predicted of a program that takes the limit, were its prediction as far off as an outcome's."""
-        return outcome.peak_bytes * limit / self._measure(outcome)[0]
 
     def _fit(self, aim: int) -> Outcome:
         with self._solving():
