@@ -172,9 +172,9 @@ class PlanOnce:
         """What to do for a primal program, whose `wrt` says what is differentiated."""
         program = fingerprint(differentiate(primal).jaxpr, f"{primal.wrt} {primal.cotangents_of} {primal.shardings}")
         target = resolve_target(self.options["target"]).name
-        return PLANS.get(
-            (program, target, self.least, *self.bounds.items(), *self.options.items()), lambda: self._decide(primal)
-        )
+        mesh = jax.sharding.get_abstract_mesh()  # it is written into the bodies of loops
+        key = program, mesh, target, self.least, *self.bounds.items(), *self.options.items()
+        return PLANS.get(key, lambda: self._decide(primal))
 
     def _decide(self, primal: Primal) -> Decision:
         last = max(primal.cotangents_of) + 1

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
+
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import DEVICE, Budget
 from jaxremat.base.errors import JaxrematError
@@ -70,6 +72,7 @@ def _key(request: Request, bound: tuple[Budget | None, Budget | None]) -> str:
     ]
     parts = (
         primal.fingerprint, list(own_rules(primal.jaxpr.eqns)), primal.shardings, signature_of(request.args),
+        jax.sharding.get_abstract_mesh(),
         request.argnums, request.has_aux, bound, rates, usable_bytes(device) if DEVICE in bound else None,
         request.solver.name, solver_parameters(request.solver), request.emit, request.verify, request.seed,
         sorted(request.allow), request.host_budget_bytes, request.refuses, request.is_loss,

@@ -239,3 +239,14 @@ def test_a_while_loop_whose_results_have_no_gradient_is_planned(layer, scan):
 
     assert_same(jax.jit(jax.grad(planned(loss)))(W, X), jax.jit(jax.grad(loss))(W, X))
     assert is_planned(planned(loss), W, X)
+
+
+def test_a_plan_is_not_shared_into_a_mesh():
+    """Bodies of loops are traced with the mesh that is set: outside of it they are other programs."""
+
+    def loss(ws, x):
+        return jnp.sum(lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, jnp.stack(ws))[0] ** 2)
+
+    jax.jit(jax.grad(planned(loss)))(W, X)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert_same(jax.jit(jax.grad(planned(loss)))(W, X), jax.jit(jax.grad(loss))(W, X))
