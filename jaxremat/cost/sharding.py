@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Jaxpr, Var
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.primitives import ELEMENTWISE
@@ -155,8 +155,8 @@ def _named_axes(mesh: Any, entry: Any) -> Axes:
     return tuple((str(name), int(mesh.shape[name])) for name in names)
 
 
-def _replicated(var: Var) -> Layout:
-    return ((),) * len(_shape(var))
+def _replicated(atom: Atom) -> Layout:
+    return ((),) * len(_shape(atom))
 
 
 def _propagate(jaxpr: Jaxpr, layouts: dict[Var, Layout], late: dict[Var, Var]) -> list[Layout]:
