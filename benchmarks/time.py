@@ -3,66 +3,108 @@
     python benchmarks/time.py                # GPT, scanned GPT, ResNet, U-Net and LSTM
     python benchmarks/time.py GPT --repeats 9
 
-Programs of one model run in turn, within one process, and the fastest of their runs count: the machine's load is in all
-of them alike. On a GPU or TPU, the roofline of the compiled program stands beside. `jaxremat.calibrate()` first, for
-predictions at measured rates. Writes benchmarks/results/time.json and time.md after every model.
+Plans for three budgets, and checkpoints by hand. Programs of one model run in turn, within one process, and the least
+of their runs counts: the machine's load is in all of them alike. Beside the time by the clock stands the time that the
+process's threads were at work, which other processes change little, and, on a CPU, the memory that the operating system
+cleared for a run: XLA:CPU allocates temporaries at every execution, and large allocations begin as fresh pages.
+On a GPU or TPU, the roofline of the compiled program stands beside, too. `jaxremat.calibrate()` first, for predictions
+at measured rates. Writes benchmarks/results/time.json and time.md after every model.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 from models import MODELS
 from running import values
+from zoo import HAND, by_hand
 
 import jaxremat
 from jaxremat.compiled.compile import compile_gradient
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = ("GPT", "GPT, scanned", "ResNet", "U-Net", "LSTM")
+SCANNED = ("GPT, scanned", "LSTM")
 FRACTIONS = (0.7, 0.5, 0.35)
+POLICIES = ("full", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one execution takes."""
+
+    seconds: float
+    processor_seconds: float
+    fresh_bytes: int
+
+    def __or__(self, other: Cost) -> Cost:
+        """The least of two executions, each number by itself."""
+        return Cost(*map(min, dataclasses.astuple(self), dataclasses.astuple(other)))
+
+
+def run(program: Callable, args: tuple) -> Cost:
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    jax.block_until_ready(program(*args))
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    at_work = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(seconds, at_work, (after.ru_minflt - before.ru_minflt) * resource.getpagesize())
+
+
+def least(programs: dict[str, Callable], args: tuple, repeats: int) -> dict[str, Cost]:
+    """The cost of each program; they take turns."""
+    for program in programs.values():
+        jax.block_until_ready(program(*args))
+    costs = {key: run(program, args) for key, program in programs.items()}
+    for _ in range(repeats - 1):
+        costs = {key: costs[key] | run(program, args) for key, program in programs.items()}
+    return costs
+
+
+def plans_of(loss: Callable, shapes: tuple) -> Iterator[tuple[str, jaxremat.Plan]]:
+    """Plans by budget; one that is refused is left out."""
+    for fraction in FRACTIONS:
+        try:
+            yield f"{fraction:.0%}", jaxremat.plan(loss, *shapes, budget=fraction)
+        except jaxremat.BudgetError as error:
+            print(fraction, error, flush=True)
 
 
 def measured(name: str, repeats: int) -> dict[str, dict[str, float | None]]:
-    """By budget: predicted, roofline and measured overhead; a budget that is refused is left out."""
-    loss, shapes = MODELS[name](lambda block: block)
-    args = jax.tree.map(values, shapes)
-    plans = {}
-    for fraction in FRACTIONS:
-        try:
-            plans[str(fraction)] = jaxremat.plan(loss, *shapes, budget=fraction)
-        except jaxremat.BudgetError:
-            continue
-    programs = {"plain": loss} | {key: plan.apply(loss) for key, plan in plans.items()}
-    seconds = fastest({key: jax.jit(jax.value_and_grad(fun)) for key, fun in programs.items()}, args, repeats)
-    plain = compile_gradient(loss, shapes).seconds
+    """By budget, and by policy of hand-written checkpoints: overheads, and the MiB of fresh pages."""
+    make = MODELS[name]
+    loss, shapes = make(lambda block: block)
+    plans = dict(plans_of(loss, shapes))
+    by_policy = {key: by_hand(make, HAND[key](), name in SCANNED)[0] for key in POLICIES}
+    programs = {"plain": loss} | by_policy | {key: plan.apply(loss) for key, plan in plans.items()}
+    compiled = {key: jax.jit(jax.value_and_grad(fun)) for key, fun in programs.items()}
+    costs = least(compiled, jax.tree.map(values, shapes), repeats)
+    plain = costs.pop("plain")
+    predicted = {preset.name: preset.overhead for preset in jaxremat.pareto(loss, *shapes, budgets=()).presets}
+    predicted |= {key: plan.overhead for key, plan in plans.items()}
     return {
         key: {
-            "predicted": round(plan.overhead, 3),
-            "roofline": round(plan.compiled.seconds / plain - 1, 3) if plain and plan.compiled else None,
-            "measured": round(seconds[key] / seconds["plain"] - 1, 3),
+            "predicted": predicted[key],
+            "roofline": roofline(plans[key], loss, shapes) if key in plans else None,
+            "by the clock": cost.seconds / plain.seconds - 1,
+            "at work": cost.processor_seconds / plain.processor_seconds - 1,
+            "fresh": (cost.fresh_bytes - plain.fresh_bytes) / 2**20,
         }
-        for key, plan in plans.items()
+        for key, cost in costs.items()
     }
 
 
-def fastest(programs: dict[str, Callable], args: tuple, repeats: int) -> dict[str, float]:
-    """Seconds of each program's fastest run; the programs take turns."""
-    for program in programs.values():
-        jax.block_until_ready(program(*args))
-    best = dict.fromkeys(programs, float("inf"))
-    for _ in range(repeats):
-        for key, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*args))
-            best[key] = min(best[key], time.perf_counter() - start)
-    return best
+def roofline(plan: jaxremat.Plan, loss: Callable, shapes: tuple) -> float | None:
+    """The overhead of the compiled program by its kernels; None where the platform has no such model."""
+    plain = compile_gradient(loss, shapes).seconds
+    return plan.compiled.seconds / plain - 1 if plain and plan.compiled and plan.compiled.seconds else None
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -70,16 +112,18 @@ def table(rows: dict[str, dict]) -> str:
     lines = [
         "# Predicted and measured overhead",
         "",
-        f"jax {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()}). Extra step time over the",
-        "plain program, by budget as a part of its peak.",
+        f"`python benchmarks/time.py`, jax {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()}).",
+        "Extra time over the plain program: predicted, by the roofline of the compiled program, by the clock, and of",
+        "threads at work; and the fresh pages that the operating system clears more, or less, in a step.",
         "",
-        "| model | budget | predicted | roofline | measured |",
-        "|---|---|---|---|---|",
+        "| model | plan or policy | predicted | roofline | by the clock | at work | fresh pages |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, found in rows.items():
-        for budget, row in found.items():
-            cells = ["" if row[key] is None else f"{row[key]:+.1%}" for key in ("predicted", "roofline", "measured")]
-            lines.append(f"| {name} | {budget} | " + " | ".join(cells) + " |")
+        for way, row in found.items():
+            overheads = (row[key] for key in ("predicted", "roofline", "by the clock", "at work"))
+            cells = ["" if overhead is None else f"{overhead:+.1%}" for overhead in overheads]
+            lines.append(f"| {name} | {way} | " + " | ".join(cells) + f" | {row['fresh']:+.0f} MiB |")
     return "\n".join(lines) + "\n"
 
 
