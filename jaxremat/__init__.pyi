@@ -12,6 +12,7 @@ from jaxremat.base.errors import GradientError as GradientError
 from jaxremat.base.errors import GraphError as GraphError
 from jaxremat.base.errors import JaxrematError as JaxrematError
 from jaxremat.base.errors import PlanMismatchError as PlanMismatchError
+from jaxremat.base.errors import PlanningInterrupted as PlanningInterrupted
 from jaxremat.base.errors import TargetError as TargetError
 from jaxremat.graph.graph import Chain as Chain
 from jaxremat.graph.graph import Graph as Graph

@@ -83,3 +83,18 @@ class UnplannableError(ArgumentError):
 
 class TargetError(JaxrematError):
     """A target cannot be compiled for on this machine; the message names what to install."""
+
+
+class PlanningInterrupted(KeyboardInterrupt):
+    """Planning was interrupted by whoever waited for it.
+
+    Attributes:
+      plan: the best plan of those that had been compiled and fit; None where there was none.
+    """
+
+    def __init__(self, plan: Any) -> None:
+        super().__init__(plan)
+        self.plan = plan
+
+    def __str__(self) -> str:
+        return "the best plan so far is in this error's .plan" if self.plan else "no plan had been compiled yet"

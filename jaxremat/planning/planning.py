@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, keep_bytes
-from jaxremat.base.errors import ArgumentError, BudgetError, TargetError
+from jaxremat.base.errors import ArgumentError, BudgetError, PlanningInterrupted, TargetError
 from jaxremat.base.telling import tell
 from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
@@ -92,7 +92,14 @@ class Planning:
 
         Raises:
           BudgetError: if nothing that was found fits.
+          PlanningInterrupted: in the place of a KeyboardInterrupt, with the best plan so far.
         """
+        try:
+            return self._planned(budget)
+        except KeyboardInterrupt:
+            raise PlanningInterrupted(self._best_so_far(budget)) from None
+
+    def _planned(self, budget: Budget) -> Plan:
         compiles = self.request.verify == "compile"
         if budget == LEAST:
             least = self._compiled_least() if compiles else self._predicted_least()
@@ -101,6 +108,16 @@ class Planning:
         if self.fits_as_written(limit):
             return self._plan(self.plain, limit)
         return self._plan(self._compiled(limit), limit) if compiles else self._predicted_or_compiled(budget, limit)
+
+    def _best_so_far(self, budget: Budget) -> Plan | None:
+        """The fastest plan that fits, of those that were compiled; the smallest where the least is wanted."""
+        outcomes = [outcome for outcome, _ in self._reports.values()]
+        if budget == LEAST:
+            smallest = min(map(self._trial, outcomes), key=lambda trial: trial.peak_bytes, default=None)
+            return self._plan(smallest.candidate, smallest.peak_bytes) if smallest else None
+        limit = self._limit(budget, self.plain_report.peak_bytes) if outcomes else 0
+        best = self._fastest_within(outcomes, limit)
+        return self._plan(best, limit) if best else None
 
     def _limit(self, budget: Budget, plain_peak_bytes: int) -> int:
         return budget_bytes(budget, plain_peak_bytes, usable_bytes(self.request.device))

@@ -11,7 +11,7 @@ from typing import Any
 from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes
-from jaxremat.base.errors import TargetError
+from jaxremat.base.errors import PlanningInterrupted, TargetError
 from jaxremat.base.telling import tell
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
@@ -76,6 +76,7 @@ class StepPlanning:
         self._written = written
         self._spent_seconds = 0.0
         self._compilations = 0
+        self._trials: list[Measured] = []
 
     def of(self, program: StepProgram, planner: StepPlanner) -> StepPlanning:
         """The planning of the same step in another form."""
@@ -125,9 +126,23 @@ class StepPlanning:
         Raises:
           BudgetError: if nothing that was found fits. A budget below what arguments and results take is refused after
             one compilation beside that of the step as written.
+          PlanningInterrupted: in the place of a KeyboardInterrupt, with the best plan so far.
         """
-        with Status("planning"):
-            return self._planned(budget)
+        try:
+            with Status("planning"):
+                return self._planned(budget)
+        except KeyboardInterrupt:
+            raise PlanningInterrupted(self._best_so_far(budget)) from None
+
+    def _best_so_far(self, budget: Budget) -> StepPlan | None:
+        """The fastest plan that fits, of those that were compiled; the smallest where the least is wanted."""
+        if budget == LEAST:
+            smallest = min(self._trials, key=lambda trial: trial.peak_bytes, default=None)
+            return self._plan(smallest, smallest.peak_bytes) if smallest else None
+        limit = self._limit(budget, self._compiled_plain) if self._trials else 0
+        within = [trial for trial in self._trials if trial.peak_bytes <= limit]
+        best = min(within, key=lambda trial: trial.candidate.cost, default=None)
+        return self._plan(best, limit) if best else None
 
     def _planned(self, budget: Budget) -> StepPlan:
         if budget == LEAST:
@@ -220,6 +235,7 @@ class StepPlanning:
         tell(f"{told}, {self._compilations} compiled before")
         report = self._compiled_run(outcome.script.run)
         logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
+        self._trials.append(Trial(outcome, report, report.peak_bytes))
         return report.peak_bytes, report
 
     def _compiled_run(self, run: Callable[[Sequence[Any]], list[Any]]) -> MemoryReport:
