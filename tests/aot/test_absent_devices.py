@@ -39,7 +39,7 @@ def test_tpus_and_nothing_of_them_stays_in_the_environment(target):
     assert dict(os.environ) == environment
 
 
-def test_sharded_arguments_count_one_devices_share():
+def test_sharded_arguments_count_the_share_of_one_tpu():
     mesh = Mesh(np.asarray(target_devices("tpu-v5e")), ("data",))
     by_row = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=NamedSharding(mesh, PartitionSpec("data")))
     everywhere = jax.ShapeDtypeStruct(W.shape, W.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -48,7 +48,7 @@ def test_sharded_arguments_count_one_devices_share():
     assert report.argument_bytes == 2 * (512 * 512 + 1024 * 512 // 4)
 
 
-def test_more_shards_than_devices_are_refused():
+def test_more_shards_than_tpus_are_refused():
     mesh = Mesh(np.asarray(target_devices("tpu-v5e")), ("data",))
     x = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=NamedSharding(mesh, PartitionSpec("data")))
     with pytest.raises(TargetError, match="4 devices"):
