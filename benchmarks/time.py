@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from large import SCANNED
 from models import MODELS
 from running import values
 from zoo import HAND, by_hand
@@ -32,7 +33,6 @@ from jaxremat.compiled.compile import compile_gradient
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = ("GPT", "GPT, scanned", "ResNet", "U-Net", "LSTM")
-SCANNED = ("GPT, scanned", "LSTM")
 FRACTIONS = (0.7, 0.5, 0.35)
 POLICIES = ("full", "dots")
 
@@ -86,13 +86,13 @@ def measured(name: str, repeats: int) -> dict[str, dict[str, float | None]]:
     programs = {"plain": loss} | by_policy | {key: plan.apply(loss) for key, plan in plans.items()}
     compiled = {key: jax.jit(jax.value_and_grad(fun)) for key, fun in programs.items()}
     costs = least(compiled, jax.tree.map(values, shapes), repeats)
-    plain = costs.pop("plain")
+    plain, plain_roofline = costs.pop("plain"), compile_gradient(loss, shapes).seconds
     predicted = {preset.name: preset.overhead for preset in jaxremat.pareto(loss, *shapes, budgets=()).presets}
     predicted |= {key: plan.overhead for key, plan in plans.items()}
     return {
         key: {
             "predicted": predicted[key],
-            "roofline": roofline(plans[key], loss, shapes) if key in plans else None,
+            "roofline": roofline(plans[key], plain_roofline) if key in plans else None,
             "by the clock": cost.seconds / plain.seconds - 1,
             "at work": cost.processor_seconds / plain.processor_seconds - 1,
             "fresh": (cost.fresh_bytes - plain.fresh_bytes) / 2**20,
@@ -101,10 +101,9 @@ def measured(name: str, repeats: int) -> dict[str, dict[str, float | None]]:
     }
 
 
-def roofline(plan: jaxremat.Plan, loss: Callable, shapes: tuple) -> float | None:
+def roofline(plan: jaxremat.Plan, plain_seconds: float | None) -> float | None:
     """The overhead of the compiled program by its kernels; None where the platform has no such model."""
-    plain = compile_gradient(loss, shapes).seconds
-    return plan.compiled.seconds / plain - 1 if plain and plan.compiled and plan.compiled.seconds else None
+    return plan.compiled.seconds / plain_seconds - 1 if plain_seconds else None
 
 
 def table(rows: dict[str, dict]) -> str:

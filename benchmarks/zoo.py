@@ -20,6 +20,7 @@ from pathlib import Path
 import flax
 import flax.linen as nn
 import jax
+from large import SCANNED
 from models import MODELS
 
 import jaxremat
@@ -65,9 +66,7 @@ def run_model(name: str, target: str | None) -> dict:
     """Every way of one model: name to bytes, extra FLOPs and, for plans, seconds to plan."""
     make, rows = MODELS[name], {}
     for choice, policy in HAND.items():
-        loss, args = (
-            make(lambda block: block) if policy is None else by_hand(make, policy(), name in ("GPT, scanned", "LSTM"))
-        )
+        loss, args = make(lambda block: block) if policy is None else by_hand(make, policy(), name in SCANNED)
         rows[choice] = measure(loss, args, target)
     loss, args = make(lambda block: block)
     for fraction in FRACTIONS:

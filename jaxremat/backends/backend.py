@@ -85,7 +85,7 @@ class Backend:
     element_work: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
 
     def late_writes(self, joint: Joint) -> dict[int, Eqn]:
-        """What runs in the place of scans, by node, where what they write into would be made at the start."""
+        """What runs in the place of scans and scatters, by node, where what they write into would be made at first."""
         return joint.late_writes if self.breadth_first else {}
 
     def unfenced(self, eqns: Iterable[Eqn]) -> set[Var]:

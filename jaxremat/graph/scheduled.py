@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxremat.base.shapes import Int32
+from jaxremat.base.shapes import Bool, Int32
 
 BARRIER_SCOPES = ("all", "sources", "order")
 
@@ -52,6 +52,12 @@ class ScheduledProgram:
     def is_in_order(self) -> bool:
         """Whether everything runs once, in the given order."""
         return np.array_equal(self.steps, np.arange(self.steps.size))
+
+    def is_saved(self, num_values: int) -> Bool[np.ndarray, " values"]:
+        """For each value of the program, whether the forward leaves it for the backward."""
+        saved = np.zeros(num_values, bool)
+        saved[self.saved] = True
+        return saved
 
     def to_json(self) -> dict[str, Any]:
         return {

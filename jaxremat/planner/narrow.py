@@ -39,10 +39,8 @@ class NarrowPlanner:
         if found[0].replayed_bytes <= replayed_bytes and found[0].cost <= TOLD_APART * self.plain.cost:
             return found[0]
         found += [planner.fit(replayed_bytes) for planner in self._all[1:]]
-        best = cheapest_within(found, replayed_bytes)
-        most_bytes = max(replayed_bytes, best.replayed_bytes)
-        alike = (each for each in found if each.replayed_bytes <= most_bytes and each.cost <= TOLD_APART * best.cost)
-        return next(alike)
+        most_bytes = max(replayed_bytes, cheapest_within(found, replayed_bytes).replayed_bytes)
+        return widest([each for each in found if each.replayed_bytes <= most_bytes], lambda outcome: outcome.cost)
 
     def least(self) -> Sequence[Outcome]:
         """Outcomes of small replayed peak, the smallest first."""
@@ -58,3 +56,9 @@ class NarrowPlanner:
         self._made += [make() for make in self._unmade]
         self._unmade = []
         return self._made
+
+
+def widest[C](candidates: Sequence[C], cost: Callable[[C], float]) -> C:
+    """Of candidates by falling width, the first that costs no more than others by more than can be told apart."""
+    least = min(map(cost, candidates))
+    return next(each for each in candidates if cost(each) <= TOLD_APART * least)

@@ -242,7 +242,7 @@ class TimedPlanner:
         pair = likeliest_pair(self.made, peak_bytes)
         if pair:
             graph = self._problem.graph
-            differing = np.unique(graph.producer[np.logical_xor(*map(self._is_saved, pair))])
+            differing = np.unique(graph.producer[np.logical_xor(*self._kept_by(pair))])
             span = self._narrowed((-1, graph.num_nodes), self._block_starts, pair, peak_bytes)
             self._narrowed(span, differing, pair, peak_bytes)
 
@@ -263,15 +263,13 @@ class TimedPlanner:
     def _turning(self, node: int, smaller: TimedOutcome, larger: TimedOutcome) -> TimedOutcome:
         """Keeps as much as the larger one from a node on, with barriers where the smaller one has them."""
         graph = self._problem.graph
-        kept = np.where(graph.producer >= node, self._is_saved(larger), self._is_saved(smaller))
-        steps, start = assemble_parts(graph, kept)
+        little, much = self._kept_by((smaller, larger))
+        steps, start = assemble_parts(graph, np.where(graph.producer >= node, much, little))
         return self._emitted(schedule_program(graph, steps, backward_start=start), self._parts_of.get(id(smaller)))
 
-    def _is_saved(self, outcome: TimedOutcome) -> np.ndarray:
-        """[V] bool: what the forward leaves to the backward."""
-        saved = np.zeros(self._problem.graph.num_values, bool)
-        saved[outcome.program.saved] = True
-        return saved
+    def _kept_by(self, pair: tuple[TimedOutcome, TimedOutcome]) -> list[np.ndarray]:
+        """[V] bool, of each: what the forward leaves to the backward."""
+        return [outcome.program.is_saved(self._problem.graph.num_values) for outcome in pair]
 
     def _too_large(self, best: TimedOutcome, peak_bytes: int) -> TimedOutcome | None:
         """The smallest of what is faster than the best and takes too many bytes."""

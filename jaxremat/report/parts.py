@@ -72,9 +72,7 @@ class Part:
     @functools.cached_property
     def is_saved(self) -> np.ndarray:
         """[V] bool: forward values that the forward leaves for the backward."""
-        saved = np.zeros(self.graph.num_values, bool)
-        saved[self.scheduled.saved] = True
-        return saved
+        return self.scheduled.is_saved(self.graph.num_values)
 
     @functools.cached_property
     def runs(self) -> np.ndarray:

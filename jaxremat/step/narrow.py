@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jaxremat.planner.correction import Correction
+from jaxremat.planner.narrow import widest
 from jaxremat.planner.timed_loops import TOLD_APART
 from jaxremat.step.outcome import Outcome
 from jaxremat.step.planner import ProgramPlanner, by_peak
@@ -52,8 +53,7 @@ class NarrowPlanner:
         fitting = [each for each in found if each.best]
         if not fitting:
             return min(found, key=lambda each: each.smallest.peak_bytes)
-        least = min(map(self._costs, fitting))
-        return next(each for each in fitting if self._costs(each) <= TOLD_APART * least)
+        return widest(fitting, self._costs)
 
     def smallest_few(self, number: int) -> list[Outcome]:
         """Outcomes of small replayed peak, no two alike."""
