@@ -9,7 +9,7 @@ from jaxremat.attention.pattern import AttentionFinder
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base.compat import Jaxpr
 from jaxremat.chunk.rewriting import program
-from jaxremat.chunk.rewriting.finding import Report
+from jaxremat.chunk.rewriting.finding import Findings
 
 
 def rewrite(
@@ -35,7 +35,7 @@ def rewrite(
       target: device whose tiles to use where no size is given, such as "h200"; None is the default backend's.
 
     Returns:
-      The function, with the same signature, and a method `explain(*args)` that returns the `Report` of what is
+      The function, with the same signature, and a method `explain(*args)` that returns the `Findings` of what is
       replaced, what is left, why, and where in the source it stands.
 
     Raises:
@@ -45,7 +45,7 @@ def rewrite(
     return program.rewritten(fun, AttentionFinder(entries, query_chunk_size, key_chunk_size))
 
 
-def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
+def find(jaxpr: Jaxpr, target: str | None = None) -> Findings:
     """What `rewrite` would find in a traced program.
 
     Args:
@@ -53,7 +53,7 @@ def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
       target: device whose backend sets the size of a tile; None is the default backend's.
 
     Returns:
-      The `Report`; each finding has `large_bytes`, the bytes of its scores.
+      The `Findings`; each finding has `large_bytes`, the bytes of its scores.
 
     Raises:
       ArgumentError: for an unknown target.

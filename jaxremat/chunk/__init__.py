@@ -5,4 +5,4 @@ from jaxremat.chunk.mapping import map_chunks as map_chunks
 from jaxremat.chunk.rewrite import find as find
 from jaxremat.chunk.rewrite import rewrite as rewrite
 from jaxremat.chunk.rewriting.finding import Finding as Finding
-from jaxremat.chunk.rewriting.finding import Report as Report
+from jaxremat.chunk.rewriting.finding import Findings as Findings

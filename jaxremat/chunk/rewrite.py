@@ -8,7 +8,7 @@ from typing import Any
 from jaxremat.backends.devices import resolve_target
 from jaxremat.base.compat import Jaxpr
 from jaxremat.chunk.rewriting import program
-from jaxremat.chunk.rewriting.finding import Report
+from jaxremat.chunk.rewriting.finding import Findings
 from jaxremat.chunk.rewriting.loss_head import LossHeadFinder
 
 _TILES = 4
@@ -32,7 +32,7 @@ def rewrite(
       target: device whose tiles to use where no size is given, such as "h200"; None is the default backend's.
 
     Returns:
-      The function, with the same signature, and a method `explain(*args)` that returns the `Report` of what is
+      The function, with the same signature, and a method `explain(*args)` that returns the `Findings` of what is
       replaced, what is left, why, and where in the source it stands.
 
     Raises:
@@ -41,7 +41,7 @@ def rewrite(
     return program.rewritten(fun, LossHeadFinder(_entries(target), token_chunk_size))
 
 
-def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
+def find(jaxpr: Jaxpr, target: str | None = None) -> Findings:
     """What `rewrite` would find in a traced program.
 
     Args:
@@ -49,7 +49,7 @@ def find(jaxpr: Jaxpr, target: str | None = None) -> Report:
       target: device whose backend sets the size of a tile; None is the default backend's.
 
     Returns:
-      The `Report`; each finding has `large_bytes`, the bytes of its logits.
+      The `Findings`; each finding has `large_bytes`, the bytes of its logits.
 
     Raises:
       ArgumentError: for an unknown target.

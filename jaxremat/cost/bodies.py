@@ -8,7 +8,7 @@ from typing import Any
 from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.fused import Fusion, Merged
-from jaxremat.cost.hlo_ops import Body, Templates
+from jaxremat.cost.hlo_ops import Computation, Templates
 
 Islands = dict[Hashable, tuple[Merged, ...]]
 """Kernels that may become one, directly or by way of others, by all that decides about them: which of them are left.
@@ -30,7 +30,7 @@ class KnownBodies:
         self.fusions: dict[Jaxpr, Fusion] = {}
         self._known: dict[Hashable, Any] = {}
 
-    def once[T](self, fact: str, body: Body, work_out: Callable[[Body], T]) -> T:
+    def once[T](self, fact: str, body: Computation, work_out: Callable[[Computation], T]) -> T:
         """A fact about a body, worked out where no equal body was met before."""
         key = fact, body.own_inputs, body.own_outputs, structure(body.jaxpr)
         if key not in self._known:

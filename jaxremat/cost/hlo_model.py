@@ -15,7 +15,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.hlo_builder import HloBuilder, HloProgram
 from jaxremat.cost.hlo_elementwise import elementwise
-from jaxremat.cost.hlo_ops import Body, Facts, Op, Templates, alone, shape_of
+from jaxremat.cost.hlo_ops import Computation, Facts, Op, Templates, alone, shape_of
 from jaxremat.cost.hlo_products import conv, dot
 from jaxremat.cost.reductions import partition
 from jaxremat.trace import jaxpr as jaxprs
@@ -44,7 +44,7 @@ def lower_listing(listing: Listing, backend: Backend, templates: Templates) -> H
     return hlo.program([at[slot] for slot in listing.outputs if isinstance(slot, int)])
 
 
-def lower_body(body: Body, backend: Backend, templates: Templates) -> HloProgram:
+def lower_body(body: Computation, backend: Backend, templates: Templates) -> HloProgram:
     """Lowers what a loop or a branch runs: of a stack, the slice that an iteration touches counts."""
     hlo, jaxpr = HloBuilder(backend, templates), body.jaxpr
     listing, slot_of = listing_of(jaxpr)

@@ -28,7 +28,7 @@ _KINDS = {"add_any": "add", "broadcast_in_dim": "broadcast"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Body:
+class Computation:
     """What a loop or a branch runs.
 
     Attributes:
@@ -47,20 +47,20 @@ class Body:
         return self.own_inputs < len(self.jaxpr.invars) or self.own_outputs < len(self.jaxpr.outvars)
 
 
-def bodies_of(eqn: Eqn) -> tuple[Body, ...]:
+def bodies_of(eqn: Eqn) -> tuple[Computation, ...]:
     """The bodies of a loop or of a conditional; none of anything else."""
     name = eqn.primitive.name
     if name not in LOOPS:
         return ()
     if name == "scan":
         num_consts, num_carry = compat.scan_arity(eqn)
-        return tuple(Body(jaxpr, num_consts + num_carry, num_carry) for jaxpr in jaxprs.subjaxprs(eqn))
+        return tuple(Computation(jaxpr, num_consts + num_carry, num_carry) for jaxpr in jaxprs.subjaxprs(eqn))
     return tuple(map(alone, jaxprs.subjaxprs(eqn)))
 
 
-def alone(jaxpr: Jaxpr) -> Body:
+def alone(jaxpr: Jaxpr) -> Computation:
     """A program that neither slices nor stacks."""
-    return Body(jaxpr, len(jaxpr.invars), len(jaxpr.outvars))
+    return Computation(jaxpr, len(jaxpr.invars), len(jaxpr.outvars))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Op:
     size_bytes: int
     in_library: bool = False
     constant: Hashable = None
-    bodies: tuple[Body, ...] = ()
+    bodies: tuple[Computation, ...] = ()
     splits_rows: bool = False
     combines: str = ""
     partition: Partition = (1, 1, 1)
@@ -116,7 +116,7 @@ class Template:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Layout:
+class OperandLayout:
     """How the operands of a product lie.
 
     Attributes:
@@ -148,7 +148,7 @@ class Facts:
         self.result = templates.like("broadcast", eqn.outvars[0]) if eqn.outvars else _NOTHING
         self.shape, self.dtype, self.elements = self.result.shape, self.result.dtype, self.result.elements
         self._made: dict[Hashable, Template] = {}
-        self._layouts: dict[Hashable, Layout] = {}
+        self._layouts: dict[Hashable, OperandLayout] = {}
 
     @functools.cached_property
     def params(self) -> int:
@@ -215,7 +215,7 @@ class Facts:
             self._made[made] = self._templates.literal(self.eqn.invars[position], shape)
         return self._made[made]
 
-    def layout(self, contracts: tuple[tuple[int, ...], ...]) -> Layout:
+    def layout(self, contracts: tuple[tuple[int, ...], ...]) -> OperandLayout:
         """How the operands of a product lie of which some dimensions are contracted."""
         if contracts not in self._layouts:
             self._layouts[contracts] = _layout(self.eqn, contracts)
@@ -300,11 +300,11 @@ def _params_key(eqn: Eqn) -> Hashable:
     return key
 
 
-def _layout(eqn: Eqn, contracts: Sequence[Sequence[int]]) -> Layout:
+def _layout(eqn: Eqn, contracts: Sequence[Sequence[int]]) -> OperandLayout:
     given, batches = eqn.params["dimension_numbers"]
     operands = list(zip(map(shape_of, eqn.invars), contracts, batches))
     rank = len(shape_of(eqn.invars[0]))
-    return Layout(
+    return OperandLayout(
         batches=tuple(map(tuple, batches)),
         fits=tuple(_lies_together(len(shape), contract, batch) for shape, contract, batch in operands),
         contracts_rows=sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank)),

@@ -17,7 +17,7 @@ from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_model import lower_body, lower_listing
-from jaxremat.cost.hlo_ops import Body, Op, alone
+from jaxremat.cost.hlo_ops import Computation, Op, alone
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing
@@ -75,7 +75,7 @@ def estimate_memory(
 
 
 def estimate_body(
-    body: Body, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
+    body: Computation, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
 ) -> MemoryEstimate:
     """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
     return _estimate(lower_body(body, device.backend, known.templates), body, device, known, aliased)
@@ -89,14 +89,14 @@ def estimate_listing(
 
 
 def _estimate(
-    program: HloProgram, body: Body, device: Device, known: KnownBodies, aliased: frozenset[int]
+    program: HloProgram, body: Computation, device: Device, known: KnownBodies, aliased: frozenset[int]
 ) -> MemoryEstimate:
     fusion = fuse(program, device, known)
     each = [_in_order(fusion, order, body, device, known, aliased) for order in _orders(fusion, body, device.backend)]
     return max(each, key=lambda estimate: estimate.temp_bytes)
 
 
-def _orders(fusion: Fusion, body: Body, backend: Backend) -> list[tuple[int, ...]]:
+def _orders(fusion: Fusion, body: Computation, backend: Backend) -> list[tuple[int, ...]]:
     """The orders in which a compiler may run the kernels; where there are several, nobody knows which it takes."""
     if backend.breadth_first:
         return [_breadth_first(fusion)]
@@ -104,7 +104,12 @@ def _orders(fusion: Fusion, body: Body, backend: Backend) -> list[tuple[int, ...
 
 
 def _in_order(
-    fusion: Fusion, order: tuple[int, ...], body: Body, device: Device, known: KnownBodies, aliased: frozenset[int]
+    fusion: Fusion,
+    order: tuple[int, ...],
+    body: Computation,
+    device: Device,
+    known: KnownBodies,
+    aliased: frozenset[int],
 ) -> MemoryEstimate:
     program, backend = fusion.program, device.backend
     inside = functools.partial(estimate_body, device=device, known=known)

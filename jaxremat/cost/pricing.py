@@ -23,7 +23,7 @@ from jaxremat.cost.flops import (
     written_bytes,
 )
 from jaxremat.cost.fusion import materialised
-from jaxremat.cost.hlo_ops import Body, alone, bodies_of
+from jaxremat.cost.hlo_ops import Computation, alone, bodies_of
 from jaxremat.cost.memory import estimate_body
 from jaxremat.cost.sharding import device_fraction, device_share, fraction_inside, summed_over_devices
 from jaxremat.graph.graph import Graph
@@ -236,9 +236,9 @@ def _workspace_bytes(eqns: Sequence[Eqn], device: Device, known: KnownBodies) ->
     """[N] what each equation needs while it runs, beside what it reads and makes: the bodies of a loop or branch; the
     copies that a contraction makes of operands that lie otherwise."""
     inside = functools.partial(estimate_body, device=device, known=known)
-    alike: dict[Hashable, Sequence[Body]] = {}
+    alike: dict[Hashable, Sequence[Computation]] = {}
 
-    def bodies(eqn: Eqn) -> Sequence[Body]:
+    def bodies(eqn: Eqn) -> Sequence[Computation]:
         if not is_contraction(eqn):
             return bodies_of(eqn)
         shapes = tuple(map(jaxprs.shape_of, eqn.invars))

@@ -23,7 +23,7 @@ from jaxremat.trace.joint import Joint
 from jaxremat.trace.primitives import ELEMENTWISE
 
 Axes = tuple[tuple[str, int], ...]  # mesh axes (name, size) along one dimension
-Layout = tuple[Axes, ...]  # one entry per dimension
+Spec = tuple[Axes, ...]  # one entry per dimension
 
 _COLLECTIVES = frozenset(
     (
@@ -83,8 +83,8 @@ def fraction_inside(joint: Joint, shardings: Sequence[jax.sharding.Sharding | No
     return np.asarray([_inside(eqn, inputs) for eqn, inputs in zip(joint.eqns, given)], np.float64)
 
 
-def _inside(eqn: Eqn, inputs: list[Layout]) -> float:
-    within: dict[Var, Layout] = {}
+def _inside(eqn: Eqn, inputs: list[Spec]) -> float:
+    within: dict[Var, Spec] = {}
     for body, given in _bodies(eqn, inputs):
         within.update(zip(body.invars, given))
         _propagate(body, within, {})
@@ -95,7 +95,7 @@ def _inside(eqn: Eqn, inputs: list[Layout]) -> float:
     return float(whole @ part / whole.sum()) if whole.any() else float("nan")
 
 
-def _bodies(eqn: Eqn, inputs: list[Layout]) -> list[tuple[Jaxpr, list[Layout]]]:
+def _bodies(eqn: Eqn, inputs: list[Spec]) -> list[tuple[Jaxpr, list[Spec]]]:
     """The bodies of a loop or conditional, with the layouts of their inputs."""
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
@@ -106,12 +106,12 @@ def _bodies(eqn: Eqn, inputs: list[Layout]) -> list[tuple[Jaxpr, list[Layout]]]:
     return [(branch, inputs[1:]) for branch in params["branches"]] if name == "cond" else []
 
 
-def _axes(atoms: Sequence[Any], layouts: dict[Var, Layout]) -> set[str]:
+def _axes(atoms: Sequence[Any], layouts: dict[Var, Spec]) -> set[str]:
     """The axes of the mesh along which any of some values is divided."""
     return {name for v in jaxprs.vars_of(atoms) for axes in layouts.get(v, ()) for name, _ in axes}
 
 
-def _layouts(joint: Joint, shardings: Sequence[jax.sharding.Sharding | None]) -> dict[Var, Layout]:
+def _layouts(joint: Joint, shardings: Sequence[jax.sharding.Sharding | None]) -> dict[Var, Spec]:
     layouts = {v: _of_sharding(v, s) for v, s in zip(joint.inputs, shardings, strict=True)}
     results = [joint.outputs[i] for i in joint.primal.cotangents_of]
     late = {cotangent: result for cotangent, result in zip(joint.cotangents, results) if isinstance(result, Var)}
@@ -129,11 +129,11 @@ def _shape(atom: Any) -> tuple[int, ...]:
     return tuple(getattr(atom.aval, "shape", ()))
 
 
-def _parts(layout: Layout) -> int:
+def _parts(layout: Spec) -> int:
     return math.prod(size for axes in layout for _, size in axes)
 
 
-def _of_sharding(var: Var, sharding: Any) -> Layout:
+def _of_sharding(var: Var, sharding: Any) -> Spec:
     shape = _shape(var)
     if isinstance(sharding, NamedSharding):
         return _of_spec(sharding.mesh, sharding.spec, len(shape))
@@ -143,7 +143,7 @@ def _of_sharding(var: Var, sharding: Any) -> Layout:
     return tuple(((f"dimension {i}", parts),) if parts > 1 else () for i, parts in enumerate(divisors))
 
 
-def _of_spec(mesh: Any, spec: PartitionSpec, rank: int) -> Layout:
+def _of_spec(mesh: Any, spec: PartitionSpec, rank: int) -> Spec:
     entries = [*spec, *[None] * (rank - len(spec))]
     return tuple(_named_axes(mesh, entry) for entry in entries)
 
@@ -155,14 +155,14 @@ def _named_axes(mesh: Any, entry: Any) -> Axes:
     return tuple((str(name), int(mesh.shape[name])) for name in names)
 
 
-def _replicated(atom: Atom) -> Layout:
+def _replicated(atom: Atom) -> Spec:
     return ((),) * len(_shape(atom))
 
 
-def _propagate(jaxpr: Jaxpr, layouts: dict[Var, Layout], late: dict[Var, Var]) -> list[Layout]:
+def _propagate(jaxpr: Jaxpr, layouts: dict[Var, Spec], late: dict[Var, Var]) -> list[Spec]:
     """Fills in the layout of every variable; returns those of the outputs."""
 
-    def layout(atom: Any) -> Layout:
+    def layout(atom: Any) -> Spec:
         if not isinstance(atom, Var):
             return _replicated(atom)
         if atom not in layouts:
@@ -175,7 +175,7 @@ def _propagate(jaxpr: Jaxpr, layouts: dict[Var, Layout], late: dict[Var, Var]) -
     return [layout(v) for v in jaxpr.outvars]
 
 
-def _follow_readers(eqns: Sequence[Eqn], layouts: dict[Var, Layout]) -> None:
+def _follow_readers(eqns: Sequence[Eqn], layouts: dict[Var, Spec]) -> None:
     """What is made from nothing, or spread, is made in the parts in which it is read; so are updates of such."""
     spread: set[Var] = set()
     for eqn in eqns:
@@ -193,7 +193,7 @@ def _follow_readers(eqns: Sequence[Eqn], layouts: dict[Var, Layout]) -> None:
                 layouts[var] = layout
 
 
-def _outputs(eqn: Eqn, inputs: list[Layout]) -> list[Layout]:
+def _outputs(eqn: Eqn, inputs: list[Spec]) -> list[Spec]:
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
         return _through_scan(eqn, inputs)
@@ -218,17 +218,17 @@ def _is_called(sub: Jaxpr, eqn: Eqn) -> bool:
     return given == [_shape(v) for v in eqn.invars] and made == [_shape(v) for v in eqn.outvars]
 
 
-def _through(jaxpr: Jaxpr, inputs: list[Layout]) -> list[Layout]:
+def _through(jaxpr: Jaxpr, inputs: list[Spec]) -> list[Spec]:
     return _propagate(jaxpr, dict(zip(jaxpr.invars, inputs, strict=True)), {})
 
 
-def _through_scan(eqn: Eqn, inputs: list[Layout]) -> list[Layout]:
+def _through_scan(eqn: Eqn, inputs: list[Spec]) -> list[Spec]:
     _, num_carry = compat.scan_arity(eqn)
     outputs = _through(*_bodies(eqn, inputs)[0])
     return [*outputs[:num_carry], *(((), *layout) for layout in outputs[num_carry:])]
 
 
-def _constrained(eqn: Eqn, given: Layout) -> Layout:
+def _constrained(eqn: Eqn, given: Spec) -> Spec:
     sharding = eqn.params["sharding"]
     if not isinstance(sharding, NamedSharding):
         return _of_sharding(eqn.outvars[0], sharding)
@@ -238,7 +238,7 @@ def _constrained(eqn: Eqn, given: Layout) -> Layout:
     return tuple(old if entry is free else new for old, new, entry in zip(given, wanted, entries))
 
 
-def _dot_general(eqn: Eqn, inputs: list[Layout]) -> Layout:
+def _dot_general(eqn: Eqn, inputs: list[Spec]) -> Spec:
     (left_contract, right_contract), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     left, right = inputs
     batch = [left[i] or right[j] for i, j in zip(left_batch, right_batch)]
@@ -247,7 +247,7 @@ def _dot_general(eqn: Eqn, inputs: list[Layout]) -> Layout:
     return (*batch, *left_free, *right_free)
 
 
-def _convolution(eqn: Eqn, inputs: list[Layout]) -> Layout:
+def _convolution(eqn: Eqn, inputs: list[Spec]) -> Spec:
     numbers = eqn.params["dimension_numbers"]
     out: list[Axes] = [()] * len(inputs[0])
     out[numbers.out_spec[0]] = inputs[0][numbers.lhs_spec[0]]
@@ -255,7 +255,7 @@ def _convolution(eqn: Eqn, inputs: list[Layout]) -> Layout:
     return tuple(out)
 
 
-def _broadcast(eqn: Eqn, inputs: list[Layout]) -> Layout:
+def _broadcast(eqn: Eqn, inputs: list[Spec]) -> Spec:
     out: list[Axes] = [()] * len(_shape(eqn.outvars[0]))
     shape = _shape(eqn.invars[0])
     for i, target in enumerate(eqn.params["broadcast_dimensions"]):
@@ -264,7 +264,7 @@ def _broadcast(eqn: Eqn, inputs: list[Layout]) -> Layout:
     return tuple(out)
 
 
-def _reshape(eqn: Eqn, inputs: list[Layout]) -> Layout:
+def _reshape(eqn: Eqn, inputs: list[Spec]) -> Spec:
     """A dimension's axes go to the first dimension of those that it is split or merged into."""
     before, after = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
     start = {offset: i for i, offset in reversed(list(enumerate(_strides(after))))}
@@ -284,20 +284,20 @@ def _strides(shape: Sequence[int]) -> list[int]:
     return [math.prod(shape[:i]) for i in range(len(shape))]
 
 
-def _reduced(eqn: Eqn, inputs: list[Layout]) -> Layout:
+def _reduced(eqn: Eqn, inputs: list[Spec]) -> Spec:
     axes = eqn.params["axes"]
     return tuple(kept for i, kept in enumerate(inputs[0]) if i not in axes)
 
 
-def _transpose(eqn: Eqn, inputs: list[Layout]) -> Layout:
+def _transpose(eqn: Eqn, inputs: list[Spec]) -> Spec:
     return tuple(inputs[0][i] for i in eqn.params["permutation"])
 
 
-def _squeeze(eqn: Eqn, inputs: list[Layout]) -> Layout:
+def _squeeze(eqn: Eqn, inputs: list[Spec]) -> Spec:
     return tuple(kept for i, kept in enumerate(inputs[0]) if i not in eqn.params["dimensions"])
 
 
-def _kept(eqn: Eqn, var: Var, inputs: list[Layout]) -> Layout:
+def _kept(eqn: Eqn, var: Var, inputs: list[Spec]) -> Spec:
     """Each dimension keeps the axes of an operand of the same rank that has the same size there, or another one where
     that is what the equation is for."""
     shape, resizes = _shape(var), eqn.primitive.name in _RESIZING
@@ -311,7 +311,7 @@ def _kept(eqn: Eqn, var: Var, inputs: list[Layout]) -> Layout:
     )
 
 
-def _without_repeats(layout: Layout) -> Layout:
+def _without_repeats(layout: Spec) -> Spec:
     """A mesh axis divides one dimension only: the first."""
     seen: set[str] = set()
     out = []

@@ -14,7 +14,7 @@ STEP_DOWN, _STEP_UP = 0.97, 1.02  # of the last aim, at least: a search that sta
 DOUBT = 0.1  # about the worst of predictions, once one of them is known: prediction.md
 
 
-class Candidate(Protocol):
+class Costed(Protocol):
     """What is proposed."""
 
     @property
@@ -22,7 +22,7 @@ class Candidate(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Trial[C: Candidate, M]:
+class Trial[C: Costed, M]:
     """A candidate with what was measured of it."""
 
     candidate: C
@@ -31,7 +31,7 @@ class Trial[C: Candidate, M]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Correction[C: Candidate, M]:
+class Correction[C: Costed, M]:
     """How a correction loop ended.
 
     Attributes:
@@ -56,7 +56,7 @@ class Correction[C: Candidate, M]:
         return _concluded([*filter(None, (self.best, self.smallest)), *more], budget_bytes, self.trials + len(more))
 
 
-def correct[C: Candidate, M](
+def correct[C: Costed, M](
     propose: Callable[[int], C],
     measure: Callable[[C], tuple[int, M]],
     budget_bytes: int,
@@ -108,7 +108,7 @@ def correct[C: Candidate, M](
     return _concluded(trials, budget_bytes, len(trials))
 
 
-def smallest[C: Candidate, M](
+def smallest[C: Costed, M](
     candidates: Iterable[C],
     measure: Callable[[C], tuple[int, M]],
     *,
@@ -145,7 +145,7 @@ def smallest[C: Candidate, M](
     return min(trials, key=lambda trial: trial.peak_bytes)
 
 
-def _concluded[C: Candidate, M](trials: Sequence[Trial[C, M]], budget_bytes: int, number: int) -> Correction[C, M]:
+def _concluded[C: Costed, M](trials: Sequence[Trial[C, M]], budget_bytes: int, number: int) -> Correction[C, M]:
     within = [trial for trial in trials if trial.peak_bytes <= budget_bytes]
     best = min(within, key=lambda trial: (trial.candidate.cost, trial.peak_bytes)) if within else None
     return Correction(best, min(trials, key=lambda trial: trial.peak_bytes), number)

@@ -31,7 +31,7 @@ _PROBES = 6  # halvings of the ratio between the two: to 14 %
 
 
 @dataclasses.dataclass(frozen=True)
-class Transfers:
+class LinkTraffic:
     """What a schedule copies over the link.
 
     Attributes:
@@ -138,15 +138,15 @@ def require_link(device: Device) -> None:
         )
 
 
-def transfers_of(outcome: Outcome, device: Device) -> Transfers:
+def transfers_of(outcome: Outcome, device: Device) -> LinkTraffic:
     """What an outcome copies, and what of it shows on a device."""
     out, back = _copied_bytes(outcome)
     rate = device.sustained_host_bytes_per_second or np.inf
     if trips := _taken(outcome.problem.joint, outcome.program):
-        return Transfers(out, back, _waited_seconds(outcome, trips, rate))
+        return LinkTraffic(out, back, _waited_seconds(outcome, trips, rate))
     early, late = np.split(_node_seconds(outcome)[outcome.program.steps], [outcome.program.backward_start])
     exposed = max(out / rate - early.sum(), 0.0) + max(back / rate - late.sum(), 0.0)
-    return Transfers(out, back, float(exposed))
+    return LinkTraffic(out, back, float(exposed))
 
 
 def _waited_seconds(outcome: Outcome, trips: Sequence[RoundTrip], rate: float) -> float:

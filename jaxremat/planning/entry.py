@@ -17,7 +17,7 @@ from jaxremat.planning.plan_cache import cached
 from jaxremat.planning.planning import Planning
 from jaxremat.planning.request import Request, checked_request
 from jaxremat.planning.storage import parse_plan, plan_text
-from jaxremat.show.progress import Status
+from jaxremat.show.progress import StatusLine
 from jaxremat.solvers.base import Solver
 
 
@@ -88,7 +88,7 @@ def plan_for(request: Request, budget: Budget | None, keep: Budget | None = None
         assert budget is not None  # one of the two is given
         return plan_with_chunks(planning, budget) if "chunk" in request.allow else planning.plan(budget)
 
-    with Status("planning"):
+    with StatusLine("planning"):
         if jax.process_count() == 1:
             return cached(request, (budget, keep), make)
         received = agree(lambda: plan_text(cached(request, (budget, keep), make)).encode()).decode()

@@ -28,7 +28,7 @@ class Area:
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class Polyline:
     """A line through points; `tone` is a name of `COLOURS`, "muted" or "text"."""
 
     points: Sequence[tuple[float, float]]
@@ -103,7 +103,7 @@ class Moved:
     marks: tuple[Mark, ...]
 
 
-type Mark = Area | Line | Dot | Label | Swatch | Spots | Moved
+type Mark = Area | Polyline | Dot | Label | Swatch | Spots | Moved
 
 REVEAL = (
     ".jaxremat-spot{cursor:pointer}"  # touch screens let the finger rest on what can be clicked
@@ -144,7 +144,7 @@ def _to_svg(mark: Mark) -> str:
         case Area():
             there, back = zip(mark.x, mark.high), zip(reversed(mark.x), reversed(mark.low))
             return f'<polygon points="{_points([*there, *back])}" fill="{mark.colour}"/>'
-        case Line():
+        case Polyline():
             dashes = f' stroke-dasharray="{mark.dashes}"' if mark.dashes else ""
             stroke = f'{_paint("stroke", mark.tone)} stroke-width="{mark.width}"{dashes}'
             return f'<polyline points="{_points(mark.points)}" fill="none" {stroke}/>'

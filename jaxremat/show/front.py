@@ -7,7 +7,7 @@ from html import escape
 
 from jaxremat.base.budget import format_bytes
 from jaxremat.show.axes import Scale, byte_ticks, percent_ticks
-from jaxremat.show.figure import Dot, Figure, Label, Line, Mark, to_svg
+from jaxremat.show.figure import Dot, Figure, Label, Mark, Polyline, to_svg
 from jaxremat.show.html import framed, grid
 from jaxremat.show.text import aligned, terminal_width, wrapped
 
@@ -90,7 +90,7 @@ def front_figure(view: FrontView) -> Figure:
     x = Scale(0, 1.08 * max(p.peak_bytes for p in everything), _LEFT, _WIDTH - _RIGHT)
     y = Scale(0, 1.15 * max(max(p.overhead for p in everything), 0.02), _HEIGHT - _BOTTOM, _TOP)
     marks = [*_axes(view, x, y), *_budget_lines(view, x), *_least(view, x, y)]
-    marks.append(Line([(x(p.peak_bytes), y(p.overhead)) for p in view.points], "saved", 2))
+    marks.append(Polyline([(x(p.peak_bytes), y(p.overhead)) for p in view.points], "saved", 2))
     for point in view.points:
         tone = "saved" if point.compiled_bytes is None else "compiled"
         marks.append(Dot(x(point.peak_bytes), y(point.overhead), tone, note=_note(point)))
@@ -101,7 +101,7 @@ def front_figure(view: FrontView) -> Figure:
 def _axes(view: FrontView, x: Scale, y: Scale) -> list[Mark]:
     marks: list[Mark] = []
     for number, text in percent_ticks(y.high):
-        marks.append(Line(((_LEFT, y(number)), (_WIDTH - _RIGHT, y(number))), width=0.4))
+        marks.append(Polyline(((_LEFT, y(number)), (_WIDTH - _RIGHT, y(number))), width=0.4))
         marks.append(Label(_LEFT - 8, y(number) + 4, text, "end"))
     for number, text in percent_ticks(x.high / max(view.baseline_bytes, 1)):
         marks.append(Label(x(number * view.baseline_bytes), y(0) + 17, text, "middle"))
@@ -119,15 +119,15 @@ def _budget_lines(view: FrontView, x: Scale) -> list[Mark]:
     """A dashed line for each budget; those in which nothing was found are told in the notes."""
     floor = _HEIGHT - _BOTTOM
     lines: list[Mark] = [
-        Line(((x(size), floor), (x(size), floor - 14)), "budget", 1.5, "3 2") for size in view.budgets_bytes
+        Polyline(((x(size), floor), (x(size), floor - 14)), "budget", 1.5, "3 2") for size in view.budgets_bytes
     ]
-    key = Line(((_WIDTH - 112, 6), (_WIDTH - 112, 18)), "budget", 1.5, "3 2")
+    key = Polyline(((_WIDTH - 112, 6), (_WIDTH - 112, 18)), "budget", 1.5, "3 2")
     return [*lines, key, Label(_WIDTH - 104, 16, "budgets asked")]
 
 
 def _least(view: FrontView, x: Scale, y: Scale) -> list[Mark]:
     left = x(view.least_bytes)
-    line = Line(((left, _TOP - 8), (left, y(0))), "muted", 1.0, "2 3")
+    line = Polyline(((left, _TOP - 8), (left, y(0))), "muted", 1.0, "2 3")
     return [line, Label(left + 4, _TOP - 2, f"least reached {format_bytes(view.least_bytes)}")]
 
 

@@ -24,7 +24,7 @@ def track[T](items: Sequence[T], what: str) -> Iterator[T]:
     return iter(items)
 
 
-class Status:
+class StatusLine:
     """A line about long work, from two seconds on: what is told inside. It is gone in the end, however that comes.
 
     Args:
@@ -37,7 +37,7 @@ class Status:
         self._redraw: Callable[[str], None] | None = None
         self._listening = listening(self.tell)
 
-    def __enter__(self) -> Status:
+    def __enter__(self) -> StatusLine:
         self._begin = time.monotonic()
         self._listening.__enter__()
         return self

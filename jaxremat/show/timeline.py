@@ -11,7 +11,7 @@ from jaxremat.report.live import KINDS
 from jaxremat.report.moments import Holder, Moment
 from jaxremat.report.report import COLUMNS, Course, Report
 from jaxremat.show.axes import Scale, byte_ticks, second_ticks
-from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Line, Mark, Moved, Spot, Spots, Swatch
+from jaxremat.show.figure import COLOURS, Area, Dot, Figure, Label, Mark, Moved, Polyline, Spot, Spots, Swatch
 from jaxremat.show.units import format_seconds
 
 LEGEND = {"resident": "arguments and results", "saved": "saved", "recomputed": "recomputed", "transient": "transient"}
@@ -58,7 +58,7 @@ def _panel(report: Report, course: Course, title: str, tallest: float) -> Figure
 
 
 def _grid(y: float, text: str) -> list[Mark]:
-    return [Line(((_LEFT, y), (_WIDTH - _RIGHT, y)), width=0.4), Label(_LEFT - 7, y + 4, text, "end")]
+    return [Polyline(((_LEFT, y), (_WIDTH - _RIGHT, y)), width=0.4), Label(_LEFT - 7, y + 4, text, "end")]
 
 
 def _areas(course: Course, seconds: float, x: Scale, y: Scale) -> list[Mark]:
@@ -75,8 +75,8 @@ def _stairs(heights: np.ndarray, y: Scale) -> list[float]:
 
 
 def _time_axis(x: Scale, turn: float) -> list[Mark]:
-    marks: list[Mark] = [Line(((x.first_pixel, _FLOOR), (x.last_pixel, _FLOOR)))]
-    marks.append(Line(((turn, _TOP - 14), (turn, _FLOOR)), dashes="2 3"))
+    marks: list[Mark] = [Polyline(((x.first_pixel, _FLOOR), (x.last_pixel, _FLOOR)))]
+    marks.append(Polyline(((turn, _TOP - 14), (turn, _FLOOR)), dashes="2 3"))
     if turn - x.first_pixel > 54:
         marks.append(Label(turn - 6, _TOP - 8, "forward", "end"))
     if x.last_pixel - turn > 66:
@@ -89,12 +89,12 @@ def _time_axis(x: Scale, turn: float) -> list[Mark]:
 
 def _budget(budget_bytes: int, y: Scale) -> list[Mark]:
     height = y(budget_bytes)
-    line = Line(((_LEFT, height), (_WIDTH - _RIGHT, height)), "budget", 1.5, "6 4")
+    line = Polyline(((_LEFT, height), (_WIDTH - _RIGHT, height)), "budget", 1.5, "6 4")
     text = f"budget {format_bytes(budget_bytes)}"
     return [
         line,
         Label(_WIDTH - _RIGHT, 16, text, "end"),
-        Line(((_WIDTH - 134, 12), (_WIDTH - 116, 12)), "budget", 1.5, "6 4"),
+        Polyline(((_WIDTH - 134, 12), (_WIDTH - 116, 12)), "budget", 1.5, "6 4"),
     ]
 
 
@@ -118,7 +118,7 @@ def _spots(course: Course, x: Scale) -> Mark:
 
 def _spot(moment: Moment, left: float, width: float) -> Spot:
     middle = left + width / 2
-    cursor = Line(((middle, _TOP), (middle, _FLOOR)), "text", 1.0)
+    cursor = Polyline(((middle, _TOP), (middle, _FLOOR)), "text", 1.0)
     when = f"at {format_seconds(moment.begin_seconds)}"
     return Spot(left, _TOP, width, _FLOOR - _TOP, (cursor, *_told(moment, when)))
 

@@ -119,7 +119,7 @@ def _cheapest(
         outcome = minimize(model, integral=True, seconds=seconds, most_objective=most, excluded=excluded)
         if outcome.x is None:
             return None, outcome
-        runs = outcome.x[: model.layout.num_runs] > 0.5
+        runs = outcome.x[: model.columns.num_runs] > 0.5
         schedule = model.schedule(model.runs(runs))
         if replay(graph, schedule).peak_bytes <= budget_bytes:
             return schedule, outcome
@@ -138,5 +138,5 @@ def _smallest(model: CheckmateModel, graph: Graph, planned: np.ndarray, deadline
     outcome = minimize(free_model, integral=True, seconds=deadline.left_seconds)
     if outcome.x is None:
         return planned
-    schedule = model.schedule(model.runs(outcome.x[: model.layout.num_runs] > 0.5))
+    schedule = model.schedule(model.runs(outcome.x[: model.columns.num_runs] > 0.5))
     return min((schedule, planned), key=lambda candidate: schedule_rank(graph, candidate, 0))

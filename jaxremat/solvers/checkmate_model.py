@@ -45,7 +45,7 @@ class CheckmateModel:
       row_upper: [rows].
       is_memory: [rows] bool, rows that say that what is held fits in the budget.
       lower, upper: [X] bounds of the variables.
-      layout: where each family of variables lies.
+      columns: where each family of variables lies.
       has_sink: whether the last node of `graph` is not in the original.
     """
 
@@ -56,7 +56,7 @@ class CheckmateModel:
     is_memory: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-    layout: Layout
+    columns: Columns
     has_sink: bool
 
     @property
@@ -73,19 +73,19 @@ class CheckmateModel:
         """[N, N] values of run[t, k], zero above the diagonal."""
         n = self.graph.num_nodes
         matrix = np.zeros((n, n))
-        matrix[np.tril_indices(n)] = x[: self.layout.num_runs]
+        matrix[np.tril_indices(n)] = x[: self.columns.num_runs]
         return matrix
 
     def keeps(self, x: np.ndarray) -> np.ndarray:
         """[N + 1, V] values of keep[t, v], zero where value v cannot have been produced before stage t."""
         matrix = np.zeros((self.graph.num_nodes + 1, self.graph.num_values))
         for stage in range(self.graph.num_nodes + 1):
-            columns = self.layout.keep(stage, np.arange(self.layout.values_before[stage]))
-            matrix[stage, : columns.size] = x[columns]
+            kept = self.columns.keep(stage, np.arange(self.columns.values_before[stage]))
+            matrix[stage, : kept.size] = x[kept]
         return matrix
 
 
-class Layout:
+class Columns:
     """Columns of the variables, and what each stage can see: a prefix of the values and a prefix of the reads."""
 
     def __init__(self, graph: Graph) -> None:
@@ -123,24 +123,24 @@ def build_model(graph: Graph, budget_bytes: int, dearest_rerun: float = math.inf
       dearest_rerun: nodes that cost more than this run once.
     """
     full, has_sink = _with_sink(graph)
-    layout, rows = Layout(full), _Rows()
+    columns, rows = Columns(full), _Rows()
     once = full.pinned | (full.costs > dearest_rerun)
-    memory = _Memory(*_scaled_sizes(full, budget_bytes), _reads_at_or_after(full, layout))
+    memory = _Memory(*_scaled_sizes(full, budget_bytes), _reads_at_or_after(full, columns))
     objective, lower, upper = (
-        np.zeros(layout.num_variables),
-        np.zeros(layout.num_variables),
-        np.ones(layout.num_variables),
+        np.zeros(columns.num_variables),
+        np.zeros(columns.num_variables),
+        np.ones(columns.num_variables),
     )
     for stage in range(full.num_nodes):
         earlier = np.arange(stage)
-        objective[layout.run(stage, np.arange(stage + 1))] = full.costs[: stage + 1] / _cost_unit(full)
-        lower[layout.run(stage, stage)] = 1
-        upper[layout.run(stage, earlier[once[:stage]])] = 0
-        _add_dependencies(rows, full, layout, stage)
-        _add_memory(rows, full, layout, stage, np.append(earlier[~once[:stage]], stage), memory)
-    upper[layout.keep(full.num_nodes, np.arange(full.num_values))] = 0
-    matrix, row_upper, is_memory = rows.assembled(layout.num_variables)
-    return CheckmateModel(full, objective, matrix, row_upper, is_memory, lower, upper, layout, has_sink)
+        objective[columns.run(stage, np.arange(stage + 1))] = full.costs[: stage + 1] / _cost_unit(full)
+        lower[columns.run(stage, stage)] = 1
+        upper[columns.run(stage, earlier[once[:stage]])] = 0
+        _add_dependencies(rows, full, columns, stage)
+        _add_memory(rows, full, columns, stage, np.append(earlier[~once[:stage]], stage), memory)
+    upper[columns.keep(full.num_nodes, np.arange(full.num_values))] = 0
+    matrix, row_upper, is_memory = rows.assembled(columns.num_variables)
+    return CheckmateModel(full, objective, matrix, row_upper, is_memory, lower, upper, columns, has_sink)
 
 
 def memory_entries(graph: Graph, budget_bytes: int, dearest_rerun: float = math.inf) -> int:
@@ -204,20 +204,20 @@ class _Rows:
         return matrix.tocsr(), np.concatenate(self.bounds), np.concatenate(self.memory)
 
 
-def _add_dependencies(rows: _Rows, graph: Graph, layout: Layout, stage: int) -> None:
+def _add_dependencies(rows: _Rows, graph: Graph, columns: Columns, stage: int) -> None:
     """Rows that tie runs, kept values and live values of one stage; at its end, of the next."""
-    read = np.arange(layout.reads_through[stage])
-    value, reader = layout.read_value[read], layout.reader[read]
+    read = np.arange(columns.reads_through[stage])
+    value, reader = columns.read_value[read], columns.reader[read]
     maker = graph.producer[value].astype(np.int64)
-    run, keep = layout.run(stage, reader), layout.keep(stage, value)
-    rows.add([run, layout.run(stage, maker), keep], [1, -1, -1], 0)
-    rows.add([run, layout.live(stage, read)], [1, -1], 0)
-    following = layout.live_or_kept(stage, layout.next_read[read], value)
-    rows.add([following, layout.live(stage, read)], [1, -1], 0)
-    carried = np.arange(layout.values_before[stage])
-    made = layout.run(stage, graph.producer[carried].astype(np.int64))
-    rows.add([layout.keep(stage + 1, carried), made, layout.keep(stage, carried)], [1, -1, -1], 0)
-    rows.add([made, layout.keep(stage, carried)], [1, 1], 1)
+    run, keep = columns.run(stage, reader), columns.keep(stage, value)
+    rows.add([run, columns.run(stage, maker), keep], [1, -1, -1], 0)
+    rows.add([run, columns.live(stage, read)], [1, -1], 0)
+    following = columns.live_or_kept(stage, columns.next_read[read], value)
+    rows.add([following, columns.live(stage, read)], [1, -1], 0)
+    carried = np.arange(columns.values_before[stage])
+    made = columns.run(stage, graph.producer[carried].astype(np.int64))
+    rows.add([columns.keep(stage + 1, carried), made, columns.keep(stage, carried)], [1, -1, -1], 0)
+    rows.add([made, columns.keep(stage, carried)], [1, 1], 1)
 
 
 class _Memory(NamedTuple):
@@ -234,10 +234,10 @@ class _Memory(NamedTuple):
     reads_at_or_after: np.ndarray
 
 
-def _add_memory(rows: _Rows, graph: Graph, layout: Layout, stage: int, nodes: np.ndarray, memory: _Memory) -> None:
+def _add_memory(rows: _Rows, graph: Graph, columns: Columns, stage: int, nodes: np.ndarray, memory: _Memory) -> None:
     """One row for each node that may run in a stage: all that is held while it runs fits in the room."""
     (value_size, workspace_size), room, reads_at_or_after = memory
-    before, through = int(layout.values_before[stage]), int(layout.values_before[stage + 1])
+    before, through = int(columns.values_before[stage]), int(columns.values_before[stage + 1])
     if value_size[:through].sum() + workspace_size[: stage + 1].max() <= room:
         return
     maker = graph.producer[:through].astype(np.int64)
@@ -245,16 +245,16 @@ def _add_memory(rows: _Rows, graph: Graph, layout: Layout, stage: int, nodes: np
     node, sized = nodes[:, None], (value_size[:through] > 0)[None]
     older, own, newer = maker < node, maker == node, maker > node
     first = reads_at_or_after[nodes, :through]
-    held = layout.live_or_kept(stage, first, value[None])
+    held = columns.live_or_kept(stage, first, value[None])
     parts = [
         _picked(older & sized, held, value_size[:through]),
-        _picked(own & sized, np.broadcast_to(layout.run(stage, node), held.shape), value_size[:through]),
+        _picked(own & sized, np.broadcast_to(columns.run(stage, node), held.shape), value_size[:through]),
     ]
     carried = (own | newer) & sized
     carried[:, before:] = False
-    parts.append(_picked(carried, np.broadcast_to(layout.keep(stage, value)[None], held.shape), value_size[:through]))
+    parts.append(_picked(carried, np.broadcast_to(columns.keep(stage, value)[None], held.shape), value_size[:through]))
     busy = np.flatnonzero(workspace_size[nodes] > 0)
-    parts.append((busy, layout.run(stage, nodes[busy]), workspace_size[nodes[busy]]))
+    parts.append((busy, columns.run(stage, nodes[busy]), workspace_size[nodes[busy]]))
     rows.add_memory(nodes.size, parts, room)
 
 
@@ -305,13 +305,13 @@ def _next_reads(read_value: np.ndarray) -> np.ndarray:
     return following
 
 
-def _reads_at_or_after(graph: Graph, layout: Layout) -> np.ndarray:
+def _reads_at_or_after(graph: Graph, columns: Columns) -> np.ndarray:
     """[N, V] the first read of each value by a node k or a later one, or R."""
-    num_reads = layout.reader.size
+    num_reads = columns.reader.size
     table = np.full((graph.num_nodes + 1, graph.num_values), num_reads, np.int64)
     for node in range(graph.num_nodes - 1, -1, -1):
         table[node] = table[node + 1]
-        start = layout.reads_through[node - 1] if node else 0
-        reads = np.arange(start, layout.reads_through[node])
-        table[node, layout.read_value[reads]] = reads
+        start = columns.reads_through[node - 1] if node else 0
+        reads = np.arange(start, columns.reads_through[node])
+        table[node, columns.read_value[reads]] = reads
     return table[:-1]

@@ -27,7 +27,7 @@ from jaxremat.graph.graph import Chain, Graph
 from jaxremat.graph.replay import replay
 from jaxremat.solvers.base import Proposal, require_graph
 from jaxremat.solvers.deadline import Deadline
-from jaxremat.solvers.segments import Front, Splitter, segmented_schedule
+from jaxremat.solvers.segments import FrontNodes, Splitter, segmented_schedule
 
 _PLANNED_FRACTIONS = (1.0, 0.5, 0.25, 0.75, 0.375, 0.125, 0.625, 0.875)  # halves, then what lies between
 _KEPT_FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75)  # from nothing to most
@@ -54,7 +54,7 @@ class Chen:
         graph = require_graph(problem, self.name)
         return _best_candidate(graph, budget_bytes, self._splitters, self.node_steps, time_limit)
 
-    def _splitters(self, front: Front, planned_until: int, window: float) -> Iterator[Splitter]:
+    def _splitters(self, front: FrontNodes, planned_until: int, window: float) -> Iterator[Splitter]:
         for count in self.segment_counts or _geometric(planned_until + 1):
             yield FlatSplitter(front, planned_until, count, window)
 
@@ -79,7 +79,7 @@ class ChenRecursive:
         graph = require_graph(problem, self.name)
         return _best_candidate(graph, budget_bytes, self._splitters, self.node_steps, time_limit)
 
-    def _splitters(self, front: Front, planned_until: int, window: float) -> Iterator[Splitter]:
+    def _splitters(self, front: FrontNodes, planned_until: int, window: float) -> Iterator[Splitter]:
         for count in _geometric(planned_until + 1)[::-1]:
             for branching in self.branching:
                 yield NestedSplitter(front, planned_until, count, window, branching)
@@ -89,7 +89,7 @@ class ChenRecursive:
 class FlatSplitter:
     """Cuts the first run into `count` segments of equal stored bytes up to `planned_until`, later runs not at all."""
 
-    front: Front
+    front: FrontNodes
     planned_until: int
     count: int
     window: float
@@ -104,7 +104,7 @@ class FlatSplitter:
 class NestedSplitter:
     """Cuts every run into `branching` parts, and the last part again, until a part stores a `count`th of the front."""
 
-    front: Front
+    front: FrontNodes
     planned_until: int
     count: int
     window: float
@@ -127,7 +127,7 @@ def _last_cut(splitter: FlatSplitter | NestedSplitter, end: int) -> list[int]:
     return [splitter.planned_until] if splitter.planned_until < end else []
 
 
-def _even_cuts(front: Front, base: int, end: int, parts: int, window: float) -> list[int]:
+def _even_cuts(front: FrontNodes, base: int, end: int, parts: int, window: float) -> list[int]:
     """At most parts - 1 cuts strictly between base and end, at equal distances in stored bytes."""
     start = float(front.stored_bytes[base]) if base >= 0 else 0.0
     step = (float(front.stored_bytes[end]) - start) / parts
@@ -169,9 +169,9 @@ def _best_candidate(
     return Proposal(schedule=best)
 
 
-def _candidates(graph: Graph, splitters: Any) -> Iterator[tuple[Front, Splitter, frozenset[int]]]:
+def _candidates(graph: Graph, splitters: Any) -> Iterator[tuple[FrontNodes, Splitter, frozenset[int]]]:
     """All combinations of turn, planned part, kept values, window and splitter, the plainest of each first."""
-    fronts = [Front(graph, turn) for turn in _turns(graph)]
+    fronts = [FrontNodes(graph, turn) for turn in _turns(graph)]
     settings = itertools.product(
         range(len(fronts)), range(len(_PLANNED_FRACTIONS)), range(len(_KEPT_FRACTIONS)), range(len(_WINDOWS))
     )
@@ -194,14 +194,14 @@ def _turns(graph: Graph) -> list[int]:
     return list(dict.fromkeys(min(max(turn, 0), last) for turn in (peak, int(high[0]) - 1, int(high[-1]))))
 
 
-def _position_storing(front: Front, fraction: float) -> int:
+def _position_storing(front: FrontNodes, fraction: float) -> int:
     """The first position of the front up to which at least a fraction of its stored bytes is made."""
     if fraction == 1.0:
         return front.turn
     return int(np.searchsorted(front.stored_bytes, fraction * front.stored_bytes[-1]))
 
 
-def _dearest_values(front: Front, fraction: float) -> frozenset[int]:
+def _dearest_values(front: FrontNodes, fraction: float) -> frozenset[int]:
     """The stored values with the highest cost per byte that fill a fraction of the stored bytes."""
     graph = front.graph
     stored = np.flatnonzero(np.asarray(front.last_back_reader) >= 0)

@@ -55,7 +55,7 @@ def minimize(
         matrix = scipy.sparse.vstack([matrix, *(scipy.sparse.csr_array(row) for row, _ in extra)]).tocsr()
         row_upper = np.append(row_upper, [bound for _, bound in extra])
     integrality = np.zeros(matrix.shape[1])
-    integrality[: model.layout.num_runs] = integral
+    integrality[: model.columns.num_runs] = integral
     result = scipy.optimize.milp(
         model.objective,
         integrality=integrality,

@@ -24,7 +24,7 @@ class Splitter(Protocol):
         ...
 
 
-class Front:
+class FrontNodes:
     """The front of a graph: who reads its values, and how many bytes it would store or keep at each position.
 
     Attributes:
@@ -79,7 +79,7 @@ class Front:
         return int(min(window, key=lambda cut: (self.crossing_bytes[cut], abs(cut - middle))))
 
 
-def segmented_schedule(front: Front, splitter: Splitter, always_kept: frozenset[int] = frozenset()) -> np.ndarray:
+def segmented_schedule(front: FrontNodes, splitter: Splitter, always_kept: frozenset[int] = frozenset()) -> np.ndarray:
     """The schedule that a choice of cuts implies.
 
     Args:
@@ -108,11 +108,13 @@ def segmented_schedule(front: Front, splitter: Splitter, always_kept: frozenset[
     return np.asarray(schedule, np.int32)
 
 
-def _missing(front: Front, held: set[int], values: Any) -> list[int]:
+def _missing(front: FrontNodes, held: set[int], values: Any) -> list[int]:
     return [value for value in values if value < front.num_values and value not in held]
 
 
-def _run_again(front: Front, splitter: Splitter, cuts: list[int], held: set[int], end: int, step: int) -> list[int]:
+def _run_again(
+    front: FrontNodes, splitter: Splitter, cuts: list[int], held: set[int], end: int, step: int
+) -> list[int]:
     """Nodes that run so that back node `step` can read what node `end` makes; updates the cuts and what is held."""
     below = bisect.bisect_left(cuts, end)
     base = cuts[below - 1] if below else -1
@@ -127,7 +129,7 @@ def _run_again(front: Front, splitter: Splitter, cuts: list[int], held: set[int]
     return nodes
 
 
-def _ancestors(front: Front, held: set[int], wanted: set[int]) -> list[int]:
+def _ancestors(front: FrontNodes, held: set[int], wanted: set[int]) -> list[int]:
     """The nodes that make the wanted values from held ones, in order."""
     waiting, nodes = [front.producer[value] for value in wanted], set()
     while waiting:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import BudgetError, Occupant
 from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warnings
-from jaxremat.step.outcome import Outcome, Posed
+from jaxremat.step.outcome import Posed, StepOutcome
 from jaxremat.step.program import StepProgram
 
 _MOST_GROUPS = 6  # lines of a message
 _TELLING = 0.1  # of the budget
 
 
-def refusal(program: StepProgram, smallest: Outcome, peak_bytes: int, budget_bytes: int) -> BudgetError:
+def refusal(program: StepProgram, smallest: StepOutcome, peak_bytes: int, budget_bytes: int) -> BudgetError:
     """The error for a budget that nothing found keeps to.
 
     Args:
@@ -32,7 +32,7 @@ def refusal(program: StepProgram, smallest: Outcome, peak_bytes: int, budget_byt
 
 
 def below_held(
-    program: StepProgram, smallest: Outcome, peak_bytes: int, budget_bytes: int, held_bytes: int
+    program: StepProgram, smallest: StepOutcome, peak_bytes: int, budget_bytes: int, held_bytes: int
 ) -> BudgetError:
     """The error for a budget below what arguments and results take, as compiled: no plan can keep to it.
 

@@ -18,7 +18,7 @@ class ProgramDecision:
       pairs: one decision per pair of scans, or none where they are left alone.
       bodies: (equation, which of its bodies, decision) for each body that is planned as a program of its own.
       storages: forms in which values may wait inside the pairs.
-      barrier_scope: what enters through a barrier; see `Schedule`.
+      barrier_scope: what enters through a barrier; see `ScheduledProgram`.
       joined: whether the conditionals and shard_maps that a gradient passes through are; see `joining`.
     """
 

@@ -15,7 +15,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 from jaxremat.emit.scheduled import put_segments, run_segments
 from jaxremat.emit.script import Segment
-from jaxremat.step.scheduling import Schedule
+from jaxremat.step.scheduling import FlatSchedule
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.listing import Listing
@@ -23,7 +23,7 @@ from jaxremat.trace.splice import Puts, Splice, at
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Script:
+class FlatScript:
     """A scheduled program in terms of equations.
 
     Attributes:
@@ -76,10 +76,10 @@ class Script:
 
 def script_of(
     joint: Joint,
-    schedule: Schedule,
+    schedule: FlatSchedule,
     unfenced: Set[Var] = frozenset(),
     late_writes: Mapping[int, Eqn] = types.MappingProxyType({}),
-) -> Script:
+) -> FlatScript:
     """The script of a schedule of a flat program; one that repeats nothing has no barrier.
 
     Args:
@@ -102,7 +102,7 @@ def script_of(
     segments = tuple(s for s in (first, *stretches) if s.eqns)
     if schedule.barrier_scope == "order":
         segments = _in_order(segments, jaxprs.vars_of(joint.jaxpr.outvars), free)
-    return Script(joint.jaxpr, segments, anywhere)
+    return FlatScript(joint.jaxpr, segments, anywhere)
 
 
 def _in_order(segments: Sequence[Segment], given_out: Sequence[Var], free: Set[Var]) -> tuple[Segment, ...]:

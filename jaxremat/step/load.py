@@ -12,14 +12,14 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.joining import joined
-from jaxremat.step.outcome import Outcome, pose_program
+from jaxremat.step.outcome import StepOutcome, pose_program
 from jaxremat.step.pairs import emit_pairs, find_pairs
 from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
 from jaxremat.step.rewriting import Replacements, bodies_of, rewritten, with_bodies
 from jaxremat.step.scheduling import judged
 
 
-def restored_step(program: StepProgram, decision: ProgramDecision, device: Device) -> Outcome:
+def restored_step(program: StepProgram, decision: ProgramDecision, device: Device) -> StepOutcome:
     """The outcome of a decision that was made before, for the same step; nothing is searched."""
     return restored(program.jaxpr, decision, device, program.shardings, program.aliased)
 
@@ -32,7 +32,7 @@ def restored(
     aliased: Aliased = NOT_ALIASED,
     *,
     is_body: bool = False,
-) -> Outcome:
+) -> StepOutcome:
     """The outcome of a decision that was made before, for the same program; nothing is searched."""
     jaxpr = (joined(jaxpr) if decision.joined else None) or jaxpr
     new = {}
@@ -47,4 +47,4 @@ def restored(
     posed = pose_program(program, device, shardings, aliased, is_body=is_body)
     steps = np.asarray(decision.steps or np.arange(posed.graph.num_nodes), np.int32)
     schedule = dataclasses.replace(judged(posed.graph, steps, decision.barriers), barrier_scope=decision.barrier_scope)
-    return Outcome(posed, schedule, decision)
+    return StepOutcome(posed, schedule, decision)

@@ -13,7 +13,7 @@ from typing import Protocol
 from jaxremat.planner.correction import Correction
 from jaxremat.planner.narrow import widest
 from jaxremat.planner.timed_loops import TOLD_APART
-from jaxremat.step.outcome import Outcome
+from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.planner import ProgramPlanner, by_peak
 from jaxremat.trace.round_trips import LOSSLESS, NARROW
 
@@ -22,12 +22,12 @@ class _Planner(Protocol):
     """What proposes outcomes that round nothing."""
 
     @property
-    def plain(self) -> Outcome: ...
-    def predicted(self, limit: int) -> Correction[Outcome, None]: ...
-    def smallest_few(self, number: int) -> list[Outcome]: ...
+    def plain(self) -> StepOutcome: ...
+    def predicted(self, limit: int) -> Correction[StepOutcome, None]: ...
+    def smallest_few(self, number: int) -> list[StepOutcome]: ...
 
 
-class NarrowPlanner:
+class NarrowStepPlanner:
     """Outcomes with and without rounding, for any budget.
 
     Args:
@@ -40,11 +40,11 @@ class NarrowPlanner:
         self._rounding = rounding
 
     @property
-    def plain(self) -> Outcome:
+    def plain(self) -> StepOutcome:
         """The step as it stands."""
         return self._exact.plain
 
-    def predicted(self, limit: int) -> Correction[Outcome, None]:
+    def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit, of the widest forms that are as cheap; or the
         one with the smallest peak."""
         found = [self._exact.predicted(limit)]
@@ -55,7 +55,7 @@ class NarrowPlanner:
             return min(found, key=lambda each: each.smallest.peak_bytes)
         return widest(fitting, self._costs)
 
-    def smallest_few(self, number: int) -> list[Outcome]:
+    def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike."""
         each = [outcome for planner in (self._exact, *self._narrow) for outcome in planner.smallest_few(number)]
         return sorted(each, key=by_peak)[:number]
@@ -66,5 +66,5 @@ class NarrowPlanner:
         planners = (self._rounding((*LOSSLESS, *forms)) for forms in NARROW)
         return [planner for planner in planners if planner.has_pairs]
 
-    def _costs(self, correction: Correction[Outcome, None]) -> float:
+    def _costs(self, correction: Correction[StepOutcome, None]) -> float:
         return correction.best.candidate.cost if correction.best else float("inf")

@@ -21,10 +21,10 @@ from jaxremat.planner.prediction import Timelines, is_below_model_threshold
 from jaxremat.planner.problem import Problem
 from jaxremat.solvers.mincut.barriers import PARTS
 from jaxremat.step.decision import ProgramDecision
-from jaxremat.step.emission import Script, script_of
+from jaxremat.step.emission import FlatScript, script_of
 from jaxremat.step.order import SHARED, groups_of_results
 from jaxremat.step.program import NOT_ALIASED, Aliased, whole_program
-from jaxremat.step.scheduling import Schedule
+from jaxremat.step.scheduling import FlatSchedule
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 
@@ -97,7 +97,7 @@ def pose_program(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
+class StepOutcome:
     """A schedule of a program.
 
     Attributes:
@@ -107,7 +107,7 @@ class Outcome:
     """
 
     posed: Posed
-    schedule: Schedule
+    schedule: FlatSchedule
     decision: ProgramDecision
 
     @property
@@ -119,7 +119,7 @@ class Outcome:
         return self.schedule.cost
 
     @functools.cached_property
-    def script(self) -> Script:
+    def script(self) -> FlatScript:
         joint, backend = self.posed.joint, self.posed.device.backend
         return script_of(joint, self.schedule, backend.unfenced(joint.eqns), backend.late_writes(joint))
 

@@ -23,7 +23,7 @@ from jaxremat.show.sentences import explanation_lines
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.hills import cut_at
 from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warnings
-from jaxremat.step.outcome import Outcome
+from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.program import StepProgram
 from jaxremat.step.scheduling import turn_of
 from jaxremat.step.storage import write_step_plan
@@ -52,8 +52,8 @@ class StepPlan(Described):
     """
 
     program: StepProgram
-    outcome: Outcome
-    plain: Outcome
+    outcome: StepOutcome
+    plain: StepOutcome
     budget_bytes: int
     baseline_peak_bytes: int
     compiled: MemoryReport | None
@@ -163,7 +163,7 @@ def holders_text(plan: StepPlan) -> str:
     return "\n".join(["arguments, by path", *(f"  {size:>{width}}  {what}" for size, what in rows)])
 
 
-def _version(outcome: Outcome) -> Version:
+def _version(outcome: StepOutcome) -> Version:
     """The program as the display sees it: what runs after the highest peak's cut is its backward."""
     posed, schedule = outcome.posed, outcome.schedule
     turn = turn_of(posed.graph, posed.run_seconds())

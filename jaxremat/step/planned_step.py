@@ -23,7 +23,7 @@ from jaxremat.planning.request import host_budget_bytes
 from jaxremat.step.arguments import Placement, StepArguments, StepCall
 from jaxremat.step.hosting import telling_of_host_memory, with_state_on_host
 from jaxremat.step.load import restored_step
-from jaxremat.step.narrow import NarrowPlanner
+from jaxremat.step.narrow import NarrowStepPlanner
 from jaxremat.step.options import StepOptions
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner, search_by, step_planner
@@ -276,7 +276,7 @@ class PlannedStep:
             exact: ProgramPlanner | HostPlanner = HostPlanner(program, options.device, search_for, most_bytes)
         else:
             exact = planner()
-        return NarrowPlanner(exact, lambda forms: planner(storages=forms)) if "narrow" in options.allow else exact
+        return NarrowStepPlanner(exact, lambda forms: planner(storages=forms)) if "narrow" in options.allow else exact
 
     def _traced(self, call: StepCall) -> StepProgram:
         with telling_of_host_memory(call):

@@ -22,11 +22,11 @@ from jaxremat.planner.solver_schedules import require_graphs
 from jaxremat.solvers.base import Solver
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.joining import joined
-from jaxremat.step.outcome import Outcome, Posed, pose_program
+from jaxremat.step.outcome import Posed, StepOutcome, pose_program
 from jaxremat.step.pairs import Pairs, emit_pairs, find_pairs
 from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
 from jaxremat.step.rewriting import bodies_of, rewritten, with_bodies
-from jaxremat.step.scheduling import Schedule, SolverSearch, StepSearch
+from jaxremat.step.scheduling import FlatSchedule, SolverSearch, StepSearch
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.round_trips import LOSSLESS
 
@@ -39,7 +39,7 @@ _DEAR = 0.1  # of the whole cost, added: what is worth a second look; benchmarks
 _MOST_NEAR = 3  # each a quarter of the way nearer to what fits; benchmarks/constants.py
 _MOST_SMALL = 6  # predicted where nothing else fits; benchmarks/constants.py
 
-Bodies = tuple[tuple[int, int, Outcome], ...]
+Bodies = tuple[tuple[int, int, StepOutcome], ...]
 Schedules = StepSearch | SolverSearch
 SearchFor = Callable[[Graph, np.ndarray], Schedules]
 
@@ -82,14 +82,14 @@ class ProgramPlanner:
         self._known = known or KnownBodies()
         self._is_joined = is_joined
         self._posed_as: dict[tuple[Any, ...], tuple[Posed, Schedules]] = {}
-        self._outcomes: dict[ProgramDecision, Outcome] = {}
+        self._outcomes: dict[ProgramDecision, StepOutcome] = {}
         self._loops_of: dict[ProgramDecision, tuple[tuple[LoopDecision, ...], Bodies]] = {}
-        self._fits: dict[int, Outcome] = {}
-        self._within: dict[int, Outcome] = {}
+        self._fits: dict[int, StepOutcome] = {}
+        self._within: dict[int, StepOutcome] = {}
         self._inside: dict[tuple[int, int], ProgramPlanner] = {}
 
     @functools.cached_property
-    def plain(self) -> Outcome:
+    def plain(self) -> StepOutcome:
         """The program as it stands."""
         return self._outcome((), (), self._posed((), ())[1].plain)
 
@@ -98,7 +98,7 @@ class ProgramPlanner:
         """Whether there are pairs of scans, at any depth."""
         return _holds_pairs(self.jaxpr)
 
-    def fit(self, replayed_bytes: int) -> Outcome:
+    def fit(self, replayed_bytes: int) -> StepOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
         if self.plain.replayed_bytes <= replayed_bytes:
             return self.plain
@@ -109,21 +109,21 @@ class ProgramPlanner:
         return found
 
     @functools.cached_property
-    def smallest(self) -> Outcome:
+    def smallest(self) -> StepOutcome:
         """The outcome with the smallest replayed peak."""
         bodies = self._bodies_within(1)
         each = [(pairs, self._posed(pairs, bodies)[1].smallest) for pairs in self._pair_decisions]
         own = min((self._outcome(pairs, bodies, schedule) for pairs, schedule in each), key=by_peak)
         return min(own, self._joined.smallest, key=by_peak) if self._joined else own
 
-    def smallest_few(self, number: int) -> list[Outcome]:
+    def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         small = sorted(self._small, key=by_peak)
         distinct = _distinct(small)[:number]
         closely = () if self._follows or self._is_body else map(self._closely, distinct)
         return [*distinct, *closely, *(self._joined.smallest_few(number) if self._joined else ())]
 
-    def predicted(self, limit: int) -> Correction[Outcome, None]:
+    def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
         written = self._as_run(self.plain)
         offset = written.replayed_bytes - written.peak_bytes
@@ -147,7 +147,7 @@ class ProgramPlanner:
             correction = correction.with_more([(found.best or found.smallest).candidate], predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
 
-    def _near_misses(self, best: Outcome, limit: int, highest_aim: int) -> Iterator[Outcome]:
+    def _near_misses(self, best: StepOutcome, limit: int, highest_aim: int) -> Iterator[StepOutcome]:
         """Cheaper outcomes than one that fits, replayed higher: where memory comes in large pieces they may be
         predicted to fit, too, as they stand, or if all of one stretch is made before the next begins."""
         dear = best.cost > (1 + _DEAR) * self.plain.cost
@@ -158,7 +158,7 @@ class ProgramPlanner:
                 outcome = self._outcome(pairs, bodies, outcome.schedule.stretch_by_stretch())
             yield outcome
 
-    def _lower(self, start: Outcome, limit: int) -> Iterator[Outcome]:
+    def _lower(self, start: StepOutcome, limit: int) -> Iterator[StepOutcome]:
         """Outcomes for ever lower aims, up to the first that is predicted to fit: where one hill cannot be replayed
         any lower, and is predicted to be lower anyway, the others still can."""
         for tenths in range(_TENTHS - 1, 0, -1):
@@ -167,11 +167,11 @@ class ProgramPlanner:
             if outcome.peak_bytes <= limit:
                 return
 
-    def _as_run(self, outcome: Outcome) -> Outcome:
+    def _as_run(self, outcome: StepOutcome) -> StepOutcome:
         """An outcome as it is emitted: followed closely where that is needed."""
         return self._closely(outcome) if self._follows else outcome
 
-    def _closely(self, outcome: Outcome) -> Outcome:
+    def _closely(self, outcome: StepOutcome) -> StepOutcome:
         """An outcome with barriers that let the compiler choose little of the order."""
         pairs, bodies = self._loops_of[outcome.decision]
         return self._outcome(pairs, bodies, outcome.schedule.followed_closely(outcome.posed.ends))
@@ -200,7 +200,7 @@ class ProgramPlanner:
         holds all of them twice; and it puts off copies to the host until the end."""
         return any(self._shardings) or any(map(jaxprs.is_on_host, self.jaxpr.invars))
 
-    def _descended(self, start: Outcome, limit: int) -> Outcome:
+    def _descended(self, start: StepOutcome, limit: int) -> StepOutcome:
         """From an outcome's loops on, each hill lowered until all are predicted to fit."""
         pairs, bodies = self._loops_of[start.decision]
         search = self._posed(pairs, bodies)[1]
@@ -208,7 +208,7 @@ class ProgramPlanner:
         return run(search.descend(limit, lambda schedule: run(schedule).held_bytes))
 
     @functools.cached_property
-    def _small(self) -> list[Outcome]:
+    def _small(self) -> list[StepOutcome]:
         """Outcomes with the smallest bodies, and with pairs as decided at each price."""
         bodies = self._bodies_within(1)
         return [
@@ -223,7 +223,7 @@ class ProgramPlanner:
         prices = self._pair_prices[::_STRIDE] if self._pairs.found else ()
         return list(dict.fromkeys(map(self._decisions, [None, *prices])))
 
-    def _with_pairs(self, bodies: Bodies, replayed_bytes: int) -> Outcome:
+    def _with_pairs(self, bodies: Bodies, replayed_bytes: int) -> StepOutcome:
         """About the smallest price of a byte at which pairs and flat schedule together fit; without pairs there is
         one."""
         prices = self._prices_around(bodies, replayed_bytes) if self._pairs.found else [None]
@@ -250,7 +250,7 @@ class ProgramPlanner:
             too_low, enough = (too_low, middle_price) if within(middle_price) else (middle_price, enough)
         return too_low, enough
 
-    def _fit_at(self, price: float | None, bodies: Bodies, replayed_bytes: int) -> Outcome:
+    def _fit_at(self, price: float | None, bodies: Bodies, replayed_bytes: int) -> StepOutcome:
         pairs = self._decisions(price)
         return self._outcome(pairs, bodies, self._posed(pairs, bodies)[1].fit(replayed_bytes))
 
@@ -272,7 +272,7 @@ class ProgramPlanner:
                     chosen.append((position, k, found))
         return tuple(chosen)
 
-    def within(self, room_bytes: int) -> Outcome:
+    def within(self, room_bytes: int) -> StepOutcome:
         """For a body: the cheapest outcome that is predicted to take no more, or the smallest."""
         if self.plain.peak_bytes <= room_bytes:
             return self.plain
@@ -320,7 +320,7 @@ class ProgramPlanner:
             self._posed_as[key] = posed, self._search_for(posed.graph, posed.run_seconds(again_scans=not pairs))
         return self._posed_as[key]
 
-    def _outcome(self, pairs: tuple[LoopDecision, ...], bodies: Bodies, schedule: Schedule) -> Outcome:
+    def _outcome(self, pairs: tuple[LoopDecision, ...], bodies: Bodies, schedule: FlatSchedule) -> StepOutcome:
         """One outcome per decision, so that what was predicted or compiled of it is not asked for twice."""
         inner = tuple((position, k, outcome.decision) for position, k, outcome in bodies)
         in_order = np.array_equal(schedule.steps, np.arange(schedule.steps.size))
@@ -332,7 +332,7 @@ class ProgramPlanner:
         )
         if decision not in self._outcomes:
             self._loops_of[decision] = pairs, bodies
-            self._outcomes[decision] = Outcome(self._posed(pairs, bodies)[0], schedule, decision)
+            self._outcomes[decision] = StepOutcome(self._posed(pairs, bodies)[0], schedule, decision)
         return self._outcomes[decision]
 
 
@@ -361,20 +361,22 @@ def _plannable(eqn: Eqn) -> list[int]:
     return [k for k, body in enumerate(bodies_of(eqn)) if body.eqns]
 
 
-def _distinct(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _distinct(outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:
     return list({id(outcome): outcome for outcome in outcomes}.values())
 
 
-def _answered(answers: Mapping[int, Outcome], aim: int, size_of: Callable[[Outcome], int]) -> Outcome | None:
+def _answered(
+    answers: Mapping[int, StepOutcome], aim: int, size_of: Callable[[StepOutcome], int]
+) -> StepOutcome | None:
     """The answer to an aim that was given before: what answers a higher one, or one next to nothing lower, and fits."""
     return next((found for asked, found in answers.items() if size_of(found) <= aim <= APART * asked), None)
 
 
-def predict(outcome: Outcome) -> tuple[int, None]:
+def predict(outcome: StepOutcome) -> tuple[int, None]:
     """The predicted peak, as a measurement."""
     return outcome.peak_bytes, None
 
 
-def by_peak(outcome: Outcome) -> tuple[int, float]:
+def by_peak(outcome: StepOutcome) -> tuple[int, float]:
     """The order of replayed peaks."""
     return outcome.replayed_bytes, outcome.cost

@@ -15,10 +15,10 @@ from jaxremat.base.errors import PlanningInterrupted, TargetError
 from jaxremat.base.telling import tell
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
-from jaxremat.show.progress import Status
+from jaxremat.show.progress import StatusLine
 from jaxremat.step.budget_error import below_held, refusal
-from jaxremat.step.narrow import NarrowPlanner
-from jaxremat.step.outcome import Outcome
+from jaxremat.step.narrow import NarrowStepPlanner
+from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
 from jaxremat.step.program import StepProgram
@@ -26,7 +26,7 @@ from jaxremat.step.transfers import HostPlanner
 
 logger = logging.getLogger("jaxremat")
 
-StepPlanner = ProgramPlanner | HostPlanner | NarrowPlanner
+StepPlanner = ProgramPlanner | HostPlanner | NarrowStepPlanner
 
 _MOST_COMPILATIONS = 6  # as in planning: two learn, the others halve
 _MOST_LEAST = 3  # candidates of small predicted peak that are compiled where nothing else fits
@@ -35,7 +35,7 @@ Compile = Callable[[Callable[[Sequence[Any]], list[Any]]], MemoryReport]
 """Compiles the step as it is called, run as given from flat inputs to flat outputs."""
 
 
-Measured = Trial[Outcome, MemoryReport | None]
+Measured = Trial[StepOutcome, MemoryReport | None]
 """An outcome with its peak, compiled or else predicted, which leaves no report."""
 
 
@@ -105,7 +105,7 @@ class StepPlanning:
         return self._compiled_plain if self._verifies else self._predicted_plain
 
     @functools.cached_property
-    def plain(self) -> Outcome:
+    def plain(self) -> StepOutcome:
         """The step as written."""
         return self._written.plain if self._written else self._timed(lambda: self.planner.plain)
 
@@ -114,7 +114,7 @@ class StepPlanning:
         return Trial(self.plain, None, self.plain.peak_bytes)
 
     @functools.cached_property
-    def _compiled_plain(self) -> Trial[Outcome, MemoryReport]:
+    def _compiled_plain(self) -> Trial[StepOutcome, MemoryReport]:
         if self._written:
             return self._written._compiled_plain
         report = self._compiled_run(self.program.run)
@@ -129,7 +129,7 @@ class StepPlanning:
           PlanningInterrupted: in the place of a KeyboardInterrupt, with the best plan so far.
         """
         try:
-            with Status("planning"):
+            with StatusLine("planning"):
                 return self._planned(budget)
         except KeyboardInterrupt:
             raise PlanningInterrupted(self._best_so_far(budget)) from None
@@ -193,8 +193,8 @@ class StepPlanning:
             raise refusal(self.program, found.candidate, found.peak_bytes, limit)
         return found
 
-    def _corrected(self, limit: int) -> Correction[Outcome, MemoryReport]:
-        def propose(aim: int) -> Outcome:
+    def _corrected(self, limit: int) -> Correction[StepOutcome, MemoryReport]:
+        def propose(aim: int) -> StepOutcome:
             predicted = self._timed(lambda: self.planner.predicted(aim))
             return (predicted.best or predicted.smallest).candidate
 
@@ -215,11 +215,13 @@ class StepPlanning:
         """The smallest compiled peak that is found, or one within some bytes."""
         return self._smallest(self._small_ones(), _MOST_LEAST, wanted_bytes)
 
-    def _small_ones(self) -> list[Outcome]:
+    def _small_ones(self) -> list[StepOutcome]:
         small = self._timed(lambda: [self.planner.plain, *self.planner.smallest_few(2 * _MOST_LEAST)])
         return sorted((outcome for outcome in small if outcome is not self.plain), key=_by_prediction)
 
-    def _smallest(self, candidates: Sequence[Outcome], most_trials: int, wanted_bytes: int | None = None) -> Measured:
+    def _smallest(
+        self, candidates: Sequence[StepOutcome], most_trials: int, wanted_bytes: int | None = None
+    ) -> Measured:
         return smallest(
             candidates,
             self._measure,
@@ -230,7 +232,7 @@ class StepPlanning:
             wanted_bytes=wanted_bytes,
         )
 
-    def _measure(self, outcome: Outcome) -> tuple[int, MemoryReport]:
+    def _measure(self, outcome: StepOutcome) -> tuple[int, MemoryReport]:
         told = f"compiling what is predicted to take {format_bytes(outcome.peak_bytes)}"
         tell(f"{told}, {self._compilations} compiled before")
         report = self._compiled_run(outcome.script.run)
@@ -266,5 +268,5 @@ class StepPlanning:
         )
 
 
-def _by_prediction(outcome: Outcome) -> tuple[int, float]:
+def _by_prediction(outcome: StepOutcome) -> tuple[int, float]:
     return outcome.peak_bytes, outcome.cost

@@ -31,7 +31,7 @@ _GAIN = 0.02  # of the peak: what another round of cuts must gain for one more; 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Schedule:
+class FlatSchedule:
     """How a flat program runs.
 
     Attributes:
@@ -48,11 +48,11 @@ class Schedule:
     cost: float
     barrier_scope: str = "all"
 
-    def stretch_by_stretch(self) -> Schedule:
+    def stretch_by_stretch(self) -> FlatSchedule:
         """The same such that all of one stretch is made before the next begins."""
         return dataclasses.replace(self, barrier_scope="order")
 
-    def followed_closely(self, ends: np.ndarray) -> Schedule:
+    def followed_closely(self, ends: np.ndarray) -> FlatSchedule:
         """The same with more barriers, which let the compiler choose little of the order: a stretch ends in any case
         after some nodes ([N] bool), where they run first."""
         after = 1 + np.flatnonzero(ends[self.steps[:-1]] & first_runs(self.steps)[:-1])
@@ -73,11 +73,11 @@ class StepSearch:
         self._run_seconds = run_seconds
 
     @functools.cached_property
-    def plain(self) -> Schedule:
+    def plain(self) -> FlatSchedule:
         """The program as it stands."""
         return in_order(self.graph)
 
-    def fit(self, budget_bytes: int) -> Schedule:
+    def fit(self, budget_bytes: int) -> FlatSchedule:
         """The cheapest schedule found, in one round of cuts, whose replayed peak is within the budget; or the one with
         the smallest peak."""
         return self._first_round.fit([budget_bytes] * len(self._first_round.parts)).schedule
@@ -87,7 +87,7 @@ class StepSearch:
         return self._first_round.fits_quickly(budget_bytes)
 
     @functools.cached_property
-    def smallest(self) -> Schedule:
+    def smallest(self) -> FlatSchedule:
         """The schedule with the smallest replayed peak: from the second round of cuts on, at the highest hill."""
         best = self._first_round.smallest().schedule
         for _ in range(_MOST_ROUNDS - 1):
@@ -97,11 +97,11 @@ class StepSearch:
             best = again
         return min([best, self.plain], key=_by_peak)
 
-    def smallest_few(self) -> list[Schedule]:
+    def smallest_few(self) -> list[FlatSchedule]:
         """Schedules of small replayed peak: what to try where the prediction finds the rest too large."""
         return sorted([self.smallest, *self._first_round.smallest_few()], key=_by_peak)
 
-    def descend(self, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> Schedule:
+    def descend(self, limit_bytes: int, held: Callable[[FlatSchedule], np.ndarray]) -> FlatSchedule:
         """A schedule that is predicted to fit, or the one that comes nearest: every hill is aimed at by itself.
 
         Args:
@@ -123,7 +123,7 @@ class StepSearch:
     def _first_round(self) -> Round:
         return self._round(self.plain, 0)
 
-    def _round(self, schedule: Schedule, least_bytes: int) -> Round:
+    def _round(self, schedule: FlatSchedule, least_bytes: int) -> Round:
         """Hills of at least a height of the program that a schedule is, each cut where that gains the most."""
         graph = unrolled(self.graph, schedule.steps, schedule.steps.size)
         run_seconds = self._run_seconds[schedule.steps]
@@ -152,11 +152,11 @@ class SolverSearch:
         self._ask = functools.cache(lambda budget_bytes: steps_within(graph, budget_bytes, solver, seed))
 
     @functools.cached_property
-    def plain(self) -> Schedule:
+    def plain(self) -> FlatSchedule:
         """The program as it stands."""
         return in_order(self.graph)
 
-    def fit(self, budget_bytes: int) -> Schedule:
+    def fit(self, budget_bytes: int) -> FlatSchedule:
         """The solver's schedule for a replayed peak, or the one with the smallest peak that it reaches."""
         if self.plain.peak_bytes <= budget_bytes:
             return self.plain
@@ -170,15 +170,15 @@ class SolverSearch:
         return self.fit(budget_bytes).peak_bytes <= budget_bytes
 
     @property
-    def smallest(self) -> Schedule:
+    def smallest(self) -> FlatSchedule:
         """The schedule with the smallest replayed peak that the solver reaches."""
         return self.fit(1)
 
-    def smallest_few(self) -> list[Schedule]:
+    def smallest_few(self) -> list[FlatSchedule]:
         """The same alone."""
         return [self.smallest]
 
-    def descend(self, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> Schedule:
+    def descend(self, limit_bytes: int, held: Callable[[FlatSchedule], np.ndarray]) -> FlatSchedule:
         """The same: a solver sees no prediction."""
         return self.smallest
 
@@ -193,7 +193,7 @@ class Composed:
       ranges: the steps [first, end) of each hill.
     """
 
-    schedule: Schedule
+    schedule: FlatSchedule
     candidates: tuple[Candidate, ...]
     ranges: tuple[tuple[int, int], ...]
 
@@ -209,7 +209,7 @@ class Round:
     """
 
     graph: Graph
-    schedule: Schedule
+    schedule: FlatSchedule
     parts: tuple[tuple[Section, Search], ...]
 
     def fit(self, budgets_bytes: Sequence[int]) -> Composed:
@@ -224,7 +224,7 @@ class Round:
         """Each hill as low as it goes."""
         return self.composed([search.smallest for _, search in self.parts])
 
-    def smallest_few(self) -> list[Schedule]:
+    def smallest_few(self) -> list[FlatSchedule]:
         """Schedules in which each hill is low: the first shapes of all, the second ones, and so on; the last again
         where there are fewer."""
         each = [search.smallest_of_each_shape() for _, search in self.parts]
@@ -252,7 +252,7 @@ class Round:
         return Composed(judged(self.graph, self.schedule.steps[steps], barriers), tuple(candidates), tuple(ranges))
 
 
-def _aimed(round_: Round, limit_bytes: int, held: Callable[[Schedule], np.ndarray]) -> tuple[Schedule, int]:
+def _aimed(round_: Round, limit_bytes: int, held: Callable[[FlatSchedule], np.ndarray]) -> tuple[FlatSchedule, int]:
     """(the schedule with the lowest predicted peak, that peak): what a hill is predicted to exceed the limit by is
     taken off its aim, until all fit or those that do not cannot be lowered."""
     found = round_.composed([search.plain for _, search in round_.parts])
@@ -298,16 +298,16 @@ def _searched(graph: Graph, run_seconds: np.ndarray, live: np.ndarray, first: in
     return part, Search(cut, seconds)
 
 
-def in_order(graph: Graph) -> Schedule:
+def in_order(graph: Graph) -> FlatSchedule:
     """A program as it stands."""
     return judged(graph, np.arange(graph.num_nodes, dtype=np.int32), ())
 
 
-def judged(graph: Graph, steps: np.ndarray, barriers: tuple[int, ...]) -> Schedule:
+def judged(graph: Graph, steps: np.ndarray, barriers: tuple[int, ...]) -> FlatSchedule:
     """A schedule with its replayed numbers."""
     timeline = replay(graph, steps)
-    return Schedule(timeline.schedule, barriers, timeline.peak_bytes, timeline.cost)
+    return FlatSchedule(timeline.schedule, barriers, timeline.peak_bytes, timeline.cost)
 
 
-def _by_peak(schedule: Schedule) -> tuple[int, float]:
+def _by_peak(schedule: FlatSchedule) -> tuple[int, float]:
     return schedule.peak_bytes, schedule.cost

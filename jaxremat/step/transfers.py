@@ -19,7 +19,7 @@ from jaxremat.base.errors import ArgumentError
 from jaxremat.cost.pricing import shares
 from jaxremat.planner.correction import Correction
 from jaxremat.planner.transfers import LARGEST_SHARE, SMALLEST_SHARE, at_share, require_link
-from jaxremat.step.outcome import Outcome, Posed
+from jaxremat.step.outcome import Posed, StepOutcome
 from jaxremat.step.planner import ProgramPlanner, SearchFor, by_peak, predict, step_planner
 from jaxremat.step.program import StepProgram
 from jaxremat.trace.round_trips import HOST, LOSSLESS, transferred_bytes, waiting_bytes
@@ -50,15 +50,15 @@ class HostPlanner:
         self._planner = functools.partial(step_planner, program, search_for=search_for)
         self._own = self._planner(device)
         self._at_share: dict[float, ProgramPlanner] = {}
-        self._told: dict[Outcome, Outcome] = {}
+        self._told: dict[StepOutcome, StepOutcome] = {}
         self._require_room()
 
     @property
-    def plain(self) -> Outcome:
+    def plain(self) -> StepOutcome:
         """The step as it stands."""
         return self._own.plain
 
-    def predicted(self, limit: int) -> Correction[Outcome, None]:
+    def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
         correction = self._own.predicted(limit)
         if not self._own.has_pairs:
@@ -73,7 +73,7 @@ class HostPlanner:
             low, high = (share, high) if crowded else (low, share)
         return correction
 
-    def smallest_few(self, number: int) -> list[Outcome]:
+    def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike."""
         hosted = self._allowed(self._with_host(SMALLEST_SHARE).smallest_few(number))
         return sorted([*self._own.smallest_few(number), *hosted], key=by_peak)[:number]
@@ -94,14 +94,14 @@ class HostPlanner:
                 " place less of it there"
             )
 
-    def _allowed(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    def _allowed(self, outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:
         """Outcomes within the host's budget, at the cost of the real link."""
         return [self._honest(outcome) for outcome in outcomes if self._has_room(outcome)]
 
-    def _has_room(self, outcome: Outcome) -> bool:
+    def _has_room(self, outcome: StepOutcome) -> bool:
         return self._host_bytes(outcome) <= self._most_bytes
 
-    def _host_bytes(self, outcome: Outcome) -> int:
+    def _host_bytes(self, outcome: StepOutcome) -> int:
         """What an outcome takes of the host's memory for one device: arguments that lie there, results, and what waits;
         a donated buffer once."""
         joint, program = outcome.posed.joint, self._program
@@ -109,19 +109,19 @@ class HostPlanner:
         filled = np.asarray(list(map(waiting_bytes, joint.eqns)), float) * shares(joint).run
         return held + int(filled[outcome.schedule.steps].sum())
 
-    def _waits(self, outcome: Outcome) -> bool:
+    def _waits(self, outcome: StepOutcome) -> bool:
         """Whether any scan waits for the link."""
         computing, copying = _seconds(outcome.posed, self._device)
         return bool((copying > computing).any())
 
-    def _honest(self, outcome: Outcome) -> Outcome:
+    def _honest(self, outcome: StepOutcome) -> StepOutcome:
         """The outcome at the cost of the real link: one object per outcome."""
         if outcome not in self._told:
             seconds = np.maximum(*_seconds(outcome.posed, self._device))
             graph = dataclasses.replace(outcome.posed.graph, costs=seconds)
             schedule = dataclasses.replace(outcome.schedule, cost=float(seconds[outcome.schedule.steps].sum()))
             posed = dataclasses.replace(outcome.posed, graph=graph, device=self._device)
-            self._told[outcome] = Outcome(posed, schedule, outcome.decision)
+            self._told[outcome] = StepOutcome(posed, schedule, outcome.decision)
         return self._told[outcome]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxremat import attention
-from jaxremat.chunk.rewriting.finding import Report
+from jaxremat.chunk.rewriting.finding import Findings
 
 BATCH, LENGTH, HEADS, DEPTH = 2, 12, 4, 8
 CAUSAL = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
@@ -285,7 +285,7 @@ def test_default_chunks_leave_small_scores_alone(inputs):
 
 def test_find_reads_a_jaxpr(inputs):
     report = attention.find(jax.make_jaxpr(inside_scan_of_checkpoint)(*inputs))
-    assert isinstance(report, Report) and [f.shape for f in report] == [(BATCH, HEADS, LENGTH, LENGTH)]
+    assert isinstance(report, Findings) and [f.shape for f in report] == [(BATCH, HEADS, LENGTH, LENGTH)]
 
 
 @pytest.mark.parametrize("transform", [jax.vmap, jax.jit, lambda f: jax.vmap(jax.grad(lambda *x: f(*x).sum()))])

@@ -21,7 +21,7 @@ def told(monkeypatch, stream, seconds):
     clock = iter([0.0, 0.0, seconds, seconds])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys, "stderr", stream)
-    with pytest.raises(KeyboardInterrupt), progress.Status("planning") as status:
+    with pytest.raises(KeyboardInterrupt), progress.StatusLine("planning") as status:
         status.tell("1 compiled")
         raise KeyboardInterrupt
     return stream.getvalue()
@@ -43,7 +43,7 @@ def test_a_cell_is_told_in_a_line_that_is_empty_in_the_end(monkeypatch):
     monkeypatch.setattr(progress, "notebook_shell", object)
     monkeypatch.setattr(progress, "_line_of_a_cell", lambda: drawn.append)
     monkeypatch.setattr(progress, "_PATIENCE_SECONDS", 0.0)
-    with progress.Status("planning"):
+    with progress.StatusLine("planning"):
         tell("40 MiB predicted")
     assert drawn == ["planning: 40 MiB predicted", ""]
 

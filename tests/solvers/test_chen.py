@@ -12,7 +12,7 @@ from small_graphs import graphs
 import jaxremat
 from jaxremat import Graph, replay
 from jaxremat.solvers import Chen, ChenRecursive, Status
-from jaxremat.solvers.segments import Front, segmented_schedule
+from jaxremat.solvers.segments import FrontNodes, segmented_schedule
 
 PLANNERS = (Chen(), ChenRecursive())
 
@@ -37,7 +37,7 @@ def test_chains_meet_the_bounds_of_the_paper(length, mark):
 def test_one_flat_split_runs_the_forward_once_more():
     """Four segments of four: their ends are kept, each other layer but those of the last segment runs twice."""
     graph = gradient_chain(16)
-    front = Front(graph, turn=15)
+    front = FrontNodes(graph, turn=15)
     schedule = segmented_schedule(front, lambda base, end: [3, 7, 11] if end == 15 else [])
     rerun = [node for node in schedule.tolist() if schedule.tolist().count(node) > 1]
     assert sorted(set(rerun)) == [0, 1, 2, 4, 5, 6, 8, 9, 10]

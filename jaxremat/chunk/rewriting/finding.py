@@ -41,7 +41,7 @@ class Finding:
         return f"{self.kind} {list(self.shape)}, {self.large_bytes / 2**20:.1f} MiB, at {self.where}: {verdict}"
 
 
-class Report(list[Finding]):
+class Findings(list[Finding]):
     """What was found in a function, in program order."""
 
     def __str__(self) -> str:

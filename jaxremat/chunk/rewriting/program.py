@@ -16,7 +16,7 @@ import jax
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr
-from jaxremat.chunk.rewriting.finding import Finder, Finding, Report
+from jaxremat.chunk.rewriting.finding import Finder, Finding, Findings
 from jaxremat.trace import walk
 from jaxremat.trace.jaxpr import inlining, traced_with, value_of, vars_of
 
@@ -25,7 +25,7 @@ def rewritten(fun: Callable[..., Any], finder: Finder) -> Callable[..., Any]:
     """`fun` with every finding replaced; same signature, composes with every transformation.
 
     The function is traced anew at each call, so call it under `jit`. Arguments that are not arrays (flags, strings,
-    Python numbers) are passed through as they are. `explain(*args)` of the result returns the `Report`.
+    Python numbers) are passed through as they are. `explain(*args)` of the result returns the `Findings`.
     """
 
     def prepare(args: Any, kwargs: Any) -> Any:
@@ -48,16 +48,16 @@ def rewritten(fun: Callable[..., Any], finder: Finder) -> Callable[..., Any]:
         jaxpr, arrays, out_tree = prepare(args, kwargs)
         return jax.tree.unflatten(out_tree, run(jaxpr, arrays, finder))
 
-    def explain(*args: Any, **kwargs: Any) -> Report:
+    def explain(*args: Any, **kwargs: Any) -> Findings:
         return find(prepare(args, kwargs)[0], finder)
 
     rewritten_fun.explain = explain  # type: ignore[attr-defined]
     return rewritten_fun
 
 
-def find(jaxpr: Jaxpr, finder: Finder) -> Report:
+def find(jaxpr: Jaxpr, finder: Finder) -> Findings:
     """What the finder sees in a jaxpr and in the bodies inside it."""
-    return Report(_findings(_seen(jaxpr, finder), finder))
+    return Findings(_findings(_seen(jaxpr, finder), finder))
 
 
 def run(jaxpr: Jaxpr, inputs: Sequence[Any], finder: Finder) -> list[Any]:

@@ -93,7 +93,7 @@ class _Growth:
         self._sums: dict[Eqn, tuple[Need, ...]] = {}
         self._waiting: list[Var] = []
 
-    def part(self, anchor: Var, axis: int) -> _Part | None:
+    def part(self, anchor: Var, axis: int) -> _Sliceable | None:
         """All that has to be cut with a value, cut along an axis; None where something cannot be."""
         try:
             self._add(anchor, _slices(anchor, axis))
@@ -103,7 +103,7 @@ class _Growth:
             return None
         if not self._axes.keys().isdisjoint(v for eqn in self._uncut for v in vars_of(eqn.invars)):
             return None
-        return _Part(self._jaxpr, anchor, self._axes, {**self._left, **self._between()}, self._sums)
+        return _Sliceable(self._jaxpr, anchor, self._axes, {**self._left, **self._between()}, self._sums)
 
     @property
     def _uncut(self) -> list[Eqn]:
@@ -166,7 +166,7 @@ class _Growth:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Part:
+class _Sliceable:
     """A part of a jaxpr that can be computed slice by slice.
 
     Attributes:

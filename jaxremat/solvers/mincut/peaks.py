@@ -38,7 +38,7 @@ _WORK_PER_LAYOUT = 1000  # what laying out takes beside its steps, in the same u
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Origin:
+class SourceCut:
     """The cut that a layout came from."""
 
     cut: PeakCut
@@ -123,7 +123,7 @@ class PeakCut:
         steps = self.layout.steps[order]
         needed = needed_runs(self.graph, steps)
         start = int(needed[: _begin(order, self.layout.start)].sum())
-        return lay_out(self.graph, steps[needed], start, Origin(self, boundaries, price))
+        return lay_out(self.graph, steps[needed], start, SourceCut(self, boundaries, price))
 
 
 def _begin(order: np.ndarray, first: int) -> int:
