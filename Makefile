@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.13 python3.14,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST_ARGS ?= -q -n auto --maxprocesses 4
+PYTEST_ARGS ?= -q -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test lint docs clean
 

@@ -1,5 +1,7 @@
 """What holds for every test, and plans that several tests look at; each is made once."""
 
+import os
+
 import jax
 import pytest
 import show_programs
@@ -22,6 +24,11 @@ ROOMS_OF_USERS = (
 )
 """Rooms whose tests run programs as people write them: with ranks and dtypes promoted."""
 
+LLVM_TAKES_NO_PAINS = "jax_disable_most_optimizations"
+"""No test looks at machine code. What XLA decides is the same with and without it: `compiled/test_compile.py`."""
+
+os.environ[LLVM_TAKES_NO_PAINS.upper()] = "1"  # for the processes that tests start
+jax.config.update(LLVM_TAKES_NO_PAINS, True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -32,6 +39,19 @@ def promotion(request):
     if request.path.parent.name in ROOMS_OF_USERS:
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
             yield
+    else:
+        yield
+
+
+@pytest.fixture(autouse=True)
+def compilers_of_absent_devices(request):
+    """They get the options that users' programs get."""
+    if request.node.get_closest_marker("aot"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(os.environ, LLVM_TAKES_NO_PAINS.upper(), "0")
+            jax.config.update(LLVM_TAKES_NO_PAINS, False)
+            yield
+        jax.config.update(LLVM_TAKES_NO_PAINS, True)
     else:
         yield
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_programs import arguments, random_program
 
 from jaxremat import commands as command_line
 from jaxremat.backends.devices import DEVICES
@@ -30,6 +31,18 @@ def test_report_is_what_the_compiler_says():
     assert report.output_bytes == stats.output_size_in_bytes
     assert report.peak_bytes == report.argument_bytes + report.output_bytes + report.temp_bytes - report.alias_bytes
     assert report.target == "cpu" and "peak" in str(report) and "KiB" in str(report)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_xla_decides_is_the_same_however_little_llvm_does(seed):
+    """So that tests may compile with the least of it, as `conftest` has them do."""
+    lowered = jax.jit(jax.value_and_grad(random_program(seed))).lower(*arguments())
+    least, usual = (
+        lowered.compile({"xla_backend_optimization_level": level, "xla_llvm_disable_expensive_passes": level == 0})
+        for level in (0, 3)
+    )
+    assert least.as_text() == usual.as_text()
+    assert least.memory_analysis().temp_size_in_bytes == usual.memory_analysis().temp_size_in_bytes
 
 
 def test_concrete_arrays_and_trees_are_accepted():

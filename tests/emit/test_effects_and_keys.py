@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from emitted import FORMS, PLAIN_JAX, array, assert_same, plan_of, products
-from gradient_programs import quickly
 from jax import lax
 from jax.experimental import io_callback
 
@@ -54,7 +53,7 @@ ONCE = {"debug": 1, "in a call": 1, "io": 1, "in a loop": 3}
 def seen_by(fun, *args):
     """What a compiled run reports."""
     SEEN.clear()
-    jax.block_until_ready(quickly(fun)(*args))
+    jax.block_until_ready(jax.jit(fun)(*args))
     jax.effects_barrier()
     return dict(collections.Counter(SEEN))
 
@@ -107,7 +106,7 @@ def test_ordered_effects_keep_their_order():
 
     emitted = plan_of(fun, (WS, X), "schedule").apply(fun)
     SEEN.clear()
-    jax.block_until_ready(quickly(jax.grad(emitted))(WS, X))
+    jax.block_until_ready(jax.jit(jax.grad(emitted))(WS, X))
     jax.effects_barrier()
     assert list(range(6)) == SEEN
 
@@ -123,7 +122,7 @@ def dropping(ws, x, key):
 
 @functools.cache
 def dropped(raw):
-    return quickly(jax.value_and_grad(dropping, has_aux=True))(WS[:3], X, _key(raw))
+    return jax.jit(jax.value_and_grad(dropping, has_aux=True))(WS[:3], X, _key(raw))
 
 
 def _key(raw):
@@ -131,7 +130,7 @@ def _key(raw):
 
 
 def assert_drops_the_same(emitted, raw=False):
-    (value, (positive, key)), gradient = quickly(jax.value_and_grad(emitted, has_aux=True))(WS[:3], X, _key(raw))
+    (value, (positive, key)), gradient = jax.jit(jax.value_and_grad(emitted, has_aux=True))(WS[:3], X, _key(raw))
     (plain_value, (plain_positive, plain_key)), plain_gradient = dropped(raw)
     assert np.array_equal(positive, plain_positive) and np.array_equal(key, plain_key)
     assert_same((value, gradient), (plain_value, plain_gradient), rtol=1e-5)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from emitted import array, assert_same, counts
-from gradient_programs import quickly
 from jax.ad_checkpoint import checkpoint_name
 
 import jaxremat
@@ -41,7 +40,7 @@ def by_hand(*names):
 
 @functools.cache
 def plain():
-    return quickly(jax.value_and_grad(layered))(WS, X)
+    return jax.jit(jax.value_and_grad(layered))(WS, X)
 
 
 @pytest.mark.parametrize("names", [(), ("product",), ("second",), ("product", "second")])
@@ -55,8 +54,8 @@ def test_it_is_the_policy_of_these_names(names):
 
 def test_values_gradients_and_forward_mode():
     planned = saving("second")
-    assert_same(quickly(jax.value_and_grad(planned))(WS, X), plain(), rtol=1e-4)
-    along = lambda f: quickly(lambda: jax.jvp(lambda ws: f(ws, X), (WS,), (WS,)))()
+    assert_same(jax.jit(jax.value_and_grad(planned))(WS, X), plain(), rtol=1e-4)
+    along = lambda f: jax.jit(lambda: jax.jvp(lambda ws: f(ws, X), (WS,), (WS,)))()
     assert_same(along(planned), along(layered), rtol=1e-4)
 
 
@@ -69,6 +68,6 @@ def test_a_plan_chooses_among_the_names_by_its_budget():
     assert "product" in large.decision.form.names and large.peak_bytes > small.peak_bytes
     products = [counts(jax.grad(p.apply(layered)), WS, X)["dot_general"] for p in (small, large)]
     assert products[0] == products[1] + len(WS)
-    assert_same(quickly(jax.value_and_grad(small.apply(layered)))(WS, X), plain(), rtol=1e-4)
+    assert_same(jax.jit(jax.value_and_grad(small.apply(layered)))(WS, X), plain(), rtol=1e-4)
     named = jax.checkpoint_policies.save_only_these_names(*large.decision.form.names)
     assert counts(jax.grad(functools.partial(layered, policy=named)), WS, X)["dot_general"] == products[1]

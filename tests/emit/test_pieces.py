@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from emitted import array, assert_same, counts
-from gradient_programs import quickly
 
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.planning.plan import apply_flat
@@ -38,7 +37,7 @@ MASK = tuple(range(PRODUCTS[0]))
 
 @functools.cache
 def plain():
-    return quickly(jax.value_and_grad(layered))(WS, X)
+    return jax.jit(jax.value_and_grad(layered))(WS, X)
 
 
 @functools.cache
@@ -69,7 +68,7 @@ def extra(fun, primitive):
     ids=["one", "three", "sunk", "an equation each", "named", "in one"],
 )
 def test_any_cut_computes_the_same(made):
-    assert_same(quickly(jax.value_and_grad(emitted(**made)))(WS, X), plain(), rtol=1e-4)
+    assert_same(jax.jit(jax.value_and_grad(emitted(**made)))(WS, X), plain(), rtol=1e-4)
 
 
 def test_all_pieces_but_the_last_run_again():

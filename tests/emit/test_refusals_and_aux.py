@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from emitted import FORMS, PLAIN_JAX, array, assert_same, plan_of
-from gradient_programs import quickly
 
 import jaxremat
 
@@ -48,7 +47,7 @@ def planned_with_aux(form):
 @functools.cache
 def layered_gradient():
     """By every argument."""
-    return quickly(jax.grad(layered, (0, 1, 2)))(WS, X, SCALE)
+    return jax.jit(jax.grad(layered, (0, 1, 2)))(WS, X, SCALE)
 
 
 @pytest.mark.parametrize("argnums", [1, 2, (0, 1), (0, 1, 2)])
@@ -67,20 +66,20 @@ def test_a_schedule_refuses_what_it_is_differentiated_through_from_outside():
 @pytest.mark.parametrize("form", PLAIN_JAX)
 def test_plain_jax_differentiates_whatever_is_asked_for(form):
     planned = layered_plan(form).apply(layered)
-    assert_same(quickly(jax.grad(planned, (1, 2)))(WS, X, SCALE), layered_gradient()[1:], rtol=1e-4)
+    assert_same(jax.jit(jax.grad(planned, (1, 2)))(WS, X, SCALE), layered_gradient()[1:], rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_several_arguments_and_fewer_of_them(form):
     planned = layered_plan(form, (0, 1, 2)).apply(layered)
-    assert_same(quickly(jax.grad(planned, (0, 1, 2)))(WS, X, SCALE), layered_gradient(), rtol=1e-4)
-    fewer = quickly(jax.grad(planned, (2, 1)))(WS, X, SCALE)
+    assert_same(jax.jit(jax.grad(planned, (0, 1, 2)))(WS, X, SCALE), layered_gradient(), rtol=1e-4)
+    fewer = jax.jit(jax.grad(planned, (2, 1)))(WS, X, SCALE)
     assert_same(fewer, layered_gradient()[:0:-1], rtol=1e-4)
 
 
 @functools.cache
 def aux_results():
-    return quickly(lambda: (_with_key_data(with_aux), _by_the_mean(with_aux)))()
+    return jax.jit(lambda: (_with_key_data(with_aux), _by_the_mean(with_aux)))()
 
 
 def _with_key_data(f):
@@ -94,7 +93,7 @@ def _by_the_mean(f):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_auxiliary_data_are_the_same(form):
-    ours = quickly(lambda: _with_key_data(planned_with_aux(form)))()
+    ours = jax.jit(lambda: _with_key_data(planned_with_aux(form)))()
     (value, aux, gradient), _ = aux_results()
     assert_same(ours[2], gradient, rtol=1e-4)
     for a, b in zip(jax.tree.leaves(ours[:2]), jax.tree.leaves((value, aux)), strict=True):
@@ -108,7 +107,7 @@ def test_auxiliary_data_that_are_differentiated_are_refused():
 
 @pytest.mark.parametrize("form", PLAIN_JAX)
 def test_plain_jax_differentiates_auxiliary_data(form):
-    assert_same(quickly(lambda: _by_the_mean(planned_with_aux(form)))(), aux_results()[1], rtol=1e-4)
+    assert_same(jax.jit(lambda: _by_the_mean(planned_with_aux(form)))(), aux_results()[1], rtol=1e-4)
 
 
 def several(ws, x):
@@ -126,13 +125,13 @@ def _of_several(f):
 
 @functools.cache
 def several_results():
-    return quickly(lambda: _of_several(several))()
+    return jax.jit(lambda: _of_several(several))()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_several_results_each_with_its_cotangent(form):
     planned = plan_of(several, (WS, X), form).apply(several)
-    assert_same(quickly(lambda: _of_several(planned))(), several_results(), rtol=1e-4)
+    assert_same(jax.jit(lambda: _of_several(planned))(), several_results(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from emitted import ARGS, FORMS, PLAIN_JAX, assert_same, network, network_plan, products
-from gradient_programs import quickly
 from jax import lax
 
 import jaxremat
@@ -67,12 +66,12 @@ FORWARD = (_forward_mode, _forward_over_reverse)
 
 @functools.cache
 def plainly(transformed):
-    return quickly(lambda: transformed(network))()
+    return jax.jit(lambda: transformed(network))()
 
 
 def check(transformed, form):
     planned = network_plan(form).apply(network)
-    assert_same(quickly(lambda: transformed(planned))(), plainly(transformed), rtol=1e-4)
+    assert_same(jax.jit(lambda: transformed(planned))(), plainly(transformed), rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -101,4 +100,4 @@ def test_these_plans_run_products_again(form):
 
 def test_without_jit():
     planned = network_plan("schedule").apply(network)
-    assert_same(_gradient(planned, OTHER), quickly(lambda: _gradient(network, OTHER))(), rtol=1e-4)
+    assert_same(_gradient(planned, OTHER), jax.jit(lambda: _gradient(network, OTHER))(), rtol=1e-4)

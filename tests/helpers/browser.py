@@ -7,15 +7,15 @@ import subprocess
 from html import unescape
 from pathlib import Path
 
-import nbconvert
-import nbformat
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AUDIT = (Path(__file__).parent / "audit.js").read_text()
 
 
 def notebook(*outputs: str, theme: str = "light", template: str = "lab") -> str:
     """An executed notebook with HTML outputs, as JupyterLab renders it in a theme, or as another template does."""
+    import nbconvert  # here, because no test but those of browsers should wait for it
+    import nbformat
+
     book = nbformat.v4.new_notebook()
     for html in outputs:
         cell = nbformat.v4.new_code_cell("plan", execution_count=1)

@@ -7,13 +7,6 @@ import numpy as np
 from jaxremat.planning.planning import Planning
 from jaxremat.planning.request import checked_request
 
-_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def quickly(fun):
-    """`jax.jit`, for programs that take longer to compile than to run."""
-    return jax.jit(fun, compiler_options=_QUICKLY)
-
 
 def count(fun, *args, primitive="dot_general"):
     """How many equations of a kind the gradient of a function has, bodies of calls included at every call."""
@@ -38,9 +31,9 @@ def planning_of(fun, args):
 
 
 def value_and_gradient(fun, *args, has_aux=False):
-    """(what `jax.value_and_grad` gives, compiled quickly; whether the program recomputes behind a barrier)."""
+    """(what `jax.value_and_grad` gives, compiled; whether the program recomputes behind a barrier)."""
     traced = jax.jit(jax.value_and_grad(fun, has_aux=has_aux)).trace(*args)
-    run = traced.lower().compile(compiler_options=_QUICKLY)
+    run = traced.lower().compile()
     return run(*args), _count(traced.jaxpr, "optimization_barrier") > 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gradient_programs import quickly
 
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, trace_joint
@@ -24,7 +23,7 @@ def run_joint(joint: Joint, args, cotangents) -> tuple[list, list]:
 
 def compiled_joint(joint: Joint, args, cotangents) -> tuple[list, list]:
     """As `run_joint`, compiled."""
-    return quickly(lambda *given: run_joint(joint, *given))(args, cotangents)
+    return jax.jit(lambda *given: run_joint(joint, *given))(args, cotangents)
 
 
 def cotangents_for(joint: Joint) -> list:
@@ -50,7 +49,7 @@ def expected(fun, args, argnums, has_aux, cotangents) -> tuple[list, list]:
         _, pull_back, outputs = jax.vjp(of_wanted, *free, has_aux=True)
         return outputs, jax.tree.leaves(pull_back(cotangents))
 
-    return quickly(run)([args[i] for i in wanted], list(cotangents))
+    return jax.jit(run)([args[i] for i in wanted], list(cotangents))
 
 
 def assert_joint_equals_jax(fun, *args, argnums=0, has_aux=False, rtol=1e-5) -> Joint:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gradient_programs import quickly
 from jax import lax
 
 from jaxremat.backends.devices import resolve_target
@@ -63,7 +62,7 @@ def assert_same_gradients(fun, planned, args, argnums=0, tolerance=1e-5):
 
 def assert_all_same_gradients(fun, several, args, argnums=0, tolerance=1e-5):
     """Those of each of several functions are those of `fun`, which are not all zero."""
-    gradients = lambda fun: jax.tree.leaves(quickly(jax.value_and_grad(fun, argnums))(*args))
+    gradients = lambda fun: jax.tree.leaves(jax.jit(jax.value_and_grad(fun, argnums))(*args))
     plain = gradients(fun)
     assert any(np.any(np.asarray(a) != 0) for a in plain[1:])
     for planned in several:

@@ -1,16 +1,17 @@
 """What a reader sees: an executed notebook in a headless browser, in both themes, wide and narrow."""
 
+import importlib.util
 import json
 
+import browser
 import pytest
 import show_programs
 
 import jaxremat
 
-browser = pytest.importorskip("browser", reason="needs nbconvert")
-
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("nbconvert") is None, reason="needs nbconvert"),
     pytest.mark.skipif(browser.CHROMIUM is None, reason="needs chromium"),
 ]
 
