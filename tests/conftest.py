@@ -1,6 +1,6 @@
 """What holds for every test, and plans that several tests look at; each is made once."""
 
-import os
+import gc
 
 import jax
 import pytest
@@ -24,11 +24,10 @@ ROOMS_OF_USERS = (
 )
 """Rooms whose tests run programs as people write them: with ranks and dtypes promoted."""
 
-LLVM_TAKES_NO_PAINS = "jax_disable_most_optimizations"
-"""No test looks at machine code. What XLA decides is the same with and without it: `compiled/test_compile.py`."""
+NO_PAINS = "jax_disable_most_optimizations"
+"""Of LLVM with machine code, which no test looks at; what XLA decides is the same: `compiled/test_compile.py`."""
 
-os.environ[LLVM_TAKES_NO_PAINS.upper()] = "1"  # for the processes that tests start
-jax.config.update(LLVM_TAKES_NO_PAINS, True)
+jax.config.update(NO_PAINS, True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -43,17 +42,18 @@ def promotion(request):
         yield
 
 
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector need not look at it after every test."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10 * gc.get_threshold()[0])
+
+
 @pytest.fixture(autouse=True)
 def compilers_of_absent_devices(request):
     """They get the options that users' programs get."""
-    if request.node.get_closest_marker("aot"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(os.environ, LLVM_TAKES_NO_PAINS.upper(), "0")
-            jax.config.update(LLVM_TAKES_NO_PAINS, False)
-            yield
-        jax.config.update(LLVM_TAKES_NO_PAINS, True)
-    else:
-        yield
+    is_absent = request.node.get_closest_marker("aot") is not None
+    jax.config.update(NO_PAINS, not is_absent)
 
 
 @pytest.fixture(autouse=True)

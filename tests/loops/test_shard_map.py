@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from loop_programs import all_decisions, array, assert_all_same_gradients, assert_same_gradients, loops_of
+from mesh_process import result_on_devices
 
 import jaxremat
 from jaxremat.trace import jaxpr as jaxprs
@@ -233,16 +230,6 @@ print("RESULT", json.dumps(rows))
 
 @pytest.mark.slow
 def test_no_more_bytes_than_checkpoints_by_hand():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", ON_FOUR_DEVICES],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.split("RESULT")[1])
+    rows = result_on_devices(4, ON_FOUR_DEVICES)
     for plain, hand, planned in rows.values():
         assert planned <= 1.02 * hand < plain
