@@ -6,22 +6,24 @@ are made by the minimum cut that knows what the plain program's kernels take, an
 emitted, fused by the compiler's rules, and timed kernel by kernel. The answer for a budget is the fastest of those
 whose predicted peak fits.
 
-A prediction takes as long as thirty cuts do. So the next schedule to be predicted is the one at the lowest price at
-which the program should fit, by how far off the replays of those before it are; then the one at the next lower price.
+A prediction takes as long as thirty cuts do. So a few schedules are predicted along the whole range of prices, more of
+them beside those on the convex front of bytes and seconds: the same ones whatever the budget is, so that a larger one
+is never answered with more time. What depends on the budget are mixtures of the two on the front between which it lies.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
 from jaxremat.cost.kernels import seconds_again, seconds_by_equation
-from jaxremat.graph.replay import Timeline, replay
+from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
 from jaxremat.planner.by_hand import POLICIES, Policy, blocks_of, kept_by_hand
 from jaxremat.planner.contract import Outcome, Traits
@@ -31,7 +33,7 @@ from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.barriers import barriers_between
 from jaxremat.solvers.mincut.boundary import SearchPoint
-from jaxremat.solvers.mincut.search import Candidate, Search
+from jaxremat.solvers.mincut.search import Search
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
@@ -41,8 +43,7 @@ _SEGMENTS = (1, 16)  # one, and about one per layer of common depths
 _SHAPES = tuple(SearchPoint(0.0, segments) for segments in _SEGMENTS)
 _OTHER_PARTS = (0.5, 2.0)  # half and twice as many barriers; benchmarks/constants.py
 _HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 takes 15.7 % where 6.1 would do
-_MOST_STEPS = 5  # towards the lowest price at which a shape fits: a bound, three are the rule; benchmarks/constants.py
-_NEARLY = 1.05  # of a peak: other barriers take 2 to 8 % off those of GPTs and LLaMA; benchmarks/constants.py
+_ROUNDS = 2  # of finer schedules beside those on the front; benchmarks/constants.py
 _MOST_LEAST = 12  # each is emitted and fused; benchmarks/constants.py
 _MOST_MIXTURES = 3  # where blocks begin, and as many inside of one: to a 64th; benchmarks/constants.py
 
@@ -112,20 +113,9 @@ class TimedPlanner:
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
-        self._approach(_SHAPES, replayed_bytes)
-        self._approach_by_hand(replayed_bytes)
-        best = self._fastest_known(replayed_bytes) or fastest(self._by_hand(), replayed_bytes)
-        if best is not None:
-            self._approach(self._released(best), replayed_bytes)
-        best = self._fastest_known(replayed_bytes) or fastest(self._small, replayed_bytes)
-        if best is None:
-            return fastest(self.least(), replayed_bytes) or min(self.least(), key=by_peak)
-        self._move_barriers(best, replayed_bytes)
-        self._mix(replayed_bytes)
-        return self._fastest_known(replayed_bytes) or best
-
-    def _fastest_known(self, peak_bytes: int) -> TimedOutcome | None:
-        return fastest([self.plain, *self.made], peak_bytes)
+        self._mix(self._known(replayed_bytes), replayed_bytes)
+        known = fastest(self.made, replayed_bytes) or fastest(self.least(), replayed_bytes)
+        return known or min(self.least(), key=by_peak)
 
     def leaving(self, saved_bytes: int) -> TimedOutcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
@@ -137,41 +127,70 @@ class TimedPlanner:
 
     @functools.cached_property
     def _least(self) -> Sequence[TimedOutcome]:
-        found = {id(outcome): outcome for outcome in (*self._range, *self._small)}
-        smallest = sorted(found.values(), key=by_peak)[:_MOST_LEAST]
-        moved = [self._emitted(smallest[0].program, part) for part in self._other_parts]
+        smallest = sorted({*self._range, *self._small}, key=by_peak)[:_MOST_LEAST]
+        moved = [self._emitted(smallest[0].program, part) for part in (*self._places, *self._other_parts)]
         return sorted({*smallest, *moved}, key=by_peak)
 
     @functools.cached_property
     def _small(self) -> list[TimedOutcome]:
         """Outcomes of small replayed peak."""
-        return [self._emitted(candidate.program) for candidate in self._search.small_ones(_MOST_LEAST)]
+        small = self._search.small_ones(_MOST_LEAST)
+        return [self._emitted(candidate.program, self._places[0]) for candidate in small]
 
     def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()
 
     @functools.cached_property
-    def _range(self) -> list[TimedOutcome]:
-        """The whole range, from everything kept to next to nothing; and what people keep by hand."""
-        return [self.plain, *self._by_hand(), *(self._at(point) for shape in _SHAPES for point in self._falling(shape))]
+    def _range(self) -> Sequence[TimedOutcome]:
+        """The whole range, from everything kept to next to nothing, and what people keep by hand: the same whatever is
+        asked for. Those on the front have barriers in other places too."""
+        ends = [point for points in self._falling for point in _ends(points)]
+        known = {self.plain, *self._by_hand, *map(self._at, ends)}
+        for _ in range(_ROUNDS):
+            known.update(map(self._at, self._beside(convex_front(known))))
+        return sorted(known.union(*map(self._moved, convex_front(known))), key=by_peak)
 
-    def _falling(self, shape: SearchPoint) -> list[SearchPoint]:
-        """A shape at the prices worth a prediction: of those that give the same schedule the last, and none at which
+    def _moved(self, outcome: TimedOutcome) -> list[TimedOutcome]:
+        """A schedule with barriers in every place."""
+        return [self._emitted(outcome.program, part) for part in self._places]
+
+    @functools.cached_property
+    def _falling(self) -> list[list[SearchPoint]]:
+        """Of each shape, the prices worth a prediction: of those that give the same schedule one, and none at which
         recomputation itself takes more bytes than a lower price does."""
-        found: dict[Candidate, SearchPoint] = {}
-        least = np.inf
-        for point in (dataclasses.replace(shape, price=price) for price in self._search.prices):
-            candidate = self._search.candidate(point)
-            if candidate.peak_bytes <= least:
-                found[candidate], least = point, candidate.peak_bytes
-        return list(found.values())
+        return [list(self._falling_of(shape)) for shape in _SHAPES]
 
+    def _falling_of(self, shape: SearchPoint) -> Iterator[SearchPoint]:
+        least, prices = np.inf, self._search.prices
+        for ends in itertools.pairwise([*prices, prices[-1]]):
+            for point in self._finer(*(dataclasses.replace(shape, price=price) for price in ends), _HALVINGS):
+                peak_bytes = self._search.candidate(point).peak_bytes
+                if peak_bytes < least:
+                    least = peak_bytes
+                    yield point
+
+    def _finer(self, low: SearchPoint, high: SearchPoint, halvings: int) -> list[SearchPoint]:
+        """From a price up to a higher one, that one aside: a cut that is the cheapest at both is so between them."""
+        if not halvings or self._search.candidate(low) is self._search.candidate(high):
+            return [low]
+        middle = dataclasses.replace(low, price=float(np.sqrt(low.price * high.price)))
+        return [*self._finer(low, middle, halvings - 1), *self._finer(middle, high, halvings - 1)]
+
+    def _beside(self, front: Sequence[TimedOutcome]) -> Iterator[SearchPoint]:
+        """Of each shape, the points half way between those that are known, where one of the two is on the front."""
+        for points in self._falling:
+            known = [place for place, point in enumerate(points) if point in self._at_point]
+            for low, high in itertools.pairwise(known):
+                if high > low + 1 and any(self._at_point[points[k]] in front for k in (low, high)):
+                    yield points[(low + high) // 2]
+
+    @functools.cached_property
     def _by_hand(self) -> list[TimedOutcome]:
-        return list(map(self._predicted_by_hand, self._programs_by_hand))
-
-    def _predicted_by_hand(self, program: ScheduledProgram) -> TimedOutcome:
-        return self._between(self._blocks, self._predicted(program))
+        """What people keep by hand, with barriers where `jax.checkpoint` has them, and behind kernels."""
+        programs = self._programs_by_hand
+        as_people_do = [self._between(self._blocks, self._predicted(program)) for program in programs]
+        return [*as_people_do, *(self._emitted(program, self._blocks) for program in programs)]
 
     @functools.cached_property
     def _programs_by_hand(self) -> list[ScheduledProgram]:
@@ -184,62 +203,15 @@ class TimedPlanner:
         barriers = barriers_between(graph, steps, start, self._blocks)
         return schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
 
-    def _approach_by_hand(self, peak_bytes: int) -> None:
-        """Predicts what people keep by hand, the cheapest first, until something fits; not what will not."""
-        replayed = [(replay(self._problem.graph, program.steps), program) for program in self._programs_by_hand]
-        for timeline, program in sorted(replayed, key=lambda pair: pair[0].cost):
-            should_fit = self._expected_bytes(timeline.peak_bytes, self._at_point) <= peak_bytes
-            if should_fit and self._predicted_by_hand(program).peak_bytes <= peak_bytes:
-                return
+    def _known(self, peak_bytes: int) -> Sequence[TimedOutcome]:
+        """The range, and where all of it takes too many bytes what is small."""
+        is_enough = min(self._range, key=by_peak).peak_bytes <= peak_bytes
+        return self._range if is_enough else [*self._range, *self._small]
 
-    def _approach(self, shapes: Sequence[SearchPoint], peak_bytes: int) -> None:
-        """Predicts schedules of some shapes on both sides of the lowest price at which each fits."""
-        for shape in shapes:
-            for _ in range(_MOST_STEPS):
-                unknown = [point for point in self._around(shape, peak_bytes) if point not in self._at_point]
-                if not unknown:
-                    break
-                self._at(unknown[0])
-
-    def _around(self, shape: SearchPoint, peak_bytes: int) -> list[SearchPoint]:
-        """The lowest price at which a shape should fit, and the next lower one; the highest that is of use where it
-        should fit at none."""
-        points = self._falling(shape)
-        enough = next((k for k, point in enumerate(points) if self._expected(point) <= peak_bytes), None)
-        if not enough:
-            return points[:1] if enough == 0 else points[-1:]
-        too_low, fits = points[enough - 1 : enough + 1]
-        for _ in range(_HALVINGS):
-            middle = dataclasses.replace(shape, price=float(np.sqrt(too_low.price * fits.price)))
-            too_low, fits = (too_low, middle) if self._expected(middle) <= peak_bytes else (middle, fits)
-        return [fits, too_low]
-
-    def _expected(self, point: SearchPoint) -> float:
-        """The peak that a schedule is, or should be, predicted to have: by those of its shape, where two are known."""
-        if point in self._at_point:
-            return self._at_point[point].peak_bytes
-        own = [known for known in self._at_point if dataclasses.replace(known, price=point.price) == point]
-        return self._expected_bytes(self._search.candidate(point).peak_bytes, own if len(own) > 1 else self._at_point)
-
-    def _expected_bytes(self, replayed_bytes: int, points: Iterable[SearchPoint]) -> float:
-        """The predicted peak of what is replayed with some bytes: as far from it as at those points."""
-        known = [(self._search.candidate(point).peak_bytes, self._at_point[point].peak_bytes) for point in points]
-        known = known or [(self._search.plain.peak_bytes, self.plain.peak_bytes)]
-        replayed, predicted = np.asarray(sorted(dict(sorted(known, reverse=True)).items())).T
-        return replayed_bytes + float(np.interp(replayed_bytes, replayed, predicted - replayed))
-
-    def _released(self, best: TimedOutcome) -> list[SearchPoint]:
-        """What the backward has read by the time of the peak may as well be kept: it is live then in any case."""
-        after = best.timeline.schedule[best.timeline.peak_step :]
-        backward = after[self._problem.graph.backward[after]]
-        if best.program.is_in_order or not backward.size:
-            return []
-        return [dataclasses.replace(shape, peak_node=int(backward[0])) for shape in _SHAPES]
-
-    def _mix(self, peak_bytes: int) -> None:
+    def _mix(self, known: Sequence[TimedOutcome], peak_bytes: int) -> None:
         """Equal blocks change at one price, all of them: predicts, between two that are known, schedules that keep as
         much as the larger one from some node on; as many blocks as fit, and a part of one more."""
-        pair = likeliest_pair(self.made, peak_bytes)
+        pair = likeliest_pair(known, peak_bytes)
         if pair:
             graph = self._problem.graph
             differing = np.unique(graph.producer[np.logical_xor(*self._kept_by(pair))])
@@ -271,33 +243,25 @@ class TimedPlanner:
         """[V] bool, of each: what the forward leaves to the backward."""
         return [outcome.program.is_saved(self._problem.graph.num_values) for outcome in pair]
 
-    def _too_large(self, best: TimedOutcome, peak_bytes: int) -> TimedOutcome | None:
-        """The smallest of what is faster than the best and takes too many bytes."""
-        faster = [outcome for outcome in self.made if peak_bytes < outcome.peak_bytes and outcome.cost < best.cost]
-        return min(faster, key=by_peak, default=None)
-
-    def _move_barriers(self, best: TimedOutcome, peak_bytes: int) -> None:
-        """Predicts the best, and what is faster and just too large, with barriers in other places."""
-        too_large = self._too_large(best, peak_bytes) or best
-        for part in self._other_parts:
-            self._emitted(best.program, part)
-            if too_large.peak_bytes <= _NEARLY * peak_bytes:
-                self._emitted(too_large.program, part)
+    @functools.cached_property
+    def _places(self) -> list[np.ndarray]:
+        """[N] each, parts of the program before which barriers may stand; the first are those that are tried first."""
+        usual = self._structure.parts(self._parts)
+        return [self._blocks if self._number_of_blocks else self._other_parts[0], usual]
 
     @functools.cached_property
     def _other_parts(self) -> list[np.ndarray]:
-        parts = [self._structure.parts(int(factor * self._parts)) for factor in _OTHER_PARTS]
-        return [*parts, self._blocks] if self._number_of_blocks else parts
+        return [self._structure.parts(int(factor * self._parts)) for factor in _OTHER_PARTS]
 
     def _at(self, point: SearchPoint) -> TimedOutcome:
         if point not in self._at_point:
-            self._at_point[point] = self._emitted(self._search.candidate(point).program)
+            self._at_point[point] = self._emitted(self._search.candidate(point).program, self._places[0])
         return self._at_point[point]
 
     def _emitted(self, program: ScheduledProgram, part: np.ndarray | None = None) -> TimedOutcome:
         """A schedule with a barrier before each part of the forward that runs again."""
         graph = self._problem.graph
-        part = self._structure.parts(self._parts) if part is None else part
+        part = self._places[-1] if part is None else part
         barriers = barriers_between(graph, program.steps, program.backward_start, part)
         behind = tuple(sorted({self._behind_a_kernel(program, step) for step in barriers}))
         return self._between(
@@ -380,19 +344,34 @@ def fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome |
     return min(within, key=lambda outcome: (outcome.cost, outcome.peak_bytes), default=None)
 
 
-def likeliest_pair(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> tuple[TimedOutcome, TimedOutcome] | None:
+def likeliest_pair(outcomes: Collection[TimedOutcome], peak_bytes: int) -> tuple[TimedOutcome, TimedOutcome] | None:
     """Of what fits and what takes too many bytes and is faster, the two between which a mixture that just fits should
     be the fastest, were its time to change with its bytes; None where nothing is faster."""
+    edges = itertools.pairwise(convex_front(outcomes))
+    return next((pair for pair in edges if pair[0].peak_bytes <= peak_bytes < pair[1].peak_bytes), None)
 
-    def seconds(pair: tuple[TimedOutcome, TimedOutcome]) -> float:
-        smaller, larger = pair
-        share = (peak_bytes - smaller.peak_bytes) / (larger.peak_bytes - smaller.peak_bytes)
-        return smaller.cost + share * (larger.cost - smaller.cost)
 
-    fitting = [outcome for outcome in outcomes if outcome.peak_bytes <= peak_bytes]
-    too_large = [outcome for outcome in outcomes if outcome.peak_bytes > peak_bytes]
-    pairs = ((small, large) for small in fitting for large in too_large if large.cost < small.cost)
-    return min(pairs, key=seconds, default=None)
+def convex_front(outcomes: Collection[TimedOutcome]) -> list[TimedOutcome]:
+    """Of outcomes, the smallest first: those below which no mixture of others would lie, were its time to change with
+    its bytes."""
+    front: list[TimedOutcome] = []
+    for outcome in sorted(outcomes, key=by_peak):
+        if front and outcome.cost >= front[-1].cost:
+            continue
+        while len(front) > 1 and _saved(front[-2], front[-1]) <= _saved(front[-1], outcome):
+            front.pop()
+        front.append(outcome)
+    return front
+
+
+def _saved(smaller: TimedOutcome, larger: TimedOutcome) -> float:
+    """Seconds per byte more."""
+    return (smaller.cost - larger.cost) / (larger.peak_bytes - smaller.peak_bytes)
+
+
+def _ends(points: Sequence[SearchPoint]) -> list[SearchPoint]:
+    """The first, the last, and the one between them."""
+    return [points[0], points[len(points) // 2], points[-1]]
 
 
 def by_peak(outcome: TimedOutcome) -> tuple[int, float]:
