@@ -143,10 +143,12 @@ class TimedPlanner:
 
     @functools.cached_property
     def _range(self) -> Sequence[TimedOutcome]:
-        """The whole range, from everything kept to next to nothing, and what people keep by hand: the same whatever is
-        asked for. Those on the front have barriers in other places too."""
+        """The whole range, from everything kept to next to nothing, and what people keep by hand, or where there are no
+        blocks what a search for small peaks does: the same whatever is asked for. Those on the front have barriers in
+        other places too."""
         ends = [point for points in self._falling for point in _ends(points)]
-        known = {self.plain, *self._by_hand, *map(self._at, ends)}
+        others = self._by_hand if self._number_of_blocks else self._small
+        known = {self.plain, *others, *map(self._at, ends)}
         for _ in range(_ROUNDS):
             known.update(map(self._at, self._beside(convex_front(known))))
         return sorted(known.union(*map(self._moved, convex_front(known))), key=by_peak)
@@ -162,9 +164,10 @@ class TimedPlanner:
         return [list(self._falling_of(shape)) for shape in _SHAPES]
 
     def _falling_of(self, shape: SearchPoint) -> Iterator[SearchPoint]:
-        least, prices = np.inf, self._search.prices
-        for ends in itertools.pairwise([*prices, prices[-1]]):
-            for point in self._finer(*(dataclasses.replace(shape, price=price) for price in ends), _HALVINGS):
+        least = np.inf
+        points = [dataclasses.replace(shape, price=price) for price in self._search.prices]
+        for low, high in itertools.pairwise([*points, points[-1]]):
+            for point in self._finer(low, high, _HALVINGS):
                 peak_bytes = self._search.candidate(point).peak_bytes
                 if peak_bytes < least:
                     least = peak_bytes

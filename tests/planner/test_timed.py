@@ -1,5 +1,7 @@
 """Plans for GPUs: the fastest of what is emitted, barriers only where recomputation needs them."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,64 @@ def test_outcomes_fit_and_cost_more_the_less_they_get(planner):
     assert all(o.peak_bytes <= share * plain.peak_bytes for o, share in zip(outcomes, shares))
     costs = [outcome.cost for outcome in outcomes]
     assert costs == sorted(costs, reverse=True)
+
+
+def attention(layers, x):
+    heads = lambda h, w: (h @ w).reshape(*h.shape[:2], -1, 64)
+    for i, (query, key, value, out) in enumerate(layers):
+        with jax.named_scope(f"layer_{i}"):
+            h = normalised(x)
+            scores = jnp.einsum("bqhd,bkhd->bhqk", heads(h, query), heads(h, key)).astype(jnp.float32)
+            weights = jax.nn.softmax(scores).astype(x.dtype)
+            x = x + jnp.einsum("bhqk,bkhd->bqhd", weights, heads(h, value)).reshape(x.shape) @ out
+    return jnp.sum(x.astype(jnp.float32) ** 2)
+
+
+def gated(layers, x):
+    """No names: a program without blocks."""
+    for up, gate, down in layers:
+        h = normalised(x)
+        x = x + (jax.nn.silu(h @ gate) * (h @ up)) @ down
+    return jnp.sum(x.astype(jnp.float32) ** 2)
+
+
+def down_and_up(weights, x):
+    skips = []
+    for i, (w, _) in enumerate(weights):
+        with jax.named_scope(f"down_{i}"):
+            skips.append(jax.nn.gelu(normalised(x @ w)))
+            x = skips[-1].reshape(-1, 2, WIDTH).mean(1)
+    for i, (_, w) in enumerate(weights):
+        with jax.named_scope(f"up_{i}"):
+            x = jax.nn.gelu(normalised(jnp.concatenate([jnp.repeat(x, 2, 0), skips.pop()], -1) @ w))
+    return jnp.sum(x * x)
+
+
+def array(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+PROGRAMS = {
+    "norms": (loss, WEIGHTS, X),
+    "attention": (attention, [(array(256, 256),) * 4] * 3, array(8, 256, 256)),
+    "gated": (gated, [(array(256, 1024), array(256, 1024), array(1024, 256))] * 3, array(4096, 256)),
+    "skips": (down_and_up, [(WEIGHTS[0], array(512, WIDTH, dtype=jnp.float32))] * 3, X),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_larger_budget_is_never_answered_with_more_time(name):
+    """And what was asked before changes nothing but what is known beside."""
+    fun, *args = PROGRAMS[name]
+    primal = read_primal(fun, tuple(args), 0, False)
+    planner = TimedPlanner(primal, H200)
+    unit = planner.plain.cost
+    budgets = [int(share * planner.plain.peak_bytes) for share in np.arange(0.95, 0.38, -0.05)]
+    costs = {budget: planner.fit(budget).cost / unit for budget in budgets if planner.fit(budget).peak_bytes <= budget}
+    assert len(costs) >= 8
+    assert all(larger <= smaller + 0.01 for larger, smaller in itertools.pairwise(costs.values()))
+    for budget in list(costs)[::4]:
+        assert TimedPlanner(primal, H200).fit(budget).cost / unit == pytest.approx(costs[budget], abs=0.01)
 
 
 @pytest.mark.parametrize("share", [0.4, 0.5, 0.7])
