@@ -243,7 +243,7 @@ SWEEPS: dict[str, Sweep] = {
     "planner.timed._ROUNDS": (timed, (0, 2, 4)),
     "planner.timed._MOST_LEAST": (timed, (3, 12, 24)),
     "planner.timed._MOST_MIXTURES": (timed, (0, 3, 6)),
-    "planner.timed_loops.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
+    "planner.schedules.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
     "loops.options._PARTS": (gradients, (((1, 1),), ((1, 1), (2, 1), (4, 1), (8, 1)), options._PARTS)),
     "loops.options._SINGLE_ITERATION_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),
     "loops.options._LITTLE": (gradients, (0.0, 0.01, 0.05)),

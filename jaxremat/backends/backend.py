@@ -45,6 +45,8 @@ class Backend:
         near and takes no time; see `benchmarks/threshold.py`.
       pool_fraction: the part of a device's memory that the runtime's allocator hands out.
       pool_variable: of the environment, which sets that part; empty where nothing does.
+      reused_bytes: the largest allocation that a program gets again at its next run; larger ones are new memory each
+        time, which the system clears. None where a pool keeps everything.
       reorders_iterations: in a loop's body, kernels run in the order of the program, or as a search from its outputs
         finds them.
       products_compute_operands: contractions compute what they read, whoever else does, and sum what they make.
@@ -75,6 +77,7 @@ class Backend:
     smallest_modelled_bytes: int
     pool_fraction: float
     pool_variable: str = ""
+    reused_bytes: int | None = None
     times_loops: bool = False
     reorders_iterations: bool = False
     products_compute_operands: bool = False

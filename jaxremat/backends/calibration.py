@@ -19,6 +19,7 @@ _SECONDS = 0.2  # that a measurement lasts at least, so that clocks and caches s
 _CHAIN = 64  # dependent kernels of one program, for launches
 _TOGETHER = 8  # runs started at once, where all of them take less than a measurement may
 _ARITHMETIC = 512  # operations of one loop per entry: many times what reading and writing the entry takes
+_PASSES = 5  # over memory that is new at the first of them
 
 
 def calibrate(device: jax.Device | None = None) -> Device:
@@ -40,6 +41,7 @@ def calibrate(device: jax.Device | None = None) -> Device:
             bandwidth_bytes_per_second=_bandwidth(sheet),
             launch_seconds=_launch_seconds(),
             host_bytes_per_second=None if sheet.host_bytes_per_second is None else _host_bandwidth(real),
+            first_touch_seconds_per_byte=0.0 if sheet.backend.reused_bytes is None else _first_touch(sheet),
         )
     keep_rates(measured.name, {name: getattr(measured, name) for name in RATES})
     return measured
@@ -90,9 +92,9 @@ def _launch_seconds() -> float:
     return _seconds(jax.jit(_apart), jnp.ones(8, jnp.float32)) / _CHAIN
 
 
-def _apart(x: Any) -> Any:
+def _apart(x: Any, number: int = _CHAIN) -> Any:
     """A chain of element-wise kernels, kept apart by barriers."""
-    for _ in range(_CHAIN):
+    for _ in range(number):
         x = jax.lax.optimization_barrier(x + 1)
     return x
 
@@ -105,15 +107,28 @@ def _host_bandwidth(device: jax.Device) -> float:
     return array.nbytes / max(_seconds(away, array), _seconds(back, away(array)))
 
 
-def _seconds(run: Callable[..., Any], argument: Any) -> float:
+def _first_touch(sheet: Device) -> float:
+    """Seconds per byte that the first pass over a program's temporaries takes more than the next ones."""
+    assert sheet.backend.reused_bytes is not None  # else nothing is new
+    array = jnp.zeros(sheet.backend.reused_bytes // 2, jnp.float32)
+
+    def passes(number: int) -> float:
+        return _seconds(jax.jit(lambda x: _apart(x, number).sum()), array, time.process_time)
+
+    once = passes(1)
+    again = (passes(_PASSES) - once) / (_PASSES - 1)
+    return max(once - 2 * again, 0.0) / array.nbytes  # the sum is a pass, too
+
+
+def _seconds(run: Callable[..., Any], argument: Any, clock: Callable[[], float] = time.perf_counter) -> float:
     """The fastest of several measurements of one run, after one that compiles. Runs are started together, so many that
     what starting one takes is hidden behind the one before."""
     jax.block_until_ready(run(argument))
     best, spent, together = math.inf, 0.0, 1
     while spent < _SECONDS or not math.isfinite(best):
-        start = time.perf_counter()
+        start = clock()
         jax.block_until_ready([run(argument) for _ in range(together)])
-        passed = time.perf_counter() - start
+        passed = clock() - start
         best, spent = min(best, passed / together), spent + passed
         together = _TOGETHER if passed < _SECONDS / _TOGETHER else 1
     return best

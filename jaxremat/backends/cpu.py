@@ -2,7 +2,8 @@
 
 Read in openxla/xla at `xla/service/cpu/`: `cpu_compiler.cc` (order of passes), `library_rewriter.cc` and
 `ynn_support.cc` (groups around contractions and reductions), `cpu_instruction_fusion.cc`, `dot_op_emitter.cc` and
-`conv_canonicalization.cc` (operand layouts), and `xla/service/select_and_scatter_expander.cc`.
+`conv_canonicalization.cc` (operand layouts), and `xla/service/select_and_scatter_expander.cc`. Temporaries are one
+aligned allocation of each run (`xla/pjrt/cpu/tracked_cpu_device_buffer.cc`), which the C library serves.
 """
 
 from jaxremat.backends.backend import Backend
@@ -23,4 +24,5 @@ CPU = Backend(
     barrier_parts=0,
     smallest_modelled_bytes=32 * 2**20,
     pool_fraction=1.0,
+    reused_bytes=32 * 2**20,  # DEFAULT_MMAP_THRESHOLD_MAX in glibc's malloc.c: what is larger is mapped, and unmapped
 )

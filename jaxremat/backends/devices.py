@@ -37,6 +37,8 @@ class Device:
       memory_bytes: of one device; 0 where it depends on the machine.
       launch_seconds: least time of one kernel.
       host_bytes_per_second: to and from the host's memory, each way; None where that is the device's own.
+      first_touch_seconds_per_byte: of memory that is new to a program, until the system has cleared it; zero where a pool
+        keeps what programs gave back.
       vector_memory_bytes: of the memory beside main memory in which the compiler places what fits; 0 where it has none.
       cores, clock_ghz: of a GPU, its streaming multiprocessors and their highest rate.
       kind: pattern of `jax.Device.device_kind` for the real device.
@@ -51,6 +53,7 @@ class Device:
     launch_seconds: float
     host_bytes_per_second: float | None
     kind: str
+    first_touch_seconds_per_byte: float = 0.0
     vector_memory_bytes: int = 0
     cores: int = 0
     clock_ghz: float = 0.0
@@ -80,6 +83,12 @@ class Device:
     def sustained_host_bytes_per_second(self) -> float | None:
         """What long copies over the host's link reach."""
         return _SUSTAINED * self.host_bytes_per_second if self.host_bytes_per_second else None
+
+    def first_touch_seconds(self, temp_bytes: int) -> float:
+        """What one run of a program waits for the memory of its temporaries."""
+        reused_bytes = self.backend.reused_bytes
+        is_new = reused_bytes is not None and temp_bytes > reused_bytes
+        return self.first_touch_seconds_per_byte * temp_bytes if is_new else 0.0
 
     @property
     def core_bytes_per_second(self) -> float:
@@ -121,7 +130,8 @@ def _tpu(
     float32 at full precision: four products of six passes. A vector unit has four times 8 x 128 lanes, per core."""
     peaks = (1e12 * int8, 1e12 * bfloat16, 1e12 * bfloat16, 1e12 * bfloat16 / 24)
     memory, placed = gibibytes * 2**30, _VECTOR_MEMORY - _SCOPED
-    return Device(name, TPU, peaks, vector * 1e12, tbps * 1e12, memory, 1e-6, link * 1e9, kind, placed)
+    rates = peaks, vector * 1e12, tbps * 1e12
+    return Device(name, TPU, *rates, memory, 1e-6, link * 1e9, kind, vector_memory_bytes=placed)
 
 
 _VECTOR_MEMORY = 128 * 2**20  # per core, of a v5e, v5p and v6e alike

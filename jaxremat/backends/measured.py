@@ -21,8 +21,9 @@ RATES = (
     "bandwidth_bytes_per_second",
     "launch_seconds",
     "host_bytes_per_second",
+    "first_touch_seconds_per_byte",
 )
-"""Fields of a device that are measured; the first holds four numbers."""
+"""Fields of a device that are measured; the first holds four numbers, the last may be zero."""
 
 
 def rates_file() -> Path:
@@ -36,6 +37,7 @@ def measured_rates(name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         return {}
     numbers = {rate: found[rate] for rate in RATES[1:] if _is_rate(found.get(rate))}
+    numbers |= {rate: 0.0 for rate in RATES[-1:] if found.get(rate) == 0}
     matrix = found.get(RATES[0])
     if isinstance(matrix, list) and len(matrix) == 4 and all(map(_is_rate, matrix)):
         numbers[RATES[0]] = tuple(matrix)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.planner.timed_loops import TOLD_APART
+from jaxremat.planner.schedules import TOLD_APART
 
 
 class NarrowPlanner:

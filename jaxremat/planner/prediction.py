@@ -64,7 +64,8 @@ class Predictor:
         listing.outputs = put_script(listing, joint, script)
         estimate = estimate_listing(listing, joint.jaxpr, device, self._known)
         replayed = float(self._graph.costs[program.steps].sum())
-        cost = estimate.seconds if device.backend.barrier_parts else replayed
+        computing = estimate.seconds if device.backend.barrier_parts else replayed
+        cost = computing + device.first_touch_seconds(estimate.temp_bytes)
         return self._timelines.of(estimate, self._nodes(listing, script, late_writes), cost)
 
     @functools.cached_property

@@ -37,6 +37,8 @@ _CLOSE = 0.002  # of the limit: less than a prediction can tell
 _MOST_LEAST = 24  # predicted, some of them compiled; benchmarks/constants.py
 _MOST_LOOP_DECISIONS = 3  # in which one cut goes lowest, each then searched to the end; benchmarks/constants.py
 _MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour
+_RATE_PARTS = (0.125, 0.25, 0.5, 1.0)  # of the price at which time is the least: the flat end of a curve
+TOLD_APART = 1.01  # where times differ less than predictions can tell, another is better; benchmarks/constants.py
 APART = 1.005  # half a per cent: less than a prediction can tell; benchmarks/constants.py
 
 
@@ -94,6 +96,7 @@ class SchedulePlanner:
         self._known = KnownBodies()
         self._searches: dict[tuple[LoopDecision, ...], tuple[Problem, Search]] = {}
         self._outcomes: dict[tuple[Problem, bytes, str], ScheduleOutcome] = {}
+        self._fits: dict[int, ScheduleOutcome] = {}
 
     @functools.cached_property
     def plain(self) -> ScheduleOutcome:
@@ -103,9 +106,32 @@ class SchedulePlanner:
 
     def fit(self, replayed_bytes: int) -> ScheduleOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
-        if self.plain.replayed_bytes <= replayed_bytes:
+        aim = min(replayed_bytes, self.fastest_bytes)
+        if self.plain.replayed_bytes <= aim:
             return self.plain
-        return cheapest_within([planner._fit(replayed_bytes) for planner in self._both], replayed_bytes)
+        if aim not in self._fits:
+            self._fits[aim] = cheapest_within([planner._fit(aim) for planner in self._both], aim)
+        return self._fits[aim]
+
+    @functools.cached_property
+    def fastest_bytes(self) -> int:
+        """The replayed peak of the fastest outcome, or of a larger one that cannot be told apart from it.
+
+        Where memory has to be made ready, a byte is worth computing again as long as that takes less: what takes more
+        bytes than this is no faster.
+        """
+        rate = self.device.first_touch_seconds_per_byte
+        if not self.device.first_touch_seconds(self.plain.replayed_bytes - self.plain.problem.graph.resident_bytes):
+            return self.plain.replayed_bytes
+        outcomes = [self.plain, *itertools.chain.from_iterable(self._at_price(part * rate) for part in _RATE_PARTS)]
+        seconds = {outcome: outcome.cost + rate * outcome.replayed_bytes for outcome in outcomes}
+        least = min(seconds.values())
+        return max(outcome.replayed_bytes for outcome in outcomes if seconds[outcome] <= TOLD_APART * least)
+
+    def _at_price(self, price: float) -> list[ScheduleOutcome]:
+        """Outcomes with loops, and what is outside of them, as one price decides."""
+        problem, search = self._posed(self._decisions(price) if self._loops.found else ())
+        return [self._outcome(problem, found) for found in search.at_price(price)]
 
     def _fit(self, replayed_bytes: int) -> ScheduleOutcome:
         if not self._loops.found:

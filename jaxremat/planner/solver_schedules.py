@@ -63,10 +63,11 @@ class SolverPlanner:
 
     def fit(self, replayed_bytes: int) -> ScheduleOutcome:
         """The solver's outcome for a replayed peak, or the one with the smallest peak that it reached."""
-        if self.plain.replayed_bytes <= replayed_bytes:
+        aim = min(replayed_bytes, self.own.fastest_bytes)
+        if self.plain.replayed_bytes <= aim:
             return self.plain
         grain = max(1, self.plain.replayed_bytes // GRAINS)
-        return self._fit(max(1, replayed_bytes // grain * grain))
+        return self._fit(max(1, aim // grain * grain))
 
     def least(self) -> Sequence[ScheduleOutcome]:
         """The outcome with the smallest replayed peak that the solver reaches."""

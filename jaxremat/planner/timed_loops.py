@@ -14,14 +14,13 @@ from collections.abc import Iterable, Sequence
 from jaxremat.backends.devices import Device
 from jaxremat.planner.contract import Outcome, Traits
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
+from jaxremat.planner.schedules import TOLD_APART, ScheduleOutcome, SchedulePlanner
 from jaxremat.planner.timed import PEAK_DOUBT, TimedOutcome, by_peak, fastest
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 _BODY_DOUBT = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
 _TIME_DOUBT = 1.1  # of replayed times: on a v5e, a scanned GPT with checkpoints over the fastest 1.30, compiled 1.19
-TOLD_APART = 1.01  # where times differ less than predictions can tell, fewer bytes are better; benchmarks/constants.py
 
 
 class TimedLoopPlanner:

@@ -314,6 +314,28 @@ class Planning:
         return [self.planner.leaving(0)]
 
     def _predicted(self, limit: int) -> Correction[Outcome, None]:
+        """The fastest outcome whose predicted peak is within the limit: one that needs no new memory may be it."""
+        found = self._predicted_within(limit)
+        if found.best is None:
+            return found
+        seconds = self._seconds(found.best.candidate, None)
+        waits = seconds > found.best.candidate.cost and limit > self._reused_bytes
+        if not waits or self._fit(self._reused_bytes).cost >= seconds:
+            return found
+        smaller = self._within_reused.best
+        return self._within_reused if smaller and self._seconds(smaller.candidate, None) < seconds else found
+
+    @property
+    def _reused_bytes(self) -> int:
+        """The peak of a program that runs in memory which it gave back before, as far as predictions can tell."""
+        reused_bytes = self.request.device.backend.reused_bytes or 0
+        return self.plain.problem.graph.resident_bytes + int((1 - CLOSE_ENOUGH) * reused_bytes)
+
+    @functools.cached_property
+    def _within_reused(self) -> Correction[Outcome, None]:
+        return self._predicted_within(self._reused_bytes)
+
+    def _predicted_within(self, limit: int) -> Correction[Outcome, None]:
         """The cheapest outcome whose predicted peak is within the limit."""
 
         def measure(outcome: Outcome) -> tuple[int, None]:
@@ -396,12 +418,16 @@ class Planning:
         return len({id(report) for report in (*written, *(report for _, report in self._reports.values()))})
 
     def _overhead(self, outcome: Outcome, report: MemoryReport | None) -> float:
-        """Extra time as a fraction: by the roofline of what was compiled, where there is one, or else predicted."""
-        if report is None or report.seconds is None:
-            return outcome.cost / self._written.plain.cost - 1
-        plain_seconds = self._written.plain_report.seconds
-        assert plain_seconds is not None  # of the same device
-        return report.seconds / plain_seconds - 1
+        """Extra time as a fraction, by what was compiled where something was."""
+        written = self._written
+        return self._seconds(outcome, report) / self._seconds(written.plain, report and written.plain_report) - 1
+
+    def _seconds(self, outcome: Outcome, report: MemoryReport | None) -> float:
+        """Time of one run: by the roofline of what was compiled, where there is one, or else predicted."""
+        if report and report.seconds:
+            return report.seconds
+        temp_bytes = report.temp_bytes if report else outcome.peak_bytes - outcome.problem.graph.resident_bytes
+        return outcome.cost + self.request.device.first_touch_seconds(temp_bytes)
 
     def _report_of(self, outcome: Outcome) -> MemoryReport | None:
         """What the compiler says of an outcome, where it was asked."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from jaxremat.planner.correction import Correction
 from jaxremat.planner.narrow import widest
-from jaxremat.planner.timed_loops import TOLD_APART
+from jaxremat.planner.schedules import TOLD_APART
 from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.planner import ProgramPlanner, by_peak
 from jaxremat.trace.round_trips import LOSSLESS, NARROW

@@ -74,6 +74,10 @@ class BoundarySearch:
         released = [dataclasses.replace(point, peak_node=self._peak_node(best)) for point in points]
         return self._cheapest(released, budget_bytes, best)
 
+    def at_price(self, price: float) -> list[Layout]:
+        """For every number of segments, the layout of a price."""
+        return [self.at(SearchPoint(price, segments)) for segments in self._shapes]
+
     def smallest_of_each_shape(self) -> list[Layout]:
         """For every number of segments, the layout with the smallest replayed peak, smallest first."""
         prices = self.prices[3:]

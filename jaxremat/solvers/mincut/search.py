@@ -123,6 +123,10 @@ class Search:
         """The candidate with the smallest replayed peak that one cut gives."""
         return self._candidate(min([*self.boundary.smallest_of_each_shape(), self.plain.layout], key=by_peak))
 
+    def at_price(self, price: float) -> list[Candidate]:
+        """For every number of segments, the candidate of one cut at a price in seconds per byte."""
+        return list(map(self._candidate, self.boundary.at_price(price)))
+
     def smallest_of_each_shape(self) -> list[Candidate]:
         """For every number of segments, the candidate of one cut with the smallest replayed peak, smallest first."""
         return list(map(self._candidate, self.boundary.smallest_of_each_shape()))
