@@ -7,8 +7,9 @@ Plans for three budgets, and checkpoints by hand. Programs of one model run in t
 of their runs counts: the machine's load is in all of them alike. Beside the time by the clock stands the time that the
 process's threads were at work, which other processes change little, and, on a CPU, the memory that the operating system
 cleared for a run: XLA:CPU allocates temporaries at every execution, and large allocations begin as fresh pages.
-On a GPU or TPU, the roofline of the compiled program stands beside, too. `jaxremat.calibrate()` first, for predictions
-at measured rates. Writes benchmarks/results/time.json and time.md after every model.
+On a GPU or TPU, the roofline of the compiled program stands beside, too. `jaxremat.calibrate()` first, on a quiet
+machine, for predictions at measured rates: what a CPU takes to clear memory is in no data sheet. Writes
+benchmarks/results/time.json and time.md after every model.
 """
 
 from __future__ import annotations

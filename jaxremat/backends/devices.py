@@ -37,8 +37,8 @@ class Device:
       memory_bytes: of one device; 0 where it depends on the machine.
       launch_seconds: least time of one kernel.
       host_bytes_per_second: to and from the host's memory, each way; None where that is the device's own.
-      first_touch_seconds_per_byte: of memory that is new to a program, until the system has cleared it; zero where a pool
-        keeps what programs gave back.
+      first_touch_seconds_per_byte: of memory that is new to a program, for the system to clear it; zero where a pool
+        keeps what programs gave back, and of a CPU until it is measured.
       vector_memory_bytes: of the memory beside main memory in which the compiler places what fits; 0 where it has none.
       cores, clock_ghz: of a GPU, its streaming multiprocessors and their highest rate.
       kind: pattern of `jax.Device.device_kind` for the real device.

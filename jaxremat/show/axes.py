@@ -36,10 +36,11 @@ def second_ticks(most_seconds: float) -> list[tuple[float, str]]:
     return [(n * step / factor, f"{n * step:g} {unit}") for n in range(int(most_seconds * factor / step) + 1)]
 
 
-def percent_ticks(most: float) -> list[tuple[float, str]]:
-    """Round fractions from zero up, as percentages."""
-    step = _round_step(100 * most / 4)
-    return [(n * step / 100, f"{n * step:g} %") for n in range(int(100 * most / step) + 1)]
+def percent_ticks(most: float, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round fractions up to the most, from zero or, where that is below, from the least; as percentages."""
+    step = _round_step(100 * (most - least) / 4)
+    first = -int(-100 * least / step)
+    return [(n * step / 100, f"{n * step:g} %") for n in range(first, int(100 * most / step) + 1)]
 
 
 def _round_step(rough: float) -> float:

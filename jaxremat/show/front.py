@@ -13,6 +13,7 @@ from jaxremat.show.text import aligned, terminal_width, wrapped
 
 _WIDTH, _HEIGHT = 420, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 46, 74
+_FLOOR = _HEIGHT - _BOTTOM
 _COLUMNS = ("", "peak", "of as written", "extra time", "predicted", "compiled")
 
 
@@ -88,8 +89,9 @@ def front_figure(view: FrontView) -> Figure:
     of the program as written, a line for each budget, and one at the least peak that was reached."""
     everything = (*view.points, *view.presets)
     x = Scale(0, 1.08 * max(p.peak_bytes for p in everything), _LEFT, _WIDTH - _RIGHT)
-    y = Scale(0, 1.15 * max(max(p.overhead for p in everything), 0.02), _HEIGHT - _BOTTOM, _TOP)
-    marks = [*_axes(view, x, y), *_budget_lines(view, x), *_least(view, x, y)]
+    overheads = [point.overhead for point in everything]
+    y = Scale(1.15 * min(0.0, *overheads), 1.15 * max(0.02, *overheads), _FLOOR, _TOP)
+    marks = [*_axes(view, x, y), *_budget_lines(view, x), *_least(view, x)]
     marks.append(Polyline([(x(p.peak_bytes), y(p.overhead)) for p in view.points], "saved", 2))
     for point in view.points:
         tone = "saved" if point.compiled_bytes is None else "compiled"
@@ -100,13 +102,13 @@ def front_figure(view: FrontView) -> Figure:
 
 def _axes(view: FrontView, x: Scale, y: Scale) -> list[Mark]:
     marks: list[Mark] = []
-    for number, text in percent_ticks(y.high):
+    for number, text in percent_ticks(y.high, y.low):
         marks.append(Polyline(((_LEFT, y(number)), (_WIDTH - _RIGHT, y(number))), width=0.4))
         marks.append(Label(_LEFT - 8, y(number) + 4, text, "end"))
     for number, text in percent_ticks(x.high / max(view.baseline_bytes, 1)):
-        marks.append(Label(x(number * view.baseline_bytes), y(0) + 17, text, "middle"))
+        marks.append(Label(x(number * view.baseline_bytes), _FLOOR + 17, text, "middle"))
     for number, text in byte_ticks(x.high):
-        marks.append(Label(x(number), y(0) + 34, text, "middle"))
+        marks.append(Label(x(number), _FLOOR + 34, text, "middle"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     marks.append(
         Label(middle, _HEIGHT - 14, f"peak on {view.target}: of the program as written, and in bytes", "middle")
@@ -117,17 +119,16 @@ def _axes(view: FrontView, x: Scale, y: Scale) -> list[Mark]:
 
 def _budget_lines(view: FrontView, x: Scale) -> list[Mark]:
     """A dashed line for each budget; those in which nothing was found are told in the notes."""
-    floor = _HEIGHT - _BOTTOM
     lines: list[Mark] = [
-        Polyline(((x(size), floor), (x(size), floor - 14)), "budget", 1.5, "3 2") for size in view.budgets_bytes
+        Polyline(((x(size), _FLOOR), (x(size), _FLOOR - 14)), "budget", 1.5, "3 2") for size in view.budgets_bytes
     ]
     key = Polyline(((_WIDTH - 112, 6), (_WIDTH - 112, 18)), "budget", 1.5, "3 2")
     return [*lines, key, Label(_WIDTH - 104, 16, "budgets asked")]
 
 
-def _least(view: FrontView, x: Scale, y: Scale) -> list[Mark]:
+def _least(view: FrontView, x: Scale) -> list[Mark]:
     left = x(view.least_bytes)
-    line = Polyline(((left, _TOP - 8), (left, y(0))), "muted", 1.0, "2 3")
+    line = Polyline(((left, _TOP - 8), (left, _FLOOR)), "muted", 1.0, "2 3")
     return [line, Label(left + 4, _TOP - 2, f"least reached {format_bytes(view.least_bytes)}")]
 
 
@@ -135,7 +136,7 @@ def _choices_by_hand(view: FrontView, x: Scale, y: Scale) -> list[Mark]:
     """Hollow points; those that coincide share a label."""
     at: dict[tuple[int, int], list[PointView]] = {}
     for preset in view.presets:
-        at.setdefault((round(x(preset.peak_bytes)), round(y(max(preset.overhead, 0.0)))), []).append(preset)
+        at.setdefault((round(x(preset.peak_bytes)), round(y(preset.overhead))), []).append(preset)
     marks: list[Mark] = []
     for (left, top), presets in at.items():
         marks.append(Dot(left, top, "budget", hollow=True, note="; ".join(map(_note, presets))))

@@ -27,6 +27,7 @@ def facts_of(numbers: Numbers) -> tuple[Fact, ...]:
     """The headline."""
     share = numbers.budget_bytes / max(numbers.baseline_peak_bytes, 1)
     written, compiled = format_bytes(numbers.baseline_peak_bytes), numbers.compiled
+    faster = ": faster than as written" if round(numbers.overhead, 3) < 0 else ""
     solved = f"solver {numbers.solver}, {count_of(numbers.compilations, 'compilation')}, {_form(numbers.form)}"
     return (
         Fact("budget", format_bytes(numbers.budget_bytes), f"{share:.0%} of {written} as written"),
@@ -34,7 +35,7 @@ def facts_of(numbers: Numbers) -> tuple[Fact, ...]:
         Fact("compiled", format_bytes(compiled.peak_bytes), f"on {compiled.target}, {_sizes(compiled)}")
         if compiled
         else Fact("compiled", "not yet", 'verify="compile" compiles, reads the bytes and corrects the plan'),
-        Fact("extra time", f"{numbers.overhead:.1%}", f"by the cost model of {numbers.target}"),
+        Fact("extra time", f"{numbers.overhead:.1%}", f"by the cost model of {numbers.target}{faster}"),
         Fact("solved in", f"{numbers.solve_seconds:.1f} s", solved),
     )
 
