@@ -327,9 +327,8 @@ class Planning:
 
     @property
     def _reused_bytes(self) -> int:
-        """The peak of a program that runs in memory which it gave back before, as far as predictions can tell."""
-        reused_bytes = self.request.device.backend.reused_bytes or 0
-        return self.plain.problem.graph.resident_bytes + int((1 - CLOSE_ENOUGH) * reused_bytes)
+        """The largest peak of a program that runs in memory which it gave back before."""
+        return self.plain.problem.graph.resident_bytes + (self.request.device.backend.reused_bytes or 0)
 
     @functools.cached_property
     def _within_reused(self) -> Correction[Outcome, None]:
