@@ -12,6 +12,7 @@ met. Each is the mean, or the sum, over a few programs as traced for a CPU, or f
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import sys
@@ -30,6 +31,7 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.loops import options
 from jaxremat.planner import checkpoints
 from jaxremat.planner.choose import planner_for
+from jaxremat.planning.memory import PLANS
 from jaxremat.solvers.fastsa import FastSA
 from jaxremat.solvers.registry import solver_named
 from jaxremat.step.planner import ProgramPlanner
@@ -211,6 +213,44 @@ def sliced(step: Callable, args: tuple) -> Score:
     return Score(least.peak_bytes / least.baseline_peak_bytes, extra, len(SHARES_OF_SLICES) - len(met))
 
 
+def attending(layers, x):
+    """Layers with scores over a whole sequence, one after another."""
+    return jnp.mean(functools.reduce(lambda x, layer: attended(layer, x), layers, x) ** 2)
+
+
+ATTENDING = [tuple(shape(*dims) for dims in [(64, 64)] * 3 + [(64, 256), (256, 64)])] * 3, shape(8, 512, 64)
+IN_CHUNKS = ((headed, HEADED), (attending, ATTENDING))
+
+
+def in_chunks() -> list[Score]:
+    """What gradients take of which some parts may run in chunks, by prediction."""
+    return [chunked(loss, args) for loss, args in IN_CHUNKS]
+
+
+def chunked(loss: Callable, args: tuple) -> Score:
+    """What a fresh planning finds that is predicted to fit."""
+    plan = lambda budget: jaxremat.plan(loss, *args, budget=budget, allow="chunk", verify="replay")
+    least = plan("least")
+    met = []
+    for share in SHARES_OF_SLICES:
+        with contextlib.suppress(jaxremat.BudgetError):
+            met.append(plan(share).overhead)
+    extra = float(np.mean(met)) if met else float("nan")
+    return Score(least.peak_bytes / least.baseline_peak_bytes, extra, len(SHARES_OF_SLICES) - len(met))
+
+
+def unmarked() -> list[Score]:
+    """What is annealed of a graph that nobody has marked as forward and backward."""
+    jaxpr = read_primal(gated, ([GATED[0][0]] * 10, GATED[1]), 0, False)
+    graph = planner_for(jaxpr, CPU, solver_named("auto"), "schedule", 0).plain.problem.graph
+    graph = dataclasses.replace(graph, backward=np.zeros(graph.num_nodes, bool))
+    most = jaxremat.replay(graph, np.arange(graph.num_nodes)).peak_bytes
+    found = [jaxremat.solve(graph, int(share * most), solver="auto") for share in SHARES]
+    met = [o for o, share in zip(found, SHARES) if o.peak_bytes <= share * most]
+    extra = float(np.mean([o.cost / graph.costs.sum() - 1 for o in met])) if met else float("nan")
+    return [Score(min(o.peak_bytes for o in found) / most, extra, len(SHARES) - len(met))]
+
+
 named = functools.partial(gradients, "names", "h200")  # in one checkpoint: CPUs take a checkpoint per piece
 timed = functools.partial(gradients, "schedule", "h200")  # by the time of kernels
 Sweep = tuple[Callable[[], list[Score]], Sequence[Any]]
@@ -228,6 +268,9 @@ SWEEPS: dict[str, Sweep] = {
     "step.slicing._PARTS": (in_slices, ((4,), (16,), (64,), (4, 16, 64), (2, 4, 8, 16, 32, 64))),
     "step.slicing._MOST_SHAPES": (in_slices, (1, 2, 3, 4)),
     "chunk.rewriting.sliced._ALIKE": (in_slices, (1, 2, 4, 8)),
+    "planning.chunks._MATTERS": (in_chunks, (0.0, 0.02, 0.1)),
+    "planning.chunks._TILES": (in_chunks, (16, 64, 256)),
+    "planning.chunks._FINER": (in_chunks, (2, 8, 32)),
     "planner.schedules.LOOP_PRICES": (gradients, tuple(np.logspace(-2, 4, number) for number in (7, 13, 25, 49))),
     "planner.schedules._MOST_LEAST": (gradients, (6, 24, 48)),
     "planner.schedules._MOST_LOOP_DECISIONS": (gradients, (1, 3, 6)),
@@ -239,6 +282,7 @@ SWEEPS: dict[str, Sweep] = {
     "planner.checkpoints._PIECES": (named, ((2, 4, 8, 16), (2, 3, 4, 6, 8, 12, 16, 24, 32), tuple(range(2, 33)))),
     "planner.checkpoints._PRICES": (named, ((0.01, 1.0, 50.0), checkpoints._PRICES, np.logspace(-2, 2, 25))),
     "planner.timed._OTHER_PARTS": (timed, ((0.5,), (0.5, 2.0), (0.25, 0.5, 2.0, 4.0))),
+    "planner.timed._SEGMENTS": (timed, ((1,), (1, 16), (1, 4, 16), (1, 8, 16, 32))),
     "planner.timed._HALVINGS": (timed, (2, 5, 8)),
     "planner.timed._ROUNDS": (timed, (0, 2, 4)),
     "planner.timed._MOST_LEAST": (timed, (3, 12, 24)),
@@ -267,6 +311,9 @@ SWEEPS: dict[str, Sweep] = {
     "solvers.mincut.peaks._COST_GAIN": (gradients, (0.0, 0.002, 0.02)),
     "solvers.mincut.peaks._MOST_ROUNDS": (gradients, (8, 32, 128)),
     "solvers.mincut.peaks._MOST_WORK": (gradients, (200_000, 2_000_000, 8_000_000)),
+    "solvers.auto._CHEN_NODE_STEPS": (unmarked, (30_000, 300_000)),
+    "solvers.auto._NODES_AT_GIVEN_MOVES": (unmarked, (100, 300, 1000)),
+    "solvers.auto._MOST_EFFORT": (unmarked, (1.0, 2.0)),
     "solvers.fastsa._SQUEEZE_COST_WEIGHT": (annealed, (0.0, 0.02, 0.1)),
     "solvers.fastsa._TIGHT_COST_WEIGHT": (annealed, (0.05, 0.2, 1.0)),
     "solvers.mincut.layout._NORM": (gradients, (8, 64, 512)),
@@ -285,6 +332,7 @@ def swept(name: str, value: Any, scored: Callable[[], list[Score]]) -> tuple[lis
         for owner in {home, *others}:
             if getattr(owner, attribute, None) is before:
                 stack.enter_context(mock.patch.object(owner, attribute, value))
+        PLANS.clear()
         start = time.process_time()
         return scored(), time.process_time() - start
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxremat.base.errors import GraphError
 from jaxremat.base.shapes import Bool, Float64, Int64, Integer
+from jaxremat.graph.scheduled import first_backward
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,6 +154,11 @@ class Graph:
     @property
     def num_values(self) -> int:
         return self.value_bytes.size
+
+    @property
+    def backward_start(self) -> int:
+        """The first backward node; the number of nodes where there is none."""
+        return first_backward(self.backward, np.arange(self.num_nodes))
 
     @functools.cached_property
     def edges(self) -> np.ndarray:

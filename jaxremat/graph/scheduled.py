@@ -109,9 +109,14 @@ def in_order(wiring: Wiring) -> ScheduledProgram:
     return schedule_program(wiring, np.arange(wiring.backward.size), barriers=())
 
 
+def first_backward(is_backward: np.ndarray, steps: np.ndarray) -> int:
+    """The first step that runs a backward node; the number of steps where none does."""
+    late = is_backward[steps]
+    return int(late.argmax()) if late.any() else steps.size
+
+
 def _backward_start(is_backward: np.ndarray, steps: np.ndarray) -> int:
-    backward = is_backward[steps]
-    start = int(backward.argmax()) if backward.any() else steps.size
+    start = first_backward(is_backward, steps)
     before = np.flatnonzero(first_runs(steps)[:start])
     return int(before[-1]) + 1 if before.size else 0
 

@@ -16,7 +16,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.errors import ArgumentError, BudgetError
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
-from jaxremat.graph.scheduled import schedule_program
+from jaxremat.graph.scheduled import first_backward, schedule_program
 from jaxremat.planner.contract import Outcome, Traits
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
@@ -128,10 +128,9 @@ def forward_first(graph: Graph, schedule: np.ndarray) -> np.ndarray:
       [T] int32: what ran too late runs right before the first backward node, and its result is kept.
     """
     steps = np.asarray(schedule, np.int64)
-    backward = graph.backward[steps]
-    if not backward.any():
+    start = first_backward(graph.backward, steps)
+    if start == steps.size:
         return steps.astype(np.int32)
-    start = int(backward.argmax())
     ran = np.zeros(graph.num_nodes, bool)
     ran[steps[:start]] = True
     late = [node for node in forward_part(graph, np.zeros(graph.num_values, bool)) if not ran[node]]

@@ -39,8 +39,7 @@ from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 PEAK_DOUBT = 0.04  # as far as most predictions for an H200 are off: prediction.md; benchmarks/doubt.py
-_SEGMENTS = (1, 16)  # one, and about one per layer of common depths
-_SHAPES = tuple(SearchPoint(0.0, segments) for segments in _SEGMENTS)
+_SEGMENTS = (1, 16)  # one, and about one per layer of common depths; benchmarks/constants.py
 _OTHER_PARTS = (0.5, 2.0)  # half and twice as many barriers; benchmarks/constants.py
 _HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 takes 15.7 % where 6.1 would do
 _ROUNDS = 2  # of finer schedules beside those on the front; benchmarks/constants.py
@@ -161,7 +160,7 @@ class TimedPlanner:
     def _falling(self) -> list[list[SearchPoint]]:
         """Of each shape, the prices worth a prediction: of those that give the same schedule one, and none at which
         recomputation itself takes more bytes than a lower price does."""
-        return [list(self._falling_of(shape)) for shape in _SHAPES]
+        return [list(self._falling_of(SearchPoint(0.0, segments))) for segments in _SEGMENTS]
 
     def _falling_of(self, shape: SearchPoint) -> Iterator[SearchPoint]:
         least = np.inf

@@ -19,13 +19,15 @@ from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import Planning
 
 _MATTERS = 0.02
-"""Parts whose large value is a smaller share of the budget stay whole: eight live copies of it are 16 %."""
+"""Parts whose large value is a smaller share of the budget stay whole: eight live copies of it are 16 %;
+benchmarks/constants.py."""
 
 _TILES = 64
-"""Entries in a tile per byte of the budget: sixteen tiles of float32 would fill it, and a backward holds about four."""
+"""Entries in a tile per byte of the budget: sixteen tiles of float32 would fill it, and a backward holds about four;
+benchmarks/constants.py."""
 
 _FINER = 8
-"""Where nothing fits, tiles are made so many times smaller, once."""
+"""Where nothing fits, tiles are made so many times smaller, once; benchmarks/constants.py."""
 
 _MOST_LEAST = 2
 """Of how many choices of parts the smallest plans are compiled: what is predicted of loops over tiles is rough."""

@@ -23,10 +23,9 @@ from jaxremat.solvers.fastsa import FastSA, proposal_of
 from jaxremat.solvers.mincut.solver import CutState, MinCut
 from jaxremat.solvers.rotor import Rotor
 
-_CHEN_NODE_STEPS = 300_000  # one start of several, not the best of Chen
-_NODES_AT_GIVEN_MOVES = 300  # about a thousand moves per node
-_MOST_EFFORT = 2.0  # times the moves, so that time grows no further
-_MOST_ANNEALED_NODES = 1024  # as FastSA groups from there on
+_CHEN_NODE_STEPS = 300_000  # one start of several, not the best of Chen; benchmarks/constants.py
+_NODES_AT_GIVEN_MOVES = 300  # about a thousand moves per node; benchmarks/constants.py
+_MOST_EFFORT = 2.0  # times the moves, so that time grows no further; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Auto:
             return Rotor().propose(state, budget_bytes, seed=seed, time_limit=time_limit)
         deadline = Deadline(time_limit)
         cut = MinCut().propose(state, budget_bytes)
-        if cut.optimal or state.graph.backward.any() or state.graph.num_nodes > _MOST_ANNEALED_NODES:
+        if cut.optimal or state.graph.backward.any() or state.graph.num_nodes > self.first.group_above:
             return cut
         return self._annealed(state.graph, cut, budget_bytes, seed, deadline)
 

@@ -186,8 +186,8 @@ def _candidates(graph: Graph, splitters: Any) -> Iterator[tuple[FrontNodes, Spli
 def _turns(graph: Graph) -> list[int]:
     """Where the front may end: before the backward where it is marked, otherwise about the peak."""
     last = graph.num_nodes - 1
-    if graph.backward.any() and not graph.backward[0]:
-        return [int(np.argmax(graph.backward)) - 1]
+    if 0 < graph.backward_start <= last:
+        return [graph.backward_start - 1]
     live = replay(graph, np.arange(graph.num_nodes)).live_bytes
     peak = int(live.argmax())
     high = np.flatnonzero(live >= 0.9 * live.max())

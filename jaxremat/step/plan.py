@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxremat.base.budget import format_bytes
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline
-from jaxremat.graph.scheduled import in_order, schedule_program
+from jaxremat.graph.scheduled import first_backward, in_order, schedule_program
 from jaxremat.planner.problem import Problem
 from jaxremat.report.explanation import explain
 from jaxremat.report.parts import Version
@@ -171,7 +169,6 @@ def _version(outcome: StepOutcome) -> Version:
     problem = Problem(posed.joint.primal, (), posed.joint, graph, posed.device)
     if outcome.decision.is_plain:
         return Version(problem, in_order(graph), outcome.timeline, posed.device)
-    start = int(np.argmax(np.concatenate([graph.backward[schedule.steps], [True]])))
-    start = min([start, *schedule.barriers])
+    start = min([first_backward(graph.backward, schedule.steps), *schedule.barriers])
     scheduled = schedule_program(graph, schedule.steps, backward_start=start, barriers=schedule.barriers)
     return Version(problem, scheduled, outcome.timeline, posed.device)

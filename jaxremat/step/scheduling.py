@@ -277,8 +277,7 @@ def turn_of(graph: Graph, run_seconds: np.ndarray) -> int:
     live = _live_bytes(graph)
     first, end = max(hills(live), key=lambda bounds: live[bounds[0] : bounds[1]].max())
     part, search = _searched(graph, run_seconds, live, first, end)
-    late = search.graph.backward
-    return part.first + int(late.argmax()) - 1 if late.any() else part.end
+    return part.first + search.graph.backward_start - 1
 
 
 def _live_bytes(graph: Graph) -> np.ndarray:
@@ -293,7 +292,7 @@ def _searched(graph: Graph, run_seconds: np.ndarray, live: np.ndarray, first: in
     cut = best_cut(part.graph, seconds, np.concatenate([[0], live[first:end]]))
     last = last_reader(cut, seconds)
     if last:
-        part, turn = section(graph, first, first + last), int(cut.backward.argmax())
+        part, turn = section(graph, first, first + last), cut.backward_start
         cut, seconds = cut_at(part.graph, turn), seconds[: last + 1]
     return part, Search(cut, seconds)
 

@@ -19,7 +19,8 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.base.errors import BudgetError
 from jaxremat.chunk.choice import Chunked
 from jaxremat.chunk.rewriting import program
-from jaxremat.chunk.rewriting.sliced import KIND, WHOLE, SliceFinder
+from jaxremat.chunk.rewriting.sliced import WHOLE, SliceFinder
+from jaxremat.chunk.rewriting.sliced_part import KIND
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planning import StepPlanner, StepPlanning
 from jaxremat.step.program import StepProgram

@@ -52,8 +52,7 @@ def _keep_cost(graph: Graph, tail: np.ndarray) -> float:
 
 def in_order(graph: Graph) -> Layout:
     """The graph as it stands: everything runs once, in the given order."""
-    start = int(graph.backward.argmax()) if graph.backward.any() else graph.num_nodes
-    return lay_out(graph, np.arange(graph.num_nodes), start)
+    return lay_out(graph, np.arange(graph.num_nodes), graph.backward_start)
 
 
 def by_cost(layout: Layout) -> tuple[float, int]:
