@@ -95,7 +95,7 @@ MUTATIONS = [Mutation(tests, *broken) for tests, each in _BROKEN_BY_TESTS.items(
 def survives(mutation: Mutation) -> bool:
     """Whether the tests that own a line pass with it broken; nothing but a failed test counts as caught."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(PACKAGE, f"{folder}/jaxremat", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACKAGE, f"{folder}/jaxremat")  # with what Python has compiled of the other files
         path = Path(folder, "jaxremat", mutation.file)
         path.write_text(path.read_text().replace(mutation.line, mutation.broken, 1))
         search = os.pathsep.join([folder, str(ROOT / "tests" / "helpers")])
