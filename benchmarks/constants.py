@@ -5,8 +5,8 @@
 
 One line per value, the one in use marked. `least`: the smallest replayed peak, as a share of the program as it stands.
 `extra`: extra time by the cost model within budgets of 75, 60 and 45 % of it. `missed`: of those, how many were not
-met. Each is the mean, or the sum, over a few programs as traced for a CPU, or for an H200 where names are chosen;
-`seconds` is the time that all took. The last results are in `results/constants.md`.
+met. Each is the mean, or the sum, over a few programs as traced for a CPU, or for an H200 where names are chosen; of
+lower bounds, `extra` is the bound. `seconds` is the time that all took. The last results are in `results/constants.md`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from jaxremat.planner import checkpoints
 from jaxremat.planner.choose import planner_for
 from jaxremat.planning.memory import PLANS
 from jaxremat.solvers.fastsa import FastSA
+from jaxremat.solvers.mincut.bound import lower_bound
 from jaxremat.solvers.registry import solver_named
 from jaxremat.step.planner import ProgramPlanner
 from jaxremat.step.program import trace_step
@@ -128,6 +129,24 @@ def score(planner: Any) -> Score:
 def gradients(emit: str = "schedule", target: str = "cpu") -> list[Score]:
     device, auto = resolve_target(target), solver_named("auto")
     return [score(planner_for(read_primal(f, args, 0, False), device, auto, emit, 0)) for f, args in GRADIENTS]
+
+
+def hosted() -> list[Score]:
+    """What unrolled programs take whose values may wait on the host."""
+    primals = (read_primal(loss, args, 0, False) for loss, args in (GRADIENTS[0], GRADIENTS[2]))
+    device, auto = resolve_target("h200"), solver_named("auto")
+    return [score(planner_for(primal, device, auto, "schedule", 0, frozenset({"offload"}))) for primal in primals]
+
+
+def bounds() -> list[Score]:
+    """What running everything once and again costs at least, by the bound: the more, the better."""
+    found = []
+    for loss, args in GRADIENTS:
+        planner = planner_for(read_primal(loss, args, 0, False), CPU, solver_named("auto"), "schedule", 0)
+        graph, most = planner.plain.problem.graph, planner.plain.replayed_bytes
+        costs = [lower_bound(graph, int(share * most)) / graph.costs.sum() - 1 for share in SHARES]
+        found.append(Score(float("nan"), float(np.mean(costs)), 0))
+    return found
 
 
 def flat_step(step: Callable, args: tuple) -> Any:
@@ -288,6 +307,9 @@ SWEEPS: dict[str, Sweep] = {
     "planner.timed._MOST_LEAST": (timed, (3, 12, 24)),
     "planner.timed._MOST_MIXTURES": (timed, (0, 3, 6)),
     "planner.schedules.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
+    "planner.timed_transfers._MOST_TRIED": (hosted, (1, 4, 8)),
+    "planner.timed_transfers._MOST_ROUNDS": (hosted, (2, 6, 12)),
+    "planner.schedules._MOST_IN_CHECKPOINTS": (gradients, (1, 2, 4)),
     "loops.options._PARTS": (gradients, (((1, 1),), ((1, 1), (2, 1), (4, 1), (8, 1)), options._PARTS)),
     "loops.options._SINGLE_ITERATION_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),
     "loops.options._LITTLE": (gradients, (0.0, 0.01, 0.05)),
@@ -316,6 +338,9 @@ SWEEPS: dict[str, Sweep] = {
     "solvers.auto._MOST_EFFORT": (unmarked, (1.0, 2.0)),
     "solvers.fastsa._SQUEEZE_COST_WEIGHT": (annealed, (0.0, 0.02, 0.1)),
     "solvers.fastsa._TIGHT_COST_WEIGHT": (annealed, (0.05, 0.2, 1.0)),
+    "solvers.mincut.bound._MOST_MOMENTS": (bounds, (4, 16, 64)),
+    "solvers.mincut.bound._HALVINGS": (bounds, (5, 10, 20)),
+    "solvers.mincut.bound._WIDEST": (bounds, (1e2, 1e4, 1e6)),
     "solvers.mincut.layout._NORM": (gradients, (8, 64, 512)),
     "solvers.mincut.barriers.PARTS": (gradients, (16, 64, 256)),
 }

@@ -20,8 +20,8 @@ from jaxremat.planner.timed import TimedOutcome, TimedPlanner, by_peak, fastest
 from jaxremat.planner.transfers import require_link, transfers_of
 from jaxremat.trace.joint import Primal
 
-_MOST_TRIED = 4  # outcomes that keep too much: each takes a few predictions, of a second in a program of 1000 equations
-_MOST_ROUNDS = 6  # peaks at which more is moved: a bound, two or three are the rule
+_MOST_TRIED = 4  # outcomes that keep too much, a second each in programs of 1000 equations; benchmarks/constants.py
+_MOST_ROUNDS = 6  # peaks at which more is moved: a bound, two or three are the rule; benchmarks/constants.py
 
 
 class TimedTransferPlanner:

@@ -19,9 +19,9 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.solvers.mincut.cut import CutNetwork
 
-_MOST_MOMENTS = 16  # neighbours in the order of a program hold nearly the same
-_HALVINGS = 10  # of the ratio between two prices
-_WIDEST = 1e4  # between the mean price of a byte and the lowest and highest that are tried
+_MOST_MOMENTS = 16  # neighbours in the order of a program hold nearly the same; benchmarks/constants.py
+_HALVINGS = 10  # of the ratio between two prices; benchmarks/constants.py
+_WIDEST = 1e4  # between the mean price of a byte and the lowest and highest that are tried; benchmarks/constants.py
 _PART = 2.0**-29  # of a cut that is known: capacities are rounded up to such parts, see `cut`
 
 
