@@ -196,9 +196,17 @@ def in_row_major(x: Any) -> Any:
 
 def zeros_of(aval: Any) -> Any:
     """Zeros of an abstract value, sharded over and varying along the same axes; keys of zeros for PRNG keys."""
-    if jax.numpy.issubdtype(aval.dtype, jax.dtypes.extended):
-        return jax.lax.full(aval.shape, 0, aval.dtype)
-    return _ad_util.zeros_like_aval(aval)
+    with on_mesh_of(aval):
+        if jax.numpy.issubdtype(aval.dtype, jax.dtypes.extended):
+            return jax.lax.full(aval.shape, 0, aval.dtype)
+        return _ad_util.zeros_like_aval(aval)
+
+
+def on_mesh_of(aval: Any) -> contextlib.AbstractContextManager[Any]:
+    """Arrays that are made inside lie on the mesh of an abstract array, whether or not a mesh is set: outside of
+    `jax.set_mesh`, the types of what comes in are all that says so."""
+    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
+    return contextlib.nullcontext() if mesh is None or mesh.empty else _mesh.use_abstract_mesh(mesh)
 
 
 def instantiated(cotangent: Any) -> Any:
