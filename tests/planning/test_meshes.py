@@ -54,7 +54,8 @@ for kind in (AxisType.Explicit, AxisType.Auto):
     given = {} if kind == AxisType.Explicit else {"in_shardings": where}
     row(f"{kind.name} decorated", plain, jaxremat.remat(stack, budget=budget, **given), p, x)
     row(f"{kind.name} planned", plain, jaxremat.plan(stack, p, x, budget=budget).apply(stack), p, x)
-    row(f"{kind.name} scan", plain, jaxremat.plan(over_stack, p, x, budget=budget).apply(over_stack), p, x)
+    scanned = jaxremat.plan(over_stack, p, x, budget=0.7).apply(over_stack)
+    row(f"{kind.name} scan", compiled(over_stack, p, x), scanned, p, x)
     with jax.set_mesh(mesh):
         row(f"{kind.name} set", plain, jaxremat.remat(stack, budget=budget, **given), p, x)
         row(f"{kind.name} spec", plain, jaxremat.remat(stack, budget=budget, in_shardings=(P(), P("data"))), p, x)
