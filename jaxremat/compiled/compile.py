@@ -18,6 +18,7 @@ from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import TargetError
 from jaxremat.compiled.roofline import roofline
 from jaxremat.compiled.targets import compiler_lock, is_here, target_devices
+from jaxremat.trace.arguments import Opaque
 
 _WITHOUT_DEVICE: dict[str, dict[str, Any]] = {"cuda": {"xla_gpu_autotune_level": 0}}
 """Options of compilers for devices that are not here: kernels cannot be tried out."""
@@ -189,7 +190,7 @@ def _place(inputs: tuple[Any, ...], devices: list[Any], here: bool) -> tuple[Any
             sharding = NamedSharding(_rebuilt(leaf.sharding.mesh, devices), leaf.sharding.spec, memory_kind=kind)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(place, inputs)
+    return jax.tree.map(place, inputs, is_leaf=lambda x: isinstance(x, Opaque))
 
 
 def _rebuilt(mesh: Any, devices: list[Any]) -> Any:

@@ -64,8 +64,8 @@ def behind_barrier(values: Sequence[Any]) -> Sequence[Any]:
 
 def _unit_axes(value: Any) -> tuple[int, ...]:
     """Axes of length one; none over a mesh, of whose axes some may be explicit for others, and not for the value."""
-    over_mesh = not jax.typeof(value).sharding.mesh.empty
-    return () if over_mesh else tuple(axis for axis, length in enumerate(value.shape) if length == 1)
+    aval: Any = jax.typeof(value)
+    return () if not aval.sharding.mesh.empty else tuple(axis for axis, length in enumerate(aval.shape) if length == 1)
 
 
 def put_script[Stand](program: Puts[Stand], joint: Joint, script: Script) -> list[Stand | Literal]:

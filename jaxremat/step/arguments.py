@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from jaxremat.base import compat
 from jaxremat.base.errors import ArgumentError
-from jaxremat.trace.arguments import Same, is_traced_by_jit, opaque
+from jaxremat.trace.arguments import opaque
 from jaxremat.trace.nnx_state import call_without_changes
 
 Where = int | str
@@ -65,8 +65,8 @@ class StepCall:
 
     Attributes:
       leaves: arrays, tracers or shapes that are traced, in order.
-      static: values that are not traced: static arguments, and leaves that are neither arrays nor numbers.
-      tree: from `leaves` to (args, kwargs).
+      static: static arguments.
+      tree: from `leaves` to (args, kwargs); other values that are not traced are part of it.
       names: path of each leaf, such as `state/params/w`.
       donated: whether each leaf's buffer may be used for a result.
       placements: where each leaf lies.
@@ -101,6 +101,15 @@ class StepCall:
         """Equal for calls that one plan serves."""
         shapes = ((s.shape, s.dtype, s.weak_type) for s in self.shapes)
         return self.tree, self.static, tuple(shapes), self.placements
+
+    def require_values(self) -> None:
+        """Raises ArgumentError for a leaf that can be changed in place: what runs again would change it again."""
+        refs = (name for name, leaf in zip(self.names, self.leaves, strict=True) if compat.is_ref(jax.typeof(leaf)))
+        if name := next(refs, None):
+            raise ArgumentError(
+                f"{name} is a jax.Ref, which a planned step takes no argument of: pass its value, and return the new"
+                " one; donated, it is updated in place. A Ref that the step closes over or makes is taken."
+            )
 
     def require_pinned(self) -> None:
         """Raises ArgumentError for donated leaves in memory of the host that is not pinned: JAX gives out pinned
@@ -157,11 +166,10 @@ class StepArguments:
         Raises:
           ArgumentError: for static arguments that cannot be hashed.
         """
-        flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
+        flat, tree = jax.tree_util.tree_flatten_with_path(self.opaque(args, kwargs))
         where = [path[1].idx if path[0].idx == 0 else path[1].key for path, _ in flat]
         is_static = [self._meant(place, self._static, len(args)) for place in where]
-        traced = [k for k, static in enumerate(is_static) if not static and is_traced_by_jit(flat[k][1])]
-        others = (leaf for (_, leaf), static in zip(flat, is_static) if not static and not is_traced_by_jit(leaf))
+        traced = [k for k, static in enumerate(is_static) if not static]
         leaves = tuple(flat[k][1] for k in traced)
         given = {**dict(enumerate(args)), **kwargs}
         fixed = {place: value for place, value in given.items() if self._meant(place, self._static, len(args))}
@@ -175,7 +183,7 @@ class StepArguments:
 
         return StepCall(
             leaves=leaves,
-            static=(*fixed.values(), *map(_comparable, others)),
+            static=tuple(fixed.values()),
             tree=tree,
             names=tuple(self._name(flat[k][0], where[k]) for k in traced),
             donated=tuple(self._meant(where[k], self._donated, len(args)) for k in traced),
@@ -246,15 +254,6 @@ class StepArguments:
                     f"static argument {name!r} is a {type(value).__name__}, which cannot be hashed, so that calls"
                     " cannot be told apart by it: pass a tuple, a string, a frozen dataclass, or leave it traced"
                 ) from None
-
-
-def _comparable(value: Any) -> Any:
-    """Equal to another where calls with either are alike; what cannot be hashed is like itself alone."""
-    try:
-        hash(value)
-    except TypeError:
-        return Same(value)
-    return value
 
 
 def _shape(leaf: Any, placement: Placement) -> jax.ShapeDtypeStruct:

@@ -32,7 +32,7 @@ from jaxremat.step.program import StepProgram, trace_step
 from jaxremat.step.slicing import plan_in_slices, sliced
 from jaxremat.step.storage import check_program, read_step_plan
 from jaxremat.step.transfers import HostPlanner
-from jaxremat.trace.arguments import is_traced_by_jit, opaque
+from jaxremat.trace.arguments import is_traced_by_jit, may_hold_static_numbers, opaque
 
 logger = logging.getLogger("jaxremat")
 
@@ -63,11 +63,12 @@ class PlannedStep:
         self._unsharded = self._planned(())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return self._for(args, kwargs)(*args, **kwargs)
-        except TypeError:
-            if all(map(is_traced_by_jit, jax.tree.leaves((args, kwargs)))):
-                raise
+        if not may_hold_static_numbers((args, kwargs)):
+            try:
+                return self._for(args, kwargs)(*args, **kwargs)
+            except TypeError:
+                if all(map(is_traced_by_jit, jax.tree.leaves((args, kwargs)))):
+                    raise
         args, kwargs = self._arguments.opaque(args, kwargs)
         return self._for(args, kwargs)(*args, **kwargs)
 
@@ -193,6 +194,7 @@ class PlannedStep:
             of_leaf = dict(zip(map(id, leaves), placements, strict=True))
             call = dataclasses.replace(call, placements=tuple(of_leaf[id(leaf)] for leaf in call.leaves))
         call = self._placed(call)
+        call.require_values()
         call.require_pinned()
         return call
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +55,7 @@ class Opaque:
         self.value = value
 
     def tree_flatten(self) -> Any:
-        return (), Same(self.value)
+        return (), Static(self.value)
 
     @classmethod
     def tree_unflatten(cls, static: Any, _: Any) -> Any:
@@ -74,14 +75,54 @@ class Same:
         return id(self.value)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Static:
+    """Anything, equal to another where programs with either are alike; what cannot be hashed is like itself alone."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> Hashable:
+        if type(self.value) in NUMBERS:
+            return type(self.value), repr(self.value)  # the sign of zero counts
+        try:
+            hash(self.value)
+        except TypeError:
+            return Same(self.value)
+        return type(self.value), self.value
+
+
 def is_traced_by_jit(leaf: Any) -> bool:
     """Whether `jax.jit` takes a leaf: an array or a number."""
     return is_array(leaf) or type(leaf) in NUMBERS
 
 
 def opaque(tree: Any) -> Any:
-    """The tree with everything that `jax.jit` does not take as part of its structure."""
-    return jax.tree.map(lambda leaf: leaf if is_traced_by_jit(leaf) else Opaque(leaf), tree)
+    """The tree with everything static as part of its structure: what `jax.jit` does not take; and in modules of Equinox
+    numbers, too, since its `filter_jit` traces arrays only, and what counts as a parameter hangs on it."""
+    modules = _module_types()
+    is_module = lambda x: isinstance(x, modules)
+    fixed = lambda leaf, is_traced: leaf if is_traced(leaf) else Opaque(leaf)
+    of_module = lambda module: jax.tree.map(lambda leaf: fixed(leaf, is_array), module)
+    of_node = lambda node: of_module(node) if is_module(node) else fixed(node, is_traced_by_jit)
+    return jax.tree.map(of_node, tree, is_leaf=is_module)
+
+
+def may_hold_static_numbers(tree: Any) -> bool:
+    """Whether numbers in a tree may be static; quick to say no."""
+    return bool(_module_types()) and any(type(leaf) in NUMBERS for leaf in jax.tree.leaves(tree))
+
+
+def _module_types() -> tuple[type, ...]:
+    """What Equinox calls a module, where it is loaded."""
+    equinox = sys.modules.get("equinox")
+    return (equinox.Module,) if hasattr(equinox, "Module") else ()
 
 
 def arrays_and_tree(tree: Any) -> tuple[list[Any], Any]:

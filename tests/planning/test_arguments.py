@@ -51,6 +51,14 @@ def test_python_numbers_are_traced_where_the_function_lets_them():
     assert_same(ours(W, X, 0.5, 7), jax.grad(lambda w: layers(w, X) * 0.5)(W))
 
 
+def test_a_gradient_with_respect_to_a_python_number_has_its_weak_type():
+    fun = lambda w, x, rate: layers(w, x * rate, 6)
+    ours = jaxremat.remat(fun, budget="least")
+    gradients, expected = jax.grad(ours, (0, 2))(W, X, 2.0), jax.grad(fun, (0, 2))(W, X, 2.0)
+    assert_same(gradients, expected)
+    assert gradients[1].weak_type and expected[1].weak_type
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Model:

@@ -122,3 +122,24 @@ def test_a_step_whose_loss_makes_a_ref():
     planned = jaxremat.jit(step, budget=0.7)
     assert planned.plan(WS, X).compiled.peak_bytes <= 0.7 * planned.plan(WS, X).baseline_peak_bytes
     assert_same(planned(WS, X), jax.jit(step)(WS, X))
+
+
+def test_a_step_that_closes_over_a_ref_changes_it_and_one_that_takes_it_is_refused_by_name():
+    counter = jax.new_ref(jnp.zeros(()))
+
+    def step(ws, x, counter=counter):
+        counter[...] += 1
+        value, grads = jax.value_and_grad(loss_of_layers)(ws, x)
+        return jax.tree.map(lambda w, g: w - 0.1 * g, ws, grads), value
+
+    planned = jaxremat.jit(step, budget=0.7)
+    assert_same(planned(WS, X), jax.jit(step)(WS, X))
+    assert counter[...] == 2
+    with pytest.raises(jaxremat.ArgumentError, match="counter is a jax.Ref"):
+        planned(WS, X, counter)
+
+
+def loss_of_layers(ws, x):
+    for w in ws:
+        x = layer(x, w)
+    return loss(x)

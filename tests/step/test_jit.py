@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -319,10 +320,10 @@ class Tagged(eqx.Module):
 
 
 @pytest.mark.parametrize("budget", ["least", 1.0])
-@pytest.mark.parametrize("keyword", [False, True])
-def test_leaves_that_are_no_arrays_are_static_and_come_back(budget, keyword):
+@pytest.mark.parametrize(("keyword", "verify"), [(False, "compile"), (False, "replay"), (True, "replay")])
+def test_leaves_that_are_no_arrays_are_static_and_come_back(budget, keyword, verify):
     model = eqx.nn.MLP(16, 16, 16, 3, activation=jax.nn.gelu, key=jax.random.key(0))
-    planned = jaxremat.jit(equinox_step, budget=budget, donate_argnums=0, verify="replay")
+    planned = jaxremat.jit(equinox_step, budget=budget, donate_argnums=0, verify=verify)
     x = step_programs._data()
     more = {"activation": jnp.sin} if keyword else {}
     expected, values = equinox_step(model, x, **more)
@@ -335,6 +336,43 @@ def test_leaves_that_are_no_arrays_are_static_and_come_back(budget, keyword):
     assert "optimization_barrier" in str(planned.trace(model, x, **more).jaxpr) or budget == 1.0
     new, _ = planned(new, x, **more)
     assert new.activation is jax.nn.gelu
+
+
+class Regular(eqx.Module):
+    """Layers with a flag and numbers that say what they do, as `equinox.nn.Dropout` and `BatchNorm` have them."""
+
+    weights: list
+    rate: float
+    depth: int
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, key):
+        for w in self.weights[: self.depth]:
+            x = x + self.rate * jnp.tanh(self.dropout(x @ w, key=key))
+        return x
+
+
+def test_numbers_and_flags_of_an_equinox_module_stay_what_they_are():
+    def step(model, x, key):
+        loss = lambda model: (model(x, key) ** 2).mean()
+        value, grads = eqx.filter_value_and_grad(loss)(model)
+        return eqx.apply_updates(model, jax.tree.map(lambda g: -0.1 * g, grads)), value
+
+    weights = [0.1 * jax.random.normal(key, (16, 16)) for key in jax.random.split(jax.random.key(0), 6)]
+    x, key = step_programs._data(), jax.random.key(1)
+    model = Regular(weights, 0.5, 6, eqx.nn.Dropout(0.1))
+    planned = jaxremat.jit(step, budget="least")
+    mine, expected = model, model
+    for _ in range(2):
+        mine, value = planned(mine, x, key)
+        expected, plain = eqx.filter_jit(step)(expected, x, key)
+        assert_same(eqx.filter((mine, value), eqx.is_array), eqx.filter((expected, plain), eqx.is_array))
+    assert (mine.rate, mine.depth, mine.dropout.inference) == (0.5, 6, False)
+    compiled = planned.compilations
+    planned(dataclasses.replace(mine, rate=float("0.5")), x, key)
+    assert planned.compilations == compiled
+    _, value = planned(dataclasses.replace(mine, rate=0.0), x, key)
+    assert value == jnp.mean(x**2)
 
 
 def test_static_leaves_tell_calls_apart():
