@@ -242,6 +242,12 @@ def placement(aval: Any) -> dict[str, Any]:
     return {"sharding": aval.sharding, "manual_axis_type": aval.manual_axis_type}
 
 
+def is_manual(aval: Any) -> bool:
+    """Whether an abstract array is one device's share in a shard_map."""
+    sharding = placement(aval).get("sharding")
+    return sharding is not None and bool(sharding.mesh.manual_axes)
+
+
 def name_stack(eqn: Eqn) -> str:
     """The name stack of an equation, such as `GPT/block_3/query`, transformations included (`jvp(GPT)/...`)."""
     return str(eqn.source_info.name_stack)
@@ -365,10 +371,14 @@ def with_refs_as_values(jaxpr: Jaxpr) -> Jaxpr:
     return _discharge.discharge_state(jaxpr, should_discharge=False, lower=False)
 
 
+def axes_of_others(jaxpr: Jaxpr) -> set[str]:
+    """Names along which a jaxpr communicates, and which a `vmap` or a `shard_map` around it binds."""
+    return {str(effect.name) for effect in jaxpr.effects if isinstance(effect, _core.NamedAxisEffect)}
+
+
 def mapped_axes(jaxpr: Jaxpr) -> set[str]:
-    """Names along which a jaxpr communicates, and which `vmap` binds around it rather than a mesh."""
-    names = {str(effect.name) for effect in jaxpr.effects if isinstance(effect, _core.NamedAxisEffect)}
-    return names - set(jax.sharding.get_abstract_mesh().manual_axes)
+    """Those that a `vmap` binds rather than a mesh."""
+    return axes_of_others(jaxpr) - set(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def differentiations(inputs: Sequence[Any]) -> list[str]:

@@ -99,8 +99,8 @@ class StepCall:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for calls that one plan serves."""
-        shapes = ((s.shape, s.dtype, s.weak_type) for s in self.shapes)
-        return self.tree, self.static, tuple(shapes), self.placements
+        types = ((s.shape, s.dtype, s.weak_type, *compat.placement(jax.typeof(s)).values()) for s in self.shapes)
+        return self.tree, self.static, tuple(types), self.placements
 
     def require_values(self) -> None:
         """Raises ArgumentError for a leaf that can be changed in place: what runs again would change it again."""
@@ -257,13 +257,14 @@ class StepArguments:
 
 
 def _shape(leaf: Any, placement: Placement) -> jax.ShapeDtypeStruct:
+    """The leaf, abstract: over a mesh by its type, where the call is traced, or as it is placed."""
     aval: Any = jax.typeof(leaf)
-    sharding: Any = placement.sharding
-    if placement.on_host and sharding is None:
-        sharding = SingleDeviceSharding(jax.devices()[0], memory_kind=compat.HOST_MEMORY)
-    return jax.ShapeDtypeStruct(
-        aval.shape, aval.dtype, sharding=sharding, weak_type=bool(getattr(aval, "weak_type", False))
-    )
+    typed = compat.placement(aval)
+    if placement.sharding is not None:
+        typed["sharding"] = placement.sharding
+    elif placement.on_host:
+        typed["sharding"] = SingleDeviceSharding(jax.devices()[0], memory_kind=compat.HOST_MEMORY)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(getattr(aval, "weak_type", False)), **typed)
 
 
 def _parameters(fun: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:

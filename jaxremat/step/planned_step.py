@@ -237,7 +237,7 @@ class PlannedStep:
         program = self._program(call)
         if not program.jaxpr.eqns:
             raise ArgumentError("this step computes nothing: its results are its arguments; there is nothing to plan")
-        compile = None if program.captured else functools.partial(self._compiled, call, program)
+        compile = functools.partial(self._compiled, call, program) if program.stands_alone else None
         try:
             return self._planned_by(self._planning(call, compile, most_trials))
         finally:

@@ -242,7 +242,7 @@ class StepPlanning:
 
     def _compiled_run(self, run: Callable[[Sequence[Any]], list[Any]]) -> MemoryReport:
         if self._compile is None:
-            raise TargetError("this step cannot be compiled by itself: it closes over values of a trace around it")
+            raise TargetError("this step cannot be compiled by itself: it needs values, or axes, of a trace around it")
         self._compilations += 1
         return self._compile(run)
 

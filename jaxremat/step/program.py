@@ -62,6 +62,13 @@ class StepProgram:
     chunks: tuple[Chunked, ...] = ()
     written: StepProgram | None = None
 
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it can be compiled by itself: it closes over no value of a trace around it, communicates along no axis
+        that is bound there, and is no part of a shard_map."""
+        in_shard_map = any(compat.is_manual(v.aval) for v in self.raw.invars)
+        return not (self.captured or in_shard_map or compat.axes_of_others(self.raw))
+
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """The step as written, from flat inputs to flat outputs."""
         return jaxprs.evaluate(self.raw, inputs)

@@ -184,6 +184,16 @@ def test_planned_step_under_other_transformations():
     assert "optimization_barrier" in str(jax.make_jaxpr(planned)(*arrays))
 
 
+def test_planned_step_averages_along_an_axis_of_a_vmap_around_it():
+    def step(params, x):
+        mean = jax.lax.pmean(jax.grad(lambda params: jnp.mean(step_programs._forward(params, x) ** 2))(params), "copies")
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, mean)
+
+    params, x = [jnp.full((8, 8), 0.1)] * 6, jnp.ones((2, 64, 8))
+    over_copies = lambda step: jax.vmap(step, (None, 0), axis_name="copies")(params, x)
+    assert_same(over_copies(jaxremat.jit(step, budget=0.7)), over_copies(step))
+
+
 def test_decorator_methods_keywords_and_static_arguments():
     @jaxremat.jit(budget="least", static_argnames="double", verify="replay")
     def step(x, *, double=False):
