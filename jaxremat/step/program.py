@@ -64,8 +64,8 @@ class StepProgram:
 
     @property
     def stands_alone(self) -> bool:
-        """Whether it can be compiled by itself: it closes over no value of a trace around it, communicates along no axis
-        that is bound there, and is no part of a shard_map."""
+        """Whether it can be compiled by itself: it closes over no value of a trace around it, communicates along no
+        axis that is bound there, and is no part of a shard_map."""
         in_shard_map = any(compat.is_manual(v.aval) for v in self.raw.invars)
         return not (self.captured or in_shard_map or compat.axes_of_others(self.raw))
 

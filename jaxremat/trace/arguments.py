@@ -121,8 +121,8 @@ def may_hold_static_numbers(tree: Any) -> bool:
 
 def _module_types() -> tuple[type, ...]:
     """What Equinox calls a module, where it is loaded."""
-    equinox = sys.modules.get("equinox")
-    return (equinox.Module,) if hasattr(equinox, "Module") else ()
+    module = getattr(sys.modules.get("equinox"), "Module", None)
+    return () if module is None else (module,)
 
 
 def arrays_and_tree(tree: Any) -> tuple[list[Any], Any]:

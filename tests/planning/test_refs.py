@@ -135,7 +135,7 @@ def test_a_step_that_closes_over_a_ref_changes_it_and_one_that_takes_it_is_refus
     planned = jaxremat.jit(step, budget=0.7)
     assert_same(planned(WS, X), jax.jit(step)(WS, X))
     assert counter[...] == 2
-    with pytest.raises(jaxremat.ArgumentError, match="counter is a jax.Ref"):
+    with pytest.raises(jaxremat.ArgumentError, match=r"counter is a jax\.Ref"):
         planned(WS, X, counter)
 
 

@@ -186,7 +186,8 @@ def test_planned_step_under_other_transformations():
 
 def test_planned_step_averages_along_an_axis_of_a_vmap_around_it():
     def step(params, x):
-        mean = jax.lax.pmean(jax.grad(lambda params: jnp.mean(step_programs._forward(params, x) ** 2))(params), "copies")
+        grads = jax.grad(lambda params: jnp.mean(step_programs._forward(params, x) ** 2))(params)
+        mean = jax.lax.pmean(grads, "copies")
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, mean)
 
     params, x = [jnp.full((8, 8), 0.1)] * 6, jnp.ones((2, 64, 8))
