@@ -229,6 +229,14 @@ class Graph:
         return _rows(np.arange(self.num_values), self.value_start)
 
     @functools.cached_property
+    def first_backward_read(self) -> np.ndarray:
+        """[V] the first backward node that reads each value; num_nodes where none does."""
+        first = np.full(self.num_values, self.num_nodes, np.int64)
+        value, node = self.reads[self.backward[self.reads[:, 1]]].T
+        np.minimum.at(first, value, node)
+        return first
+
+    @functools.cached_property
     def forward_reads(self) -> np.ndarray:
         """[N] how many reads of its values by forward nodes each node has."""
         early = ~self.backward[self.reads[:, 1]]

@@ -72,6 +72,11 @@ def replay(graph: Graph, schedule: Sequence[int] | Integer[np.ndarray, " steps"]
     ran[steps] = True
     if not ran.all():
         raise GraphError(f"{int((~ran).sum())} nodes never run, among them node {int(np.flatnonzero(~ran)[0])}")
+    return replay_linked(graph, steps, links)
+
+
+def replay_linked(graph: Graph, steps: np.ndarray, links: Links) -> Timeline:
+    """The same for [T] int64 steps whose links are known: nothing is checked again."""
     first, last = links.step, links.step.copy()
     np.maximum.at(last, links.read, links.reader)
     last[links.last_of(graph.is_output)] = steps.size - 1
@@ -105,6 +110,15 @@ class Links:
         last = np.zeros(wanted.size, np.int64)
         last[self.value] = np.arange(self.value.size)
         return last[wanted]
+
+    def among(self, kept: np.ndarray) -> Links:
+        """The links of the schedule that is left of some steps ([T] bool), of which none reads what another one made.
+        """
+        made, reads = kept[self.step], kept[self.reader]
+        step, production = np.cumsum(kept) - 1, np.cumsum(made) - 1
+        return Links(
+            self.value[made], step[self.step[made]], production[self.read[reads]], step[self.reader[reads]]
+        )
 
 
 def link(graph: Graph, steps: np.ndarray) -> Links:

@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 
 from jaxremat.graph.graph import Graph
-from jaxremat.graph.replay import link
+from jaxremat.graph.replay import Links, link
 from jaxremat.graph.scheduled import first_runs
 
 
@@ -20,12 +20,11 @@ def without_dead_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
       graph: the graph.
       schedule: [T] node ids that replay.
     """
-    return schedule[needed_runs(graph, schedule)]
+    return schedule[needed_runs(graph, schedule, link(graph, schedule))]
 
 
-def needed_runs(graph: Graph, schedule: np.ndarray) -> np.ndarray:
+def needed_runs(graph: Graph, schedule: np.ndarray, links: Links) -> np.ndarray:
     """[T] bool: the steps that `without_dead_runs` leaves."""
-    links = link(graph, schedule)
     made_at = links.step[links.read]
     readers = np.bincount(made_at, minlength=schedule.size)
     readers += np.bincount(links.step[links.last_of(graph.is_output)], minlength=schedule.size)

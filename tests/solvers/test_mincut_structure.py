@@ -21,7 +21,7 @@ def test_readers_in_forward_and_backward(graph):
         early = [r for r in graph.readers[value] if not graph.backward[r]]
         forward = not graph.backward[graph.producer[value]]
         assert structure.is_forward_value[value] == forward
-        assert structure.first_backward_read[value] == min(late, default=n)
+        assert graph.first_backward_read[value] == min(late, default=n)
         assert structure.needed[value] == (forward and bool(late))
         assert structure.last_forward_read[value] == max([int(graph.producer[value]), *early])
 

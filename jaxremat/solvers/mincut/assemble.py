@@ -40,20 +40,53 @@ def assemble_parts(
     last = int(group.max(initial=0))
     left = kept & (value_group == last)
     left |= (kept if across is None else across) & ~graph.backward[graph.producer]
-    assembly = _Assembly(graph, kept, value_group, left, last)
-    start = len(assembly.steps)
-    return assembly.run(), start
+    forward = forward_part(graph, left)
+    if not last:
+        return np.concatenate([forward, _just_in_time(graph, left)]).astype(np.int32), len(forward)
+    return _InGroups(graph, kept, value_group, left, last, forward).run(), len(forward)
 
 
-class _Assembly:
-    def __init__(self, graph: Graph, kept: np.ndarray, value_group: np.ndarray, left: np.ndarray, last: int) -> None:
+def _just_in_time(graph: Graph, left: np.ndarray) -> np.ndarray:
+    """The backward nodes in order, each preceded by the forward nodes that it still needs."""
+    moment = _first_needed(graph, left)
+    again, late = np.flatnonzero(moment < graph.num_nodes), np.flatnonzero(graph.backward)
+    nodes, moments = np.concatenate([again, late]), np.concatenate([moment[again], late])
+    return nodes[np.lexsort((nodes, moments))]
+
+
+def _first_needed(graph: Graph, left: np.ndarray) -> np.ndarray:
+    """[N] the first backward node that needs each forward node to run again, directly or by way of others that do;
+    the number of nodes where none does."""
+    missing = ~left & ~graph.backward[graph.producer]
+    moments = np.full(graph.num_nodes, graph.num_nodes)
+    np.minimum.at(moments, graph.producer[missing], graph.first_backward_read[missing])
+    value, reader = graph.reads[missing[graph.reads[:, 0]] & ~graph.backward[graph.reads[:, 1]]].T
+    found = moments.tolist()
+    for source, late in zip(graph.producer[value][::-1].tolist(), reader[::-1].tolist()):
+        if found[late] < found[source]:
+            found[source] = found[late]
+    return np.asarray(found)
+
+
+class _InGroups:
+    """The same with groups, of which all but the last are restored when the backward reaches them."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        kept: np.ndarray,
+        value_group: np.ndarray,
+        left: np.ndarray,
+        last: int,
+        forward: Sequence[int],
+    ) -> None:
         self.graph = graph
         self.kept = kept
         self.value_group = value_group.tolist()
         self.left = left
         self.available = (left | graph.backward[graph.producer]).tolist()
-        self.restored, self.has_groups = {last}, last > 0
-        self.steps = forward_part(graph, left)
+        self.restored = {last}
+        self.steps = list(forward)
         self.producer = graph.producer.tolist()
 
     def run(self) -> np.ndarray:
@@ -76,7 +109,7 @@ class _Assembly:
 
     def _provide(self, readers: list[int]) -> None:
         """Runs what `readers` need and is not available, restoring groups first."""
-        for needed in sorted(self._groups_missing(readers), reverse=True) if self.has_groups else ():
+        for needed in sorted(self._groups_missing(readers), reverse=True):
             self._restore(needed)
         missing, available, values_of = self._missing(readers), self.available, self.graph.values_of
         self.steps.extend(missing)

@@ -149,7 +149,7 @@ class BoundarySearch:
     def _kept(self, point: SearchPoint) -> np.ndarray:
         graph, structure = self.graph, self.structure
         must_keep = self._crossing(point.segments) | self._stays
-        at_a_price = (structure.first_backward_read > point.peak_node) & ~self._stays
+        at_a_price = (graph.first_backward_read > point.peak_node) & ~self._stays
         keep_price = point.price * early_surcharge(graph) * at_a_price * graph.value_bytes + self._keep_seconds
         return self._network.cheapest(keep_price, must_keep)[0]
 

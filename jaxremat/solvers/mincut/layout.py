@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxremat.graph.graph import Graph
-from jaxremat.graph.replay import replay
+from jaxremat.graph.replay import Links, replay, replay_linked
 from jaxremat.graph.scheduled import saved_before
 
 _NORM = 64  # a step at 1 % below the highest peak counts half: 0.99 ** 64; benchmarks/constants.py
@@ -36,9 +36,9 @@ class Layout:
     origin: Any = None
 
 
-def lay_out(graph: Graph, steps: np.ndarray, start: int, origin: Any = None) -> Layout:
-    """Replays a schedule."""
-    timeline = replay(graph, steps)
+def lay_out(graph: Graph, steps: np.ndarray, start: int, origin: Any = None, links: Links | None = None) -> Layout:
+    """Replays a schedule; `links`: its own, where they are known."""
+    timeline = replay_linked(graph, steps, links) if links else replay(graph, steps)
     peak = timeline.peak_bytes
     crowding = peak * float(((timeline.live_bytes / max(peak, 1)) ** _NORM).sum()) ** (1 / _NORM)
     cost = timeline.cost + _keep_cost(graph, steps[start:])

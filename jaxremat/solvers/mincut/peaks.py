@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from jaxremat.graph.graph import Graph
+from jaxremat.graph.replay import link
 from jaxremat.graph.unrolled import unrolled
 from jaxremat.solvers.dead_runs import needed_runs
 from jaxremat.solvers.mincut.assemble import assemble_parts
@@ -121,9 +122,10 @@ class PeakCut:
     def _at(self, kept: np.ndarray, boundaries: np.ndarray, price: float) -> Layout:
         order, _ = assemble_parts(self._program, kept)
         steps = self.layout.steps[order]
-        needed = needed_runs(self.graph, steps)
+        links = link(self.graph, steps)
+        needed = needed_runs(self.graph, steps, links)
         start = int(needed[: _begin(order, self.layout.start)].sum())
-        return lay_out(self.graph, steps[needed], start, SourceCut(self, boundaries, price))
+        return lay_out(self.graph, steps[needed], start, SourceCut(self, boundaries, price), links.among(needed))
 
 
 def _begin(order: np.ndarray, first: int) -> int:

@@ -48,14 +48,6 @@ class Structure:
         return ~self.graph.backward[self.graph.producer]
 
     @functools.cached_property
-    def first_backward_read(self) -> np.ndarray:
-        """[V] the first backward node that reads each value; num_nodes where none does."""
-        first = np.full(self.graph.num_values, self.graph.num_nodes, np.int64)
-        value, node = self.graph.reads[self.graph.backward[self.graph.reads[:, 1]]].T
-        np.minimum.at(first, value, node)
-        return first
-
-    @functools.cached_property
     def is_read(self) -> np.ndarray:
         """[V] bool: values that any node reads."""
         read = np.zeros(self.graph.num_values, bool)
@@ -65,7 +57,7 @@ class Structure:
     @functools.cached_property
     def needed(self) -> np.ndarray:
         """[V] bool: forward values that the backward reads."""
-        return self.is_forward_value & (self.first_backward_read < self.graph.num_nodes)
+        return self.is_forward_value & (self.graph.first_backward_read < self.graph.num_nodes)
 
     @functools.cached_property
     def last_forward_read(self) -> np.ndarray:
