@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import gradient_chain, graphs
 
-from jaxremat.solvers.mincut.cut import cheapest_cut, cut_at_each
+from jaxremat.solvers.mincut.cut import CutNetwork, cheapest_cut, cuts_at_each
 from jaxremat.solvers.mincut.structure import Structure
 
 
@@ -131,7 +131,7 @@ def test_what_is_the_cheapest_at_two_prices_is_so_between(question):
         return price_of(graph, price * keep_price, run_price, kept, np.flatnonzero(again))
 
     prices = [0.01, 0.1, 0.5, 1.0, 2.0, 10.0, 100.0]
-    found = cut_at_each(prices, cut_at)
+    (found,) = cuts_at_each(prices, 1, lambda each: [cut_at(price) for _, price in each])
     assert len(asked) == len(set(asked)) <= len(prices)
     for price, cut in zip(prices, found, strict=True):
         np.testing.assert_allclose(seconds(cut, price), seconds(cut_at(price), price), rtol=1e-6, atol=1e-9)
@@ -139,6 +139,24 @@ def test_what_is_the_cheapest_at_two_prices_is_so_between(question):
 
 def test_equal_cuts_are_asked_for_twice_at_most():
     asked = []
-    alike = cut_at_each([1.0, 2.0, 3.0, 4.0, 5.0], lambda price: asked.append(price) or np.ones(3, bool))
-    assert asked == [1.0, 5.0] and len(alike) == 5
-    assert cut_at_each([1.0], lambda price: np.zeros(1, bool))[0].tolist() == [False]
+
+    def cut_all(each):
+        asked.append(list(each))
+        return [np.full(3, network == 0 or price < 3) for network, price in each]
+
+    alike, apart = cuts_at_each([1.0, 2.0, 3.0, 4.0, 5.0], 2, cut_all)
+    assert asked == [[(0, 1.0), (0, 5.0), (1, 1.0), (1, 5.0)], [(1, 3.0)], [(1, 2.0)]] and len(alike) == 5
+    assert [cut.all() for cut in apart] == [True, True, False, False, False]
+    assert cuts_at_each([1.0], 1, lambda each: [np.zeros(1, bool)])[0][0].tolist() == [False]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(questions(), st.integers(0, 2**31))
+def test_cuts_side_by_side_are_those_of_each(question, seed):
+    graph, keep_price, run_price, needed, must_keep = question
+    forced = np.random.default_rng(seed).random((4, graph.num_values)) < 0.3
+    asked = [(price * keep_price, must_keep | more) for price, more in zip((0.0, 0.1, 1.0, 10.0), forced)]
+    network = CutNetwork(graph, run_price, needed)
+    for side_by_side, each in zip(network.cheapest_of_each(asked), asked, strict=True):
+        for got, alone in zip(side_by_side, cheapest_cut(graph, each[0], run_price, needed, each[1]), strict=True):
+            np.testing.assert_array_equal(got, alone)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.solvers.mincut.assemble import assemble_parts
-from jaxremat.solvers.mincut.cut import CutNetwork
+from jaxremat.solvers.mincut.cut import CutNetwork, cuts_at_each
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out
 from jaxremat.solvers.mincut.structure import SEGMENTS, Structure, early_surcharge
 
@@ -57,6 +57,7 @@ class BoundarySearch:
         self._keep_seconds = graph.keep_costs if keep_seconds is None else keep_seconds
         self._has_backward = bool(graph.backward.any())
         self._crossing = functools.cache(lambda segments: crossing_segments(self.structure, segments))
+        self._kept: dict[SearchPoint, np.ndarray] = {}
         self._made: dict[SearchPoint, Layout] = {}
         self._laid_out: dict[bytes, Layout] = {}
 
@@ -80,8 +81,8 @@ class BoundarySearch:
 
     def smallest_of_each_shape(self) -> list[Layout]:
         """For every number of segments, the layout with the smallest replayed peak, smallest first."""
-        prices = self.prices[3:]
-        least = [min((self.at(SearchPoint(price, k)) for price in prices), key=by_peak) for k in self._shapes]
+        shapes = [SearchPoint(0.0, segments) for segments in self._shapes]
+        least = [min(self.at_prices(shape)[3:], key=by_peak) for shape in self._cut_at_prices(shapes)]
         return sorted(least, key=by_peak)
 
     def checkpointed(self) -> list[Layout]:
@@ -98,11 +99,17 @@ class BoundarySearch:
     def at(self, point: SearchPoint) -> Layout:
         """The layout that the settings describe."""
         if point not in self._made:
-            kept = self._kept(point)
+            self._cut([point])
+            kept = self._kept[point]
             if kept.tobytes() not in self._laid_out:
                 self._laid_out[kept.tobytes()] = self._assembled(*assemble_parts(self.graph, kept))
             self._made[point] = self._laid_out[kept.tobytes()]
         return self._made[point]
+
+    def at_prices(self, shape: SearchPoint) -> list[Layout]:
+        """The layouts that a shape gives at all `prices`."""
+        self._cut_at_prices([shape])
+        return [self.at(dataclasses.replace(shape, price=price)) for price in self.prices]
 
     def _assembled(self, steps: np.ndarray, start: int) -> Layout:
         return lay_out(self.graph, steps.astype(np.int64), start if self._has_backward else steps.size)
@@ -118,40 +125,63 @@ class BoundarySearch:
         return [float(price) for price in self.structure.mean_price * _PRICES]
 
     def _cheapest(self, shapes: Sequence[SearchPoint], budget_bytes: int, best: Layout | None) -> Layout | None:
-        for shape in shapes:
-            found = self._fit(shape, budget_bytes, best)
-            if found and (best is None or by_cost(found) < by_cost(best)):
-                best = found
-        return best
+        spans = [span for shape in self._cut_at_prices(shapes) if (span := self._span(shape, budget_bytes, best))]
+        return min([*filter(None, [best]), *self._refined(spans, budget_bytes)], key=by_cost, default=None)
 
-    def _fit(self, shape: SearchPoint, budget_bytes: int, best: Layout | None) -> Layout | None:
-        """The smallest price at which a shape fits; None where it does not, or cannot beat `best`."""
-        too_low = None
+    def _span(self, shape: SearchPoint, budget_bytes: int, best: Layout | None) -> tuple[SearchPoint, SearchPoint] | None:
+        """The last of the prices at which a shape does not fit and the next one, at which it does; None where it does
+        not at all, or cannot beat `best`."""
+        before = None
         for price in self.prices:
-            layout = self.at(dataclasses.replace(shape, price=price))
+            point = dataclasses.replace(shape, price=price)
+            layout = self.at(point)
             if layout.peak_bytes <= budget_bytes:
-                return self._refined(shape, too_low, price, layout, budget_bytes) if too_low else layout
+                return before or point, point
             if best is not None and layout.cost >= best.cost:
                 return None
-            too_low = price
+            before = point
         return None
 
-    def _refined(self, shape: SearchPoint, too_low: float, price: float, enough: Layout, budget_bytes: int) -> Layout:
+    def _refined(self, spans: Sequence[tuple[SearchPoint, SearchPoint]], budget_bytes: int) -> list[Layout]:
+        """What each shape gives at the smallest price at which it fits; not where another one surely costs less."""
+        at_once = [self.at(fits) for low, fits in spans if low == fits]
+        enough = min((self.at(fits).cost for _, fits in spans), default=np.inf)
+        spans = [(low, fits) for low, fits in spans if low != fits and self.at(low).cost <= enough]
         for _ in range(_REFINEMENTS):
-            middle = float(np.sqrt(too_low * price))
-            layout = self.at(dataclasses.replace(shape, price=middle))
-            if layout.peak_bytes <= budget_bytes:
-                price, enough = middle, layout
-            else:
-                too_low = middle
-        return enough
+            middle = [dataclasses.replace(low, price=float(np.sqrt(low.price * fits.price))) for low, fits in spans]
+            self._cut(middle)
+            spans = [
+                (low, between) if self.at(between).peak_bytes <= budget_bytes else (between, fits)
+                for (low, fits), between in zip(spans, middle)
+            ]
+        return [*at_once, *(self.at(fits) for _, fits in spans)]
 
-    def _kept(self, point: SearchPoint) -> np.ndarray:
-        graph, structure = self.graph, self.structure
-        must_keep = self._crossing(point.segments) | self._stays
+    def _cut_at_prices(self, shapes: Sequence[SearchPoint]) -> Sequence[SearchPoint]:
+        """The same shapes, of which it is known what each keeps at all prices."""
+        points = [[dataclasses.replace(shape, price=price) for price in self.prices] for shape in shapes]
+        new = [row for row in points if not all(point in self._kept for point in row)]
+
+        def cut_all(asked: Sequence[tuple[int, float]]) -> list[np.ndarray]:
+            wanted = [dataclasses.replace(new[row][0], price=price) for row, price in asked]
+            self._cut(wanted)
+            return [self._kept[point] for point in wanted]
+
+        for row, kept in zip(new, cuts_at_each(self.prices, len(new), cut_all)):
+            self._kept.update(zip(row, kept))
+        return shapes
+
+    def _cut(self, points: Sequence[SearchPoint]) -> None:
+        """Finds what is kept at some points."""
+        new = [point for point in points if point not in self._kept]
+        cuts = self._network.cheapest_of_each(list(map(self._question, new))) if new else ()
+        self._kept.update((point, kept) for point, (kept, _) in zip(new, cuts))
+
+    def _question(self, point: SearchPoint) -> tuple[np.ndarray, np.ndarray]:
+        """[V] the price of keeping each value at a point, and what must be kept."""
+        graph = self.graph
         at_a_price = (graph.first_backward_read > point.peak_node) & ~self._stays
         keep_price = point.price * early_surcharge(graph) * at_a_price * graph.value_bytes + self._keep_seconds
-        return self._network.cheapest(keep_price, must_keep)[0]
+        return keep_price, self._crossing(point.segments) | self._stays
 
     @functools.cached_property
     def _network(self) -> CutNetwork:

@@ -83,6 +83,7 @@ class CutNetwork:
         number = np.cumsum(reached) - 1
         self._holders, self._source = number[holders], int(number[source])
         self._pattern, self._place = _with_reverse_arcs(number[arcs], int(number[sink]) + 1)
+        self._networks: dict[int, _SideBySide] = {}
 
     def _vertices(self, source: int) -> tuple[np.ndarray, np.ndarray]:
         """([V] the vertex that each value is, [2, A] arcs from nodes to what they read, where that is another one)."""
@@ -97,7 +98,18 @@ class CutNetwork:
 
     def cheapest(self, keep_price: np.ndarray, must_keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `cheapest_cut`, for one way to price what is kept."""
-        reached = self._source_side(self._capacities(keep_price, must_keep))
+        return self.cheapest_of_each([(keep_price, must_keep)])[0]
+
+    def cheapest_of_each(
+        self, questions: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The same for several ways, pairs (`keep_price`, `must_keep`), side by side in one network: of what scipy takes
+        for a cut, two thirds do not grow with it."""
+        reached = self._source_sides([self._capacities(*question) for question in questions])
+        return [self._cut(side, must_keep) for side, (_, must_keep) in zip(reached, questions)]
+
+    def _cut(self, reached: np.ndarray, must_keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What a cut means of which the vertices on the source's side are known."""
         again, available = np.zeros(self._graph.num_nodes, bool), np.zeros(self._graph.num_values, bool)
         again[self._nodes] = reached[: self._nodes.size]
         available[self._values] = reached[self._holders]
@@ -115,10 +127,45 @@ class CutNetwork:
         each = np.concatenate([unlimited, run[self._nodes], np.where(forced, 0, keep), np.where(forced, keep, 0)])
         return np.minimum(np.bincount(self._place, each, self._pattern.nnz), _LARGEST_FLOW)
 
-    def _source_side(self, capacities: np.ndarray) -> np.ndarray:
-        """[vertices] bool: what can be reached from the source once no more flows."""
-        network = self._pattern
-        network.data[:] = capacities
+    def _source_sides(self, capacities: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """[vertices] bool, of each: what can be reached from the source once no more flows."""
+        number, inner = len(capacities), self._source
+        if number not in self._networks:
+            self._networks[number] = _SideBySide(self._pattern, number)
+        network = self._networks[number]
+        reached = network.source_side(capacities)
+        ends = np.asarray([True, False])
+        return [np.concatenate([reached[k * inner : (k + 1) * inner], ends]) for k in range(number)]
+
+
+class _SideBySide:
+    """Several networks of one pattern as one, with one source and one sink.
+
+    Args:
+      pattern: the arcs of each; its last two vertices are source and sink.
+      number: how many there are.
+    """
+
+    def __init__(self, pattern: scipy.sparse.csr_matrix, number: int) -> None:
+        inner = pattern.shape[0] - 2
+        self._source = number * inner
+        row, column = np.repeat(np.arange(inner + 2), np.diff(pattern.indptr)), pattern.indices
+        between = (row >= inner) & (column >= inner)  # from the source to the sink: in every cut
+        rows_of = lambda vertex: np.flatnonzero((row == vertex) & ~between)
+        self._parts = [np.flatnonzero(row < inner), rows_of(inner), rows_of(inner + 1)]
+        moved = lambda vertex, k: np.where(vertex < inner, vertex + k * inner, vertex - inner + self._source)
+        rows, columns = (
+            np.concatenate([moved(ends[part], k) for part in self._parts for k in range(number)])
+            for ends in (row, column)
+        )
+        starts = np.searchsorted(rows, np.arange(self._source + 3)).astype(np.int32)
+        data, shape = np.zeros(rows.size, np.int32), (self._source + 2,) * 2
+        self._network = scipy.sparse.csr_matrix((data, columns.astype(np.int32), starts), shape=shape)
+
+    def source_side(self, capacities: Sequence[np.ndarray]) -> np.ndarray:
+        """[vertices] bool: what can be reached from the source once no more flows, the networks one after another."""
+        network = self._network
+        network.data[:] = np.concatenate([each[part] for part in self._parts for each in capacities])
         flow = scipy.sparse.csgraph.maximum_flow(network, self._source, self._source + 1).flow
         is_open = network.data > flow.data
         before, ends = np.concatenate([[0], np.cumsum(is_open)]), network.indices[is_open]
@@ -126,23 +173,37 @@ class CutNetwork:
         return _reached(residual, self._source)
 
 
-def cut_at_each(prices: Sequence[float], cut_at: Callable[[float], np.ndarray]) -> list[np.ndarray]:
-    """The cut at each of some ascending prices per byte.
+def cuts_at_each(
+    prices: Sequence[float], number: int, cut_all: Callable[[Sequence[tuple[int, float]]], Sequence[np.ndarray]]
+) -> list[list[np.ndarray]]:
+    """The cuts of some networks, at each of some ascending prices per byte.
 
     What a cut costs is linear in the price, so one that is the cheapest at two prices is so at all between: those are
     not asked for.
+
+    Args:
+      prices: the prices.
+      number: how many networks there are.
+      cut_all: from pairs (network, price) to the cut of each.
+
+    Returns:
+      For each network, a cut per price.
     """
-    found = {k: cut_at(prices[k]) for k in sorted({0, len(prices) - 1})}
-    spans = [(0, len(prices) - 1)]
-    while spans:
-        low, high = spans.pop()
-        if np.array_equal(found[low], found[high]):
-            found.update((k, found[low]) for k in range(low + 1, high))
-        elif high - low > 1:
-            middle = (low + high) // 2
-            found[middle] = cut_at(prices[middle])
-            spans += [(low, middle), (middle, high)]
-    return [found[k] for k in range(len(prices))]
+    found: dict[tuple[int, int], np.ndarray] = {}
+    spans = [(network, 0, len(prices) - 1) for network in range(number)]
+    wanted = [(network, end) for network, *ends in spans for end in dict.fromkeys(ends)]
+    while wanted:
+        found.update(zip(wanted, cut_all([(network, prices[k]) for network, k in wanted])))
+        wanted, parted = [], spans
+        spans = []
+        for network, low, high in parted:
+            if np.array_equal(found[network, low], found[network, high]):
+                found.update(((network, k), found[network, low]) for k in range(low + 1, high))
+            elif high - low > 1:
+                middle = (low + high) // 2
+                wanted.append((network, middle))
+                spans += [(network, low, middle), (network, middle, high)]
+    return [[found[network, k] for k in range(len(prices))] for network in range(number)]
 
 
 def _to(end: int, starts: np.ndarray) -> np.ndarray:

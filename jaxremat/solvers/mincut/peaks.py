@@ -23,7 +23,7 @@ from jaxremat.graph.replay import link
 from jaxremat.graph.unrolled import unrolled
 from jaxremat.solvers.dead_runs import needed_runs
 from jaxremat.solvers.mincut.assemble import assemble_parts
-from jaxremat.solvers.mincut.cut import CutNetwork, cut_at_each
+from jaxremat.solvers.mincut.cut import CutNetwork, cuts_at_each
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out, lower_hull, undominated
 from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 
@@ -63,8 +63,9 @@ class PeakCut:
         """What comes out at every price and number of segments, no two alike."""
         seen: set[bytes] = set()
         prices = [float(price) for price in self._structure.mean_price * _PRICES]
-        for boundaries in self._boundaries:
-            kept = cut_at_each(prices, functools.partial(self._kept, self._must_keep(boundaries)))
+        must_keep = list(map(self._must_keep, self._boundaries))
+        cut_all = lambda asked: self._kept([(must_keep[form], price) for form, price in asked])
+        for boundaries, kept in zip(self._boundaries, cuts_at_each(prices, len(must_keep), cut_all)):
             for price, each in zip(prices, kept):
                 if each.tobytes() not in seen:
                     seen.add(each.tobytes())
@@ -76,7 +77,7 @@ class PeakCut:
         low, must_keep = high * float(_PRICES[0] / _PRICES[1]), self._must_keep(boundaries)
         for _ in range(_REFINEMENTS):
             middle = float(np.sqrt(low * high))
-            layout = self._at(self._kept(must_keep, middle), boundaries, middle)
+            layout = self._at(*self._kept([(must_keep, middle)]), boundaries, middle)
             fits = layout.peak_bytes <= budget_bytes
             low, high = (low, middle) if fits else (middle, high)
             enough = min(enough, layout, key=by_cost) if fits else enough
@@ -115,9 +116,10 @@ class PeakCut:
     def _must_keep(self, boundaries: np.ndarray) -> np.ndarray:
         return self._structure.crossing_values(boundaries) | self._program.is_output
 
-    def _kept(self, must_keep: np.ndarray, price: float) -> np.ndarray:
-        """[V] bool: what is kept over the peak."""
-        return self._network.cheapest(price * self._priced_bytes, must_keep)[0]
+    def _kept(self, asked: Sequence[tuple[np.ndarray, float]]) -> list[np.ndarray]:
+        """[V] bool, of each of some pairs (what must be kept, price): what is kept over the peak."""
+        questions = [(price * self._priced_bytes, must_keep) for must_keep, price in asked]
+        return [kept for kept, _ in self._network.cheapest_of_each(questions)]
 
     def _at(self, kept: np.ndarray, boundaries: np.ndarray, price: float) -> Layout:
         order, _ = assemble_parts(self._program, kept)
