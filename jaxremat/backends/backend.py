@@ -47,6 +47,8 @@ class Backend:
       pool_variable: of the environment, which sets that part; empty where nothing does.
       reused_bytes: the largest allocation that a program gets again at its next run; larger ones are new memory each
         time, which the system clears. None where a pool keeps everything.
+      predicts_closely: predicted peaks are near enough to compiled ones to refuse by them what is far below;
+        see `benchmarks/results/prediction.md`.
       reorders_iterations: in a loop's body, kernels run in the order of the program, or as a search from its outputs
         finds them.
       products_compute_operands: contractions compute what they read, whoever else does, and sum what they make.
@@ -79,6 +81,7 @@ class Backend:
     pool_variable: str = ""
     reused_bytes: int | None = None
     times_loops: bool = False
+    predicts_closely: bool = False
     reorders_iterations: bool = False
     products_compute_operands: bool = False
     rows_in_one_kernel: bool = False

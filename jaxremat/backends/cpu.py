@@ -11,6 +11,7 @@ from jaxremat.backends.backend import Backend
 CPU = Backend(
     name="cpu",
     library_groups=True,
+    predicts_closely=True,
     dot_copies=True,
     widened_products=frozenset({"bfloat16", "float16"}),  # float_normalization.cc, change_op_data_type.cc
     rounded_results=frozenset({"bfloat16"}),

@@ -30,6 +30,7 @@ CUDA = Backend(
     scores_per_tile=2**22,  # 1024 x 4096, the chunk sizes of Rabe & Staats 2021
     barrier_parts=16,
     times_loops=True,
+    predicts_closely=True,
     reorders_iterations=True,
     smallest_modelled_bytes=32 * 2**20,
     batch_copies=True,

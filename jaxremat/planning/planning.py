@@ -19,6 +19,7 @@ from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome, Planner, SavingPlanner, left_behind
 from jaxremat.planner.correction import CLOSE_ENOUGH, Correction, Trial, correct, smallest
 from jaxremat.planner.decision import Decision
+from jaxremat.planner.prediction import is_below_model_threshold
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.chunkable import rewritten
@@ -35,6 +36,7 @@ logger = logging.getLogger("jaxremat")
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
+_BEYOND_DOUBT = 2.0  # predictions for CPUs and GPUs were above the compiled peak by half at most: prediction.md, large.md
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 
 
@@ -144,12 +146,14 @@ class Planning:
         return self._plan(outcome, outcome.peak_bytes)
 
     def _predicted_or_compiled(self, budget: Budget, limit: int) -> Plan:
-        """The cheapest plan that is predicted to fit. A prediction alone refuses nothing: the compiler is asked before,
-        and a fraction may then be one of what it says of the program as written."""
+        """The cheapest plan that is predicted to fit. A prediction that leaves doubt refuses nothing: the compiler is
+        asked before, and a fraction may then be one of what it says of the program as written."""
         if not self._is_predicted_below_held(limit) and (best := self._predicted(limit).best):
             return self._plan(best.candidate, limit)
         if not self.request.refuses:
             return self._plan(self._predicted_least().candidate, limit)
+        if self._leaves_no_doubt and (least := self._predicted_least()).peak_bytes > _BEYOND_DOUBT * limit:
+            raise self._refusal(least.candidate, least.peak_bytes, limit)
         logger.info("nothing is predicted to fit in %s; compiling to be sure", format_bytes(limit))
         try:
             limit = max(limit, self._limit(budget, self.plain_report.peak_bytes))
@@ -157,6 +161,15 @@ class Planning:
             return self._plan(self._predicted_least().candidate, limit)
         fits = self.planner.traits.may_leave_alone and self.plain_report.peak_bytes <= limit
         return self._plan(self.plain if fits else self._compiled(limit), limit)
+
+    @property
+    def _leaves_no_doubt(self) -> bool:
+        """Whether predictions are known to be near: of schedules of whole programs on one device, which are large
+        enough to be modelled."""
+        problem, request = self.plain.problem, self.request
+        is_usual = request.emit == "schedule" and not self.chunks and not any(self.primal.shardings)
+        is_modelled = not is_below_model_threshold(problem.joint, problem.graph, problem.device)
+        return is_usual and is_modelled and problem.device.backend.predicts_closely
 
     def _is_predicted_below_held(self, limit: int) -> bool:
         return limit < self.plain.problem.graph.resident_bytes
@@ -383,7 +396,14 @@ class Planning:
         request = self.request
         others = () if request.emit == "schedule" else SchedulePlanner(self.primal, request.device).least()
         other_bytes = min((outcome.peak_bytes for outcome in others), default=None)
-        return refusal(smallest, peak_bytes, limit, schedule_bytes=other_bytes, may_chunk="chunk" in request.allow)
+        return refusal(
+            smallest,
+            peak_bytes,
+            limit,
+            schedule_bytes=other_bytes,
+            may_chunk="chunk" in request.allow,
+            is_predicted=self._report_of(smallest) is None,
+        )
 
     def _plan(self, outcome: Outcome, limit: int) -> Plan:
         report = self._report_of(outcome)
