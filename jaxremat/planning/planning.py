@@ -36,7 +36,7 @@ logger = logging.getLogger("jaxremat")
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
-_BEYOND_DOUBT = 2.0  # predictions for CPUs and GPUs were above the compiled peak by half at most: prediction.md, large.md
+_BEYOND_DOUBT = 1.6  # predictions for CPUs and GPUs were above the compiled peak by half at most: prediction.md, large.md
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 
 
@@ -152,8 +152,8 @@ class Planning:
             return self._plan(best.candidate, limit)
         if not self.request.refuses:
             return self._plan(self._predicted_least().candidate, limit)
-        if self._leaves_no_doubt and (least := self._predicted_least()).peak_bytes > _BEYOND_DOUBT * limit:
-            raise self._refusal(least.candidate, least.peak_bytes, limit)
+        if self._is_beyond_doubt(smallest := self.planner.least()[0], limit):
+            raise self._refusal(smallest, smallest.peak_bytes, limit)
         logger.info("nothing is predicted to fit in %s; compiling to be sure", format_bytes(limit))
         try:
             limit = max(limit, self._limit(budget, self.plain_report.peak_bytes))
@@ -162,14 +162,14 @@ class Planning:
         fits = self.planner.traits.may_leave_alone and self.plain_report.peak_bytes <= limit
         return self._plan(self.plain if fits else self._compiled(limit), limit)
 
-    @property
-    def _leaves_no_doubt(self) -> bool:
-        """Whether predictions are known to be near: of schedules of whole programs on one device, which are large
-        enough to be modelled."""
+    def _is_beyond_doubt(self, smallest: Outcome, limit: int) -> bool:
+        """Whether a limit is so far below what the smallest schedule is predicted to take that no compiler need be
+        asked, where predictions are known to be near: of whole programs on one device, large enough to be modelled."""
         problem, request = self.plain.problem, self.request
         is_usual = request.emit == "schedule" and not self.chunks and not any(self.primal.shardings)
+        is_known = is_usual and request.verify == "replay" and problem.device.backend.predicts_closely
         is_modelled = not is_below_model_threshold(problem.joint, problem.graph, problem.device)
-        return is_usual and is_modelled and problem.device.backend.predicts_closely
+        return is_known and is_modelled and smallest.peak_bytes > _BEYOND_DOUBT * limit
 
     def _is_predicted_below_held(self, limit: int) -> bool:
         return limit < self.plain.problem.graph.resident_bytes
@@ -362,7 +362,7 @@ class Planning:
                 first_aim=max(1, limit + self.plain.replayed_bytes - self.plain.peak_bytes),
                 expected=lambda outcome: outcome.replayed_bytes,
             )
-            if correction.best:
+            if correction.best or self._is_beyond_doubt(self.planner.least()[0], limit):
                 return correction
             return correction.with_more(self.planner.least(), measure, limit)
 
