@@ -112,13 +112,10 @@ class Links:
         return last[wanted]
 
     def among(self, kept: np.ndarray) -> Links:
-        """The links of the schedule that is left of some steps ([T] bool), of which none reads what another one made.
-        """
+        """The links of what is left of the schedule: some steps ([T] bool), which read only what they make."""
         made, reads = kept[self.step], kept[self.reader]
         step, production = np.cumsum(kept) - 1, np.cumsum(made) - 1
-        return Links(
-            self.value[made], step[self.step[made]], production[self.read[reads]], step[self.reader[reads]]
-        )
+        return Links(self.value[made], step[self.step[made]], production[self.read[reads]], step[self.reader[reads]])
 
 
 def link(graph: Graph, steps: np.ndarray) -> Links:

@@ -36,7 +36,7 @@ logger = logging.getLogger("jaxremat")
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
-_BEYOND_DOUBT = 1.6  # predictions for CPUs and GPUs were above the compiled peak by half at most: prediction.md, large.md
+_BEYOND_DOUBT = 1.6  # of a limit: predicted peaks were above compiled ones by half at most: prediction.md, large.md
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 
 

@@ -38,6 +38,9 @@ class SearchPoint:
     peak_node: int = 0
 
 
+_Span = tuple[SearchPoint, SearchPoint]
+
+
 class BoundarySearch:
     """Layouts of a graph from one cut; every one that was made is remembered.
 
@@ -128,7 +131,7 @@ class BoundarySearch:
         spans = [span for shape in self._cut_at_prices(shapes) if (span := self._span(shape, budget_bytes, best))]
         return min([*filter(None, [best]), *self._refined(spans, budget_bytes)], key=by_cost, default=None)
 
-    def _span(self, shape: SearchPoint, budget_bytes: int, best: Layout | None) -> tuple[SearchPoint, SearchPoint] | None:
+    def _span(self, shape: SearchPoint, budget_bytes: int, best: Layout | None) -> _Span | None:
         """The last of the prices at which a shape does not fit and the next one, at which it does; None where it does
         not at all, or cannot beat `best`."""
         before = None
@@ -142,7 +145,7 @@ class BoundarySearch:
             before = point
         return None
 
-    def _refined(self, spans: Sequence[tuple[SearchPoint, SearchPoint]], budget_bytes: int) -> list[Layout]:
+    def _refined(self, spans: Sequence[_Span], budget_bytes: int) -> list[Layout]:
         """What each shape gives at the smallest price at which it fits; not where another one surely costs less."""
         at_once = [self.at(fits) for low, fits in spans if low == fits]
         enough = min((self.at(fits).cost for _, fits in spans), default=np.inf)

@@ -103,8 +103,8 @@ class CutNetwork:
     def cheapest_of_each(
         self, questions: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The same for several ways, pairs (`keep_price`, `must_keep`), side by side in one network: of what scipy takes
-        for a cut, two thirds do not grow with it."""
+        """The same for several ways, pairs (`keep_price`, `must_keep`), side by side in one network: most of what scipy
+        takes for a small one does not grow with it."""
         reached = self._source_sides([self._capacities(*question) for question in questions])
         return [self._cut(side, must_keep) for side, (_, must_keep) in zip(reached, questions)]
 
