@@ -305,8 +305,6 @@ SWEEPS: dict[str, Sweep] = {
     "planner.timed._HALVINGS": (timed, (2, 5, 8)),
     "planner.timed._ROUNDS": (timed, (0, 2, 4)),
     "planner.timed._MOST_LEAST": (timed, (3, 12, 24)),
-    "planner.timed._LIKE_THE_BEST": (timed, (1.0, 1.01, 1.05)),
-    "planner.timed._UNUSED": (timed, (0.0, 0.02, 0.05)),
     "planner.timed._MOST_MIXTURES": (timed, (0, 3, 6)),
     "planner.schedules.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
     "planner.timed_transfers._MOST_TRIED": (hosted, (1, 4, 8)),
