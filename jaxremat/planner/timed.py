@@ -33,7 +33,7 @@ from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.barriers import barriers_between
 from jaxremat.solvers.mincut.boundary import SearchPoint
-from jaxremat.solvers.mincut.search import Search
+from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS
@@ -94,6 +94,7 @@ class TimedPlanner:
         self.device = device
         self._made: dict[bytes, TimedOutcome] = {}
         self._at_point: dict[SearchPoint, TimedOutcome] = {}
+        self._cheapest_of_peak: dict[int, Candidate] = {}
         self._parts_of: dict[int, np.ndarray] = {}
 
     @property
@@ -153,7 +154,9 @@ class TimedPlanner:
         return sorted(known.union(*map(self._moved, convex_front(known))), key=by_peak)
 
     def _moved(self, outcome: TimedOutcome) -> list[TimedOutcome]:
-        """A schedule with barriers in every place."""
+        """A schedule that repeats something, with barriers in every place."""
+        if outcome.program.is_in_order:
+            return []
         return [self._emitted(outcome.program, part) for part in self._places]
 
     @functools.cached_property
@@ -257,8 +260,18 @@ class TimedPlanner:
 
     def _at(self, point: SearchPoint) -> TimedOutcome:
         if point not in self._at_point:
-            self._at_point[point] = self._emitted(self._search.candidate(point).program, self._places[0])
+            self._at_point[point] = self._emitted(self._cheapest_like(point).program, self._places[0])
         return self._at_point[point]
+
+    def _cheapest_like(self, point: SearchPoint) -> Candidate:
+        """Of what was predicted, and what the shapes give at a price, the cheapest with the replayed peak of what a
+        point gives: it is predicted to be the fastest of those, and their peaks to be nearly the same."""
+        peak_bytes = self._search.candidate(point).peak_bytes
+        shapes = (dataclasses.replace(shape, price=point.price) for shape in _SHAPES)
+        alike = [each for each in map(self._search.candidate, shapes) if each.peak_bytes == peak_bytes]
+        known = [self._cheapest_of_peak[peak_bytes]] if peak_bytes in self._cheapest_of_peak else []
+        self._cheapest_of_peak[peak_bytes] = cheapest = min([*known, *alike], key=lambda each: each.cost)
+        return cheapest
 
     def _emitted(self, program: ScheduledProgram, part: np.ndarray | None = None) -> TimedOutcome:
         """A schedule with a barrier before each part of the forward that runs again."""
