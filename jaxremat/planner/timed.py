@@ -267,7 +267,7 @@ class TimedPlanner:
         """Of what was predicted, and what the shapes give at a price, the cheapest with the replayed peak of what a
         point gives: it is predicted to be the fastest of those, and their peaks to be nearly the same."""
         peak_bytes = self._search.candidate(point).peak_bytes
-        shapes = (dataclasses.replace(shape, price=point.price) for shape in _SHAPES)
+        shapes = (SearchPoint(point.price, segments) for segments in _SEGMENTS)
         alike = [each for each in map(self._search.candidate, shapes) if each.peak_bytes == peak_bytes]
         known = [self._cheapest_of_peak[peak_bytes]] if peak_bytes in self._cheapest_of_peak else []
         self._cheapest_of_peak[peak_bytes] = cheapest = min([*known, *alike], key=lambda each: each.cost)
