@@ -169,17 +169,18 @@ class _Fences:
         stretch = self._stretches[number]
         made = Segment(stretch.eqns, ())
         if not stretch.is_first and (self._repeated or self._transfers.taken):
-            made = self._behind_barrier(stretch)
+            made = self._behind_barrier(number)
             self._waiting = () if made.through else self._waiting
         self._ran.update(map(id, stretch.eqns))
         until = functools.partial(self._stretches_until, number)
         self._waiting += self._transfers.left_waiting(stretch.eqns, until)
         return made
 
-    def _behind_barrier(self, stretch: _Stretch) -> Segment:
+    def _behind_barrier(self, number: int) -> Segment:
         """A segment with all that goes through its barrier; there is none if nothing does."""
+        stretch = self._stretches[number]
         fenced = self._entering(stretch)
-        passed = self._transfers.passed(stretch.eqns, self._waiting)
+        passed = self._transfers.passed(stretch.eqns, (*self._waiting, *self._tied(number, fenced)))
         if not fenced and self._transfers.waiting.issuperset(passed):
             passed = ()  # copies alone would be tied to nothing
         eqns, seeds = with_own_zeros(stretch.eqns, self.zeros) if fenced or passed else (stretch.eqns, ())
@@ -194,6 +195,14 @@ class _Fences:
         if fenced or not (stretch.is_late and self._waiting):
             return fenced
         return self._cotangents_among(self._read_from_outside(stretch.eqns))
+
+    def _tied(self, number: int, fenced: Sequence[Var]) -> tuple[Var, ...]:
+        """Where no cotangent enters a stretch of the backward, those that the next one goes on with: what only runs
+        again would else do so as soon as what it reads is there, long before."""
+        if not (fenced and self._stretches[number].is_late) or self._cotangents_among(fenced):
+            return ()
+        following = (self._read_from_outside(stretch.eqns) for stretch in self._stretches[number + 1 :])
+        return next(filter(None, map(self._cotangents_among, following)), ())
 
     def _read_from_outside(self, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
         own = {*made_by(eqns, self._transfers.same)} | self._free

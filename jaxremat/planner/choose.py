@@ -15,6 +15,7 @@ from jaxremat.planner.own_names import OwnNamesPlanner
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.solver_schedules import SolverPlanner
 from jaxremat.planner.timed import TimedPlanner
+from jaxremat.planner.timed_bytes import TimedBytesPlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.planner.timed_transfers import TimedTransferPlanner
 from jaxremat.planner.transfers import TransferPlanner
@@ -22,7 +23,7 @@ from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.origins import names_in
-from jaxremat.trace.round_trips import LOSSLESS, NARROW
+from jaxremat.trace.round_trips import IN_BYTES, LOSSLESS, NARROW
 
 
 def planner_for(
@@ -68,11 +69,15 @@ def planner_for(
 def _scheduling(
     primal: Primal, device: Device, storages: tuple[str, ...], allow: Set[str], host_budget_bytes: int | None
 ) -> Planner:
-    """The planner of schedules whose values may wait in some forms, on the host too where that is allowed."""
-    if "offload" in allow:
-        if device.backend.ties_transfers and not find(primal):
-            return TimedTransferPlanner(primal, device, host_budget_bytes)
+    """The planner of schedules whose values may wait in some forms, on the host too where that is allowed; outside of
+    loops they wait rounded, or there."""
+    tied = device.backend.ties_transfers and not find(primal)
+    if tied and not set(storages).isdisjoint(IN_BYTES):
+        return TimedBytesPlanner(primal, device)
+    if "offload" in allow and not tied:
         return TransferPlanner(primal, device, host_budget_bytes, storages)
+    if "offload" in allow and storages == LOSSLESS:
+        return TimedTransferPlanner(primal, device, host_budget_bytes)
     if find(primal):
         return (TimedLoopPlanner if device.backend.times_loops else SchedulePlanner)(primal, device, storages)
     return (TimedPlanner if device.backend.barrier_parts else SchedulePlanner)(primal, device, storages)

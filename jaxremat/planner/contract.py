@@ -70,8 +70,8 @@ class Planner(Protocol):
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
 
     def least(self) -> Sequence[Outcome]:
-        """Outcomes of small replayed peak, the smallest first: what is tried where the rest does not fit. The same ones
-        whatever was asked before."""
+        """Outcomes of small replayed peak, the smallest first, or the one that the compiler surely holds to: what is
+        tried where the rest does not fit. The same ones whatever was asked before."""
 
     def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
         """Cheaper outcomes than `best` that may fit in a number of bytes all the same, the likeliest first."""

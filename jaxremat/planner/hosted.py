@@ -1,9 +1,10 @@
-"""A schedule of an unrolled program with some of the values that it saves moved to the host's memory.
+"""A schedule of an unrolled program with some of the values that it saves moved to the host's memory, or to bytes.
 
 The schedule stays what it was: what it saves is copied to the host once it is made, and fetched before it is read, by
-the backward or by what runs again for it. Copies run by the clock of the link, early enough to hide; or, where bytes
-count for more, at once, and right before what is fetched is read. Every place where a copy begins, where one has to be
-there, and where a value is read first stands behind a barrier (`emit.transfers`).
+the backward or by what runs again for it; or it is packed into bytes, and unpacked, likewise. Copies run by the clock
+of the link, early enough to hide; or, where bytes count for more, at once, and right before what is fetched is read.
+Every place where a copy begins, where one has to be there, and where a value is read first stands behind a barrier
+(`emit.transfers`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from jaxremat.cost.flops import is_contraction
 from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.joint import Primal
 from jaxremat.trace.primitives import CUTTING, ELEMENTWISE
-from jaxremat.trace.round_trips import HOST, LOSSLESS, ON_HOST_OUTSIDE, RoundTrip, is_worth_a_transfer
+from jaxremat.trace.round_trips import LOSSLESS, RoundTrip, is_worth_a_transfer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,32 +66,35 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hosting:
-    """A program with a round trip over the link for every value that may take one, beside the program without.
+    """A program with a round trip for every value that may take one, beside the program without.
 
     Attributes:
       problem: the program with the round trips.
+      trips: those of the forms that are asked for.
       node: [N] the node that each node of the program without is in that with them.
       value: [V] the same of values.
     """
 
     problem: Problem
+    trips: Sequence[RoundTrip]
     node: np.ndarray
     value: np.ndarray
 
     @staticmethod
-    def of(primal: Primal, device: Device) -> Hosting:
-        over_mesh = any(sharding is not None for sharding in primal.shardings)  # of which rows would join axes
-        problem = pose(primal, device, storages=(*LOSSLESS, HOST.form if over_mesh else ON_HOST_OUTSIDE))
+    def of(primal: Primal, device: Device, forms: Sequence[str]) -> Hosting:
+        """By the names of storages."""
+        problem = pose(primal, device, storages=(*LOSSLESS, *forms))
         joint = problem.joint
-        over_link = {id(eqn) for trip in _trips(joint) for eqn in (trip.way_there, trip.way_back)}
-        node = np.asarray([index for index, eqn in enumerate(joint.eqns) if id(eqn) not in over_link], np.int32)
+        trips = [trip for trip in joint.round_trips if trip.form not in LOSSLESS]
+        ways = {id(eqn) for trip in trips for eqn in (trip.way_there, trip.way_back)}
+        node = np.asarray([index for index, eqn in enumerate(joint.eqns) if id(eqn) not in ways], np.int32)
         value = np.asarray([value for index in node.tolist() for value in joint.values_of[index]], np.int32)
-        return Hosting(problem, node, value)
+        return Hosting(problem, trips, node, value)
 
     @functools.cached_property
     def bytes_of(self) -> dict[int, int]:
-        """Bytes on the host of every value, of the program without round trips, that may go there."""
-        return {value: jaxprs.array_bytes(trip.stored) for value, trip in self._trip_of.items()}
+        """Bytes of the device that every value, of the program without round trips, leaves free where it takes one."""
+        return {value: _freed_bytes(trip) for value, trip in self._trip_of.items()}
 
     def program(self, program: ScheduledProgram, hosted: Set[int], pace: Pace | None) -> ScheduledProgram:
         """The schedule with some of its saved values on the host.
@@ -122,7 +126,7 @@ class Hosting:
     def _trip_of(self) -> dict[Any, Any]:
         """By values of the program without round trips."""
         own = {self.problem.joint.values[value]: position for position, value in enumerate(self.value.tolist())}
-        return {own[trip.source]: trip for trip in _trips(self.problem.joint)}
+        return {own[trip.source]: trip for trip in self.trips}
 
     @functools.cached_property
     def ways(self) -> dict[int, tuple[int, int]]:
@@ -260,5 +264,6 @@ def _grouped(step_of: Mapping[int, int]) -> dict[int, list[int]]:
     return values
 
 
-def _trips(joint: Joint) -> list[RoundTrip]:
-    return [trip for trip in joint.round_trips if trip.form == HOST.form]
+def _freed_bytes(trip: RoundTrip) -> int:
+    waiting = sum(jaxprs.array_bytes(v) for v in trip.waiting if not jaxprs.is_on_host(v))
+    return jaxprs.array_bytes(trip.source) - waiting

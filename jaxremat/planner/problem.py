@@ -21,7 +21,7 @@ from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.find import find
 from jaxremat.planner.prediction import Predictor
 from jaxremat.trace.joint import Joint, Primal, differentiate
-from jaxremat.trace.round_trips import TIED, UNDONE
+from jaxremat.trace.round_trips import UNDONE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,9 +110,8 @@ def outside_loops(primal: Primal, device: Device, storages: tuple[str, ...]) -> 
     """The forms in which values outside of loops may wait.
 
     There XLA undoes copies to the host, and rounding, unless they are tied to what runs around them: it is known how to
-    do that for some in programs without loops, where the backend lets it.
+    do that in programs without loops, where the backend lets it.
     """
-    if set(storages).isdisjoint(UNDONE):
+    if set(storages).isdisjoint(UNDONE) or (device.backend.ties_transfers and not find(primal)):
         return storages
-    tied = TIED if device.backend.ties_transfers and not find(primal) else ()
-    return tuple(form for form in storages if form in tied or form not in UNDONE)
+    return tuple(form for form in storages if form not in UNDONE)

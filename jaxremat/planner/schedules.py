@@ -147,7 +147,7 @@ class SchedulePlanner:
         """Outcomes of small replayed peak, no two alike, with barriers of every scope."""
         each = itertools.chain.from_iterable(planner._small_ones() for planner in self._both)
         by_size = {id(outcome): outcome for outcome in sorted(each, key=_by_peak)}
-        distinct = _apart(list(by_size.values()))[: _MOST_LEAST // len(BARRIER_SCOPES)] + self._in_checkpoints()
+        distinct = apart(list(by_size.values()))[: _MOST_LEAST // len(BARRIER_SCOPES)] + self._in_checkpoints()
         return [*distinct, *map(self._with_sources_behind_barriers, distinct), *map(self._followed_closely, distinct)]
 
     def leaving(self, saved_bytes: int) -> ScheduleOutcome:
@@ -196,8 +196,9 @@ class SchedulePlanner:
         """Whole segments run again behind one barrier: replayed they take more than other schedules do, but there XLA
         may fuse, and write in place, as it does in the program as it is written."""
         posed = [planner._small[0] for planner in self._both]
-        found = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed()]
-        return sorted(found, key=_by_peak)[:_MOST_IN_CHECKPOINTS]
+        once = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed()]
+        twice = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed_twice()]
+        return [each for found in (once, twice) for each in sorted(found, key=_by_peak)[:_MOST_IN_CHECKPOINTS]]
 
     @functools.cached_property
     def _small(self) -> list[tuple[Problem, Search]]:
@@ -297,13 +298,13 @@ class SchedulePlanner:
         return self._outcomes.setdefault(key, outcome)
 
 
-def _apart(outcomes: Sequence[ScheduleOutcome]) -> list[ScheduleOutcome]:
+def apart[O: Outcome](outcomes: Sequence[O]) -> list[O]:
     """Of outcomes that are sorted by peak, those that differ enough for a compiler to tell them apart."""
-    apart = list(outcomes[:1])
+    chosen = list(outcomes[:1])
     for outcome in outcomes[1:]:
-        if outcome.replayed_bytes > APART * apart[-1].replayed_bytes:
-            apart.append(outcome)
-    return apart
+        if outcome.replayed_bytes > APART * chosen[-1].replayed_bytes:
+            chosen.append(outcome)
+    return chosen
 
 
 def _by_peak(outcome: ScheduleOutcome) -> tuple[int, float]:

@@ -29,7 +29,7 @@ from jaxremat.planner.by_hand import POLICIES, Policy, blocks_of, kept_by_hand
 from jaxremat.planner.contract import Outcome, Traits
 from jaxremat.planner.decision import FlatFunction, Form, form_of
 from jaxremat.planner.problem import Problem, pose
-from jaxremat.planner.schedules import SchedulePlanner
+from jaxremat.planner.schedules import SchedulePlanner, apart
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.barriers import barriers_between
 from jaxremat.solvers.mincut.boundary import SearchPoint
@@ -122,14 +122,16 @@ class TimedPlanner:
         return self._emitted(SchedulePlanner(self.primal, self.device, self.storages).leaving(saved_bytes).program)
 
     def least(self) -> Sequence[TimedOutcome]:
-        """Outcomes of small predicted peak, the smallest first."""
+        """Outcomes of small predicted peak, no two alike, the smallest first; before them the smallest of what people
+        keep by hand: a prediction is surest of what runs as blocks do."""
         return self._least
 
     @functools.cached_property
     def _least(self) -> Sequence[TimedOutcome]:
-        smallest = sorted({*self._range, *self._small}, key=by_peak)[:_MOST_LEAST]
+        smallest = apart(sorted({*self._range, *self._small}, key=by_peak))[:_MOST_LEAST]
         moved = [self._emitted(smallest[0].program, part) for part in (*self._places, *self._other_parts)]
-        return sorted({*smallest, *moved}, key=by_peak)
+        by_hand = sorted(self._by_hand, key=by_peak)[:1]
+        return [*by_hand, *sorted({*smallest, *moved}.difference(by_hand), key=by_peak)]
 
     @functools.cached_property
     def _small(self) -> list[TimedOutcome]:

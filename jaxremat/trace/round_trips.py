@@ -207,6 +207,8 @@ ActNN (Chen et al. 2021) asks of what is kept in few bits."""
 
 NARROW = ((BFLOAT16.form,), (E4M3.form, INT8.form))
 """Forms that round, only with permission: sets that are used together, the widest first."""
+IN_BYTES = NARROW[1]
+"""Those of a byte per number."""
 
 ON_HOST_OUTSIDE = "host, outside of loops"
 """The name of `ANY_ON_HOST` among storages; to readers of a plan its form is that of `HOST`."""
@@ -215,10 +217,8 @@ STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST
 }
 UNDONE = tuple(name for name in STORAGES if name != BITS.form)
 """Forms that XLA undoes outside of loops, unless they are tied to what runs around them: it cancels the way there with
-the way back, or keeps the source and goes there late."""
-TIED = (HOST.form, ON_HOST_OUTSIDE, BFLOAT16.form)
-"""Those of them that ties hold. A form with scales is made by kernels of its own, and XLA:GPU joins all of them at the
-end of the forward, unless a barrier behind each layer does (`tests/aot/test_offload.py`), which schedules have not."""
+the way back, or keeps the source and goes there late. A form with scales is made by kernels of its own, and XLA:GPU
+joins all of them at the end of the forward, unless a barrier stands behind each (`planner/hosted`)."""
 LOSSLESS = (BITS.form,)
 """Forms that need no permission."""
 

@@ -188,6 +188,19 @@ def test_barriers_open_where_they_are_told_to():
     assert len(segments([])) == 1
 
 
+@pytest.mark.parametrize("scope", BARRIER_SCOPES)
+def test_what_only_runs_again_waits_for_a_cotangent(scope):
+    """A stretch that reads none, as an outer checkpoint that leaves what inner ones begin with."""
+    joint, graph, _, _ = joint_of("network")
+    steps, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
+    late = graph.backward[steps]
+    first = next(t for t in range(start + 1, steps.size - 2) if late[t - 1] and not late[t : t + 3].any())
+    program = schedule_program(graph, steps, backward_start=start, barriers=(first, first + 2), barrier_scope=scope)
+    again = write_script(joint, program).backward[1]
+    assert all(v in joint.early_values for eqn in again.eqns for v in eqn.outvars) and again.fenced
+    assert not joint.early_values.issuperset({*again.through} - {*joint.inputs})
+
+
 def test_constants_are_neither_kept_nor_fenced():
     def fun(x):
         for _ in range(3):

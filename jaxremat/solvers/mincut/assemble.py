@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -36,14 +37,42 @@ def assemble_parts(
 ) -> tuple[np.ndarray, int]:
     """As `assemble`: (the schedule, the step at which its backward begins)."""
     group = np.zeros(graph.num_nodes, np.int64) if group is None else group
-    value_group = group[graph.producer]
-    last = int(group.max(initial=0))
-    left = kept & (value_group == last)
-    left |= (kept if across is None else across) & ~graph.backward[graph.producer]
+    return assemble_nested(graph, [Level(kept, group)], kept if across is None else across)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Level:
+    """Groups that run again as a whole.
+
+    Attributes:
+      kept: [V] bool, forward values that a group leaves when it runs again.
+      group: [N] int, the group of each forward node, non-decreasing.
+    """
+
+    kept: np.ndarray
+    group: np.ndarray
+
+    @functools.cached_property
+    def last(self) -> int:
+        """The group that never runs again: the forward leaves what it keeps."""
+        return int(self.group.max(initial=0))
+
+
+def assemble_nested(graph: Graph, levels: Sequence[Level], across: np.ndarray) -> tuple[np.ndarray, int]:
+    """As `assemble_parts`, on any number of levels: the outermost first, each group inside of one of the level before.
+
+    Args:
+      graph: a joint graph.
+      levels: at least one.
+      across: [V] bool, forward values that are kept from the forward on.
+    """
+    left = across & ~graph.backward[graph.producer]
+    for level in levels:
+        left = left | (level.kept & (level.group[graph.producer] == level.last))
     forward = forward_part(graph, left)
-    if not last:
+    if not any(level.last for level in levels):
         return np.concatenate([forward, _just_in_time(graph, left)]).astype(np.int32), len(forward)
-    return _InGroups(graph, kept, value_group, left, last, forward).run(), len(forward)
+    return _InGroups(graph, levels, left, forward).run(), len(forward)
 
 
 def _just_in_time(graph: Graph, left: np.ndarray) -> np.ndarray:
@@ -71,21 +100,11 @@ def _first_needed(graph: Graph, left: np.ndarray) -> np.ndarray:
 class _InGroups:
     """The same with groups, of which all but the last are restored when the backward reaches them."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        kept: np.ndarray,
-        value_group: np.ndarray,
-        left: np.ndarray,
-        last: int,
-        forward: Sequence[int],
-    ) -> None:
+    def __init__(self, graph: Graph, levels: Sequence[Level], left: np.ndarray, forward: Sequence[int]) -> None:
         self.graph = graph
-        self.kept = kept
-        self.value_group = value_group.tolist()
+        self.levels = [_Restoring(graph, level) for level in levels if level.last]
         self.left = left
         self.available = (left | graph.backward[graph.producer]).tolist()
-        self.restored = {last}
         self.steps = list(forward)
         self.producer = graph.producer.tolist()
 
@@ -108,33 +127,33 @@ class _InGroups:
         return may_miss
 
     def _provide(self, readers: list[int]) -> None:
-        """Runs what `readers` need and is not available, restoring groups first."""
-        for needed in sorted(self._groups_missing(readers), reverse=True):
-            self._restore(needed)
+        """Runs what `readers` need and is not available, restoring groups first, the outermost before others."""
+        for level in self.levels:
+            for needed in sorted(self._groups_missing(level, readers), reverse=True):
+                self._restore(level, needed)
         missing, available, values_of = self._missing(readers), self.available, self.graph.values_of
         self.steps.extend(missing)
         for node in missing:
             for value in values_of[node]:
                 available[value] = True
 
-    def _restore(self, group: int) -> None:
+    def _restore(self, level: _Restoring, group: int) -> None:
         """Runs a group's forward again; only what it keeps stays."""
-        self.restored.add(group)
-        values = np.flatnonzero(self.kept & (np.asarray(self.value_group) == group))
-        producers = sorted({self.producer[v] for v in values.tolist() if not self.available[v]})
-        again = self._missing(producers, include=producers)
-        self.steps.extend(again)
-        for value in values.tolist():
+        level.restored.add(group)
+        values = level.kept_by(group)
+        producers = sorted({self.producer[v] for v in values if not self.available[v]})
+        self.steps.extend(self._missing(producers, include=producers))
+        for value in values:
             self.available[value] = True
 
-    def _groups_missing(self, readers: list[int]) -> set[int]:
+    def _groups_missing(self, level: _Restoring, readers: list[int]) -> set[int]:
         groups = {
-            self.value_group[value]
+            level.value_group[value]
             for node in readers
             for value in self.graph.values_read[node]
             if not self.available[value]
         }
-        return groups - self.restored
+        return groups - level.restored
 
     def _missing(self, readers: list[int], include: Sequence[int] = ()) -> list[int]:
         """Forward nodes to run, in order, so that the readers can (and those to include)."""
@@ -147,6 +166,19 @@ class _InGroups:
                     missing.add(producer[value])
                     waiting.append(producer[value])
         return sorted(missing)
+
+
+class _Restoring:
+    """A level, and which of its groups have run again."""
+
+    def __init__(self, graph: Graph, level: Level) -> None:
+        self._kept, self._group_of = level.kept, level.group[graph.producer]
+        self.value_group: list[int] = self._group_of.tolist()
+        self.restored = {level.last}
+
+    def kept_by(self, group: int) -> list[int]:
+        """The values that a group leaves."""
+        return np.flatnonzero(self._kept & (self._group_of == group)).tolist()
 
 
 def forward_part(graph: Graph, left: np.ndarray) -> list[int]:

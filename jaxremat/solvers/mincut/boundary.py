@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
-from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.solvers.mincut.assemble import Level, assemble_nested, assemble_parts
 from jaxremat.solvers.mincut.cut import CutNetwork, cuts_at_each
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out
-from jaxremat.solvers.mincut.structure import SEGMENTS, Structure, early_surcharge
+from jaxremat.solvers.mincut.structure import SEGMENTS, Structure, early_surcharge, ends_of_groups
 
 _PRICES = np.logspace(-2, 2.5, 10)  # of the mean price of a byte; benchmarks/constants.py
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 3.2: to 2 %; benchmarks/constants.py
@@ -91,13 +92,23 @@ class BoundarySearch:
     def checkpointed(self) -> list[Layout]:
         """For every number of segments, what checkpoints around all but the last of them do: what passes from one to
         the next is kept, and a segment runs again as a whole; smallest replayed peak first."""
-        return sorted(map(self._checkpointed, self._shapes), key=by_peak)
+        return sorted((self._checkpointed(self.structure.boundaries(k)) for k in self._shapes), key=by_peak)
 
-    def _checkpointed(self, segments: int) -> Layout:
-        segment = np.searchsorted(self.structure.boundaries(segments), np.arange(self.graph.num_nodes))
+    def checkpointed_twice(self) -> list[Layout]:
+        """The same with checkpoints around groups of such segments, about as many groups as segments in one."""
+        each = [self.structure.boundaries(segments) for segments in self._shapes]
+        nested = [(ends_of_groups(ends, math.isqrt(ends.size + 1)), ends) for ends in each if ends.size > 2]
+        return sorted((self._checkpointed(*ends) for ends in nested), key=by_peak)
+
+    def _checkpointed(self, *levels: np.ndarray) -> Layout:
+        """By the nodes that end segments, of the outermost checkpoints first."""
         runs_once = np.isinf(self._run_costs)[self.graph.producer] & self.structure.is_read
-        across = self._crossing(segments) | (runs_once & self.structure.is_forward_value)
-        return self._assembled(*assemble_parts(self.graph, self.structure.needed, segment, across))
+        across = [
+            self.structure.crossing_values(ends) | (runs_once & self.structure.is_forward_value) for ends in levels
+        ]
+        kept = [*across[1:], self.structure.needed]
+        segment = [np.searchsorted(ends, np.arange(self.graph.num_nodes)) for ends in levels]
+        return self._assembled(*assemble_nested(self.graph, list(map(Level, kept, segment)), across[0]))
 
     def at(self, point: SearchPoint) -> Layout:
         """The layout that the settings describe."""

@@ -135,6 +135,10 @@ class Search:
         """For every number of segments, checkpoints around all but the last of them, smallest first."""
         return list(map(self._candidate, self.boundary.checkpointed()))
 
+    def checkpointed_twice(self) -> list[Candidate]:
+        """The same with checkpoints around groups of them."""
+        return list(map(self._candidate, self.boundary.checkpointed_twice()))
+
     def small_ones(self, most: int | None = None) -> list[Candidate]:
         """Candidates that no other beats in both peak and cost, smallest first; at most so many, spread evenly."""
         _ = self.smallest

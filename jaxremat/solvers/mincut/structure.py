@@ -127,4 +127,4 @@ def surcharge(place: np.ndarray) -> np.ndarray:
 
 def ends_of_groups(ends: np.ndarray, groups: int) -> np.ndarray:
     """Of the nodes that end all but the last of some parts, those that end all but the last of `groups` groups."""
-    return ends[np.linspace(0, ends.size, groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
+    return ends[np.linspace(0, ends.size + 1, groups + 1).astype(int)[1:-1] - 1] if ends.size else ends
