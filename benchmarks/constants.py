@@ -306,7 +306,7 @@ SWEEPS: dict[str, Sweep] = {
     "planner.timed._ROUNDS": (timed, (0, 2, 4)),
     "planner.timed._MOST_LEAST": (timed, (3, 12, 24)),
     "planner.timed._MOST_MIXTURES": (timed, (0, 3, 6)),
-    "planner.schedules.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
+    "planner.contract.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
     "planner.moving.MOST_TRIED": (hosted, (1, 4, 8)),
     "planner.moving._MOST_ROUNDS": (hosted, (2, 6, 12)),
     "planner.schedules._MOST_IN_CHECKPOINTS": (gradients, (1, 2, 4)),

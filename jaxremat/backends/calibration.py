@@ -19,7 +19,7 @@ _SECONDS = 0.2  # that a measurement lasts at least, so that clocks and caches s
 _CHAIN = 64  # dependent kernels of one program, for launches
 _TOGETHER = 8  # runs started at once, where all of them take less than a measurement may
 _ARITHMETIC = 512  # operations of one loop per entry: many times what reading and writing the entry takes
-_PASSES = 5  # over memory that is new at the first of them
+_PASSES, _INNER = 5, 16  # contractions into one buffer, which is new to the first; so narrow that writing counts
 
 
 def calibrate(device: jax.Device | None = None) -> Device:
@@ -92,9 +92,9 @@ def _launch_seconds() -> float:
     return _seconds(jax.jit(_apart), jnp.ones(8, jnp.float32)) / _CHAIN
 
 
-def _apart(x: Any, number: int = _CHAIN) -> Any:
+def _apart(x: Any) -> Any:
     """A chain of element-wise kernels, kept apart by barriers."""
-    for _ in range(number):
+    for _ in range(_CHAIN):
         x = jax.lax.optimization_barrier(x + 1)
     return x
 
@@ -108,27 +108,37 @@ def _host_bandwidth(device: jax.Device) -> float:
 
 
 def _first_touch(sheet: Device) -> float:
-    """Seconds per byte that the first pass over a program's temporaries takes more than the next ones."""
+    """Seconds per byte that a contraction whose result is new memory takes more than the next ones, which write into the
+    same: most of what a step holds is written by kernels that run on all cores."""
     assert sheet.backend.reused_bytes is not None  # else nothing is new
-    array = jnp.zeros(sheet.backend.reused_bytes // 2, jnp.float32)
+    rows = math.isqrt(sheet.backend.reused_bytes // 2)  # of float32: twice as many bytes
 
-    def passes(number: int) -> float:
-        return _seconds(jax.jit(lambda x: _apart(x, number).sum()), array, time.process_time)
+    def seconds(number: int) -> float:
+        return _seconds(jax.jit(lambda x: _one_after_another(x, number)), jnp.ones((rows, _INNER), jnp.float32))
 
-    once = passes(1)
-    again = (passes(_PASSES) - once) / (_PASSES - 1)
-    return max(once - 2 * again, 0.0) / array.nbytes  # the sum is a pass, too
+    once = seconds(1)
+    again = (seconds(_PASSES) - once) / (_PASSES - 1)
+    return max(once - again, 0.0) / (4 * rows**2)
 
 
-def _seconds(run: Callable[..., Any], argument: Any, clock: Callable[[], float] = time.perf_counter) -> float:
+def _one_after_another(x: Any, number: int) -> Any:
+    """Large contractions, each summed before the next one begins."""
+    total = jnp.zeros((), jnp.float32)
+    for _ in range(number):
+        total += jax.lax.optimization_barrier(x @ x.T).sum()
+        x, total = jax.lax.optimization_barrier((x, total))
+    return total
+
+
+def _seconds(run: Callable[..., Any], argument: Any) -> float:
     """The fastest of several measurements of one run, after one that compiles. Runs are started together, so many that
     what starting one takes is hidden behind the one before."""
     jax.block_until_ready(run(argument))
     best, spent, together = math.inf, 0.0, 1
     while spent < _SECONDS or not math.isfinite(best):
-        start = clock()
+        start = time.perf_counter()
         jax.block_until_ready([run(argument) for _ in range(together)])
-        passed = clock() - start
+        passed = time.perf_counter() - start
         best, spent = min(best, passed / together), spent + passed
         together = _TOGETHER if passed < _SECONDS / _TOGETHER else 1
     return best

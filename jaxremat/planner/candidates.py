@@ -19,7 +19,7 @@ from jaxremat.cost.pricing import price
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
-from jaxremat.planner.contract import Outcome
+from jaxremat.planner.contract import Outcome, fastest_bytes
 from jaxremat.planner.correction import DOUBT
 from jaxremat.planner.decision import AsWritten, Form
 from jaxremat.planner.prediction import is_below_model_threshold
@@ -127,6 +127,11 @@ class PlansCheckpoints:
     def plain(self) -> CheckpointOutcome:
         """The program without recomputation."""
         return self.candidates.plain
+
+    @functools.cached_property
+    def fastest_bytes(self) -> int:
+        """The replayed peak above which no outcome is faster."""
+        return fastest_bytes(self.plain, self.outcomes)
 
     def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
         """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""

@@ -61,6 +61,7 @@ class PiecePlanner(PlansCheckpoints):
     def fit(self, replayed_bytes: int) -> CheckpointOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak;
         prices between the listed ones are tried where the best one was found."""
+        replayed_bytes = min(replayed_bytes, self.fastest_bytes)
         best = cheapest_within(self.outcomes, replayed_bytes)
         if best.replayed_bytes > replayed_bytes:
             return best

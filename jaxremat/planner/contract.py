@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Protocol, Self, runtime_checkable
 
@@ -10,6 +11,8 @@ from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.planner.decision import FlatFunction, Form
 from jaxremat.planner.problem import Problem
+
+TOLD_APART = 1.01  # where times differ less than predictions can tell, other things decide; benchmarks/constants.py
 
 
 class Outcome(Protocol):
@@ -99,3 +102,16 @@ def cheapest_within[O: Outcome](outcomes: Sequence[O], replayed_bytes: int) -> O
     if not within:
         return min(outcomes, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
     return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes))
+
+
+def fastest_bytes(plain: Outcome, outcomes: Iterable[Outcome]) -> int:
+    """The replayed peak of the fastest of some outcomes that need new memory, or of a larger one that cannot be told
+    apart from it; no bound where the program as it stands needs none."""
+    device, resident_bytes = plain.problem.device, plain.problem.graph.resident_bytes
+    if not device.first_touch_seconds(plain.replayed_bytes - resident_bytes):
+        return sys.maxsize
+    rate = device.first_touch_seconds_per_byte
+    timed = [(each.cost + rate * each.replayed_bytes, each.replayed_bytes) for each in (plain, *outcomes)]
+    least = min(seconds for seconds, _ in timed)
+    fastest = max(peak_bytes for seconds, peak_bytes in timed if seconds <= TOLD_APART * least)
+    return max(fastest, resident_bytes + (device.backend.reused_bytes or 0))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from jaxremat.planner.contract import Outcome, Planner, cheapest_within
+from jaxremat.planner.contract import TOLD_APART, Outcome, Planner, cheapest_within
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.planner.schedules import TOLD_APART
 
 
 class NarrowPlanner:

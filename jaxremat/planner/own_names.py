@@ -40,7 +40,7 @@ class OwnNamesPlanner(PlansCheckpoints):
 
     def fit(self, replayed_bytes: int) -> CheckpointOutcome:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
-        return cheapest_within(self.outcomes, replayed_bytes)
+        return cheapest_within(self.outcomes, min(replayed_bytes, self.fastest_bytes))
 
     def least(self) -> Sequence[CheckpointOutcome]:
         """The outcome with the smallest replayed peak."""

@@ -22,7 +22,7 @@ from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import BARRIER_SCOPES, ScheduledProgram
 from jaxremat.loops.decide import Loops, in_one_piece
 from jaxremat.loops.decision import LoopDecision
-from jaxremat.planner.contract import Outcome, Traits, cheapest_within, left_behind
+from jaxremat.planner.contract import Outcome, Traits, cheapest_within, fastest_bytes, left_behind
 from jaxremat.planner.decision import FlatFunction, Form, form_of
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.barriers import barriers_at_turns
@@ -38,7 +38,6 @@ _MOST_LEAST = 24  # predicted, some of them compiled; benchmarks/constants.py
 _MOST_LOOP_DECISIONS = 3  # in which one cut goes lowest, each then searched to the end; benchmarks/constants.py
 _MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour; benchmarks/constants.py
 _RATE_PARTS = (0.125, 0.25, 0.5, 1.0)  # of the price at which time is the least: the flat end of a curve
-TOLD_APART = 1.01  # where times differ less than predictions can tell, other things decide; benchmarks/constants.py
 APART = 1.005  # half a per cent: less than a prediction can tell; benchmarks/constants.py
 
 
@@ -115,19 +114,10 @@ class SchedulePlanner:
 
     @functools.cached_property
     def fastest_bytes(self) -> int:
-        """The replayed peak of the fastest outcome that needs new memory, or of a larger one that cannot be told apart.
-
-        Where memory has to be made ready, a byte is worth computing again as long as that takes less: what takes more
-        bytes than this is no faster.
-        """
-        rate, resident_bytes = self.device.first_touch_seconds_per_byte, self.plain.problem.graph.resident_bytes
-        if not self.device.first_touch_seconds(self.plain.replayed_bytes - resident_bytes):
-            return self.plain.replayed_bytes
-        outcomes = [self.plain, *itertools.chain.from_iterable(self._at_price(part * rate) for part in _RATE_PARTS)]
-        seconds = {outcome: outcome.cost + rate * outcome.replayed_bytes for outcome in outcomes}
-        least = min(seconds.values())
-        fastest = max(outcome.replayed_bytes for outcome in outcomes if seconds[outcome] <= TOLD_APART * least)
-        return max(fastest, resident_bytes + (self.device.backend.reused_bytes or 0))
+        """The replayed peak above which no outcome is faster: where memory has to be made ready, a byte is worth
+        computing again as long as that takes less."""
+        rate = self.device.first_touch_seconds_per_byte
+        return fastest_bytes(self.plain, (each for part in _RATE_PARTS for each in self._at_price(part * rate)))
 
     def _at_price(self, price: float) -> list[ScheduleOutcome]:
         """Outcomes with loops, and what is outside of them, as one price decides."""

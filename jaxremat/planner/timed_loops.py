@@ -12,9 +12,9 @@ import functools
 from collections.abc import Iterable, Sequence
 
 from jaxremat.backends.devices import Device
-from jaxremat.planner.contract import Outcome, Traits
+from jaxremat.planner.contract import TOLD_APART, Outcome, Traits
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.planner.schedules import TOLD_APART, ScheduleOutcome, SchedulePlanner
+from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.planner.timed import PEAK_DOUBT, TimedOutcome, by_peak, fastest
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import LOSSLESS

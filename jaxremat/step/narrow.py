@@ -10,9 +10,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from jaxremat.planner.contract import TOLD_APART
 from jaxremat.planner.correction import Correction
 from jaxremat.planner.narrow import widest
-from jaxremat.planner.schedules import TOLD_APART
 from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.planner import ProgramPlanner, by_peak
 from jaxremat.trace.round_trips import LOSSLESS, NARROW

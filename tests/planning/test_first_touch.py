@@ -109,3 +109,10 @@ def test_large_temporaries_are_new_memory_at_every_run(mib, is_new):
 
     least = min(faulted_bytes() for _ in range(8 if is_new else 32))  # every thread that runs it has memory of its own
     assert (least > 0.9 * mib * MIB) == is_new
+
+
+@pytest.mark.parametrize("emit", ["segments", "names"])
+def test_checkpoints_announce_no_more_time_at_a_higher_budget_either(emit):
+    loss, shapes = layers(6, 2**14)
+    high, low = plans(loss, shapes, (0.95, 0.8), verify="replay", emit=emit)
+    assert high.overhead <= low.overhead + 0.01 < 0
