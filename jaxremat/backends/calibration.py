@@ -108,8 +108,8 @@ def _host_bandwidth(device: jax.Device) -> float:
 
 
 def _first_touch(sheet: Device) -> float:
-    """Seconds per byte that a contraction whose result is new memory takes more than the next ones, which write into the
-    same: most of what a step holds is written by kernels that run on all cores."""
+    """Seconds per byte that a contraction whose result is new memory takes more than the next ones, which write into
+    the same: most of what a step holds is written by kernels that run on all cores."""
     assert sheet.backend.reused_bytes is not None  # else nothing is new
     rows = math.isqrt(sheet.backend.reused_bytes // 2)  # of float32: twice as many bytes
 

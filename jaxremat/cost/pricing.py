@@ -211,9 +211,23 @@ def _seconds(eqn: Eqn, device: Device, written: dict[Var, bool], known: KnownBod
         return _transfer_seconds(transferred, device)
     if is_contraction(eqn) or jaxprs.subjaxprs(eqn):
         return equation_seconds(eqn, device)
+    if _renames(eqn, written):
+        return 0.0
     arithmetic = equation_flops(eqn) / device.vector_flops_per_second
     size = sum(written_bytes(eqn, v) for v in eqn.outvars if written.get(v, True))
     return max(arithmetic, size / device.bandwidth_bytes_per_second)
+
+
+def _renames(eqn: Eqn, written: dict[Var, bool]) -> bool:
+    """Whether an equation does nothing once it is compiled: a barrier, or one that adds or drops axes of length one of
+    what has a buffer, as values do that enter barriers."""
+    if eqn.primitive.name == "optimization_barrier":
+        return True
+    if eqn.primitive.name not in ("squeeze", "broadcast_in_dim"):
+        return False
+    source, result = eqn.invars[0], eqn.outvars[0]
+    same_size = jaxprs.size_bytes(source) == jaxprs.size_bytes(result)
+    return same_size and isinstance(source, Var) and written.get(source, True)
 
 
 def _loop_seconds(eqn: Eqn, device: Device, known: KnownBodies) -> float:
