@@ -152,7 +152,7 @@ class Planning:
             return self._plan(best.candidate, limit)
         if not self.request.refuses:
             return self._plan(self._predicted_least().candidate, limit)
-        if self._is_beyond_doubt(smallest := self.planner.least()[0], limit):
+        if self._is_beyond_doubt(smallest := self._smallest_replayed, limit):
             raise self._refusal(smallest, smallest.peak_bytes, limit)
         logger.info("nothing is predicted to fit in %s; compiling to be sure", format_bytes(limit))
         try:
@@ -161,6 +161,10 @@ class Planning:
             return self._plan(self._predicted_least().candidate, limit)
         fits = self.planner.traits.may_leave_alone and self.plain_report.peak_bytes <= limit
         return self._plan(self.plain if fits else self._compiled(limit), limit)
+
+    @property
+    def _smallest_replayed(self) -> Outcome:
+        return min(self.planner.least(), key=lambda outcome: outcome.replayed_bytes)
 
     def _is_beyond_doubt(self, smallest: Outcome, limit: int) -> bool:
         """Whether a limit is so far below what the smallest schedule is predicted to take that no compiler need be
@@ -362,7 +366,7 @@ class Planning:
                 first_aim=max(1, limit + self.plain.replayed_bytes - self.plain.peak_bytes),
                 expected=lambda outcome: outcome.replayed_bytes,
             )
-            if correction.best or self._is_beyond_doubt(self.planner.least()[0], limit):
+            if correction.best or self._is_beyond_doubt(self._smallest_replayed, limit):
                 return correction
             return correction.with_more(self.planner.least(), measure, limit)
 
