@@ -117,11 +117,15 @@ class Score(NamedTuple):
 
 
 def score(planner: Any) -> Score:
-    """What a fresh planner finds."""
+    """What a fresh planner of a gradient finds."""
+    return scored(planner, planner.least()[0])
+
+
+def scored(planner: Any, smallest: Any) -> Score:
+    """What a planner finds whose smallest outcome is known."""
     plain = planner.plain
     found = [planner.fit(int(share * plain.replayed_bytes)) for share in SHARES]
     met = [o for o, share in zip(found, SHARES) if o.replayed_bytes <= share * plain.replayed_bytes]
-    smallest = planner.least()[0]
     extra = float(np.mean([o.cost / plain.cost - 1 for o in met])) if met else float("nan")
     return Score(smallest.replayed_bytes / plain.replayed_bytes, extra, len(SHARES) - len(met))
 
@@ -166,7 +170,8 @@ def step_programs() -> tuple:
 
 
 def steps() -> list[Score]:
-    return [score(ProgramPlanner(jaxpr, CPU)) for jaxpr in step_programs()]
+    planners = [ProgramPlanner(jaxpr, CPU) for jaxpr in step_programs()]
+    return [scored(planner, planner.smallest) for planner in planners]
 
 
 @functools.cache

@@ -58,10 +58,15 @@ def test_a_constant_says_where_it_comes_from(name):
 
 
 @pytest.fixture(scope="module")
-def sweeps():
+def benchmark():
     spec = importlib.util.spec_from_file_location("constants", ROOT / "benchmarks" / "constants.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+@pytest.fixture(scope="module")
+def sweeps(benchmark):
     return benchmark.SWEEPS
 
 
@@ -75,3 +80,14 @@ def test_the_value_in_use_is_among_those_that_are_swept(sweeps):
         module, constant = name.rsplit(".", 1)
         used = getattr(importlib.import_module(f"jaxremat.{module}"), constant)
         assert any(np.array_equal(used, value) for value in values), name
+
+
+def test_gradients_and_steps_are_scored(benchmark, monkeypatch):
+    shape = benchmark.shape
+    args = [(shape(8, 16), shape(8, 16), shape(16, 8))] * 3, shape(256, 8)
+    step = benchmark.flat_step(lambda layers, x: benchmark.gated(layers, x), args)
+    monkeypatch.setattr(benchmark, "GRADIENTS", ((benchmark.gated, args),))
+    monkeypatch.setattr(benchmark, "step_programs", lambda: (step,))
+    for (scored,) in (benchmark.gradients(), benchmark.steps(), benchmark.bounds()):
+        assert scored.missed <= 3 and not scored.least > 1
+    assert benchmark.gradients()[0].least < 0.9
