@@ -6,6 +6,7 @@ import numbers
 import re
 
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.near_miss import did_you_mean
 
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
@@ -92,8 +93,13 @@ def _parse_text(text: str, option: str = "budget") -> int:
             " fraction"
         )
     if match is None or factor is None:
-        raise ArgumentError(f"{option}={text!r} cannot be read: {_HELP}")
+        raise ArgumentError(f"{option}={text!r} cannot be read: {_HELP}.{_near_miss(text)}")
     return int(float(match[1]) * factor)
+
+
+def _near_miss(text: str) -> str:
+    percent = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", text)
+    return f" {float(percent[1]) / 100:g} is that share." if percent else did_you_mean(text, (LEAST, DEVICE))
 
 
 def _positive(number: int, budget: Budget) -> int:

@@ -16,6 +16,7 @@ from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base import compat
 from jaxremat.base.budget import Budget, format_bytes, parse_budget
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.near_miss import did_you_mean
 from jaxremat.planner.decision import FORMS
 from jaxremat.show.units import count_of
 from jaxremat.solvers.base import Solver
@@ -114,7 +115,7 @@ def require_function(fun: Any) -> None:
     """Raises ArgumentError for what cannot be called."""
     if not callable(fun):
         raise ArgumentError(
-            f"the first argument has to be a function, not {type(fun).__name__}: the loss, not its data"
+            f"the first argument has to be a function, not {type(fun).__name__}: the loss or the step, not its data"
         )
 
 
@@ -145,7 +146,8 @@ def check_options(
 def require_one_of(name: str, value: str, known: Sequence[str]) -> str:
     """The value of an option. Raises ArgumentError for one that is unknown."""
     if value not in known:
-        raise ArgumentError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+        hint = did_you_mean(str(value), known)
+        raise ArgumentError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.{hint}")
     return value
 
 
@@ -178,5 +180,8 @@ def permissions(allow: Iterable[str]) -> frozenset[str]:
     given = (allow,) if isinstance(allow, str) else tuple(allow)
     unknown = [permission for permission in given if permission not in PERMISSIONS]
     if unknown:
-        raise ArgumentError(f"allow={allow!r}: {unknown[0]!r} is unknown; the permissions are {', '.join(PERMISSIONS)}")
+        hint = did_you_mean(str(unknown[0]), PERMISSIONS)
+        raise ArgumentError(
+            f"allow={allow!r}: {unknown[0]!r} is unknown; the permissions are {', '.join(PERMISSIONS)}.{hint}"
+        )
     return frozenset(given)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.near_miss import did_you_mean
 from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.checkmate import Checkmate
@@ -28,7 +29,8 @@ def solver_named(solver: str | Solver | type[Solver]) -> Solver:
     """
     if isinstance(solver, str):
         if solver not in SOLVERS:
-            raise ArgumentError(f"no solver is called {solver!r}; the solvers are {', '.join(SOLVERS)}")
+            hint = did_you_mean(solver, SOLVERS)
+            raise ArgumentError(f"no solver is called {solver!r}; the solvers are {', '.join(SOLVERS)}.{hint}")
         return SOLVERS[solver]()
     made = solver() if isinstance(solver, type) else solver
     if not isinstance(made, Solver):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import operator
@@ -15,6 +14,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from jaxremat.base import compat
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.near_miss import did_you_mean
 from jaxremat.trace.arguments import opaque
 from jaxremat.trace.nnx_state import call_without_changes
 
@@ -234,8 +234,7 @@ class StepArguments:
     def _require_known(self, names: Iterable[str], role: str) -> None:
         for name in names:
             if name not in self._parameters and not self._is_variadic:
-                close = difflib.get_close_matches(name, self._parameters, 1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(name, self._parameters)
                 raise ArgumentError(
                     f"{role}_argnames names {name!r}, but the function takes {', '.join(self._parameters)}.{hint}"
                 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxremat.base.budget import Budget
-from jaxremat.planning.request import permissions
+from jaxremat.planning.request import permissions, require_function
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_named
 from jaxremat.step.arguments import StepArguments
@@ -80,6 +80,7 @@ def jit(
             jit, budget=budget, in_shardings=in_shardings, out_shardings=out_shardings, target=target, solver=solver,
             verify=verify, allow=allow, host_budget=host_budget, seed=seed, **given,
         )  # fmt: skip
+    require_function(fun)
     shardings = {"in_shardings": in_shardings, "out_shardings": out_shardings}
     shardings = {name: value for name, value in shardings.items() if value is not None}
     return PlannedStep(fun, options, StepArguments(fun, options.is_host_memory, **given), given, shardings)

@@ -195,6 +195,8 @@ def test_static_arguments_of_a_linen_module():
     [
         (lambda: jaxremat.plan(W, X, budget=0.5), "function"),
         (lambda: jaxremat.remat(W, budget=0.5), "function"),
+        (lambda: jaxremat.jit(W, budget=0.5), "function"),
+        (lambda: jaxremat.remat(layers, budget=0.5, emit="segment"), "Did you mean 'segments'"),
         (lambda: jaxremat.plan(layers, W, X, budget=1.0).apply({"w": W}), "function"),
         (lambda: jaxremat.plan(layers, W, X, budget="0.5"), "0.5 without quotes is a fraction"),
         (lambda: jaxremat.remat(layers, budget=".75"), "0.75 without quotes is a fraction"),

@@ -255,6 +255,10 @@ def test_plan_hangs_on_no_name_stack(monkeypatch):
     ("options", "words"),
     [
         ({"budget": "12 parsecs"}, "12 parsecs"),
+        ({"budget": "70%"}, "0.7 is that share"),
+        ({"budget": "devise"}, "Did you mean 'device'"),
+        ({"budget": 0.5, "allow": "chunks"}, "Did you mean 'chunk'"),
+        ({"budget": 0.5, "solver": "mincutt"}, "Did you mean 'mincut'"),
         ({"budget": 0.5, "donate_argnames": "parms"}, "Did you mean 'params'"),
         ({"budget": 0.5, "donate_argnums": 5}, "takes 2"),
         ({"budget": 0.5, "static_argnums": 0, "donate_argnums": 0}, "both static and donated"),
