@@ -10,7 +10,8 @@ from small_graphs import gradient_chain, graphs, schedules, slow_replay
 
 from jaxremat.base.errors import GraphError
 from jaxremat.graph.graph import Graph
-from jaxremat.graph.replay import replay
+from jaxremat.graph.replay import link, replay
+from jaxremat.solvers.dead_runs import needed_runs
 
 
 @st.composite
@@ -53,6 +54,18 @@ def test_spans_cover_every_production_once(case):
     assert sorted(first.tolist()) == sorted(t for t, node in enumerate(schedule) for _ in graph.values_of[node])
     assert (graph.producer[value] == np.asarray(schedule)[first]).all() and (first <= last).all()
     assert np.array_equal(timeline.span_bytes, graph.value_bytes[value])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(cases())
+def test_links_outlive_the_removal_of_dead_runs(case):
+    graph, schedule = case
+    steps = np.asarray(schedule)
+    links = link(graph, steps)
+    needed = needed_runs(graph, steps, links)
+    left, anew = links.among(needed), link(graph, steps[needed])
+    for field in dataclasses.fields(left):
+        np.testing.assert_array_equal(getattr(left, field.name), getattr(anew, field.name))
 
 
 def test_what_is_produced_again_before_it_is_read_is_not_held_between():
