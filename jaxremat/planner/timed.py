@@ -130,7 +130,7 @@ class TimedPlanner:
     def _least(self) -> Sequence[TimedOutcome]:
         smallest = apart(sorted({*self._range, *self._small}, key=by_peak))[:_MOST_LEAST]
         moved = [self._emitted(smallest[0].program, part) for part in (*self._places, *self._other_parts)]
-        by_hand = sorted(self._by_hand, key=by_peak)[:1]
+        by_hand = [each for each in sorted(self._by_hand, key=by_peak)[:1] if each.peak_bytes < self.plain.peak_bytes]
         return [*by_hand, *sorted({*smallest, *moved}.difference(by_hand), key=by_peak)]
 
     @functools.cached_property

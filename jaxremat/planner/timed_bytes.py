@@ -61,7 +61,7 @@ class TimedBytesPlanner(MovesValues):
             freed_bytes = sum(bytes_of.get(value, 0) for value in outcome.program.saved.tolist())
             return 0 < outcome.peak_bytes - peak_bytes <= freed_bytes
 
-        known = {id(outcome): outcome for outcome in (*self.own.least(), *self.own.made)}.values()
+        known = dict.fromkeys((*self.own.least(), *self.own.made))
         faster = [each for each in known if seconds(each) < best.cost or best.peak_bytes > peak_bytes]
         return sorted(filter(may_fit, faster), key=seconds)[:_MOST_FAILING]
 
