@@ -37,11 +37,12 @@ def jit(
     Any function will do: a training step with its gradients, optimizer and averages, a step with several gradients or
     with loops around them, an evaluation. It is traced and planned once per signature, when it is first called or
     lowered. Where it fits as it is written, it is left alone. Under another trace (`jit`, `grad`, `vmap`) it is the
-    planned program.
+    planned program. Where the step cannot be compiled by itself there, because it closes over traced values, averages
+    along an axis of a `vmap` or is a part of a `shard_map`, the prediction is trusted.
 
     Args:
       fun: the step; without it, `jit(budget=...)` is a decorator. Leaves of its arguments and results that are neither
-        arrays nor numbers, such as the functions in a module of Equinox, are static.
+        arrays nor numbers are static; of a module of Equinox all but arrays are, as for its `filter_jit`.
       budget: bytes (int), text such as "12GiB", a fraction in (0, 1] of the step's own compiled peak, "least", the
         smallest peak that is found, or "device", what the device's allocator gives less 2 % for fragmentation and the
         runtime. It bounds argument + output + temporary - alias bytes of the compiled step on one device.
