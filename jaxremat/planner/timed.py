@@ -156,10 +156,14 @@ class TimedPlanner:
         return sorted(known.union(*map(self._moved, convex_front(known))), key=by_peak)
 
     def _moved(self, outcome: TimedOutcome) -> list[TimedOutcome]:
-        """A schedule that repeats something, with barriers in every place."""
+        """A schedule that repeats something, with barriers in every place, and, if people keep it by hand, where
+        `jax.checkpoint` has them."""
         if outcome.program.is_in_order:
             return []
-        return [self._emitted(outcome.program, part) for part in self._places]
+        by_hand = self._programs_by_hand if outcome in self._by_hand else []
+        as_people_do = [program for program in by_hand if np.array_equal(program.steps, outcome.program.steps)]
+        own = [self._between(self._blocks, self._predicted(program)) for program in as_people_do]
+        return [*own, *(self._emitted(outcome.program, part) for part in self._places)]
 
     @functools.cached_property
     def _falling(self) -> list[list[SearchPoint]]:
@@ -194,10 +198,8 @@ class TimedPlanner:
 
     @functools.cached_property
     def _by_hand(self) -> list[TimedOutcome]:
-        """What people keep by hand, with barriers where `jax.checkpoint` has them, and behind kernels."""
-        programs = self._programs_by_hand
-        as_people_do = [self._between(self._blocks, self._predicted(program)) for program in programs]
-        return [*as_people_do, *(self._emitted(program, self._blocks) for program in programs)]
+        """What people keep by hand, with barriers behind kernels."""
+        return [self._emitted(program, self._blocks) for program in self._programs_by_hand]
 
     @functools.cached_property
     def _programs_by_hand(self) -> list[ScheduledProgram]:
