@@ -34,6 +34,8 @@ class Backend:
       breadth_first: instructions run as soon as they can, not in program order.
       expands_searches: the gradient of a pooling maximum looks for the maxima again in arrays of indices, one per
         axis, each as large as what is searched, held from the start of the program until what is searched is there.
+      scatters_maxima: the gradient of a pooling maximum looks for the maxima again, with one array of indices per axis,
+        and is scattered into zeros that whatever reads zeros of its shape shares, from the forward on.
       fences_loop_bodies: an iteration that repeats nothing is fenced all the same; elsewhere the loop is fence enough.
       names_in_pieces: names save nothing in one checkpoint over everything, and need a checkpoint per piece.
       scores_per_tile: entries of a tile of attention scores, or of logits, whose size nobody chose.
@@ -72,6 +74,7 @@ class Backend:
     rolls_threefry: bool = False
     breadth_first: bool = False
     expands_searches: bool = False
+    scatters_maxima: bool = False
     fences_loop_bodies: bool = False
     names_in_pieces: bool = False
     scores_per_tile: int

@@ -36,6 +36,7 @@ CUDA = Backend(
     batch_copies=True,
     filter_copies=True,
     rows_in_one_kernel=True,
+    scatters_maxima=True,
     element_work=_ELEMENT_WORK,
     ties_transfers=True,
     reads_host=True,

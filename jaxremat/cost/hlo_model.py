@@ -236,6 +236,8 @@ def _pooled_back(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[i
     operands = hlo.operands(facts, reads)
     if hlo.backend.expands_searches:
         operands = _searched_windows(hlo, facts, operands)
+    elif hlo.backend.scatters_maxima:
+        operands = _maxima_and_indices(hlo, facts, operands)
     return [_usual(hlo, facts, operands)]
 
 
@@ -248,6 +250,16 @@ def _searched_windows(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> 
     found = Op("reduce_window", shape, "int32", 4 * math.prod(shape))
     searched = hlo.merge(hlo.templates.merged(found, facts.params), (operand, *indices))
     return source, searched, hlo.spread("0.0", facts)
+
+
+def _maxima_and_indices(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> tuple[int, ...]:
+    """XLA:GPU finds the maxima again, and an index for each axis, in one kernel, then scatters the source there in the
+    place of zeros (`select_and_scatter_expander.cc`): those that a ReLU of this shape compares with, where there is one,
+    which are written for it in the forward."""
+    (source, operand), arrays = reads, 1 + len(facts.shape)
+    shape = (arrays, *shape_of(facts.eqn.invars[0]))
+    found = Op("reduce_window", shape, "int32", 4 * math.prod(shape))
+    return hlo.spread("0.0", facts), source, hlo.merge(hlo.templates.merged(found, facts.params), (operand,))
 
 
 _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {

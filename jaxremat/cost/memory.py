@@ -23,7 +23,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing
 
 _Span = tuple[int, int, int, int]  # kernel, bytes, first step, last step
-_UPDATES = ("dynamic_update_slice", "scatter", "scatter-add")
+_UPDATES = ("dynamic_update_slice", "scatter", "scatter-add", "select_and_scatter_add")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -230,6 +230,27 @@ def test_what_sums_over_images_read_in_few_blocks_is_written_before():
     assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.02)
 
 
+def gradients_of_pooled_convolutions(act, images, filters):
+    def loss(filters):
+        hidden = act(convolved(images, filters[0]))
+        hidden = lax.reduce_window(hidden, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+        for each in filters[1:]:
+            hidden = jnp.tanh(convolved(hidden, each))
+        return jnp.sum(hidden)
+
+    return jax.value_and_grad(loss)(filters)
+
+
+@pytest.mark.parametrize("act", [jax.nn.relu, jnp.tanh])
+def test_pooled_maxima_are_found_again_with_indices_and_scattered_into_zeros(act):
+    """A ReLU's zeros wait from the forward on, others are made where they are written into."""
+    args = jax.ShapeDtypeStruct((8, 64, 64, 64), jnp.float32), (FILTERS,) * 3
+    gradients = functools.partial(gradients_of_pooled_convolutions, act)
+    modelled = estimate_memory(jax.make_jaxpr(gradients)(*args).jaxpr, resolve_target("h200"))
+    compiled = compiled_for_h200(gradients, args).memory_analysis()
+    assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.01)
+
+
 def test_rows_that_do_not_fit_in_registers_are_read_twice():
     """Summed in two steps, of which the second takes a launch and no more."""
     modelled, compiled = kernels(lambda x: x / jnp.sum(x * x, -1, keepdims=True), (LONG,))
