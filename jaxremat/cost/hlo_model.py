@@ -253,9 +253,9 @@ def _searched_windows(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> 
 
 
 def _maxima_and_indices(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> tuple[int, ...]:
-    """XLA:GPU finds the maxima again, and an index for each axis, in one kernel, then scatters the source there in the
-    place of zeros (`select_and_scatter_expander.cc`): those that a ReLU of this shape compares with, where there is one,
-    which are written for it in the forward."""
+    """XLA:GPU finds the maxima again, and an index for each axis, in one kernel, then scatters the source there into
+    zeros (`select_and_scatter_expander.cc`): those that a ReLU of this shape compares with, where there is one. They
+    are written for it in the forward."""
     (source, operand), arrays = reads, 1 + len(facts.shape)
     shape = (arrays, *shape_of(facts.eqn.invars[0]))
     found = Op("reduce_window", shape, "int32", 4 * math.prod(shape))
