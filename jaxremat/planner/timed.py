@@ -128,10 +128,11 @@ class TimedPlanner:
 
     @functools.cached_property
     def _least(self) -> Sequence[TimedOutcome]:
-        smallest = apart(sorted({*self._range, *self._small}, key=by_peak))[:_MOST_LEAST]
+        smallest = apart(sorted(dict.fromkeys([*self._range, *self._small]), key=by_peak))[:_MOST_LEAST]
         moved = [self._emitted(smallest[0].program, part) for part in (*self._places, *self._other_parts)]
         by_hand = [each for each in sorted(self._by_hand, key=by_peak)[:1] if each.peak_bytes < self.plain.peak_bytes]
-        return [*by_hand, *sorted({*smallest, *moved}.difference(by_hand), key=by_peak)]
+        others = [outcome for outcome in dict.fromkeys([*smallest, *moved]) if outcome not in by_hand]
+        return [*by_hand, *sorted(others, key=by_peak)]
 
     @functools.cached_property
     def _small(self) -> list[TimedOutcome]:
@@ -150,20 +151,17 @@ class TimedPlanner:
         other places too."""
         ends = [point for points in self._falling for point in _ends(points)]
         others = self._by_hand if self._number_of_blocks else self._small
-        known = {self.plain, *others, *map(self._at, ends)}
+        known = [self.plain, *others, *map(self._at, ends)]
         for _ in range(_ROUNDS):
-            known.update(map(self._at, self._beside(convex_front(known))))
-        return sorted(known.union(*map(self._moved, convex_front(known))), key=by_peak)
+            known += map(self._at, self._beside(convex_front(known)))
+        moved = itertools.chain.from_iterable(map(self._moved, convex_front(known)))
+        return sorted(dict.fromkeys([*known, *moved]), key=by_peak)
 
     def _moved(self, outcome: TimedOutcome) -> list[TimedOutcome]:
-        """A schedule that repeats something, with barriers in every place, and, if people keep it by hand, where
-        `jax.checkpoint` has them."""
+        """A schedule that repeats something, with barriers in every place."""
         if outcome.program.is_in_order:
             return []
-        by_hand = self._programs_by_hand if outcome in self._by_hand else []
-        as_people_do = [program for program in by_hand if np.array_equal(program.steps, outcome.program.steps)]
-        own = [self._between(self._blocks, self._predicted(program)) for program in as_people_do]
-        return [*own, *(self._emitted(outcome.program, part) for part in self._places)]
+        return [self._emitted(outcome.program, part) for part in self._places]
 
     @functools.cached_property
     def _falling(self) -> list[list[SearchPoint]]:
@@ -198,8 +196,10 @@ class TimedPlanner:
 
     @functools.cached_property
     def _by_hand(self) -> list[TimedOutcome]:
-        """What people keep by hand, with barriers behind kernels."""
-        return [self._emitted(program, self._blocks) for program in self._programs_by_hand]
+        """What people keep by hand, with barriers where `jax.checkpoint` has them, and behind kernels."""
+        programs = self._programs_by_hand
+        as_people_do = [self._between(self._blocks, self._predicted(program)) for program in programs]
+        return [*as_people_do, *(self._emitted(program, self._blocks) for program in programs)]
 
     @functools.cached_property
     def _programs_by_hand(self) -> list[ScheduledProgram]:

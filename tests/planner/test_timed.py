@@ -186,7 +186,7 @@ def test_what_is_just_too_large_is_tried_with_fewer_barriers():
 
 def test_no_checkpoint_by_hand_is_faster_within_the_same_bytes(planner):
     by_hand = planner._by_hand
-    assert len(by_hand) == 3
+    assert len(by_hand) == 6
     for rival in by_hand:
         best = planner.fit(rival.peak_bytes)
         assert best.peak_bytes <= rival.peak_bytes and best.cost <= rival.cost
