@@ -77,7 +77,8 @@ class PeakCut:
         low, must_keep = high * float(_PRICES[0] / _PRICES[1]), self._must_keep(boundaries)
         for _ in range(_REFINEMENTS):
             middle = float(np.sqrt(low * high))
-            layout = self._at(*self._kept([(must_keep, middle)]), boundaries, middle)
+            (kept,) = self._kept([(must_keep, middle)])
+            layout = self._at(kept, boundaries, middle)
             fits = layout.peak_bytes <= budget_bytes
             low, high = (low, middle) if fits else (middle, high)
             enough = min(enough, layout, key=by_cost) if fits else enough
