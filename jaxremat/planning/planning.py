@@ -286,15 +286,25 @@ class Planning:
     def _compiled_least(self, wanted_bytes: int | None = None) -> Trial[Outcome, MemoryReport]:
         """The outcome with the smallest compiled peak that is found, or one within some bytes.
 
-        The smallest by replay, and by prediction, are compiled whatever is wanted: who asks for a peak that a refusal
-        named finds it again.
+        The smallest by prediction is compiled whatever is wanted, and by replay where nothing was compiled before: who
+        asks for a peak that a refusal named finds it again.
         """
         if not self.request.refuses:
             return self._trial(self._predicted_least().candidate)
         with self._solving():
-            first, *others = self.planner.least()
-            in_order = [first, *sorted(others, key=self._size)]
-        return self._smallest(in_order, 2, _MOST_LEAST, wanted_bytes)
+            by_replay, *others = self.planner.least()
+            leading, *rest = self._smallest_first([by_replay, *others])
+        if self._reports:
+            return self._smallest([leading, *rest], 1, _MOST_LEAST, wanted_bytes)
+        rest.sort(key=lambda outcome: outcome is not by_replay)
+        return self._smallest([leading, *rest], 2, _MOST_LEAST, wanted_bytes)
+
+    def _smallest_first(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """In the order of predicted peaks; of those that are next to the smallest, the smallest by replay leads."""
+        alike_bytes = (1 + CLOSE_ENOUGH) * min(map(self._size, outcomes))
+        alike = [outcome for outcome in outcomes if self._size(outcome) <= alike_bytes]
+        leading = min(alike, key=lambda outcome: outcome.replayed_bytes)
+        return sorted(outcomes, key=lambda outcome: (outcome is not leading, self._size(outcome)))
 
     def _quickly_least(self) -> Trial[Outcome, MemoryReport]:
         """The program as written, or the smallest by replay where that is predicted, and compiled, to take less."""
@@ -309,7 +319,7 @@ class Planning:
         return smallest(
             candidates,
             self._measure,
-            known=[self._trial(self.plain)],
+            known=[self._trial(self.plain), *(Trial(*tried, tried[1].peak_bytes) for tried in self._reports.values())],
             sure=sure,
             most_trials=most_trials,
             expected=lambda outcome: outcome.peak_bytes,
