@@ -7,7 +7,8 @@
 Bytes are those of the compiled gradient program. Extra time is counted the same way for all: FLOPs of contractions
 of the gradient's jaxpr, loops multiplied by their trip counts, over those of the plain model; for GPUs and TPUs, the
 roofline of the compiled program's kernels beside them, and what they wait for copies. Where the device has a link to a
-host's memory, plans are also made with permission to use it.
+host's memory, plans are also made with permission to use it. Accelerators get batches sixteen times as large: the
+models were made small for CPUs, and at that size a TPU holds most of their activations in its vector memory.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from jaxremat.cost.flops import program_flops
 RESULTS = Path(__file__).resolve().parent / "results"
 FRACTIONS = (0.5, 0.25)
 ON_HOST = "with the host"
+BATCHES_ON_ACCELERATORS = 16
 HAND = {
     "plain": None,
     "full": lambda: nothing_saveable(),
@@ -51,6 +53,17 @@ def measure(loss, args, target: str | None) -> dict[str, float | None]:
     return told | ({"host_bytes": report.host_bytes} if report.host_bytes else {})
 
 
+def batches(target: str | None) -> int:
+    """How many of the models' own batches a target gets at once."""
+    return 1 if resolve_target(target).platform == "cpu" else BATCHES_ON_ACCELERATORS
+
+
+def enlarged(loss, args, target: str | None):
+    """The loss with as many examples as the target deserves: parameters come first, all else has a batch in front."""
+    times = batches(target)
+    return loss, (args[0], *(jax.ShapeDtypeStruct((times * a.shape[0], *a.shape[1:]), a.dtype) for a in args[1:]))
+
+
 def by_hand(make, policy, scanned: bool):
     """The model with `nn.remat` on every block, whose parameters keep their names."""
 
@@ -66,9 +79,9 @@ def run_model(name: str, target: str | None) -> dict:
     """Every way of one model: name to bytes, extra FLOPs and, for plans, seconds to plan."""
     make, rows = MODELS[name], {}
     for choice, policy in HAND.items():
-        loss, args = make(lambda block: block) if policy is None else by_hand(make, policy(), name in SCANNED)
-        rows[choice] = measure(loss, args, target)
-    loss, args = make(lambda block: block)
+        model = make(lambda block: block) if policy is None else by_hand(make, policy(), name in SCANNED)
+        rows[choice] = measure(*enlarged(*model, target), target)
+    loss, args = enlarged(*make(lambda block: block), target)
     for fraction in FRACTIONS:
         rows[f"plan {fraction:.0%}"] = planned(loss, args, fraction, target)
         if resolve_target(target).host_bytes_per_second:
@@ -113,8 +126,9 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help=f"among {', '.join(MODELS)}; all by default")
     parser.add_argument("--target", help="device to compile for; this machine's by default")
     options = parser.parse_args()
-    device = resolve_target(options.target).name
-    key = f"{device}, jax {jax.__version__}, flax {flax.__version__}"
+    device, times = resolve_target(options.target).name, batches(options.target)
+    enlarging = f"batches x {times}, " if times > 1 else ""
+    key = f"{device}, {enlarging}jax {jax.__version__}, flax {flax.__version__}"
     path = RESULTS / "zoo.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     for name in options.models or MODELS:
