@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -137,7 +137,10 @@ class SchedulePlanner:
         """Outcomes of small replayed peak, no two alike, with barriers of every scope."""
         each = itertools.chain.from_iterable(planner._small_ones() for planner in self._both)
         by_size = {id(outcome): outcome for outcome in sorted(each, key=_by_peak)}
-        distinct = apart(list(by_size.values()))[: _MOST_LEAST // len(BARRIER_SCOPES)] + self._in_checkpoints()
+        distinct = (
+            apart(list(by_size.values()), lambda outcome: outcome.replayed_bytes)[: _MOST_LEAST // len(BARRIER_SCOPES)]
+            + self._in_checkpoints()
+        )
         return [*distinct, *map(self._with_sources_behind_barriers, distinct), *map(self._followed_closely, distinct)]
 
     def leaving(self, saved_bytes: int) -> ScheduleOutcome:
@@ -288,11 +291,11 @@ class SchedulePlanner:
         return self._outcomes.setdefault(key, outcome)
 
 
-def apart[O: Outcome](outcomes: Sequence[O]) -> list[O]:
-    """Of outcomes that are sorted by peak, those that differ enough for a compiler to tell them apart."""
+def apart[O: Outcome](outcomes: Sequence[O], size: Callable[[O], int]) -> list[O]:
+    """Of outcomes that are sorted by size, those that differ enough for a compiler to tell them apart."""
     chosen = list(outcomes[:1])
     for outcome in outcomes[1:]:
-        if outcome.replayed_bytes > APART * chosen[-1].replayed_bytes:
+        if size(outcome) > APART * size(chosen[-1]):
             chosen.append(outcome)
     return chosen
 

@@ -128,7 +128,8 @@ class TimedPlanner:
 
     @functools.cached_property
     def _least(self) -> Sequence[TimedOutcome]:
-        smallest = apart(sorted(dict.fromkeys([*self._range, *self._small]), key=by_peak))[:_MOST_LEAST]
+        found = sorted(dict.fromkeys([*self._range, *self._small]), key=by_peak)
+        smallest = apart(found, lambda outcome: outcome.peak_bytes)[:_MOST_LEAST]
         moved = [self._emitted(smallest[0].program, part) for part in (*self._places, *self._other_parts)]
         by_hand = [each for each in sorted(self._by_hand, key=by_peak)[:1] if each.peak_bytes < self.plain.peak_bytes]
         others = [outcome for outcome in dict.fromkeys([*smallest, *moved]) if outcome not in by_hand]

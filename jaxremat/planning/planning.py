@@ -20,7 +20,7 @@ from jaxremat.planner.contract import Outcome, Planner, SavingPlanner, left_behi
 from jaxremat.planner.correction import CLOSE_ENOUGH, Correction, Trial, correct, smallest
 from jaxremat.planner.decision import Decision
 from jaxremat.planner.prediction import is_below_model_threshold
-from jaxremat.planner.schedules import SchedulePlanner
+from jaxremat.planner.schedules import SchedulePlanner, apart
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.chunkable import rewritten
 from jaxremat.planning.compilation import compile_program
@@ -286,18 +286,18 @@ class Planning:
     def _compiled_least(self, wanted_bytes: int | None = None) -> Trial[Outcome, MemoryReport]:
         """The outcome with the smallest compiled peak that is found, or one within some bytes.
 
-        The smallest by prediction is compiled whatever is wanted, and by replay where nothing was compiled before: who
-        asks for a peak that a refusal named finds it again.
+        The smallest by prediction is compiled whatever is wanted, and the first of the planner's where nothing was
+        compiled before, or where that is what people keep by hand: who asks for a peak that a refusal named finds it
+        again. Of others that are predicted alike one is compiled: all would be as far off.
         """
         if not self.request.refuses:
             return self._trial(self._predicted_least().candidate)
         with self._solving():
-            by_replay, *others = self.planner.least()
-            leading, *rest = self._smallest_first([by_replay, *others])
-        if self._reports:
-            return self._smallest([leading, *rest], 1, _MOST_LEAST, wanted_bytes)
-        rest.sort(key=lambda outcome: outcome is not by_replay)
-        return self._smallest([leading, *rest], 2, _MOST_LEAST, wanted_bytes)
+            first, *others = self.planner.least()
+            leading, *rest = self._smallest_first([first, *others])
+        surely = 1 if self._reports and not self.planner.traits.predicts_time else 2
+        in_order = dict.fromkeys([leading, first][:surely] + apart(rest, self._size))
+        return self._smallest(list(in_order), surely, _MOST_LEAST, wanted_bytes)
 
     def _smallest_first(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """In the order of predicted peaks; of those that are next to the smallest, the smallest by replay leads."""
