@@ -49,7 +49,7 @@ class Backend:
       pool_variable: of the environment, which sets that part; empty where nothing does.
       reused_bytes: the largest allocation that a program gets again at its next run; larger ones are new memory each
         time, which the system clears. None where a pool keeps everything.
-      predicts_closely: predicted peaks are near enough to compiled ones to refuse by them what is far below;
+      predicts_closely: predicted peaks are near enough to compiled ones to compile but one plan for budgets far below;
         see `benchmarks/results/prediction.md`.
       reorders_iterations: in a loop's body, kernels run in the order of the program, or as a search from its outputs
         finds them.

@@ -27,7 +27,6 @@ def refusal(
     *,
     schedule_bytes: int | None = None,
     may_chunk: bool = False,
-    is_predicted: bool = False,
 ) -> BudgetError:
     """The error for a budget that nothing found keeps to.
 
@@ -37,7 +36,6 @@ def refusal(
       budget_bytes: the budget.
       schedule_bytes: what a schedule is predicted to need, where another form was asked for.
       may_chunk: whether parts were allowed to run in chunks.
-      is_predicted: whether nothing was compiled.
     """
     joint = smallest.problem.joint
     resident = resident_bytes(joint)
@@ -46,9 +44,8 @@ def refusal(
         fits = "fits" if schedule_bytes <= budget_bytes else "reaches lower"
         remedies.insert(0, f'emit="schedule": it {fits}, with a predicted peak of {format_bytes(schedule_bytes)}')
     live = occupants(smallest, peak_bytes)
-    reached = "is predicted to be reached" if is_predicted else "was reached"
     lines = [
-        f"no plan fits in {format_bytes(budget_bytes)}; the minimum peak that {reached} is"
+        f"no plan fits in {format_bytes(budget_bytes)}; the minimum peak that was reached is"
         f" {format_bytes(peak_bytes)} ({peak_bytes} bytes).",
         f"There, {_running(smallest)}:",
         *(f"  {format_bytes(occupant.bytes)}  {_told(occupant)}" for occupant in live),

@@ -51,7 +51,7 @@ def plan(
       target: device to plan for, such as "h200"; None is the default backend's.
       emit: "schedule", "names" or "segments".
       verify: "compile" compiles and corrects until the program fits; "replay" trusts the prediction, and hears the
-        compiler only before it refuses what is not far below all predictions, or is not on one CPU or GPU.
+        compiler only before it refuses.
       seed: for solvers that draw random numbers.
       allow: permissions for what is not free of consequences: "chunk" lets attention, loss heads and token-wise
         MLPs run in chunks where that is the cheaper way to fit; values and gradients then agree up to rounding.

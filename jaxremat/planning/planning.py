@@ -19,7 +19,6 @@ from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome, Planner, SavingPlanner, left_behind
 from jaxremat.planner.correction import CLOSE_ENOUGH, Correction, Trial, correct, smallest
 from jaxremat.planner.decision import Decision
-from jaxremat.planner.prediction import is_below_model_threshold
 from jaxremat.planner.schedules import SchedulePlanner, apart
 from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.chunkable import rewritten
@@ -146,14 +145,12 @@ class Planning:
         return self._plan(outcome, outcome.peak_bytes)
 
     def _predicted_or_compiled(self, budget: Budget, limit: int) -> Plan:
-        """The cheapest plan that is predicted to fit. A prediction that leaves doubt refuses nothing: the compiler is
-        asked before, and a fraction may then be one of what it says of the program as written."""
+        """The cheapest plan that is predicted to fit. A prediction alone refuses nothing: the compiler is asked before,
+        and a fraction may then be one of what it says of the program as written."""
         if not self._is_predicted_below_held(limit) and (best := self._predicted(limit).best):
             return self._plan(best.candidate, limit)
         if not self.request.refuses:
             return self._plan(self._predicted_least().candidate, limit)
-        if self._is_beyond_doubt(smallest := self._smallest_replayed, limit):
-            raise self._refusal(smallest, smallest.peak_bytes, limit)
         logger.info("nothing is predicted to fit in %s; compiling to be sure", format_bytes(limit))
         try:
             limit = max(limit, self._limit(budget, self.plain_report.peak_bytes))
@@ -162,18 +159,17 @@ class Planning:
         fits = self.planner.traits.may_leave_alone and self.plain_report.peak_bytes <= limit
         return self._plan(self.plain if fits else self._compiled(limit), limit)
 
-    @property
-    def _smallest_replayed(self) -> Outcome:
-        return min(self.planner.least(), key=lambda outcome: outcome.replayed_bytes)
-
-    def _is_beyond_doubt(self, smallest: Outcome, limit: int) -> bool:
-        """Whether a limit is so far below what the smallest schedule is predicted to take that no compiler need be
-        asked, where predictions are known to be near: of whole programs on one device, large enough to be modelled."""
+    def _is_hopeless(self, limit: int) -> bool:
+        """Whether a limit is so far below what the smallest schedule is predicted to take that the compiler need be
+        asked of that one alone, where predictions are known to be near: of whole programs on one device."""
         problem, request = self.plain.problem, self.request
         is_usual = request.emit == "schedule" and not self.chunks and not any(self.primal.shardings)
         is_known = is_usual and request.verify == "replay" and problem.device.backend.predicts_closely
-        is_modelled = not is_below_model_threshold(problem.joint, problem.graph, problem.device)
-        return is_known and is_modelled and smallest.peak_bytes > _BEYOND_DOUBT * limit
+        return is_known and self._smallest_replayed.peak_bytes > _BEYOND_DOUBT * limit
+
+    @property
+    def _smallest_replayed(self) -> Outcome:
+        return min(self.planner.least(), key=lambda outcome: outcome.replayed_bytes)
 
     def _is_predicted_below_held(self, limit: int) -> bool:
         return limit < self.plain.problem.graph.resident_bytes
@@ -189,13 +185,13 @@ class Planning:
         """The cheapest outcome whose compiled peak is within the limit.
 
         Raises:
-          BudgetError: if there is none. A budget below what arguments and results take is refused after one compilation
-            beside that of the program as written.
+          BudgetError: if there is none. A budget below what arguments and results take, or far below all predictions
+            where these are trusted, is refused after one compilation beside that of the program as written.
         """
-        below_held = self.is_below_held(limit)
-        if not below_held and (found := self._fitting(limit)):
+        is_hopeless = self.is_below_held(limit) or self._is_hopeless(limit)
+        if not is_hopeless and (found := self._fitting(limit)):
             return found
-        least = self._quickly_least() if below_held and self.request.refuses else self._compiled_least(limit)
+        least = self._quickly_least() if is_hopeless and self.request.refuses else self._compiled_least(limit)
         if least.peak_bytes > limit and self.request.refuses:
             raise self._refusal(least.candidate, least.peak_bytes, limit)
         return least.candidate
@@ -309,7 +305,7 @@ class Planning:
     def _quickly_least(self) -> Trial[Outcome, MemoryReport]:
         """The program as written, or the smallest by replay where that is predicted, and compiled, to take less."""
         with self._solving():
-            first = self.planner.least()[0]
+            first = self._smallest_replayed
             is_lower = first.peak_bytes < self.plain_report.peak_bytes
         return self._smallest([first] if is_lower else [], 1, 1)
 
@@ -376,7 +372,7 @@ class Planning:
                 first_aim=max(1, limit + self.plain.replayed_bytes - self.plain.peak_bytes),
                 expected=lambda outcome: outcome.replayed_bytes,
             )
-            if correction.best or self._is_beyond_doubt(self._smallest_replayed, limit):
+            if correction.best or self._is_hopeless(limit):
                 return correction
             return correction.with_more(self.planner.least(), measure, limit)
 
@@ -416,7 +412,6 @@ class Planning:
             limit,
             schedule_bytes=other_bytes,
             may_chunk="chunk" in request.allow,
-            is_predicted=self._report_of(smallest) is None,
         )
 
     def _plan(self, outcome: Outcome, limit: int) -> Plan:

@@ -176,7 +176,7 @@ def test_a_check_of_gradients_allows_for_the_forms_that_were_used():
 def test_a_plan_tells_by_how_much_rounding_changes_gradients_once_that_is_measured(tmp_path):
     """Planned for a GPU, measured here: the rounding is the same."""
     args = arrays(False, rows=2048, width=1024)
-    plan = jaxremat.plan(unrolled, *args, budget=0.7, target="h200", verify="replay", allow=("narrow",))
+    plan = jaxremat.plan(unrolled, *args, budget=0.6, target="h200", verify="replay", allow=("narrow",))
     assert rounded(plan) and UNMEASURED in plan.warnings
     measured = plan.measured(*args)
     assert UNMEASURED not in measured.warnings and len(measured.warnings) == len(plan.warnings)

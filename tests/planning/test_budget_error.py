@@ -76,12 +76,8 @@ def compilations(monkeypatch):
 @pytest.mark.parametrize("verify", ["compile", "replay"])
 @pytest.mark.parametrize("budget", [1000, 0.05])
 def test_a_budget_below_arguments_and_results_takes_one_compilation_more(compilations, monkeypatch, budget, verify):
-    """None where predictions are trusted."""
     monkeypatch.setattr("jaxremat.planner.schedules.SchedulePlanner.fit", None)
     error = refuse(stack, stack_arguments(), budget=budget, verify=verify)
-    if verify == "replay":
-        assert not compilations and "no plan can go below them" in str(error)
-        return
     assert len(compilations) == 2 and error.min_peak_bytes == min(compilations) < compilations[0]
     assert sum(occupant.bytes for occupant in error.occupants) == error.min_peak_bytes
     assert "no plan can go below them" in str(error) and 'budget="least"' in str(error)
@@ -100,14 +96,11 @@ def test_a_refusal_compiles_no_more_than_a_plan(compilations):
     assert error.min_peak_bytes <= 1.1 * least and len(compilations) <= 3
 
 
-@pytest.mark.parametrize("target", ["cpu", "h200"])
-def test_what_is_predicted_to_be_far_below_any_plan_is_refused_without_a_compilation(compilations, target):
+def test_what_is_predicted_to_be_far_below_any_plan_takes_one_compilation_more(compilations):
     args = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 6, jax.ShapeDtypeStruct((65536, 256), jnp.float32)
-    error = refuse(stack, args, budget=0.05, verify="replay", target=target)
-    assert not compilations and "is predicted to be reached" in str(error)
+    error = refuse(stack, args, budget=0.05, verify="replay")
+    assert len(compilations) == 2 and error.min_peak_bytes == min(compilations)
     assert sum(occupant.bytes for occupant in error.occupants) == error.min_peak_bytes
-    plan = jaxremat.plan(stack, *args, budget=error.min_peak_bytes, verify="replay", target=target)
-    assert not compilations and plan.peak_bytes <= error.min_peak_bytes
 
 
 def test_chunked_attention_goes_below_the_floor_and_keeps_the_gradient():

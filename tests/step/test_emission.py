@@ -39,4 +39,4 @@ def test_masks_that_are_drawn_again_do_not_pile_up(step, raw):
     assert peak_bytes(compiled) <= 1.05 * planned.plan(*args).peak_bytes
     expected = numbers(jax.jit(step)(*args))
     for mine, other in zip(numbers(compiled(*copied(args))), expected, strict=True):
-        assert np.array_equal(mine, other)
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
