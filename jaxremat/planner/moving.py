@@ -85,9 +85,10 @@ class MovesValues:
             own[self._hosting.node] = np.arange(self._hosting.node.size)
         before = own[timeline.schedule[: timeline.peak_step + 1]]
         before = before[before >= 0]
-        is_late = outcome.problem.graph.backward[before].any()
-        first = program.backward_start if is_late else 0
-        return first + int(np.flatnonzero(program.steps[first:] == before[-1])[0]) if before.size else 0
+        if not before.size:
+            return 0
+        runs = np.flatnonzero(program.steps == before[-1])
+        return int(runs[min(np.count_nonzero(before == before[-1]), runs.size) - 1])
 
     def _waiting(self, outcome: TimedOutcome, step: int) -> list[int]:
         """Values that the forward has made and the backward has not read at a step, as they are made."""

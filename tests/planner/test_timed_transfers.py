@@ -247,3 +247,13 @@ def test_copies_that_the_compiler_undid_are_told(moved):
     (warning,) = told(planned - VALUE_BYTES)
     assert f"{planned // 2**20}.0 MiB were to wait" in warning
     assert f"{(planned - VALUE_BYTES) // 2**20}.0 MiB do" in warning
+
+
+def test_the_peak_is_found_where_a_forward_step_is_moved_behind_the_first_of_the_backward():
+    problem = SimpleNamespace(graph=SimpleNamespace(num_nodes=3))
+    outcome = SimpleNamespace(problem=problem, program=SimpleNamespace(steps=np.array([0, 1, 2, 0])))
+    for schedule, peak_step, expected in (([0, 2, 1, 0], 2, 1), ([0, 1, 2, 0], 3, 3), ([0, 1, 0, 2], 2, 3)):
+        moved = SimpleNamespace(
+            problem=problem, timeline=SimpleNamespace(schedule=np.array(schedule), peak_step=peak_step)
+        )
+        assert planner()._peak_step(outcome, moved) == expected
