@@ -88,7 +88,7 @@ class MovesValues:
         if not before.size:
             return 0
         runs = np.flatnonzero(program.steps == before[-1])
-        return int(runs[min(np.count_nonzero(before == before[-1]), runs.size) - 1])
+        return int(runs[min(int(np.count_nonzero(before == before[-1])), runs.size) - 1])
 
     def _waiting(self, outcome: TimedOutcome, step: int) -> list[int]:
         """Values that the forward has made and the backward has not read at a step, as they are made."""

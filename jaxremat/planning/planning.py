@@ -194,7 +194,16 @@ class Planning:
         least = self._quickly_least() if is_hopeless and self.request.refuses else self._compiled_least(limit)
         if least.peak_bytes > limit and self.request.refuses:
             raise self._refusal(least.candidate, least.peak_bytes, limit)
-        return least.candidate
+        return self._much_faster(least, limit) or least.candidate
+
+    def _much_faster(self, least: Trial[Outcome, MemoryReport], limit: int) -> Outcome | None:
+        """Of the smallest, what takes less than half the time of the least, and fits as well: all that can wait on a
+        host is small, and waits."""
+        if not self.planner.traits.predicts_time or not self.request.refuses:
+            return None
+        faster = [outcome for outcome in self.planner.least() if outcome.cost < least.candidate.cost / 2]
+        likely = [outcome for outcome in faster if outcome.peak_bytes <= self._learnt(least.candidate, limit)]
+        return self._fastest_within(sorted(likely, key=lambda outcome: outcome.cost)[:2], limit)
 
     def _fitting(self, limit: int) -> Outcome | None:
         """The cheapest outcome whose compiled peak is within the limit, of those that are predicted to be; None where

@@ -33,12 +33,15 @@ class TellingPlanner:
         within = [outcome for outcome in self.outcomes if outcome.peak_bytes <= replayed_bytes]
         return min(within or self.outcomes, key=lambda outcome: outcome.cost if within else outcome.peak_bytes)
 
+    def least(self) -> list[Told]:
+        return sorted(self.outcomes, key=lambda outcome: outcome.peak_bytes)
+
     def near_misses(self, best: Told, peak_bytes: int) -> list[Told]:
         return [outcome for outcome in self.by_hand if outcome.peak_bytes <= (1 + self.traits.peak_doubt) * peak_bytes]
 
 
-def fastest(outcomes, by_hand=()):
-    """(the answer within 1000 bytes, how many were compiled)."""
+def telling(outcomes, by_hand=()):
+    """Planning by what outcomes tell, and which of them are compiled."""
     planning = planning_of(lambda x: jnp.sum(jnp.sin(x)), (jnp.ones(4),))
     planning.planner = TellingPlanner(outcomes, list(by_hand))
     asked = set()
@@ -49,6 +52,12 @@ def fastest(outcomes, by_hand=()):
         return outcome.compiled_bytes, dataclasses.replace(report, seconds=outcome.seconds)
 
     planning._measure = measure
+    return planning, asked
+
+
+def fastest(outcomes, by_hand=()):
+    """(the answer within 1000 bytes, how many were compiled)."""
+    planning, asked = telling(outcomes, by_hand)
     return planning._fastest(1000), len(asked)
 
 
@@ -103,3 +112,12 @@ def test_few_are_compiled_whatever_they_say():
 def test_nothing_above_the_limit_is_an_answer(compiled_bytes):
     only = Told(900, 1.0, compiled_bytes, 1.0)
     assert fastest([only])[0] is (only if compiled_bytes <= 1000 else None)
+
+
+def test_what_is_small_for_waiting_on_a_host_is_no_answer_where_something_faster_fits():
+    waits, fits, large = Told(700, 30, 800, 30), Told(850, 1.5, 980, 1.5), Told(1000, 1.2, 1150, 1.2)
+    planning, asked = telling([waits, fits, large])
+    assert planning._much_faster(planning._trial(waits), 1000) is fits and asked == {waits, fits}
+    alike = Told(600, 2.0, 700, 2.0)
+    planning, asked = telling([alike, fits])
+    assert planning._much_faster(planning._trial(alike), 1000) is None and asked == {alike}
