@@ -8,6 +8,7 @@ from jax.sharding import SingleDeviceSharding
 
 import jaxremat
 from jaxremat.backends.devices import resolve_target
+from jaxremat.planner.timed import by_peak
 from jaxremat.planner.timed_bytes import TimedBytesPlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.planner.timed_transfers import TimedTransferPlanner
@@ -84,7 +85,7 @@ def test_convolutions_with_skips_are_as_small_as_predicted():
     shapes = ws, jax.ShapeDtypeStruct((8, 128, 128, 64), jnp.float32)
     device, primal = resolve_target("h200"), read_primal(unet, shapes, 0, False)
     planner = TimedTransferPlanner(primal, device, None)
-    outcome = planner.least()[0]
+    outcome = min(planner.least(), key=by_peak)
     report = compile_program(primal, outcome.form.emitted(primal, device), False, device).report
     assert report.host_bytes == transfers_of(outcome, device).out_bytes > 0
     assert report.peak_bytes <= outcome.peak_bytes + 2**24 + 2**16
