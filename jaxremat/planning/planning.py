@@ -190,20 +190,20 @@ class Planning:
         """
         is_hopeless = self.is_below_held(limit) or self._is_hopeless(limit)
         if not is_hopeless and (found := self._fitting(limit)):
-            return found
+            return self._much_faster(found, limit) or found
         least = self._quickly_least() if is_hopeless and self.request.refuses else self._compiled_least(limit)
         if least.peak_bytes > limit and self.request.refuses:
             raise self._refusal(least.candidate, least.peak_bytes, limit)
-        return self._much_faster(least, limit) or least.candidate
+        return self._much_faster(least.candidate, limit) or least.candidate
 
-    def _much_faster(self, least: Trial[Outcome, MemoryReport], limit: int) -> Outcome | None:
-        """Of the smallest, what takes less than half the time of the least, and fits as well: all that can wait on a
-        host is small, and waits."""
-        if not self.planner.traits.predicts_time or not self.request.refuses:
+    def _much_faster(self, outcome: Outcome, limit: int) -> Outcome | None:
+        """Where an outcome takes more than twice the time of the program as written, what of the smallest takes less
+        than half of that, and fits as well: all that can wait on a host is small, and waits."""
+        if not self.planner.traits.predicts_time or outcome.cost < 2 * self.plain.cost:
             return None
-        faster = [outcome for outcome in self.planner.least() if outcome.cost < least.candidate.cost / 2]
-        likely = [outcome for outcome in faster if outcome.peak_bytes <= self._learnt(least.candidate, limit)]
-        return self._fastest_within(sorted(likely, key=lambda outcome: outcome.cost)[:2], limit)
+        faster = [each for each in self.planner.least() if each.cost < outcome.cost / 2]
+        likely = [each for each in faster if each.peak_bytes <= self._learnt(outcome, limit)]
+        return self._fastest_within(sorted(likely, key=lambda each: each.cost)[:2], limit)
 
     def _fitting(self, limit: int) -> Outcome | None:
         """The cheapest outcome whose compiled peak is within the limit, of those that are predicted to be; None where
@@ -291,18 +291,17 @@ class Planning:
     def _compiled_least(self, wanted_bytes: int | None = None) -> Trial[Outcome, MemoryReport]:
         """The outcome with the smallest compiled peak that is found, or one within some bytes.
 
-        The smallest by prediction is compiled whatever is wanted, and the first of the planner's where nothing was
-        compiled before, or where that is what people keep by hand: who asks for a peak that a refusal named finds it
-        again. Of others that are predicted alike one is compiled: all would be as far off.
+        The smallest by prediction, and the first of the planner's, are compiled whatever is wanted: who asks for a peak
+        that a refusal named finds it again. Of others that are predicted alike one is compiled: all would be as far
+        off.
         """
         if not self.request.refuses:
             return self._trial(self._predicted_least().candidate)
         with self._solving():
             first, *others = self.planner.least()
             leading, *rest = self._smallest_first([first, *others])
-        surely = 1 if self._reports and not self.planner.traits.predicts_time else 2
-        in_order = dict.fromkeys([leading, first][:surely] + apart(rest, self._size))
-        return self._smallest(list(in_order), surely, _MOST_LEAST, wanted_bytes)
+        in_order = dict.fromkeys([leading, first, *apart(rest, self._size)])
+        return self._smallest(list(in_order), 2, _MOST_LEAST, wanted_bytes)
 
     def _smallest_first(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """In the order of predicted peaks; of those that are next to the smallest, the smallest by replay leads."""
@@ -314,7 +313,7 @@ class Planning:
     def _quickly_least(self) -> Trial[Outcome, MemoryReport]:
         """The program as written, or the smallest by replay where that is predicted, and compiled, to take less."""
         with self._solving():
-            first = self._smallest_replayed
+            first = self.planner.least()[0]
             is_lower = first.peak_bytes < self.plain_report.peak_bytes
         return self._smallest([first] if is_lower else [], 1, 1)
 
@@ -324,7 +323,7 @@ class Planning:
         return smallest(
             candidates,
             self._measure,
-            known=[self._trial(self.plain), *(Trial(*tried, tried[1].peak_bytes) for tried in self._reports.values())],
+            known=[self._trial(self.plain)],
             sure=sure,
             most_trials=most_trials,
             expected=lambda outcome: outcome.peak_bytes,

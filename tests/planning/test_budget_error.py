@@ -93,7 +93,7 @@ def test_a_refusal_compiles_no_more_than_a_plan(compilations):
     least = jaxremat.plan(stack, *stack_arguments(), budget="least").compiled.peak_bytes
     compilations.clear()
     error = refuse(stack, stack_arguments(), budget=int(0.8 * least))
-    assert error.min_peak_bytes <= 1.1 * least and len(compilations) <= 3
+    assert error.min_peak_bytes <= 1.1 * least and len(compilations) <= 4
 
 
 def test_what_is_predicted_to_be_far_below_any_plan_takes_one_compilation_more(compilations):
