@@ -234,6 +234,11 @@ def in_slices() -> list[Score]:
 def sliced(step: Callable, args: tuple) -> Score:
     """What a fresh planned step finds that is predicted to fit."""
     plan = lambda budget: jaxremat.jit(step, budget=budget, allow=("chunk",), target="cpu").predicted(*args)
+    return met_by(plan)
+
+
+def met_by(plan: Callable) -> Score:
+    """What comes out for the least and for shares of what may run in parts, by prediction."""
     least = plan("least")
     met = []
     for share in SHARES_OF_SLICES:
@@ -260,13 +265,7 @@ def in_chunks() -> list[Score]:
 def chunked(loss: Callable, args: tuple) -> Score:
     """What a fresh planning finds that is predicted to fit."""
     plan = lambda budget: jaxremat.plan(loss, *args, budget=budget, allow="chunk", verify="replay")
-    least = plan("least")
-    met = []
-    for share in SHARES_OF_SLICES:
-        with contextlib.suppress(jaxremat.BudgetError):
-            met.append(plan(share).overhead)
-    extra = float(np.mean(met)) if met else float("nan")
-    return Score(least.peak_bytes / least.baseline_peak_bytes, extra, len(SHARES_OF_SLICES) - len(met))
+    return met_by(plan)
 
 
 def unmarked() -> list[Score]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.base.hulls import lower_hull
 from jaxremat.base.remembering import while_alive
 from jaxremat.loops.body import Body, Loop
 from jaxremat.loops.decision import LoopDecision, Piece
@@ -122,7 +123,8 @@ class Loops:
             for choice in _choices(hull, loop.length):
                 option = self._fenced(loop, _uniform(hull, choice, loop.length, inner))
                 found.setdefault(option.decision, option)
-        return tuple(_lower_hull(found.values(), lambda o: o.held_bytes + o.transient_bytes, lambda o: o.extra_seconds))
+        held_bytes = lambda option: option.held_bytes + option.transient_bytes
+        return tuple(lower_hull(found.values(), held_bytes, lambda option: option.extra_seconds)[::-1])
 
     def hull(self, loop: Loop, inner: tuple[LoopDecision, ...] = ()) -> IterationHull:
         """What one iteration of a loop may do, its own loops as decided."""
@@ -217,7 +219,7 @@ def _choices(hull: IterationHull, length: int) -> list[_Choice]:
             held, transient, seconds = _measure(hull, option, pieces)
             total = held + transient + option.transient_bytes + option.premium_bytes
             found.append(_Choice(option, depth, total / length, seconds / length))
-    return _lower_hull(found, lambda c: c.bytes, lambda c: c.seconds)
+    return lower_hull(found, lambda c: c.bytes, lambda c: c.seconds)[::-1]
 
 
 def _nested(hull: IterationHull, option: IterationOption, length: int, depth: int) -> tuple[Piece, ...]:
@@ -260,20 +262,3 @@ def _measure(hull: IterationHull, option: IterationOption, pieces: Sequence[Piec
 def _rounded(price: float) -> float:
     """The next power of two: few distinct prices mean few bodies to solve."""
     return 2.0 ** round(math.log2(price))
-
-
-def _lower_hull(items: Any, size: Any, seconds: Any) -> list[Any]:
-    """The lower convex hull of (size, seconds), from the largest size to the smallest."""
-    hull: list[Any] = []
-    for item in sorted(items, key=lambda i: (size(i), seconds(i))):
-        if hull and seconds(item) >= seconds(hull[-1]):
-            continue
-        while len(hull) > 1 and _is_above(hull[-2], hull[-1], item, size, seconds):
-            hull.pop()
-        hull.append(item)
-    return hull[::-1]
-
-
-def _is_above(a: Any, b: Any, c: Any, size: Any, seconds: Any) -> bool:
-    """Whether b lies on or above the line from a to c."""
-    return (seconds(b) - seconds(a)) * (size(c) - size(a)) >= (seconds(c) - seconds(a)) * (size(b) - size(a))

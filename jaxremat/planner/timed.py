@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Var
+from jaxremat.base.hulls import lower_hull
 from jaxremat.cost.kernels import seconds_again, seconds_by_equation
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
@@ -372,21 +373,8 @@ def likeliest_pair(outcomes: Collection[TimedOutcome], peak_bytes: int) -> tuple
 
 
 def convex_front(outcomes: Collection[TimedOutcome]) -> list[TimedOutcome]:
-    """Of outcomes, the smallest first: those below which no mixture of others would lie, were its time to change with
-    its bytes."""
-    front: list[TimedOutcome] = []
-    for outcome in sorted(outcomes, key=by_peak):
-        if front and outcome.cost >= front[-1].cost:
-            continue
-        while len(front) > 1 and _saved(front[-2], front[-1]) <= _saved(front[-1], outcome):
-            front.pop()
-        front.append(outcome)
-    return front
-
-
-def _saved(smaller: TimedOutcome, larger: TimedOutcome) -> float:
-    """Seconds per byte more."""
-    return (smaller.cost - larger.cost) / (larger.peak_bytes - smaller.peak_bytes)
+    """Of outcomes, the smallest first: those below which no mixture of others would lie."""
+    return lower_hull(outcomes, lambda outcome: outcome.peak_bytes, lambda outcome: outcome.cost)
 
 
 def _ends(points: Sequence[SearchPoint]) -> list[SearchPoint]:

@@ -35,7 +35,7 @@ logger = logging.getLogger("jaxremat")
 _MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
 _MOST_PREDICTIONS = 6  # as compilations; what is left, a compilation corrects
 _UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
-_BEYOND_DOUBT = 1.6  # of a limit: predicted peaks were above compiled ones by half at most: prediction.md, large.md
+_BEYOND_DOUBT = 1.6  # of a limit: predicted peaks were above compiled ones by a sixth, prediction.md; a LLaMA's by half
 _MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
 
 
@@ -165,11 +165,10 @@ class Planning:
         problem, request = self.plain.problem, self.request
         is_usual = request.emit == "schedule" and not self.chunks and not any(self.primal.shardings)
         is_known = is_usual and request.verify == "replay" and problem.device.backend.predicts_closely
-        return is_known and self._smallest_replayed.peak_bytes > _BEYOND_DOUBT * limit
-
-    @property
-    def _smallest_replayed(self) -> Outcome:
-        return min(self.planner.least(), key=lambda outcome: outcome.replayed_bytes)
+        if not is_known:
+            return False
+        smallest = min(self.planner.least(), key=lambda outcome: outcome.replayed_bytes)
+        return smallest.peak_bytes > _BEYOND_DOUBT * limit
 
     def _is_predicted_below_held(self, limit: int) -> bool:
         return limit < self.plain.problem.graph.resident_bytes
@@ -414,13 +413,7 @@ class Planning:
         request = self.request
         others = () if request.emit == "schedule" else SchedulePlanner(self.primal, request.device).least()
         other_bytes = min((outcome.peak_bytes for outcome in others), default=None)
-        return refusal(
-            smallest,
-            peak_bytes,
-            limit,
-            schedule_bytes=other_bytes,
-            may_chunk="chunk" in request.allow,
-        )
+        return refusal(smallest, peak_bytes, limit, schedule_bytes=other_bytes, may_chunk="chunk" in request.allow)
 
     def _plan(self, outcome: Outcome, limit: int) -> Plan:
         report = self._report_of(outcome)
