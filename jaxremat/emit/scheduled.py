@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ def run_forward(joint: Joint, script: Script, inputs: Sequence[Any]) -> tuple[li
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint, script) | dict(zip(joint.inputs, inputs, strict=True))
     _run(script.constants, env)
-    run_segments(script.forward, env, script.same)
+    run_segments(script.forward, env, script.same, frozenset(joint.inputs))
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
 
@@ -33,31 +33,44 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence[Any], cotange
     env = _constants(joint, script) | dict(zip(script.residuals, residuals, strict=True))
     env.update(zip(joint.cotangents, cotangents, strict=True))
     _run(script.constants, env)
-    run_segments(script.backward, env, script.same)
+    run_segments(script.backward, env, script.same, frozenset(joint.inputs))
     return [jaxprs.value_of(env, v) for v in joint.gradients]
 
 
 _NOTHING: Mapping[Var, Var] = types.MappingProxyType({})
 
 
-def run_segments(segments: Sequence[Segment], env: dict[Var, Any], same: Mapping[Var, Var] = _NOTHING) -> None:
-    """Runs segments one after another; `env` holds what is known before, and then what they have made."""
+def run_segments(
+    segments: Sequence[Segment],
+    env: dict[Var, Any],
+    same: Mapping[Var, Var] = _NOTHING,
+    given: Set[Var] = frozenset(),
+) -> None:
+    """Runs segments one after another; `env` holds what is known before, and then what they have made.
+
+    Args:
+      segments: what runs.
+      env: values by variable.
+      same: as of a script.
+      given: inputs of the program, which pass barriers in the shape and so in the layout that they come in: a weight
+        that passed as [7, 7, 32] was transposed before its reader did that with [7, 7, 1, 32].
+    """
     for segment in segments:
         through = [compat.in_row_major(env[v]) if v in segment.results else env[v] for v in segment.through]
-        behind = dict(zip(segment.through, behind_barrier(through)))
+        behind = dict(zip(segment.through, behind_barrier(through, [v in given for v in segment.through])))
         env.update((v, behind[v]) for v in segment.passed)
         inside = env | behind
         _run(segment.eqns, inside, same)
         env.update((v, inside[v]) for v in made_by(segment.eqns, same))
 
 
-def behind_barrier(values: Sequence[Any]) -> Sequence[Any]:
-    """The same behind a barrier, which they pass without axes of length one: by the shapes that a kernel reads, XLA:GPU
-    chooses which rows it works on together, and with [64, 4, 512, 1] they lay apart and took twice as long as with
-    [64, 4, 512] (benchmarks/results/gpu.md)."""
+def behind_barrier(values: Sequence[Any], keeps_shape: Sequence[bool]) -> Sequence[Any]:
+    """The same behind a barrier, which those that need not keep their shape pass without axes of length one: by the
+    shapes that a kernel reads, XLA:GPU chooses which rows it works on together, and with [64, 4, 512, 1] they lay apart
+    and took twice as long as with [64, 4, 512] (benchmarks/results/gpu.md)."""
     if not values:
         return ()
-    dropped = list(map(_unit_axes, values))
+    dropped = [() if keeps else _unit_axes(value) for value, keeps in zip(values, keeps_shape, strict=True)]
     passed = lax.optimization_barrier([lax.squeeze(v, axes) if axes else v for v, axes in zip(values, dropped)])
     return [lax.expand_dims(v, axes) if axes else v for v, axes in zip(passed, dropped)]
 

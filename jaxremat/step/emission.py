@@ -40,7 +40,7 @@ class FlatScript:
         """From flat inputs to flat outputs."""
         env = dict(zip(self.jaxpr.constvars, compat.consts_of(self.jaxpr)))
         env.update(zip(self.jaxpr.invars, inputs, strict=True))
-        run_segments(self.stretches, env)
+        run_segments(self.stretches, env, given=frozenset(self.jaxpr.invars))
         return [jaxprs.value_of(env, v) for v in self.jaxpr.outvars]
 
     @functools.cached_property

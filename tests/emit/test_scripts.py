@@ -30,7 +30,8 @@ from jaxremat.trace.joint import trace_joint
 @pytest.fixture
 def bare_barriers(monkeypatch):
     """Values pass barriers as they are, axes of length one included."""
-    monkeypatch.setattr(scheduled, "behind_barrier", lambda values: lax.optimization_barrier(values) if values else ())
+    bare = lambda values, keeps_shape: lax.optimization_barrier(values) if values else ()
+    monkeypatch.setattr(scheduled, "behind_barrier", bare)
 
 
 def branching(w, x, key):
@@ -108,11 +109,35 @@ def test_a_program_put_together_is_the_one_that_the_passes_are_traced_to(name, s
 
 def test_values_pass_barriers_without_axes_of_length_one():
     """With them, XLA:GPU lays the rows that a kernel works on together far apart."""
-    given = [jnp.ones((1, 4, 1)), jnp.arange(3.0), jnp.ones((1, 1))]
-    traced = jax.make_jaxpr(scheduled.behind_barrier)(given)
-    (barrier,) = (eqn for eqn in traced.eqns if eqn.primitive.name == "optimization_barrier")
-    assert [v.aval.shape for v in barrier.invars] == [(4,), (3,), ()]
-    assert_same(scheduled.behind_barrier(given), given)
+    values = [jnp.ones((1, 4, 1)), jnp.arange(3.0), jnp.ones((1, 1)), jnp.ones((7, 1, 3))]
+    behind = lambda values: scheduled.behind_barrier(values, [False, False, False, True])
+    traced = jax.make_jaxpr(behind)(values)
+    assert shapes_at_barriers(traced) == [[(4,), (3,), (), (7, 1, 3)]]
+    assert_same(behind(values), values)
+
+
+def test_what_the_program_is_given_passes_barriers_in_its_own_shape():
+    """Without its axes of length one, a weight comes in another layout than its reader's."""
+
+    def network(w, x):
+        for _ in range(3):
+            x = jnp.sin(jnp.tanh(x * w))
+        return jnp.sum(x)
+
+    w, x = array(1, 8), array(16, 8, 1)
+    joint = trace_joint(network, w, x[..., 0])
+    graph = price(joint)
+    steps, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
+    script = write_script(joint, schedule_program(graph, steps, backward_start=start))
+    outputs, residuals = run_forward(joint, script, [w, x[..., 0]])
+    backward = jax.make_jaxpr(lambda one: run_backward(joint, script, residuals, [one]))(jnp.ones(()))
+    assert any((1, 8) in shapes for shapes in shapes_at_barriers(backward))
+
+
+def shapes_at_barriers(traced):
+    """Shapes of what goes through each barrier."""
+    barriers = [eqn for eqn in traced.eqns if eqn.primitive.name == "optimization_barrier"]
+    return [[v.aval.shape for v in eqn.invars] for eqn in barriers]
 
 
 @pytest.mark.parametrize("name,seed", [("network", 2), ("branching", 3)])
