@@ -91,6 +91,11 @@ class SavingPlanner(Protocol):
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
 
 
+def saving(planner: Planner) -> SavingPlanner | None:
+    """A planner as one that bounds what is left to the backward, where it is one."""
+    return planner if isinstance(planner, SavingPlanner) else None
+
+
 def left_behind(outcome: Outcome) -> int:
     """Bytes that the forward leaves to the backward, inputs of the program aside."""
     return int(outcome.problem.graph.value_bytes[outcome.program.saved].sum())

@@ -45,7 +45,7 @@ def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
     """
     if budget == LEAST:
         return _least(written)
-    limit = budget_bytes(budget, written.plain_peak_bytes, usable_bytes(written.request.device))
+    limit = budget_bytes(budget, written.baseline.peak_bytes, usable_bytes(written.request.device))
     if written.fits_as_written(limit) or written.is_below_held(limit):
         return written.plan(limit)
     coarse, fine = limit // _TILES, max(1, limit // _TILES // _FINER)
@@ -53,7 +53,7 @@ def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
     refused = []
     for whole, entries in (((written,), coarse), ((), fine)):
         tried = [*whole, *_in_chunks(written, regions, entries)]
-        for planning in sorted(tried, key=lambda planning: planning.predicted(limit)):
+        for planning in sorted(tried, key=lambda planning: planning.promise(limit)):
             try:
                 return planning.plan(limit)
             except BudgetError as error:
@@ -74,7 +74,7 @@ def _predicted_least(planning: Planning) -> int:
 
 
 def _that_matter(written: Planning, limit: int, entries: int) -> list[Regions]:
-    found = find_regions(written.primal, entries)
+    found = find_regions(written.request.primal, entries)
     return [region for region in found if region.large_bytes >= _MATTERS * limit]
 
 

@@ -151,7 +151,9 @@ def pareto(
     presets = [Preset("none", plans[0].baseline_timeline.peak_bytes, 0.0, "the program as written")]
     for name, policy in {"full": nothing, "dots": dots, **(policies or {})}.items():
         device = planning.request.device
-        presets.append(evaluate_preset(name, policy, planning.plain.problem, plans[0].baseline_timeline, device))
+        presets.append(
+            evaluate_preset(name, policy, planning.baseline.outcome.problem, plans[0].baseline_timeline, device)
+        )
     points = [Point(plan) for plan in plans]
     device_bytes = usable_bytes(request.device)
     peaks = [*(point.peak_bytes for point in points), *(error.min_peak_bytes for error in refused)]

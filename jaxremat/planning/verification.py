@@ -10,7 +10,7 @@ from jaxremat.base.errors import ArgumentError
 from jaxremat.compiled.compile import CompiledGradient, MemoryReport
 from jaxremat.planner.decision import Schedule
 from jaxremat.planner.prediction import predict
-from jaxremat.planning.compilation import compile_program
+from jaxremat.planning.executable import compile_program
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.recompute_check import copies_undone, effects, undone
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
-from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes, format_bytes
+from jaxremat.base.budget import DEVICE, LEAST, Budget, budget_bytes
 from jaxremat.base.errors import PlanningInterrupted, TargetError
-from jaxremat.base.telling import tell
+from jaxremat.base.stopwatch import Stopwatch
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
+from jaxremat.planning.compilations import Compilations
 from jaxremat.show.progress import StatusLine
 from jaxremat.step.budget_error import below_held, refusal
 from jaxremat.step.narrow import NarrowStepPlanner
@@ -23,8 +22,6 @@ from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner
 from jaxremat.step.program import StepProgram
 from jaxremat.step.transfers import HostPlanner
-
-logger = logging.getLogger("jaxremat")
 
 StepPlanner = ProgramPlanner | HostPlanner | NarrowStepPlanner
 
@@ -40,7 +37,7 @@ Measured = Trial[StepOutcome, MemoryReport | None]
 
 
 class StepPlanning:
-    """Plans of one step for any number of budgets: it is compiled as written once.
+    """Plans of one step for any number of budgets: each of its outcomes is compiled at most once.
 
     Args:
       program: the step.
@@ -74,9 +71,8 @@ class StepPlanning:
         self._verifies = verifies and compile is not None
         self._most_trials = most_trials
         self._written = written
-        self._spent_seconds = 0.0
-        self._compilations = 0
-        self._trials: list[Measured] = []
+        self._clock = Stopwatch()
+        self._compilations = Compilations(self._report, self._clock, lambda outcome: outcome is self.plain)
 
     def of(self, program: StepProgram, planner: StepPlanner) -> StepPlanning:
         """The planning of the same step in another form."""
@@ -87,16 +83,19 @@ class StepPlanning:
 
     def is_settled(self, budget: Budget) -> bool:
         """Whether the step fits as it is written, or cannot, by what its arguments and results take."""
-        limit = self._limit(budget, self._plain)
-        return self._plain.peak_bytes <= limit or limit < self.program.held_bytes
+        with self._clock.running():
+            limit = self._limit(budget, self._plain)
+            return self._plain.peak_bytes <= limit or limit < self.program.held_bytes
 
     def fits_in_order(self, budget: Budget) -> bool:
         """Whether this form of the step is predicted to fit as it stands."""
-        return self._timed(lambda: self.planner.plain).peak_bytes <= self._limit(budget, self._plain)
+        with self._clock.running():
+            return self.planner.plain.peak_bytes <= self._limit(budget, self._plain)
 
     def promise(self, budget: Budget) -> tuple[bool, float]:
         """(whether nothing is predicted to fit, the cost of what is, else its peak): in the order of what to try."""
-        predicted = self._timed(lambda: self.planner.predicted(self._limit(budget, self._plain)))
+        with self._clock.running():
+            predicted = self.planner.predicted(self._limit(budget, self._plain))
         return (False, predicted.best.candidate.cost) if predicted.best else (True, predicted.smallest.peak_bytes)
 
     @property
@@ -107,18 +106,15 @@ class StepPlanning:
     @functools.cached_property
     def plain(self) -> StepOutcome:
         """The step as written."""
-        return self._written.plain if self._written else self._timed(lambda: self.planner.plain)
+        return self._written.plain if self._written else self.planner.plain
 
     @property
     def _predicted_plain(self) -> Measured:
         return Trial(self.plain, None, self.plain.peak_bytes)
 
-    @functools.cached_property
+    @property
     def _compiled_plain(self) -> Trial[StepOutcome, MemoryReport]:
-        if self._written:
-            return self._written._compiled_plain
-        report = self._compiled_run(self.program.run)
-        return Trial(self.plain, report, report.peak_bytes)
+        return self._written._compiled_plain if self._written else self._compilations.trial(self.plain)
 
     def plan(self, budget: Budget) -> StepPlan:
         """The cheapest plan within a budget.
@@ -129,20 +125,21 @@ class StepPlanning:
           PlanningInterrupted: in the place of a KeyboardInterrupt, with the best plan so far.
         """
         try:
-            with StatusLine("planning"):
+            with StatusLine("planning"), self._clock.running():
                 return self._planned(budget)
         except KeyboardInterrupt:
             raise PlanningInterrupted(self._best_so_far(budget)) from None
 
     def _best_so_far(self, budget: Budget) -> StepPlan | None:
         """The fastest plan that fits, of those that were compiled; the smallest where the least is wanted."""
+        tried = self._compilations
+        if not (smallest := tried.smallest()):
+            return None
         if budget == LEAST:
-            smallest = min(self._trials, key=lambda trial: trial.peak_bytes, default=None)
-            return self._plan(smallest, smallest.peak_bytes) if smallest else None
-        limit = self._limit(budget, self._compiled_plain) if self._trials else 0
-        within = [trial for trial in self._trials if trial.peak_bytes <= limit]
-        best = min(within, key=lambda trial: trial.candidate.cost, default=None)
-        return self._plan(best, limit) if best else None
+            return self._plan(smallest, smallest.peak_bytes)
+        limit = self._limit(budget, self._compiled_plain)
+        best = tried.fastest_within([trial.candidate for trial in tried.trials], limit)
+        return self._plan(tried.trial(best), limit) if best else None
 
     def _planned(self, budget: Budget) -> StepPlan:
         if budget == LEAST:
@@ -161,7 +158,7 @@ class StepPlanning:
         """The cheapest that is predicted to fit, or the smallest that is known by then."""
         if self.plain.peak_bytes <= limit or limit < self.program.held_bytes:
             return self._predicted_plain
-        predicted = self._timed(lambda: self.planner.predicted(limit))
+        predicted = self.planner.predicted(limit)
         return predicted.best or predicted.smallest
 
     def _heard(self, budget: Budget, limit: int, predicted: Measured) -> StepPlan:
@@ -195,12 +192,12 @@ class StepPlanning:
 
     def _corrected(self, limit: int) -> Correction[StepOutcome, MemoryReport]:
         def propose(aim: int) -> StepOutcome:
-            predicted = self._timed(lambda: self.planner.predicted(aim))
+            predicted = self.planner.predicted(aim)
             return (predicted.best or predicted.smallest).candidate
 
         return correct(
             propose,
-            self._measure,
+            self._compilations.measure,
             limit,
             most_trials=self._most_trials or _MOST_COMPILATIONS,
             first_aim=limit,
@@ -216,7 +213,7 @@ class StepPlanning:
         return self._smallest(self._small_ones(), _MOST_LEAST, wanted_bytes)
 
     def _small_ones(self) -> list[StepOutcome]:
-        small = self._timed(lambda: [self.planner.plain, *self.planner.smallest_few(2 * _MOST_LEAST)])
+        small = [self.planner.plain, *self.planner.smallest_few(2 * _MOST_LEAST)]
         return sorted((outcome for outcome in small if outcome is not self.plain), key=_by_prediction)
 
     def _smallest(
@@ -224,7 +221,7 @@ class StepPlanning:
     ) -> Measured:
         return smallest(
             candidates,
-            self._measure,
+            self._compilations.measure,
             known=[self._compiled_plain],
             sure=1,
             most_trials=most_trials,
@@ -232,29 +229,15 @@ class StepPlanning:
             wanted_bytes=wanted_bytes,
         )
 
-    def _measure(self, outcome: StepOutcome) -> tuple[int, MemoryReport]:
-        told = f"compiling what is predicted to take {format_bytes(outcome.peak_bytes)}"
-        tell(f"{told}, {self._compilations} compiled before")
-        report = self._compiled_run(outcome.script.run)
-        logger.debug("predicted %s, compiled %s", format_bytes(outcome.peak_bytes), format_bytes(report.peak_bytes))
-        self._trials.append(Trial(outcome, report, report.peak_bytes))
-        return report.peak_bytes, report
-
-    def _compiled_run(self, run: Callable[[Sequence[Any]], list[Any]]) -> MemoryReport:
+    def _report(self, outcome: StepOutcome) -> MemoryReport:
+        """What the compiler says of an outcome."""
         if self._compile is None:
             raise TargetError("this step cannot be compiled by itself: it needs values, or axes, of a trace around it")
-        self._compilations += 1
-        return self._compile(run)
-
-    def _timed[T](self, work: Callable[[], T]) -> T:
-        start = time.perf_counter()
-        try:
-            return work()
-        finally:
-            self._spent_seconds += time.perf_counter() - start
+        return self._compile(self.program.run if outcome is self.plain else outcome.script.run)
 
     def _plan(self, found: Measured, limit: int) -> StepPlan:
         plain = self._predicted_plain if found.measurement is None else self._compiled_plain
+        plannings = [self, self._written] if self._written else [self]
         return StepPlan(
             program=self.program.written or self.program if found.candidate is self.plain else self.program,
             outcome=found.candidate,
@@ -262,8 +245,8 @@ class StepPlanning:
             budget_bytes=limit,
             baseline_peak_bytes=plain.peak_bytes,
             compiled=found.measurement,
-            compilations=self._compilations + (self._written._compilations if self._written else 0),
-            solve_seconds=self._spent_seconds + (self._written._spent_seconds if self._written else 0.0),
+            compilations=sum(len(planning._compilations.trials) for planning in plannings),
+            solve_seconds=sum(planning._clock.seconds for planning in plannings),
             solver=self.solver,
         )
 

@@ -13,7 +13,7 @@ from jaxremat.planner.timed_bytes import TimedBytesPlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.planner.timed_transfers import TimedTransferPlanner
 from jaxremat.planner.transfers import TransferPlanner, transfers_of
-from jaxremat.planning.compilation import compile_program
+from jaxremat.planning.executable import compile_program
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import read_primal
 from jaxremat.trace.round_trips import LOSSLESS, NARROW

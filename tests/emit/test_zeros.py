@@ -13,7 +13,7 @@ from jaxremat.emit.scheduled import run_backward, run_forward
 from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
 from jaxremat.planner.timed import TimedPlanner
-from jaxremat.planning.compilation import compile_program
+from jaxremat.planning.executable import compile_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import describe

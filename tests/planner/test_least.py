@@ -10,7 +10,7 @@ from small_graphs import gradient_chain
 import jaxremat
 from jaxremat.backends.devices import resolve_target
 from jaxremat.planner.schedules import SchedulePlanner
-from jaxremat.planning.compilation import compile_program
+from jaxremat.planning.executable import compile_program
 from jaxremat.solvers.mincut.boundary import BoundarySearch
 from jaxremat.trace.joint import read_primal
 

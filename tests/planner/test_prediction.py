@@ -14,7 +14,7 @@ from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import BARRIER_SCOPES
 from jaxremat.planner.prediction import is_below_model_threshold, predict
 from jaxremat.planner.problem import pose
-from jaxremat.planning.compilation import compile_program
+from jaxremat.planning.executable import compile_program
 from jaxremat.solvers.mincut.search import Search
 from jaxremat.trace.joint import read_primal
 
@@ -73,8 +73,8 @@ def test_toy_programs_of_half_precision_hold_what_products_read_in_float32(fun, 
         pytest.skip("jaxlib 0.11 stacks in float32 what a scan keeps: docs/limits.md")
     args = [jax.ShapeDtypeStruct((64, 64), dtype)] * 5, jax.ShapeDtypeStruct((4096, 64), dtype)
     planning = planning_of(fun, args)
-    compiled = planning.plain_report.peak_bytes
-    assert 0.8 * compiled <= planning.plain.peak_bytes <= 1.05 * compiled
+    compiled = planning.baseline.report.peak_bytes
+    assert 0.8 * compiled <= planning.baseline.outcome.peak_bytes <= 1.05 * compiled
 
 
 def in_chunks(ws, x):
@@ -93,8 +93,8 @@ def test_loops_one_after_another_are_compiled_to_what_is_predicted():
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
     args = [(shape(256, 512), shape(512, 256))] * 8, shape(16, 256, 256)
     planning = planning_of(in_chunks, args)
-    plain = planning.plain_report.peak_bytes
-    assert planning.plain.peak_bytes == pytest.approx(plain, rel=0.02)
+    plain = planning.baseline.report.peak_bytes
+    assert planning.baseline.outcome.peak_bytes == pytest.approx(plain, rel=0.02)
     planned = planning.planner.fit(int(0.4 * plain))
     emitted = planned.form.emitted(planned.problem.primal, CPU)
     compiled = compile_program(planned.problem.primal, emitted, False, CPU).report.peak_bytes

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxremat
-from jaxremat.planning.compilation import compile_program
+from jaxremat.planning.executable import compile_program
 
 
 def attend(w, x):
@@ -69,7 +69,7 @@ def compilations(monkeypatch):
         peaks.append(compiled.report.peak_bytes)
         return compiled
 
-    monkeypatch.setattr("jaxremat.planning.planning.compile_program", counted)
+    monkeypatch.setattr("jaxremat.planning.subject.compile_program", counted)
     return peaks
 
 

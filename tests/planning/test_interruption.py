@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxremat
+from jaxremat.planning.compiled_search import CompiledSearch
+from jaxremat.planning.least_search import LeastSearch
 from jaxremat.planning.planning import Planning
 from jaxremat.step.planning import StepPlanning
 
@@ -30,10 +32,11 @@ def plan_of_step(budget):
 
 
 def interrupt_after(monkeypatch, owner, method):
-    """Lets a method do its work and then interrupts."""
+    """Lets a method do its work and then interrupts, the first time."""
     original = getattr(owner, method)
 
     def interrupted(*args):
+        monkeypatch.setattr(owner, method, original)
         original(*args)
         raise KeyboardInterrupt
 
@@ -41,7 +44,7 @@ def interrupt_after(monkeypatch, owner, method):
 
 
 @pytest.mark.parametrize(
-    ("make", "owner", "search"), [(plan, Planning, "_fitting"), (plan_of_step, StepPlanning, "_corrected")]
+    ("make", "owner", "search"), [(plan, CompiledSearch, "fitting"), (plan_of_step, StepPlanning, "_corrected")]
 )
 def test_what_was_compiled_and_fits_is_in_the_error(monkeypatch, make, owner, search):
     interrupt_after(monkeypatch, owner, search)
@@ -52,9 +55,11 @@ def test_what_was_compiled_and_fits_is_in_the_error(monkeypatch, make, owner, se
     assert best.recomputed
 
 
-@pytest.mark.parametrize(("make", "owner"), [(plan, Planning), (plan_of_step, StepPlanning)])
-def test_the_smallest_is_in_the_error_where_the_least_is_wanted(monkeypatch, make, owner):
-    interrupt_after(monkeypatch, owner, "_compiled_least")
+@pytest.mark.parametrize(
+    ("make", "owner", "search"), [(plan, LeastSearch, "compiled"), (plan_of_step, StepPlanning, "_compiled_least")]
+)
+def test_the_smallest_is_in_the_error_where_the_least_is_wanted(monkeypatch, make, owner, search):
+    interrupt_after(monkeypatch, owner, search)
     with pytest.raises(jaxremat.PlanningInterrupted) as stopped:
         make("least")
     best = stopped.value.plan
@@ -62,7 +67,7 @@ def test_the_smallest_is_in_the_error_where_the_least_is_wanted(monkeypatch, mak
 
 
 @pytest.mark.parametrize(("make", "owner"), [(plan, Planning), (plan_of_step, StepPlanning)])
-def test_there_is_none_before_anything_was_compiled(monkeypatch, make, owner):
+def test_there_is_none_before_anything_that_fits_was_compiled(monkeypatch, make, owner):
     interrupt_after(monkeypatch, owner, "_limit")
     with pytest.raises(jaxremat.PlanningInterrupted, match="no plan") as stopped:
         make(0.46)

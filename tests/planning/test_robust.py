@@ -132,7 +132,7 @@ def test_a_prediction_alone_refuses_nothing_where_no_compiler_is(fun, target, bu
     def not_here(*_, **__):
         raise TargetError("not installed")
 
-    monkeypatch.setattr("jaxremat.planning.planning.compile_program", not_here)
+    monkeypatch.setattr("jaxremat.planning.subject.compile_program", not_here)
     args = [jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)] * 4, jax.ShapeDtypeStruct((512, 64), jnp.bfloat16)
     made = jaxremat.plan(fun, *args, budget=budget, target=target, verify="replay")
     assert made.peak_bytes <= made.baseline_peak_bytes and made.compiled is None

@@ -3,12 +3,13 @@
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
 import pytest
-from gradient_programs import planning_of
 
+from jaxremat.base.stopwatch import Stopwatch
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.contract import Traits
+from jaxremat.planning.compilations import Compilations
+from jaxremat.planning.fastest_search import FastestSearch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class TellingPlanner:
     outcomes: list[Told]
     by_hand: list[Told]
     traits: ClassVar[Traits] = Traits(predicts_time=True, peak_doubt=0.05)
+    plain: ClassVar[Told] = Told(2000, 1.0, 2000, 1.0)
 
     def fit(self, replayed_bytes: int) -> Told:
         within = [outcome for outcome in self.outcomes if outcome.peak_bytes <= replayed_bytes]
@@ -40,25 +42,21 @@ class TellingPlanner:
         return [outcome for outcome in self.by_hand if outcome.peak_bytes <= (1 + self.traits.peak_doubt) * peak_bytes]
 
 
-def telling(outcomes, by_hand=()):
-    """Planning by what outcomes tell, and which of them are compiled."""
-    planning = planning_of(lambda x: jnp.sum(jnp.sin(x)), (jnp.ones(4),))
-    planning.planner = TellingPlanner(outcomes, list(by_hand))
-    asked = set()
+def search_of(outcomes, by_hand=()):
+    """A search among outcomes, and what it compiles as it goes."""
 
-    def measure(outcome):
-        asked.add(outcome)
+    def compile(outcome):
         report = MemoryReport("h200", 0, 0, outcome.compiled_bytes, 0, outcome.compiled_bytes, 0.0)
-        return outcome.compiled_bytes, dataclasses.replace(report, seconds=outcome.seconds)
+        return dataclasses.replace(report, seconds=outcome.seconds)
 
-    planning._measure = measure
-    return planning, asked
+    compilations = Compilations(compile, Stopwatch(), lambda outcome: False)
+    return FastestSearch(TellingPlanner(outcomes, list(by_hand)), compilations), compilations
 
 
 def fastest(outcomes, by_hand=()):
     """(the answer within 1000 bytes, how many were compiled)."""
-    planning, asked = telling(outcomes, by_hand)
-    return planning._fastest(1000), len(asked)
+    search, compilations = search_of(outcomes, by_hand)
+    return search.within(1000), len(compilations.trials)
 
 
 def test_what_just_fits_is_the_only_one_that_is_compiled():
@@ -116,9 +114,8 @@ def test_nothing_above_the_limit_is_an_answer(compiled_bytes):
 
 def test_what_is_small_for_waiting_on_a_host_is_no_answer_where_something_faster_fits():
     waits, fits, large = Told(700, 30, 800, 30), Told(850, 1.5, 980, 1.5), Told(1000, 1.2, 1150, 1.2)
-    planning, asked = telling([waits, fits, large])
-    planning.plain = Told(2000, 1.0, 2000, 1.0)
-    assert planning._much_faster(waits, 1000) is fits and asked == {waits, fits}
-    planning, asked = telling([fits, large])
-    planning.plain = Told(2000, 1.0, 2000, 1.0)
-    assert planning._much_faster(fits, 1000) is None and not asked
+    search, compilations = search_of([waits, fits, large])
+    assert search.much_faster_than(waits, 1000) is fits
+    assert {trial.candidate for trial in compilations.trials} == {waits, fits}
+    search, compilations = search_of([fits, large])
+    assert search.much_faster_than(fits, 1000) is None and not compilations.trials

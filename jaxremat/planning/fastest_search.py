@@ -1,0 +1,67 @@
+"""The fastest that fits when it is compiled, of a planner that predicts time: few are compiled, and each says where the
+next one should be looked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.correction import CLOSE_ENOUGH
+from jaxremat.planning.compilations import Compilations
+
+_UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FastestSearch:
+    """What is fast in a number of bytes.
+
+    Attributes:
+      planner: what proposes, and predicts time.
+      compilations: its outcomes as compiled.
+    """
+
+    planner: Planner
+    compilations: Compilations[Outcome]
+
+    def within(self, limit: int) -> Outcome | None:
+        """The fastest, by the roofline of what was compiled, of the few that are predicted to be; None where none of
+        them fits.
+
+        Each compilation teaches where the next one should look. It is over with one that just fits; after two, where
+        one fits and leaves few bytes unused; after three in any case."""
+        compiled = self.compilations
+        tried = [self.planner.fit(limit)]
+        if limit < min(compiled.report(tried[0]).peak_bytes, tried[0].peak_bytes):
+            return None
+        if not compiled.fits(tried[0], limit, unused=CLOSE_ENOUGH):
+            tried.append(self._likelier(tried, limit))
+        tried.extend(self.planner.near_misses(compiled.fastest_within(tried, limit) or tried[0], limit))
+        best = compiled.fastest_within(tried, limit)
+        if best is None or not compiled.fits(best, limit, unused=_UNUSED):
+            tried.append(self._likelier(tried, limit))
+        return compiled.fastest_within(tried, limit)
+
+    def much_faster_than(self, outcome: Outcome, limit: int) -> Outcome | None:
+        """Where an outcome takes more than twice the time of the program as written, what of the smallest takes less
+        than half of that, and fits as well: all that can wait on a host is small, and waits."""
+        if not self.planner.traits.predicts_time or outcome.cost < 2 * self.planner.plain.cost:
+            return None
+        faster = [each for each in self.planner.least() if each.cost < outcome.cost / 2]
+        likely = [each for each in faster if each.peak_bytes <= self.compilations.learnt_bytes(outcome, limit)]
+        return self.compilations.fastest_within(sorted(likely, key=lambda each: each.cost)[:2], limit)
+
+    def _likelier(self, tried: Sequence[Outcome], limit: int) -> Outcome:
+        """What should just fit, were predictions as far off as that of the one which came nearest to the limit, and a
+        little less where none fits; where it was tried, what should take a little too much: single predictions are off.
+        """
+        compiled = self.compilations
+        nearest = min(tried, key=lambda outcome: abs(compiled.report(outcome).peak_bytes - limit))
+        learnt_bytes = compiled.learnt_bytes(nearest, limit)
+        if not compiled.fastest_within(tried, limit):
+            return self.planner.fit(int((1 - CLOSE_ENOUGH) * learnt_bytes))
+        found = self.planner.fit(int(learnt_bytes))
+        return (
+            found if found not in tried else self.planner.fit(int((1 + self.planner.traits.peak_doubt) * learnt_bytes))
+        )
