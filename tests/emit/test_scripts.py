@@ -129,7 +129,7 @@ def test_what_the_program_is_given_passes_barriers_in_its_own_shape():
     graph = price(joint)
     steps, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
     script = write_script(joint, schedule_program(graph, steps, backward_start=start))
-    outputs, residuals = run_forward(joint, script, [w, x[..., 0]])
+    _, residuals = run_forward(joint, script, [w, x[..., 0]])
     backward = jax.make_jaxpr(lambda one: run_backward(joint, script, residuals, [one]))(jnp.ones(()))
     assert any((1, 8) in shapes for shapes in shapes_at_barriers(backward))
 

@@ -1,7 +1,6 @@
 """Arrays are traced, everything else is static: in arguments, modules, keywords, results, of plans and decorators."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -135,32 +134,6 @@ def test_an_argument_that_was_planned_as_static_and_comes_traced_is_told():
     assert_same(ours, jax.grad(layers)(W, X, 2))
 
 
-@pytest.mark.parametrize("static", [{"static_argnums": 2}, {"static_argnums": -4}, {"static_argnames": "depth"}])
-@pytest.mark.parametrize("by_keyword", [True, False])
-def test_static_arguments_by_number_and_name_given_by_position_and_keyword(static, by_keyword):
-    ours = jaxremat.remat(layers, budget=1.0, **static)
-    expected = jax.grad(layers)(W, X, 2)
-    assert_same(jax.grad(ours)(W, X, depth=2) if by_keyword else jax.grad(ours)(W, X, 2), expected)
-
-
-@pytest.mark.parametrize(
-    ("static", "told"),
-    [
-        ({"static_argnums": 6}, "static_argnums names 6"),
-        ({"static_argnums": (0, -7)}, "static_argnums names -7"),
-        ({"static_argnames": "dpeth"}, "static_argnames names 'dpeth'"),
-        ({"static_argnames": ("depth", "finale")}, "static_argnames names 'finale'"),
-        ({"static_argnums": "depth"}, "static_argnums='depth' has to be int"),
-        ({"static_argnames": 2}, "static_argnames=2 has to be str"),
-        ({"static_argnames": ("depth", 2)}, "has to be str, or several"),
-    ],
-)
-def test_static_arguments_that_the_function_does_not_have(static, told):
-    for decorator in (jaxremat.remat, pytest.importorskip("jaxremat.nnx").remat):
-        with pytest.raises(jaxremat.ArgumentError, match=told):
-            decorator(layers, budget=1.0, **static)
-
-
 def test_arguments_may_have_the_names_of_ours():
     def loss(w, x, placed=1.0, fun=None, args=1.0, kwargs=1.0, self=1.0, primal="tanh"):
         return placed * args * kwargs * self * jnp.sum(getattr(jnp, primal)(x @ w))
@@ -169,70 +142,3 @@ def test_arguments_may_have_the_names_of_ours():
     expected = jax.grad(loss)(W, X, **named)
     for ours in plan_and_decorator(loss, W, X, **named):
         assert_same(jax.grad(ours)(W, X, **named), expected)
-
-
-def test_static_arguments_of_a_linen_module():
-    nn = pytest.importorskip("flax.linen")
-
-    class Block(nn.Module):
-        @nn.compact
-        def __call__(self, x, train, *, scale=1.0):
-            return scale * nn.Dropout(0.1, deterministic=not train)(nn.Dense(8)(x))
-
-    variables = Block().init(jax.random.key(0), X, False)
-    run = functools.partial(Block.apply, variables=variables, rngs={"dropout": jax.random.key(1)})
-    for static in ({"static_argnums": 2}, {"static_argnums": (-1,)}, {"static_argnames": ("train", "scale")}):
-        ours = jaxremat.linen.remat(Block, budget=1.0, **static)()
-        for args, kwargs in (((X, True), {}), ((X,), {"train": True, "scale": 2.0})):
-            expected = Block().apply(variables, *args, rngs=run.keywords["rngs"], **kwargs)
-            assert_same(ours.apply(variables, *args, rngs=run.keywords["rngs"], **kwargs), expected)
-    with pytest.raises(jaxremat.ArgumentError, match="'trian'"):
-        jaxremat.linen.remat(Block, budget=1.0, static_argnames="trian")
-
-
-@pytest.mark.parametrize(
-    ("ask", "told"),
-    [
-        (lambda: jaxremat.plan(W, X, budget=0.5), "function"),
-        (lambda: jaxremat.remat(W, budget=0.5), "function"),
-        (lambda: jaxremat.jit(W, budget=0.5), "function"),
-        (lambda: jaxremat.remat(layers, budget=0.5, emit="segment"), "Did you mean 'segments'"),
-        (lambda: jaxremat.plan(layers, W, X, budget=1.0).apply({"w": W}), "function"),
-        (lambda: jaxremat.plan(layers, W, X, budget="0.5"), "0.5 without quotes is a fraction"),
-        (lambda: jaxremat.remat(layers, budget=".75"), "0.75 without quotes is a fraction"),
-        (lambda: jaxremat.plan(layers, W, X, budget=0.5, argnums="w"), "argnums='w' must name"),
-        (lambda: jaxremat.plan(layers, W, X, budget=0.5, argnums=2), r"0\.\.1"),
-        (lambda: jaxremat.trace(layers, W, X, argnums=None), "argnums=None"),
-    ],
-)
-def test_mistakes_get_an_answer(ask, told):
-    with pytest.raises(jaxremat.ArgumentError, match=told):
-        ask()
-
-
-@pytest.mark.parametrize(
-    ("loss", "word"),
-    [
-        (lambda w, x: jnp.sin(x @ w).sum(-1), "scalar"),
-        (lambda w, x: (x @ w).sum(keepdims=True), "scalar"),
-        (lambda w, x: (jnp.sin(x @ w).mean(), x.mean()), "has_aux"),
-        (lambda w, x: {"loss": jnp.sin(x @ w).mean(), "more": (x @ w).mean()}, "has_aux"),
-    ],
-)
-def test_what_jax_grad_refuses_is_planned_for_its_vjp_with_a_warning(loss, word):
-    plan = jaxremat.plan(loss, W, X, budget="1GiB", verify="replay")
-    assert any(word in warning for warning in plan.warnings)
-
-
-@pytest.mark.parametrize("loss", [lambda w, x: (x @ w).sum() * 1j, lambda w, x: (jnp.fft.fft(x @ w), x.mean())])
-def test_a_complex_loss_is_refused(loss):
-    with pytest.raises(jaxremat.ArgumentError, match="complex"):
-        jaxremat.plan(loss, W, X, budget=1.0)
-
-
-def test_losses_say_nothing_and_parts_of_functions_may_return_anything():
-    assert jaxremat.plan(layers, W, X, budget=1.0, verify="replay").warnings == ()
-    part = jaxremat.remat(lambda w, x: (jnp.fft.fft(x @ w), x), budget=1.0)
-    assert_same(
-        jax.grad(lambda w: jnp.abs(part(w, X)[0]).sum())(W), jax.grad(lambda w: jnp.abs(jnp.fft.fft(X @ w)).sum())(W)
-    )

@@ -8,9 +8,7 @@ import pytest
 import show_programs
 
 import jaxremat
-from jaxremat.planner.by_hand import blocks_of
 from jaxremat.show import progress
-from jaxremat.trace.joint import trace_joint
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +49,6 @@ def test_it_draws_itself(front):
     assert "nothing was found within" in str(front)
     page = front._repr_html_()
     assert page.count("<circle") == len(front.points) + len({(p.peak_bytes, p.overhead) for p in front.presets})
-
-
-def test_loops_are_blocks():
-    loss, args = show_programs.tower(layers=8, scan=True)
-    front = jaxremat.pareto(loss, *args, budgets=(0.7,))
-    none, full, dots = front.presets
-    assert full.peak_bytes < dots.peak_bytes < none.peak_bytes
-    assert full.overhead > dots.overhead > 0
-
-
-def test_blocks_are_numbered_siblings():
-    loss, args = show_programs.tower(layers=3)
-    joint = trace_joint(loss, *args)
-    assert set(blocks_of(joint).tolist()) == {-1, 0, 1, 2}
-    assert set(blocks_of(trace_joint(*_unpacked(show_programs.unnamed()))).tolist()) == {-1}
-
-
-def _unpacked(program):
-    return program[0], *program[1]
 
 
 class Terminal(io.StringIO):
