@@ -21,6 +21,9 @@ from jaxremat.trace.nnx_state import call_without_changes
 Where = int | str
 """A positional argument, or a keyword."""
 
+KeyPath = Sequence[Any]
+"""Keys of a tree, from its root to a leaf."""
+
 IsHostMemory = Callable[[str | None], bool]
 """Whether a kind of memory is the host's; see `Device.is_host_memory`."""
 
@@ -139,6 +142,7 @@ class StepArguments:
       fun: the function.
       is_host_memory: which kinds of memory are the host's.
       donate_argnums, donate_argnames, static_argnums, static_argnames: as in `jax.jit`.
+      shown: from the path of a leaf to that by which people know it.
 
     Raises:
       ArgumentError: for numbers and names that the function does not have.
@@ -152,7 +156,9 @@ class StepArguments:
         donate_argnames: Any,
         static_argnums: Any,
         static_argnames: Any,
+        shown: Callable[[KeyPath], KeyPath] = tuple,
     ) -> None:
+        self._shown = shown
         self._parameters, self._positional = _parameters(fun)
         self.placement = functools.partial(Placement.of, is_host_memory=is_host_memory)
         self._donated = self._resolved(donate_argnums, donate_argnames, "donate")
@@ -197,9 +203,9 @@ class StepArguments:
         kept = lambda place, value: value if self._meant(place, self._static, len(args)) else opaque(value)
         return tuple(kept(i, arg) for i, arg in enumerate(args)), {name: kept(name, kwargs[name]) for name in kwargs}
 
-    def _name(self, path: Sequence[Any], where: Where) -> str:
+    def _name(self, path: KeyPath, where: Where) -> str:
         first = self._parameters[where] if isinstance(where, int) and where < len(self._parameters) else str(where)
-        rest = jax.tree_util.keystr(tuple(path)[2:], simple=True, separator="/")
+        rest = jax.tree_util.keystr(tuple(self._shown(path[2:])), simple=True, separator="/")
         return f"{first}/{rest}" if rest else first
 
     def _meant(self, where: Where, chosen: set[Where], number: int) -> bool:

@@ -20,7 +20,7 @@ from jaxremat.base.collecting import collected_seldom
 from jaxremat.base.errors import ArgumentError
 from jaxremat.compiled.compile import MemoryReport, compile_jitted
 from jaxremat.planning.request import host_budget_bytes
-from jaxremat.step.arguments import Placement, StepArguments, StepCall
+from jaxremat.step.arguments import KeyPath, Placement, StepArguments, StepCall
 from jaxremat.step.hosting import telling_of_host_memory, with_state_on_host
 from jaxremat.step.load import restored_step
 from jaxremat.step.narrow import NarrowStepPlanner
@@ -71,6 +71,11 @@ class PlannedStep:
                     raise
         args, kwargs = self._arguments.opaque(args, kwargs)
         return self._for(args, kwargs)(*args, **kwargs)
+
+    def shown_as(self, shown: Callable[[KeyPath], KeyPath]) -> PlannedStep:
+        """The same step, whose arguments have other paths in what is told of them."""
+        arguments = StepArguments(self._fun, self._options.is_host_memory, **self._given, shown=shown)
+        return PlannedStep(self._fun, self._options, arguments, self._given, self._shardings)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)

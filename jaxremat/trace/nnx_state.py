@@ -17,6 +17,7 @@ import jax
 from jaxremat.base.errors import EmissionError
 
 _TAG = "jaxremat"
+_STORED = (jax.tree_util.GetAttrKey("states"), jax.tree_util.SequenceKey(0))  # flax/nnx/extract.py: NodeStates
 
 
 def holds_modules(tree: Any) -> bool:
@@ -70,9 +71,9 @@ def _leaves_by_path(tree: Any) -> dict[str, Any]:
 def _lost(what: str) -> EmissionError:
     return EmissionError(
         f"the function changes {what}, and the change would be lost. Decorate a function that takes the module as an"
-        " argument with jaxremat.nnx.remat or jaxremat.remat, which carry its state; or split it with flax.nnx.split,"
-        " merge it inside with copy=True, and return the module, or its new state: from a loss as auxiliary data, from"
-        " a step as a result."
+        " argument with jaxremat.nnx.remat, or a step with jaxremat.nnx.jit, which carry its state; or split it with"
+        " flax.nnx.split, merge it inside with copy=True, and return the module, or its new state: from a loss as"
+        " auxiliary data, from a step as a result."
     )
 
 
@@ -122,3 +123,34 @@ def carrying_state(
         return nnx.update_context(_TAG)(split)(lambda: placed, args, kwargs)
 
     return stateful
+
+
+def of_trees(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose arguments hold modules as one of trees, called by `with_modules`: from what the modules hold to
+    what they hold afterwards, and its result."""
+    general = sys.modules["flax.nnx"].transforms.general
+    merged = general.merge_inputs(lambda args, kwargs: fun(*args, **kwargs), ctxtag=_TAG)
+
+    @functools.wraps(fun)
+    def pure(*args: Any, **kwargs: Any) -> Any:
+        return merged(args, kwargs)
+
+    return pure
+
+
+def with_modules(pure: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[Any, Any]) -> Any:
+    """Calls what `of_trees` made, or a transform of it, with arguments that hold modules; these change as `fun` would
+    change them."""
+    nnx = sys.modules["flax.nnx"]
+    split = nnx.transforms.general.split_inputs(lambda args, kwargs: pure(*args, **kwargs), ctxtag=_TAG)
+    return nnx.update_context(_TAG)(split)(tuple(args), dict(kwargs))
+
+
+def shown(path: Sequence[Any]) -> Sequence[Any]:
+    """The path of a leaf in such trees as one in the module: without the keys of what Flax stores it in."""
+    kept = list(path)
+    for place in range(len(kept) - 1):
+        if tuple(kept[place : place + 2]) == _STORED:
+            end = len(kept) - (kept[-1] == jax.tree_util.GetAttrKey("value"))
+            return [*kept[:place], *kept[place + 2 : end]]
+    return kept
