@@ -7,12 +7,9 @@ from typing import Any
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
-from jaxremat.cost.fused import Fusion, Merged
+from jaxremat.cost.fused import Fusion
+from jaxremat.cost.fused_before import FusedBefore
 from jaxremat.cost.hlo_ops import Computation, Templates
-
-Islands = dict[Hashable, tuple[Merged, ...]]
-"""Kernels that may become one, directly or by way of others, by all that decides about them: which of them are left.
-Layers are alike, and so are the schedules of one program."""
 
 
 class KnownBodies:
@@ -20,13 +17,13 @@ class KnownBodies:
 
     Attributes:
       templates: what is known of equations, inside and outside of bodies.
-      islands: how kernels are fused, inside and outside of bodies.
+      fused_before: how kernels are fused, inside and outside of bodies.
       fusions: programs as they stand, fused.
     """
 
     def __init__(self) -> None:
         self.templates = Templates()
-        self.islands: Islands = {}
+        self.fused_before = FusedBefore()
         self.fusions: dict[Jaxpr, Fusion] = {}
         self._known: dict[Hashable, Any] = {}
 

@@ -33,8 +33,8 @@ def diamonds(program: HloProgram, users: Sequence[Sequence[int]]) -> Iterator[Di
       users: for each of them, those that read it.
     """
     finder = _Finder(program, users)
-    for index, op in enumerate(program.ops):
-        if op.kind in ELEMENTWISE and len(program.reads[index]) == 2 and (inside := finder.ways(index)):
+    for index, (op, reads) in enumerate(zip(program.ops, program.reads)):
+        if len(reads) == 2 and len(users[reads[1]]) == 1 and op.kind in ELEMENTWISE and (inside := finder.ways(index)):
             yield Diamond(index, inside)
 
 

@@ -43,19 +43,19 @@ class Fusion:
         """The operations that a kernel runs."""
         return self.loops.get(kernel, frozenset((kernel,)))
 
-    def contracts(self, kernel: int) -> bool:
-        """Whether a kernel is a product's or a convolution's."""
-        return not self.contractions.isdisjoint(self.runs(kernel))
+    @functools.cached_property
+    def products(self) -> dict[int, frozenset[int]]:
+        """Of the kernels that run products or convolutions, these."""
+        return self._running(frozenset(index for index, op in enumerate(self.program.ops) if op.kind in CONTRACTIONS))
 
     @functools.cached_property
-    def contractions(self) -> frozenset[int]:
-        """Operations that are products or convolutions."""
-        return frozenset(index for index, op in enumerate(self.program.ops) if op.kind in CONTRACTIONS)
+    def reductions(self) -> dict[int, frozenset[int]]:
+        """Of the kernels that reduce, the operations that do."""
+        return self._running(frozenset(index for index, op in enumerate(self.program.ops) if op.kind == "reduce"))
 
-    @functools.cached_property
-    def reductions(self) -> frozenset[int]:
-        """Operations that reduce."""
-        return frozenset(index for index, op in enumerate(self.program.ops) if op.kind == "reduce")
+    def _running(self, wanted: frozenset[int]) -> dict[int, frozenset[int]]:
+        runs = ((kernel, self.runs(kernel)) for kernel in self.kernels)
+        return {kernel: wanted & inside for kernel, inside in runs if not wanted.isdisjoint(inside)}
 
     def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
         """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""

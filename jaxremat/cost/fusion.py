@@ -16,7 +16,7 @@ def fuse(program: HloProgram, device: Device, known: KnownBodies | None = None) 
     """Decides which operations of a program write buffers; `known`: what was worked out for the device before."""
     if device.backend.element_work is None:
         return fuse_by_rule(program, device.backend)
-    return fuse_by_priority(program, device.as_described, (known or KnownBodies()).islands)
+    return fuse_by_priority(program, device.as_described, (known or KnownBodies()).fused_before)
 
 
 def fused(jaxpr: Jaxpr, device: Device, known: KnownBodies) -> Fusion:

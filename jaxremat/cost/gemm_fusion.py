@@ -22,7 +22,7 @@ def fuse_products(graph: KernelGraph) -> None:
 def _take_operands(graph: KernelGraph, product: int) -> None:
     """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads
     it."""
-    for read in tuple(graph.kernels[product].reads):
+    for read in tuple(dict.fromkeys(graph.buffers(product))):
         chain = _own_chain(graph, read, product)
         for index in chain:
             graph.fuse(index)
@@ -35,7 +35,7 @@ def _take_followers(graph: KernelGraph, product: int) -> int:
     while (follower := _follower(graph, product)) is not None:
         graph.fuse(product)
         product = follower
-        for read in set(graph.reads[product]) & graph.kernels.keys():
+        for read in set(graph.reads[product]) & graph.left:
             if graph.ops[read].kind == "broadcast":
                 graph.make_inside(read, product)
     return product
@@ -47,7 +47,7 @@ def _take_bias(graph: KernelGraph, convolution: int) -> int:
     if follower is None or graph.ops[follower].kind != "add":
         return convolution
     (row,) = (read for read in graph.reads[follower] if read != convolution)
-    if graph.ops[row].kind != "broadcast" or row not in graph.kernels:
+    if graph.ops[row].kind != "broadcast" or row not in graph.left:
         return convolution
     graph.fuse(convolution)
     graph.make_inside(row, follower)
@@ -65,7 +65,7 @@ def _follower(graph: KernelGraph, index: int) -> int | None:
     is_summed = op.kind == "reduce" and graph.computes_operands
     if not (op.kind in ELEMENTWISE or is_summed) or operands.count(index) > 1:
         return None
-    if follower in graph.products or follower not in graph.kernels:
+    if follower in graph.products or follower not in graph.left:
         return None
     if (widened and graph.users[follower] and not graph.computes_operands) or _reads_matrix(graph, index, follower):
         return None
@@ -90,10 +90,10 @@ def _is_there(graph: KernelGraph, index: int) -> bool:
 def _own_chain(graph: KernelGraph, index: int, reader: int) -> list[int]:
     """The operations from a reader back to an array that is there; none where they start elsewhere."""
     chain: list[int] = []
-    while index in graph.kernels and index not in graph.products and graph.ops[index].kind in PRODUCERS:
+    while index in graph.left and index not in graph.products and graph.ops[index].kind in PRODUCERS:
         op = graph.ops[index]
         full = {read for read in graph.reads[index] if not _is_spread(graph, read)}
-        alone = graph.readers[index] == {reader} and index not in graph.outputs
+        alone = set(graph.readers(index)) == {reader} and index not in graph.outputs
         if not alone or op.kind not in ELEMENTWISE or len(full) != 1:
             return []
         chain.append(index)

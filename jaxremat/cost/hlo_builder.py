@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from jaxremat.backends.backend import Backend
 from jaxremat.base.compat import Var
@@ -44,7 +44,7 @@ class HloBuilder:
       templates: what is known of equations.
       equation: the top-level equation that is lowered now.
       at: the operation of each variable of the listing that is lowered now.
-      readers: how many read each of them.
+      readers: tells how many read each of them.
     """
 
     def __init__(self, backend: Backend, templates: Templates) -> None:
@@ -56,8 +56,9 @@ class HloBuilder:
         self.backend, self.templates = backend, templates
         self.equation = -1
         self.at: list[int] = []
-        self.readers: list[int] = []
+        self.readers: Callable[[], Sequence[int]] = tuple
         self._merged: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._constants: dict[int, int] = {}
         self._expressions: dict[Hashable, int] = {}
 
     def program(self, outputs: Sequence[int], op_of: Mapping[Var, int] | None = None) -> HloProgram:
@@ -99,7 +100,7 @@ class HloBuilder:
 
     def is_read_once(self, slot: Slot) -> bool:
         """Whether only one equation reads what stands there, once."""
-        return isinstance(slot, int) and self.readers[slot] == 1
+        return isinstance(slot, int) and self.readers()[slot] == 1
 
     def expression(self, parts: Hashable) -> Hashable:
         """One identity per distinct expression of constants, which does not grow with the expression."""
@@ -111,7 +112,10 @@ class HloBuilder:
 
     def constant(self, template: Template) -> int:
         """A constant, of which there is one, whichever equation reads it."""
-        return self.merge(template, (), -1)
+        known = self._constants.get(template.identity)
+        if known is None:
+            known = self._constants[template.identity] = self.append(template.op, (), -1)
+        return known
 
     def widened(self, read: int, facts: Facts) -> int:
         """An operand spread over the equation's result."""
@@ -126,7 +130,7 @@ class HloBuilder:
 
     def merge(self, template: Template, reads: tuple[int, ...], equation: int | None = None) -> int:
         """Adds an operation unless there is an equal one, whatever the order of operands that may change places."""
-        key = template.identity, tuple(sorted(reads)) if template.commutes else reads
+        key = template.identity, tuple(sorted(reads)) if template.commutes and len(reads) > 1 else reads
         known = self._merged.get(key)
         if known is None:
             known = self._merged[key] = self.append(template.op, reads, equation)

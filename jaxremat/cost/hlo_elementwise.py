@@ -19,11 +19,12 @@ def elementwise(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[in
     """An element-wise equation; one of constants is a constant, and what a constant changes nothing of is itself."""
     operands = _operands_of_size(hlo, facts, reads)
     constants = [hlo.ops[read].constant for read in operands]
-    if operands and None not in constants:
-        return [hlo.spread(hlo.expression((facts.kind, tuple(constants), facts.params)), facts)]
-    for read, constant in zip(operands, reversed(constants)) if len(operands) == 2 else ():
-        if constant in _NEUTRAL.get(facts.kind, ()):
-            return [read]
+    if any(constants):
+        if all(constants) and operands:
+            return [hlo.spread(hlo.expression((facts.kind, tuple(constants), facts.params)), facts)]
+        for read, constant in zip(operands, reversed(constants)) if len(operands) == 2 else ():
+            if constant in _NEUTRAL.get(facts.kind, ()):
+                return [read]
     special = _SPECIAL.get(facts.name)
     made = special(hlo, facts, operands) if special else None
     return [hlo.merge(facts.usual, operands) if made is None else made]
@@ -32,9 +33,10 @@ def elementwise(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[in
 def _operands_of_size(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> tuple[int, ...]:
     """What an element-wise equation reads, all with as many elements as its result."""
     found: list[int] = []
+    at, ops, elements = hlo.at, hlo.ops, facts.elements
     for position, read in enumerate(reads):
-        index = hlo.at[read] if isinstance(read, int) else hlo.operand(facts, position, read, facts.shape)
-        found.append(index if hlo.ops[index].elements == facts.elements else hlo.widened(index, facts))
+        index = at[read] if type(read) is int else hlo.operand(facts, position, read, facts.shape)
+        found.append(index if ops[index].elements == elements else hlo.widened(index, facts))
     return tuple(found)
 
 
@@ -98,8 +100,7 @@ def _reciprocal(hlo: HloBuilder, divisor: int, facts: Facts) -> int:
     (divided,) = hlo.reads[divisor]
     source = hlo.ops[divided]
     one = hlo.constant(hlo.templates.spread(Op("broadcast", source.shape, op.dtype, source.size_bytes), _ONE))
-    inverse = hlo.templates.merged(dataclasses.replace(source, kind="div", bodies=()), "")
-    inverted = hlo.merge(inverse, (one, divided))
+    inverted = hlo.merge(hlo.templates.inverse(source), (one, divided))
     if divided in hlo.takes_over:
         hlo.takes_over.setdefault(inverted, hlo.takes_over[divided])
     spread = hlo.templates.merged(op, ("1/", divisor))

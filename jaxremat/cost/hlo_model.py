@@ -7,15 +7,16 @@ optimization barrier), and contractions get the transposed copies that their ope
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
-from jaxremat.base.compat import Jaxpr, Var
+from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.cost.hlo_builder import HloBuilder, HloProgram
 from jaxremat.cost.hlo_elementwise import elementwise
-from jaxremat.cost.hlo_ops import Computation, Facts, Op, Templates, alone, shape_of
+from jaxremat.cost.hlo_ops import Computation, Facts, Op, Partition, Templates, alone, shape_of
 from jaxremat.cost.hlo_products import conv, dot
 from jaxremat.cost.reductions import partition
 from jaxremat.trace import jaxpr as jaxprs
@@ -75,13 +76,14 @@ def _run(hlo: HloBuilder, listing: Listing, at: list[int], equation: int | None)
       at: one operation per variable.
       equation: the equation that calls it, None for the program itself.
     """
-    outside, hlo.at, hlo.readers = (hlo.at, hlo.readers), at, listing.readers()
+    outside, hlo.at, hlo.readers = (hlo.at, hlo.readers), at, functools.cache(listing.readers)
+    known = hlo.templates.facts
     for index, (eqn, like, reads) in enumerate(listing.lines):
         hlo.equation = index if equation is None else equation
         if eqn is None:
             at += hlo.fenced(tuple(hlo.found(read, at) for read in reads), like)
         else:
-            facts = hlo.templates.facts(eqn)
+            facts = known[eqn]
             rule = _RULES.get(facts.name)
             at += rule(hlo, facts, reads) if rule else _any(hlo, facts, reads)
     hlo.at, hlo.readers = outside
@@ -180,12 +182,15 @@ def _reduced(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
         return [operands[0]]
     library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
     combines = _COMBINES.get(name, name.removeprefix("reduce_"))
-    parts = partition(shape_of(facts.eqn.invars[0]), facts.eqn.params["axes"])
     key = name, facts.params
-    template = facts.template("reduce", key, in_library=library, combines=combines, partition=parts)
+    template = facts.template("reduce", key, in_library=library, combines=combines, partition=facts.once(_partition))
     if name == "reduce_sum" and hlo.ops[operands[0]].kind == "neg":
         return [hlo.merge(facts.template("neg"), (hlo.merge(template, hlo.reads[operands[0]]),))]
     return [hlo.merge(template, operands)]
+
+
+def _partition(reduction: Eqn) -> Partition:
+    return partition(shape_of(reduction.invars[0]), reduction.params["axes"])
 
 
 def _concatenated(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
@@ -196,9 +201,15 @@ def _concatenated(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[
 
 def _transposed(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     (read,) = hlo.operands(facts, reads)
-    dims = [dim for dim in facts.eqn.params["permutation"] if shape_of(facts.eqn.invars[0])[dim] > 1]
-    stays = dims == sorted(dims) or _swaps_product(hlo, reads[0], read)
+    stays = facts.once(_keeps_order) or _swaps_product(hlo, reads[0], read)
     return [read if stays else _usual(hlo, facts, (read,))]
+
+
+def _keeps_order(transpose: Eqn) -> bool:
+    """Whether nothing moves but dimensions of one entry."""
+    shape = shape_of(transpose.invars[0])
+    dims = [dim for dim in transpose.params["permutation"] if shape[dim] > 1]
+    return dims == sorted(dims)
 
 
 def _swaps_product(hlo: HloBuilder, slot: Slot, read: int) -> bool:

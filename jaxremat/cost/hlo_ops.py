@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,7 @@ class Facts:
         self.shape, self.dtype, self.elements = self.result.shape, self.result.dtype, self.result.elements
         self._made: dict[Hashable, Template] = {}
         self._layouts: dict[Hashable, OperandLayout] = {}
+        self._asked: dict[Callable[[Eqn], Any], Any] = {}
 
     @functools.cached_property
     def params(self) -> int:
@@ -215,6 +216,12 @@ class Facts:
             self._made[made] = self._templates.literal(self.eqn.invars[position], shape)
         return self._made[made]
 
+    def once[T](self, work_out: Callable[[Eqn], T]) -> T:
+        """Something else that is asked of the equation."""
+        if work_out not in self._asked:
+            self._asked[work_out] = work_out(self.eqn)
+        return self._asked[work_out]
+
     def layout(self, contracts: tuple[tuple[int, ...], ...]) -> OperandLayout:
         """How the operands of a product lie of which some dimensions are contracted."""
         if contracts not in self._layouts:
@@ -222,22 +229,30 @@ class Facts:
         return self._layouts[contracts]
 
 
+class _Known(dict[Eqn, Facts]):
+    def __init__(self, templates: Templates) -> None:
+        super().__init__()
+        self._templates = templates
+
+    def __missing__(self, eqn: Eqn) -> Facts:
+        self[eqn] = found = Facts(eqn, self._templates)
+        return found
+
+
 class Templates:
-    """Operations of one program, or of many programs of the same equations."""
+    """Operations of one program, or of many programs of the same equations.
+
+    Attributes:
+      facts: what lowering asks of each equation.
+    """
 
     def __init__(self) -> None:
-        self._facts: dict[Eqn, Facts] = {}
+        self.facts = _Known(self)
         self._numbers: dict[Hashable, int] = {}
         self._resized: dict[Hashable, Template] = {}
         self._like: dict[tuple[str, Var], Op] = {}
         self._spread: dict[Hashable, Template] = {}
-
-    def facts(self, eqn: Eqn) -> Facts:
-        """What lowering asks of an equation."""
-        found = self._facts.get(eqn)
-        if found is None:
-            found = self._facts[eqn] = Facts(eqn, self)
-        return found
+        self._inverse: dict[Op, Template] = {}
 
     def number(self, key: Hashable) -> int:
         """One number for all that is equal."""
@@ -268,6 +283,12 @@ class Templates:
             op = Op("broadcast", like.shape, like.dtype, like.size_bytes, constant=constant)
             self._spread[made] = self.merged(op, constant)
         return self._spread[made]
+
+    def inverse(self, op: Op) -> Template:
+        """One divided by the result of an operation."""
+        if op not in self._inverse:
+            self._inverse[op] = self.merged(dataclasses.replace(op, kind="div", bodies=()), "")
+        return self._inverse[op]
 
     def literal(self, atom: Atom, shape: tuple[int, ...]) -> Template:
         """A number as an array of a shape."""

@@ -12,18 +12,19 @@ from jaxremat.trace.listing import Slot
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
 """Dtypes in which XLA:CPU hands contractions and reductions to its library."""
+Contracts = tuple[tuple[int, ...], ...]
 _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 
 
 def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     """A contraction, with transposes of matrices folded in, and copies of operands that do not lie as it reads them."""
     reads = hlo.operands(facts, slots)
-    contracts, batches = facts.eqn.params["dimension_numbers"]
+    contracts, batches = facts.once(_dimensions)
     if not batches[0]:
         reads, contracts = _turned(hlo, reads, contracts)
-    layout = facts.layout(tuple(map(tuple, contracts)))
+    layout = facts.layout(contracts)
     operands = [
-        read if fits else _laid_out(hlo, facts, side, read, tuple(contract), batch)
+        read if fits else _laid_out(hlo, facts, side, read, contract, batch)
         for side, (read, fits, contract, batch) in enumerate(zip(reads, layout.fits, contracts, layout.batches))
     ]
     plain = layout.contracts_rows or operands[0] != reads[0]
@@ -34,14 +35,22 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     return [_product(hlo, "dot", tuple(operands), facts, FLOATS if plain and layout.is_matrix else frozenset())]
 
 
-def _turned(hlo: HloBuilder, reads: tuple[int, ...], contracts: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def _dimensions(product: Eqn) -> tuple[Contracts, Contracts]:
+    """(contracted dimensions, batch dimensions) of both operands."""
+    contracts, batches = product.params["dimension_numbers"]
+    return tuple(map(tuple, contracts)), tuple(map(tuple, batches))
+
+
+def _turned(hlo: HloBuilder, reads: tuple[int, ...], contracts: Contracts) -> tuple[tuple[int, ...], Contracts]:
     """Operands, and what is contracted of them, with transposes of matrices folded into the product."""
-    turned = [(read, tuple(contract)) for read, contract in zip(reads, contracts)]
+    if all(hlo.ops[read].kind != "transpose" for read in reads):
+        return reads, contracts
+    turned = list(zip(reads, contracts))
     for side, (read, contract) in enumerate(turned):
         op = hlo.ops[read]
         if op.kind == "transpose" and len(op.shape) == 2 and len(contract) == 1:
             turned[side] = hlo.reads[read][0], (1 - contract[0],)
-    return tuple(read for read, _ in turned), [contract for _, contract in turned]
+    return tuple(read for read, _ in turned), tuple(contract for _, contract in turned)
 
 
 def _laid_out(

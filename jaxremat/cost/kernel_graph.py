@@ -7,13 +7,16 @@ blocks reads no faster than their cores. (openxla/xla: `gpu_performance_model_ba
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fused import Fusion, Merged, reachable, readers_of, written_bytes
 from jaxremat.cost.hlo_builder import HloProgram
+from jaxremat.cost.hlo_ops import Op
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
@@ -63,8 +66,135 @@ class FusedKernel:
     loop: int = 0
 
 
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Single:
+    """An operation as a kernel of its own: what decides about it, whatever its operands are.
+
+    Attributes:
+      number: the same for all that are alike.
+      operands: the places of the operands that it reads; those aside that it computes itself.
+      sizes: bytes that it writes; (bytes, entries) of its result and of each of these operands.
+      shares: how much it reads of each of them.
+      work, by_rows, is_unary, reduces, blocks, loop: as in `FusedKernel`.
+    """
+
+    number: int
+    operands: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    shares: tuple[float, ...]
+    work: float
+    by_rows: bool
+    is_unary: bool
+    reduces: bool
+    blocks: float
+    loop: int
+
+    def kernel(self, index: int, operands: Sequence[int]) -> FusedKernel:
+        """The kernel of an operation that reads some operands."""
+        return FusedKernel(
+            self.work,
+            self.reads(operands),
+            {index},
+            self.by_rows,
+            self.is_unary,
+            self.reduces,
+            blocks=self.blocks,
+            loop=self.loop,
+        )
+
+    def reads(self, operands: Sequence[int]) -> dict[int, float]:
+        """How much is read of each of some operands."""
+        return {operands[place]: share for place, share in zip(self.operands, self.shares)}
+
+
+class Singles:
+    """Operations as kernels of their own on one device, where the same ones are met again and again."""
+
+    def __init__(self) -> None:
+        self._of: dict[Hashable, Single] = {}
+        self._alike: dict[Hashable, Single] = {}
+        self._numbers: dict[Hashable, int] = {}
+
+    def of(self, op: Op, operands: Sequence[Op], device: Device) -> Single:
+        """An operation on some operands."""
+        key = op, *operands
+        found = self._of.get(key)
+        if found is None:
+            alike = tuple(map(_decisive, key))
+            if alike not in self._alike:
+                self._alike[alike] = self._numbered(_single(op, operands, device))
+            found = self._of[key] = self._alike[alike]
+        return found
+
+    def without(self, single: Single, made: Mapping[int, Single]) -> Single:
+        """One that computes some of its operands, which read nothing, itself."""
+        key = single, *made.items()
+        if key not in self._alike:
+            kernel = single.kernel(-1, range(len(single.operands)))
+            for place, each in made.items():
+                _merge(kernel, place, each.kernel(-2, ()))
+            self._alike[key] = self._numbered(_as_single(kernel, single))
+        return self._alike[key]
+
+    def _numbered(self, single: Single) -> Single:
+        facts = tuple(getattr(single, field.name) for field in dataclasses.fields(Single)[2:])
+        return dataclasses.replace(single, number=self._numbers.setdefault(facts, len(self._numbers)))
+
+
+def _decisive(op: Op) -> Hashable:
+    """What of an operation, or of one that it reads, decides what it takes as a kernel."""
+    return op.kind, op.shape, op.size_bytes, op.combines, op.partition
+
+
+def _single(op: Op, operands: Sequence[Op], device: Device) -> Single:
+    kind, element_work = op.kind, device.backend.element_work or {}
+    reduces, loop, split = kind == "reduce", 0, math.inf
+    shares = [op.elements / max(read.elements, 1) if kind in _PARTIAL else 1.0 for read in operands]
+    if kind == "dynamic_update_slice":
+        shares[0] = 0.0
+    work = op.elements * element_work.get(kind, 0 if kind in MOVING else 1)
+    if reduces:
+        work = operands[0].elements * element_work.get(op.combines, 1)
+        if device.core_bytes_per_second < math.inf:
+            split, loop = blocks(op, operands[0]), operands[0].elements
+    return Single(
+        number=-1,
+        operands=tuple(range(len(operands))),
+        sizes=_sizes(op, operands),
+        shares=tuple(shares),
+        work=float(work),
+        by_rows=kind in _BY_ROWS or (kind in _KEEP_ROWS and _keeps_rows(op, operands[0])),
+        is_unary=len(operands) == 1 and kind in ELEMENTWISE,
+        reduces=reduces,
+        blocks=split,
+        loop=loop,
+    )
+
+
+def _sizes(op: Op, operands: Sequence[Op]) -> tuple[tuple[int, int], ...]:
+    written = operands[1].size_bytes if op.kind == "dynamic_update_slice" else op.size_bytes
+    return (written, 0), *((each.size_bytes, each.elements) for each in (op, *operands))
+
+
+def _as_single(kernel: FusedKernel, before: Single) -> Single:
+    """A kernel that reads operands of one that was before by their places."""
+    own, of_operands = before.sizes[:2], before.sizes[2:]
+    places, shares = tuple(kernel.reads), tuple(kernel.reads.values())
+    sizes = *own, *[of_operands[place] for place in places]
+    flags = kernel.by_rows, kernel.is_unary, kernel.reduces
+    return Single(-1, places, sizes, shares, kernel.work, *flags, kernel.blocks, kernel.loop)
+
+
+def _keeps_rows(op: Op, read: Op) -> bool:
+    """Whether rows are reduced, or moved as they are."""
+    before = read.shape
+    return before[:-1] == op.shape if op.kind == "reduce" else before != op.shape and before[-1] == op.shape[-1]
+
+
 class KernelGraph:
     """Kernels, and who reads what they write.
+
+    A kernel is opened when something is done to it; until then it is the `Single` of its operation.
 
     Attributes:
       program, ops, reads: the operations.
@@ -72,57 +202,75 @@ class KernelGraph:
       products: kernels of contractions and convolutions.
       live: operations that are needed, in program order.
       users: for each operation, those that read it.
-      kernels: by the operation whose result each writes.
-      readers: for each operation, the kernels that read its result.
+      left: the operations whose results kernels write.
       elements, sizes, written: of each operation: entries, bytes, bytes that it would write as a kernel.
       computes_operands: whether products compute what they read.
       rows_in_one_kernel: whether what normalises rows goes over them once.
     """
 
-    def __init__(self, program: HloProgram, device: Device) -> None:
+    def __init__(self, program: HloProgram, device: Device, singles: Singles) -> None:
         self.program, self.ops, self.reads = program, program.ops, program.reads
         self._bandwidth, self._flops = device.bandwidth_bytes_per_second, device.vector_flops_per_second
         self._cores = max(device.cores, 1)
         self._core_bandwidth = device.core_bytes_per_second
         self.computes_operands = device.backend.products_compute_operands
         self.rows_in_one_kernel = device.backend.rows_in_one_kernel
-        self._element_work = device.backend.element_work or {}
         self.outputs = set(program.outputs)
         self.products: set[int] = set()
-        self.elements = [op.elements for op in self.ops]
-        self.sizes = [float(op.size_bytes) for op in self.ops]
-        self.written = [written_bytes(program, index) for index in range(len(self.ops))]
         self.live = reachable(program)
         self.users = readers_of(program, self.live)
-        self.readers = {index: set(self.users[index]) for index in self.live}
-        self.kernels = {index: self._opened(index) for index in self.live if self.ops[index].kind != "input"}
+        ops, self._singles = self.ops, singles
+        self.single = {
+            index: singles.of(op, [ops[read] for read in self.reads[index]], device)
+            for index in self.live
+            if (op := ops[index]).kind != "input"
+        }
+        self.left = set(self.single)
+        self._opened: dict[int, FusedKernel] = {}
+        self._readers: dict[int, set[int]] = {}
 
-    def _opened(self, index: int) -> FusedKernel:
-        """An operation as a kernel of its own."""
-        kind, elements, operands = self.ops[index].kind, self.elements[index], self.reads[index]
-        reads = dict.fromkeys(operands, 1.0)
-        if kind in _PARTIAL:
-            reads = {read: elements / max(self.elements[read], 1) for read in operands}
-        elif kind == "dynamic_update_slice":
-            reads[operands[0]] = 0.0
-        work = elements * self._element_work.get(kind, 0 if kind in MOVING else 1)
-        reduces, is_unary = kind == "reduce", len(operands) == 1 and kind in ELEMENTWISE
-        if reduces:
-            work = self.elements[operands[0]] * self._element_work.get(self.ops[index].combines, 1)
-        by_rows = kind in _BY_ROWS or (kind in _KEEP_ROWS and self._keeps_rows(index))
-        kernel = FusedKernel(float(work), reads, {index}, by_rows, is_unary, reduces)
-        if reduces and self._core_bandwidth < math.inf:
-            kernel.blocks, kernel.loop = blocks(self.ops[index], self.ops[operands[0]]), self.elements[operands[0]]
+    @functools.cached_property
+    def elements(self) -> list[int]:
+        return [op.elements for op in self.ops]
+
+    @functools.cached_property
+    def sizes(self) -> list[float]:
+        return [float(op.size_bytes) for op in self.ops]
+
+    @functools.cached_property
+    def written(self) -> list[int]:
+        return [written_bytes(self.program, index) for index in range(len(self.ops))]
+
+    def kernel(self, index: int) -> FusedKernel:
+        """The kernel that writes an operation's result."""
+        kernel = self._opened.get(index)
+        if kernel is None:
+            kernel = self._opened[index] = self.single[index].kernel(index, self.reads[index])
         return kernel
 
-    def _keeps_rows(self, index: int) -> bool:
-        """Whether rows are reduced, or moved as they are."""
-        op, before = self.ops[index], self.ops[self.reads[index][0]].shape
-        return before[:-1] == op.shape if op.kind == "reduce" else before != op.shape and before[-1] == op.shape[-1]
+    def is_opened(self, index: int) -> bool:
+        """Whether a kernel may be another than its operation is by itself."""
+        return index in self._opened
+
+    def buffers(self, index: int) -> Collection[int]:
+        """What a kernel reads."""
+        if index in self._opened:
+            return self._opened[index].reads
+        operands, places = self.reads[index], self.single[index].operands
+        return operands if len(places) == len(operands) else [operands[place] for place in places]
+
+    def readers(self, index: int) -> Collection[int]:
+        """The kernels that read an operation's result; each once."""
+        return self._readers.get(index, self.users[index])
+
+    def _own_readers(self, index: int) -> set[int]:
+        if index not in self._readers:
+            self._readers[index] = set(self.users[index])
+        return self._readers[index]
 
     def time(self, root: int) -> None:
         """Works out what a kernel moves and takes."""
-        kernel, read, sizes = self.kernels[root], 0.0, self.sizes
+        kernel, read, sizes = self.kernel(root), 0.0, self.sizes
         for buffer, share in kernel.reads.items():
             read += sizes[buffer] * share if share < 1.0 else sizes[buffer]
         kernel.moved_bytes = self.written[root] + read
@@ -132,35 +280,54 @@ class KernelGraph:
         else:
             kernel.seconds = self._seconds(kernel.work * (kernel.padding or 1.0), kernel.moved_bytes)
 
-    def fuse(self, index: int) -> set[int]:
+    def fuse(self, index: int) -> Collection[int]:
         """Fuses a producer into its readers; returns those."""
-        producer, readers = self.kernels.pop(index), self.readers.pop(index)
+        producer, readers = self.kernel(index), self.readers(index)
+        self.left.discard(index)
         for read in producer.reads:
-            self.readers[read].discard(index)
+            self._own_readers(read).discard(index)
         for reader in readers:
-            kernel = self.kernels[reader]
+            kernel = self.kernel(reader)
             _merge(kernel, index, producer)
             kernel.inside |= producer.inside
             for read in producer.reads:
-                self.readers[read].add(reader)
+                self._own_readers(read).add(reader)
         return readers
+
+    def make_inside_all(self, constants: Collection[int]) -> None:
+        """All that reads something that reads nothing makes that itself."""
+        readers: dict[int, list[int]] = collections.defaultdict(list)
+        for index in constants:
+            for reader in self.readers(index):
+                readers[reader].append(index)
+        for reader, made in readers.items():
+            if reader in self._opened:
+                for index in made:
+                    _merge(self._opened[reader], index, self.kernel(index))
+            else:
+                self.single[reader] = self._making(reader, set(made))
+        self.left.difference_update(constants)
+
+    def _making(self, reader: int, made: set[int]) -> Single:
+        inside = {place: self.single[read] for place, read in enumerate(self.reads[reader]) if read in made}
+        return self._singles.without(self.single[reader], inside)
 
     def make_inside(self, index: int, product: int) -> None:
         """A product spreads a constant or a row itself; others read it as before."""
-        kernel, spread = self.kernels[product], self.kernels[index]
+        kernel, spread = self.kernel(product), self.kernel(index)
         _merge(kernel, index, spread)
         for read in spread.reads:
-            self.readers[read].add(product)
-        self.readers[index].discard(product)
-        if not self.readers[index] and index not in self.outputs:
+            self._own_readers(read).add(product)
+        self._own_readers(index).discard(product)
+        if not self._readers[index] and index not in self.outputs:
             self.fuse(index)
 
     def saved(self, index: int) -> float:
         """Seconds that fusing a producer into all its readers saves; 0 where one cannot take it."""
-        kernels, producer = self.kernels, self.kernels[index]
+        producer = self.kernel(index)
         saved, is_special = producer.seconds, producer.reduces or producer.padding
-        for reader in self.readers[index]:
-            kernel = kernels[reader]
+        for reader in self.readers(index):
+            kernel = self.kernel(reader)
             if (is_special or kernel.padding) and not _may_run(kernel, producer):
                 return 0.0
             together = self._seconds_together(kernel, index, producer)
@@ -208,7 +375,7 @@ class KernelGraph:
     def merged(self, numbered: Sequence[int], size: int) -> tuple[Merged, ...]:
         """The kernels that are left of the first `size` of some operations, in the numbers that their places are."""
         number = {index: k for k, index in enumerate(numbered)}
-        left = [(k, self.kernels[index]) for k, index in enumerate(numbered[:size]) if index in self.kernels]
+        left = [(k, self.kernel(index)) for k, index in enumerate(numbered[:size]) if index in self.left]
         return tuple(
             Merged(
                 root,
@@ -221,44 +388,59 @@ class KernelGraph:
 
     def merge(self, numbered: Sequence[int], size: int, merged: Sequence[Merged]) -> None:
         """Leaves, of the first `size` of some operations, the kernels that were left of equal ones."""
-        inside = [self.kernels[index].inside for index in numbered[:size]]
+        self.left.difference_update(numbered[:size])
+        self.left.update([numbered[each.root] for each in merged])
         for root, members, reads, padding in merged:
-            kernel = self.kernels[numbered[root]]
-            kernel.inside = set().union(*[inside[member] for member in members])
-            kernel.reads = {numbered[read]: share for read, share in reads.items()}
-            kernel.padding = padding
-        left = {each.root for each in merged}
-        for k, index in enumerate(numbered[:size]):
-            if k not in left:
-                del self.kernels[index]
+            if len(members) > 1:
+                inside = [self._inside(numbered[member]) for member in members]
+                kernel = self.kernel(numbered[root])
+                kernel.inside = set().union(*inside)
+                kernel.reads = {numbered[read]: share for read, share in reads.items()}
+                kernel.padding = padding
+
+    def _inside(self, index: int) -> Collection[int]:
+        """The operations that a kernel runs."""
+        return self._opened[index].inside if index in self._opened else (index,)
 
     def fusion(self) -> Fusion:
         """The program with the kernels that are left."""
-        roots = self._order()
+        left = [index for index in self.live if index in self.left]
+        inside = {index: frozenset(self._inside(index)) for index in left}
+        reads = {index: self._reads(index) for index in left}
+        roots = self._order(inside, reads)
         return Fusion(
             self.program,
             roots,
-            {index: self.kernels[index].reads for index in roots},
-            {index: frozenset(kernel.inside) for index, kernel in self.kernels.items()},
+            {index: reads[index] for index in roots},
+            inside,
             self.users,
-            self._compiled_apart(),
+            self._compiled_apart(inside),
         )
 
-    def _compiled_apart(self) -> frozenset[int]:
+    def _reads(self, index: int) -> dict[int, float]:
+        """How much a kernel reads of each buffer."""
+        kernel = self._opened.get(index)
+        return self.single[index].reads(self.reads[index]) if kernel is None else kernel.reads
+
+    def _compiled_apart(self, inside: Mapping[int, frozenset[int]]) -> frozenset[int]:
         """Kernels that run a product, or by rows."""
         products = {index for index in self.live if self.ops[index].kind == "dot"}
-        kernels = self.kernels.items()
-        return frozenset(k for k, kernel in kernels if kernel.padding > 0 or not products.isdisjoint(kernel.inside))
+        opened = self._opened
+        return frozenset(
+            index
+            for index, run in inside.items()
+            if (index in opened and opened[index].padding > 0) or not products.isdisjoint(run)
+        )
 
-    def _order(self) -> tuple[int, ...]:
+    def _order(self, inside: Mapping[int, frozenset[int]], reads: Mapping[int, Mapping[int, float]]) -> tuple[int, ...]:
         """The kernels in program order; products and sums stand where they are made, whatever they do to their results,
         unless that reads something else that is made later."""
         place: dict[int, int] = {}
         heroes = {index for index in self.live if self.ops[index].kind in _HEROES}
-        for index, kernel in self.kernels.items():
-            own, place[index] = heroes & kernel.inside, index
-            if own:
-                place[index] = max((*own, *(place.get(read, read) for read in kernel.reads)))
+        for index, run in inside.items():
+            place[index] = index
+            if not heroes.isdisjoint(run):
+                place[index] = max((*(heroes & run), *[place.get(read, read) for read in reads[index]]))
         return tuple(sorted(place, key=lambda index: (place[index], index)))
 
 

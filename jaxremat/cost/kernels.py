@@ -29,6 +29,7 @@ from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 _LOOPS = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice"}
 _FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
 _OVER_LINK = frozenset({"device_put", "copy"})  # beside kernels: what a schedule waits for them is counted apart
+_UNPAID = _FREE | _OVER_LINK
 
 
 def kernel_seconds(fusion: Fusion, device: Device) -> dict[int, float]:
@@ -78,7 +79,7 @@ def seconds_again(jaxpr: Jaxpr, seconds: np.ndarray, written: Set[Var], least: n
 
 def _is_paid(op: Op) -> bool:
     """Whether an operation is a kernel of its own: what loops and branches take is in their bodies."""
-    return op.kind not in _FREE | _OVER_LINK and not op.bodies
+    return op.kind not in _UNPAID and not op.bodies
 
 
 def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
@@ -86,7 +87,7 @@ def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
     read = fusion.buffers_read[group[0]] if len(group) == 1 else _read_together(fusion, group)
     moved: float = sum(map(fusion.written_bytes, group))
     moved += sum([ops[index].size_bytes * (share if share < 1.0 else 1.0) for index, share in read.items()])
-    products = [index for kernel in group for index in fusion.contractions & fusion.runs(kernel)]
+    products = [index for kernel in group if kernel in fusion.products for index in fusion.products[kernel]]
     arithmetic = sum(ops[product].flops / _rate(fusion.program, product, device) for product in products)
     return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
 
@@ -128,7 +129,7 @@ def _joined(fusion: Fusion, device: Device) -> Iterable[list[int]]:
 def _reads_slowly(fusion: Fusion, kernel: int, device: Device) -> bool:
     """Whether a kernel reduces in so few blocks that they read less than memory gives."""
     ops, reads = fusion.program.ops, fusion.program.reads
-    reductions = fusion.reductions & fusion.runs(kernel)
+    reductions = fusion.reductions.get(kernel, ())
     at_once = min([blocks(ops[index], ops[reads[index][0]]) for index in reductions], default=math.inf)
     return at_once * device.core_bytes_per_second < device.bandwidth_bytes_per_second
 
@@ -149,7 +150,7 @@ class _Joins:
         for kernel in fusion.kernels:
             level[kernel] = 1 + max([level.get(buffer, 0) for buffer in fusion.buffers_read[kernel]], default=0)
         loops = [kernel for kernel in fusion.kernels if ops[kernel].kind in _LOOPS and kernel not in fusion.custom]
-        self.is_loop = {kernel for kernel in loops if not fusion.contracts(kernel)}
+        self.is_loop = {kernel for kernel in loops if kernel not in fusion.products}
         self.elements = {
             kernel: max([ops[index].elements for index in (kernel, *fusion.buffers_read[kernel])])
             for kernel in self.is_loop
@@ -159,7 +160,7 @@ class _Joins:
             for buffer in fusion.buffers_read[kernel].keys() - fusion.custom if kernel in self.is_loop else ():
                 if ops[buffer].elements == self.elements[kernel]:
                     self.readers[buffer].append(kernel)
-        reduce = {kernel for kernel in self.is_loop if not fusion.reductions.isdisjoint(fusion.runs(kernel))}
+        reduce = fusion.reductions
         self._reduced = {kernel: {ops[kernel].shape} if kernel in reduce else set() for kernel in self.is_loop}
         self._leader = {kernel: kernel for kernel in fusion.kernels}
 

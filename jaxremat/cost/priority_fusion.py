@@ -13,9 +13,9 @@ import heapq
 from collections.abc import Hashable, Iterator
 
 from jaxremat.backends.devices import Device
-from jaxremat.cost.bodies import Islands
 from jaxremat.cost.diamonds import Diamond, diamonds
 from jaxremat.cost.fused import Fusion
+from jaxremat.cost.fused_before import FusedBefore, Islands
 from jaxremat.cost.gemm_fusion import fuse_products
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
@@ -23,35 +23,32 @@ from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 _FUSIBLE = PRODUCERS | {"reduce"}
 
 
-def fuse_by_priority(program: HloProgram, device: Device, islands: Islands) -> Fusion:
-    """Decides which operations of a program write buffers on a GPU; `islands`: how parts are fused, where known."""
-    graph = KernelGraph(program, device)
+def fuse_by_priority(program: HloProgram, device: Device, before: FusedBefore) -> Fusion:
+    """Decides which operations of a program write buffers on a GPU; `before`: what was fused before on the device."""
+    graph = KernelGraph(program, device, before.singles)
     fuse_products(graph)
     for diamond in diamonds(program, graph.users) if graph.rows_in_one_kernel else ():
         _as_one(graph, diamond)
-    _make_where_read(graph)
-    fusible = {index for index in graph.kernels if _is_fusible(graph, index)}
+    fusible = _fusible(graph)
+    constants = {index for index in fusible if not graph.reads[index]}
+    graph.make_inside_all(constants)
+    fusible -= constants
     for island in _islands(graph, fusible):
-        _fuse_island(graph, island, fusible, islands)
+        _fuse_island(graph, island, fusible, before.islands)
     return graph.fusion()
 
 
-def _make_where_read(graph: KernelGraph) -> None:
-    """Fuses constants and counts, which read nothing: whatever else is fused, that moves fewer bytes. They would
-    tie all that reads a number to one another."""
-    for index in [index for index in graph.kernels if not graph.reads[index] and _is_fusible(graph, index)]:
-        graph.fuse(index)
-
-
-def _is_fusible(graph: KernelGraph, index: int) -> bool:
-    """Whether only kernels read a producer that can take it, and nobody else asks for it."""
-    if graph.ops[index].kind not in _FUSIBLE or index in graph.outputs or index in graph.products:
-        return False
-    return all([_takes_producers(graph, reader) for reader in graph.readers[index]])
-
-
-def _takes_producers(graph: KernelGraph, index: int) -> bool:
-    return graph.computes_operands if index in graph.products else graph.ops[index].kind in CONSUMERS
+def _fusible(graph: KernelGraph) -> set[int]:
+    """Producers that only kernels read which can take them, and nobody else asks for. Those that read nothing are fused
+    before others: whatever else is fused, that moves fewer bytes, and they would tie all that reads a number to one
+    another."""
+    ops, takers = graph.ops, graph.products if graph.computes_operands else ()
+    read_by_others = set(graph.outputs)
+    for index in graph.left:
+        if not (index in takers or (ops[index].kind in CONSUMERS and index not in graph.products)):
+            read_by_others.update(graph.buffers(index))
+    found = {index for index in graph.left if ops[index].kind in _FUSIBLE}
+    return found - graph.products - read_by_others
 
 
 def _islands(graph: KernelGraph, fusible: set[int]) -> Iterator[list[int]]:
@@ -62,8 +59,8 @@ def _islands(graph: KernelGraph, fusible: set[int]) -> Iterator[list[int]]:
             island, waiting = {start}, [start]
             while waiting:
                 index = waiting.pop()
-                near = [read for read in graph.kernels[index].reads if read in fusible]
-                for each in (*near, *graph.readers[index]) if index in fusible else near:
+                near = [read for read in graph.buffers(index) if read in fusible]
+                for each in (*near, *graph.readers(index)) if index in fusible else near:
                     if each not in island:
                         island.add(each)
                         waiting.append(each)
@@ -74,11 +71,12 @@ def _islands(graph: KernelGraph, fusible: set[int]) -> Iterator[list[int]]:
 def _fuse_island(graph: KernelGraph, island: list[int], fusible: set[int], islands: Islands) -> None:
     """Fuses an island, as an equal one was if there was any."""
     facts, numbered = _facts(graph, island, fusible)
-    if facts in islands:
-        graph.merge(numbered, len(island), islands[facts])
-    else:
+    known = islands.get(facts)
+    if known is None:
         _fuse_where_that_saves(graph, island, fusible)
         islands[facts] = graph.merged(numbered, len(island))
+    else:
+        graph.merge(numbered, len(island), known)
 
 
 def _facts(graph: KernelGraph, island: list[int], fusible: set[int]) -> tuple[Hashable, list[int]]:
@@ -86,11 +84,18 @@ def _facts(graph: KernelGraph, island: list[int], fusible: set[int]) -> tuple[Ha
     facts: list[Hashable] = []
     number = {index: k for k, index in enumerate(island)}
     for index in island:
-        kernel = graph.kernels[index]
-        reads = tuple([number.setdefault(read, len(number)) for read in kernel.reads])
-        runs = kernel.work, kernel.by_rows, kernel.is_unary, kernel.reduces, kernel.padding, kernel.blocks
-        facts.append((index in fusible, graph.written[index], kernel.loop, runs, reads, *kernel.reads.values()))
-    return (*facts, *[(graph.sizes[index], graph.elements[index]) for index in number]), list(number)
+        facts.append(index in fusible)
+        facts.append(_opened_facts(graph, index) if graph.is_opened(index) else graph.single[index].number)
+        facts += [number.setdefault(read, len(number)) for read in graph.buffers(index)]
+    return tuple(facts), list(number)
+
+
+def _opened_facts(graph: KernelGraph, index: int) -> Hashable:
+    """What decides how a kernel is fused to which something has been done."""
+    kernel = graph.kernel(index)
+    runs = kernel.work, kernel.by_rows, kernel.is_unary, kernel.reduces, kernel.padding, kernel.blocks, kernel.loop
+    sizes = [(graph.sizes[each], graph.elements[each]) for each in (index, *kernel.reads)]
+    return graph.written[index], *runs, *kernel.reads.values(), *sizes
 
 
 def _fuse_where_that_saves(graph: KernelGraph, island: list[int], fusible: set[int]) -> None:
@@ -108,7 +113,7 @@ def _fuse_where_that_saves(graph: KernelGraph, island: list[int], fusible: set[i
         readers = graph.fuse(index)
         for reader in readers:
             graph.time(reader)
-        affected = readers.union(*(graph.kernels[reader].reads for reader in readers))
+        affected = set(readers).union(*(graph.buffers(reader) for reader in readers))
         for neighbour in affected & fusible:
             gain = graph.saved(neighbour)
             if gain > 0 and gain != gains.get(neighbour):
@@ -118,8 +123,8 @@ def _fuse_where_that_saves(graph: KernelGraph, island: list[int], fusible: set[i
 
 def _as_one(graph: KernelGraph, diamond: Diamond) -> None:
     """One kernel over rows, which reads every buffer once."""
-    if diamond.inside | {diamond.root} <= graph.kernels.keys():
+    if diamond.inside | {diamond.root} <= graph.left:
         row = graph.ops[diamond.root].shape[-1]
-        graph.kernels[diamond.root].padding = (1 << (row - 1).bit_length()) / row
+        graph.kernel(diamond.root).padding = (1 << (row - 1).bit_length()) / row
         for index in sorted(diamond.inside, reverse=True):
             graph.fuse(index)

@@ -109,7 +109,7 @@ def put_segments[Stand](
             for v in eqn.outvars if same else ():
                 if v in same:
                     env[same[v]] = env[v]
-        made = set(made_by(segment.eqns, same))
+        made = set(made_by(segment.eqns, same)) if outside else ()
         env.update((v, value) for v, value in outside.items() if v not in made)
 
 

@@ -13,7 +13,9 @@ import dataclasses
 import functools
 import itertools
 import types
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+
+import numpy as np
 
 from jaxremat.base.compat import Eqn, Literal, Var
 from jaxremat.emit.transfers import Transfers
@@ -79,32 +81,47 @@ def write_script(
     unfenced: Set[Var] = frozenset(),
     late_writes: Mapping[int, Eqn] = types.MappingProxyType({}),
 ) -> Script:
-    """A scheduled program in terms of equations; one that repeats nothing has no barrier but those of late writes.
+    """A scheduled program in terms of equations; see `ScriptWriter`."""
+    return ScriptWriter(joint, unfenced).write(program, late_writes)
+
+
+class ScriptWriter:
+    """Writes schedules of one program in terms of equations; what they have in common is worked out once.
 
     Args:
-      joint: the program; node i of the schedule is equation i.
-      program: its schedule.
+      joint: the program.
       unfenced: what enters no barrier in any case; see `Backend.unfenced`.
-      late_writes: what runs in the place of what writes into zeros, by node; see `Backend.late_writes`.
     """
-    transfers = Transfers(joint, {joint.values[v] for v in program.saved})
-    given = _stretches(joint, program, late_writes)
-    stretches = [stretch for stretch in _without_idle_trips(joint, given, transfers.saved) if stretch.eqns]
-    fences = _Fences(joint, program, transfers, unfenced, stretches)
-    segments = [fences.segment(number) for number in range(len(stretches))]
-    forward, backward = ([s for s, of in zip(segments, stretches) if of.is_late == late] for late in (False, True))
-    residuals = _residuals(joint, program, [eqn for stretch in given if stretch.is_late for eqn in stretch.eqns])
-    if program.barrier_scope == "order":
-        forward = fences.in_order(forward, [*residuals, *jaxprs.vars_of(joint.outputs)])
-        backward = fences.in_order(backward, jaxprs.vars_of(joint.gradients))
-    return Script(
-        forward=tuple(forward),
-        residuals=residuals,
-        backward=tuple(backward),
-        constants=joint.constants,
-        same=transfers.same,
-        zeros=tuple(fences.zeros.values()),
-    )
+
+    def __init__(self, joint: Joint, unfenced: Set[Var]) -> None:
+        self._facts = _Facts(joint, unfenced)
+
+    def write(self, program: ScheduledProgram, late_writes: Mapping[int, Eqn] = types.MappingProxyType({})) -> Script:
+        """A schedule; one that repeats nothing has no barrier but those of late writes.
+
+        Args:
+          program: the schedule.
+          late_writes: what runs in the place of what writes into zeros, by node; see `Backend.late_writes`.
+        """
+        facts, joint = self._facts, self._facts.joint
+        transfers = Transfers(joint, {joint.values[v] for v in program.saved.tolist()})
+        given = _stretches(facts, program, late_writes)
+        stretches = [stretch for stretch in _without_idle_trips(facts, given, transfers.saved) if stretch.eqns]
+        fences = _Fences(facts, program, transfers, stretches)
+        segments = [fences.segment(number) for number in range(len(stretches))]
+        forward, backward = ([s for s, of in zip(segments, stretches) if of.is_late == late] for late in (False, True))
+        residuals = _residuals(facts, program, [eqn for stretch in given if stretch.is_late for eqn in stretch.eqns])
+        if program.barrier_scope == "order":
+            forward = fences.in_order(forward, [*residuals, *jaxprs.vars_of(joint.outputs)])
+            backward = fences.in_order(backward, jaxprs.vars_of(joint.gradients))
+        return Script(
+            forward=tuple(forward),
+            residuals=residuals,
+            backward=tuple(backward),
+            constants=joint.constants,
+            same=transfers.same,
+            zeros=tuple(facts.zeros.values()),
+        )
 
 
 def made_by(eqns: Sequence[Eqn], same: Mapping[Var, Var]) -> list[Var]:
@@ -128,12 +145,65 @@ class _Stretch:
     is_first: bool
 
 
-def _stretches(joint: Joint, program: ScheduledProgram, late_writes: Mapping[int, Eqn]) -> list[_Stretch]:
+class _Facts:
+    """What is asked of a program for all of its schedules.
+
+    Attributes:
+      joint: the program.
+      anywhere: variables that are available anywhere.
+      free: those, and what enters no barrier in any case.
+      inputs: of the program.
+      zeros: what stretches make for themselves to write into.
+      reads: the variables that each equation reads.
+    """
+
+    def __init__(self, joint: Joint, unfenced: Set[Var]) -> None:
+        self.joint = joint
+        self.anywhere = {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars)}
+        self.free = self.anywhere | unfenced
+        self.inputs = frozenset(joint.inputs)
+        self.zeros = zeros_written_into(joint)
+        self.reads = _ReadBy()
+
+    def read_by(self, eqns: Iterable[Eqn]) -> dict[Var, None]:
+        """The variables that equations read, in order."""
+        return dict.fromkeys(itertools.chain.from_iterable(map(self.reads.__getitem__, eqns)))
+
+    @functools.cached_property
+    def is_constant(self) -> np.ndarray:
+        """[N] bool: equations of which every pass makes the results for itself."""
+        constants = set(map(id, self.joint.constants))
+        return np.asarray([id(eqn) in constants for eqn in self.joint.eqns], bool)
+
+    @functools.cached_property
+    def on_host(self) -> frozenset[Var]:
+        """What lies in the host's memory."""
+        return frozenset(filter(jaxprs.is_on_host, (*self.joint.jaxpr.invars, *self.joint.values)))
+
+    @functools.cached_property
+    def on_trips(self) -> frozenset[Var]:
+        """What waits in another form, what waits for it, and what comes back."""
+        trips = self.joint.round_trips
+        return frozenset(v for trip in trips for v in (trip.source, trip.stored, trip.restored))
+
+
+class _ReadBy(dict[Eqn, list[Var]]):
+    def __missing__(self, eqn: Eqn) -> list[Var]:
+        self[eqn] = found = jaxprs.vars_of(eqn.invars)
+        return found
+
+
+def _stretches(facts: _Facts, program: ScheduledProgram, late_writes: Mapping[int, Eqn]) -> list[_Stretch]:
     """A schedule between its barriers, without what is available anywhere."""
-    anywhere = set(map(id, joint.constants))
-    eqns = [late_writes.get(node, joint.eqns[node]) for node in program.steps.tolist()]
-    bounds = sorted({0, program.backward_start, *program.barriers, len(eqns)})
-    part = lambda first, end: tuple(eqn for eqn in eqns[first:end] if id(eqn) not in anywhere)
+    eqns = facts.joint.eqns
+    if late_writes:
+        eqns = [late_writes.get(node, eqn) for node, eqn in enumerate(eqns)]
+    bounds = sorted({0, program.backward_start, *program.barriers, program.steps.size})
+
+    def part(first: int, end: int) -> tuple[Eqn, ...]:
+        nodes = program.steps[first:end]
+        return tuple([eqns[node] for node in nodes[~facts.is_constant[nodes]].tolist()])
+
     return [
         _Stretch(part(first, end), first >= program.backward_start, first == 0)
         for first, end in itertools.pairwise(bounds)
@@ -141,28 +211,18 @@ def _stretches(joint: Joint, program: ScheduledProgram, late_writes: Mapping[int
 
 
 class _Fences:
-    """The barriers of a schedule: what goes through each of them.
-
-    Attributes:
-      zeros: what stretches make for themselves to write into.
-    """
+    """The barriers of a schedule: what goes through each of them."""
 
     def __init__(
-        self,
-        joint: Joint,
-        program: ScheduledProgram,
-        transfers: Transfers,
-        unfenced: Set[Var],
-        stretches: Sequence[_Stretch],
+        self, facts: _Facts, program: ScheduledProgram, transfers: Transfers, stretches: Sequence[_Stretch]
     ) -> None:
-        counts = collections.Counter(id(eqn) for stretch in stretches for eqn in stretch.eqns)
-        self.zeros = zeros_written_into(joint)
-        self._joint, self._transfers, self._stretches = joint, transfers, stretches
-        self._free = _available_anywhere(joint) | unfenced
+        counts = collections.Counter(itertools.chain.from_iterable(stretch.eqns for stretch in stretches))
+        self._facts, self._joint, self._transfers, self._stretches = facts, facts.joint, transfers, stretches
         self._repeated = {eqn for eqn, count in counts.items() if count > 1}
         self._enters = self._sources if program.barrier_scope == "sources" else self._read_from_outside
-        self._ran: set[int] = set()
+        self._ran: set[Eqn] = set()
         self._waiting: tuple[Var, ...] = ()
+        self._outside: dict[tuple[Eqn, ...], tuple[Var, ...]] = {}
 
     def segment(self, number: int) -> Segment:
         """A stretch with its barrier, after all those before it."""
@@ -171,7 +231,7 @@ class _Fences:
         if not stretch.is_first and (self._repeated or self._transfers.taken):
             made = self._behind_barrier(number)
             self._waiting = () if made.through else self._waiting
-        self._ran.update(map(id, stretch.eqns))
+        self._ran.update(stretch.eqns)
         until = functools.partial(self._stretches_until, number)
         self._waiting += self._transfers.left_waiting(stretch.eqns, until)
         return made
@@ -183,13 +243,17 @@ class _Fences:
         passed = self._transfers.passed(stretch.eqns, (*self._waiting, *self._tied(number, fenced)))
         if not fenced and self._transfers.waiting.issuperset(passed):
             passed = ()  # copies alone would be tied to nothing
-        eqns, seeds = with_own_zeros(stretch.eqns, self.zeros) if fenced or passed else (stretch.eqns, ())
+        eqns, seeds = self._with_own_zeros(stretch.eqns) if fenced or passed else (stretch.eqns, ())
         return Segment(eqns, (*fenced, *seeds), passed, self._transfers.gradients.intersection(passed))
+
+    def _with_own_zeros(self, eqns: tuple[Eqn, ...]) -> tuple[tuple[Eqn, ...], tuple[Var, ...]]:
+        zeros = self._facts.zeros
+        return (eqns, ()) if zeros.keys().isdisjoint(self._facts.read_by(eqns)) else with_own_zeros(eqns, zeros)
 
     def _entering(self, stretch: _Stretch) -> tuple[Var, ...]:
         """What enters the barrier of a stretch from outside: in the forward nothing, unless something runs again there;
         in the backward cotangents at least, where something else waits for the barrier."""
-        if not stretch.is_late and self._ran.isdisjoint(map(id, stretch.eqns)):
+        if not stretch.is_late and self._ran.isdisjoint(stretch.eqns):
             return ()
         fenced = self._enters(stretch.eqns)
         if fenced or not (stretch.is_late and self._waiting):
@@ -204,25 +268,28 @@ class _Fences:
         following = (self._read_from_outside(stretch.eqns) for stretch in self._stretches[number + 1 :])
         return next(filter(None, map(self._cotangents_among, following)), ())
 
-    def _read_from_outside(self, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
-        own = {*made_by(eqns, self._transfers.same)} | self._free
-        read = dict.fromkeys(v for eqn in eqns for v in jaxprs.vars_of(eqn.invars))
-        return tuple(v for v in read if v not in own and (v in self._transfers.ends or not jaxprs.is_on_host(v)))
+    def _read_from_outside(self, eqns: tuple[Eqn, ...]) -> tuple[Var, ...]:
+        if eqns not in self._outside:
+            own, free, ends = {*made_by(eqns, self._transfers.same)}, self._facts.free, self._transfers.ends
+            on_host = self._facts.on_host - ends
+            read = [v for v in self._facts.read_by(eqns) if v not in own and v not in free and v not in on_host]
+            self._outside[eqns] = tuple(read)
+        return self._outside[eqns]
 
-    def _sources(self, eqns: Sequence[Eqn]) -> tuple[Var, ...]:
+    def _sources(self, eqns: tuple[Eqn, ...]) -> tuple[Var, ...]:
         """What the recomputed equations of a stretch read from outside, what it reads that came over the link, and the
         cotangents that it reads."""
-        early, ends = self._joint.early_values, self._transfers.ends
-        again = [eqn for eqn in eqns if id(eqn) in self._repeated or any(v in early for v in eqn.outvars)]
+        facts, ends, early = self._facts, self._transfers.ends, self._joint.early_values
+        again = [eqn for eqn in eqns if eqn in self._repeated or not early.isdisjoint(eqn.outvars)]
         read = self._read_from_outside(eqns)
         if not again and ends.isdisjoint(read):
             return ()
-        wanted = {v for eqn in again for v in jaxprs.vars_of(eqn.invars)}.union(ends, self._cotangents_among(read))
-        return tuple(v for v in read if v in wanted)
+        wanted = {*facts.read_by(again)}.union(ends, self._cotangents_among(read))
+        return tuple([v for v in read if v in wanted])
 
     def _cotangents_among(self, variables: Sequence[Var]) -> tuple[Var, ...]:
-        early, inputs = self._joint.early_values, set(self._joint.inputs)
-        return tuple(v for v in variables if v not in early and v not in inputs)
+        early, inputs = self._joint.early_values, self._facts.inputs
+        return tuple([v for v in variables if v not in early and v not in inputs])
 
     def _stretches_until(self, number: int, var: Var) -> int:
         """How many stretches after a given one a variable is read last in the same pass: none if the next one makes it
@@ -239,7 +306,7 @@ class _Fences:
             (stretch.is_late, v): number
             for number, stretch in enumerate(self._stretches)
             for eqn in stretch.eqns
-            for v in jaxprs.vars_of(eqn.invars)
+            for v in self._facts.reads[eqn]
         }
 
     def in_order(self, segments: Sequence[Segment], given_out: Sequence[Var]) -> list[Segment]:
@@ -256,45 +323,44 @@ class _Fences:
         return [*segments[:1], *reversed(ordered)]
 
 
-def _residuals(joint: Joint, program: ScheduledProgram, tail: Sequence[Eqn]) -> tuple[Var, ...]:
+def _residuals(facts: _Facts, program: ScheduledProgram, tail: Sequence[Eqn]) -> tuple[Var, ...]:
     """What the forward hands to the backward: inputs that it reads, what is saved, and gradients known early."""
-    inputs, anywhere = {*joint.inputs}, _available_anywhere(joint)
-    made = {*joint.cotangents, *(v for eqn in tail for v in eqn.outvars)}
-    read = dict.fromkeys(v for eqn in tail for v in jaxprs.vars_of(eqn.invars) if v in inputs)
-    read.update(dict.fromkeys(joint.values[value] for value in program.saved))
-    read.update(dict.fromkeys(v for v in jaxprs.vars_of(joint.gradients) if v not in made))
-    return tuple(v for v in read if v not in anywhere)
+    joint = facts.joint
+    made = {*joint.cotangents}.union(*[eqn.outvars for eqn in tail])
+    read = dict.fromkeys([v for v in facts.read_by(tail) if v in facts.inputs])
+    read.update(dict.fromkeys([joint.values[value] for value in program.saved.tolist()]))
+    read.update(dict.fromkeys([v for v in jaxprs.vars_of(joint.gradients) if v not in made]))
+    return tuple([v for v in read if v not in facts.anywhere])
 
 
-def _available_anywhere(joint: Joint) -> set[Var]:
-    return {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars)}
-
-
-def _without_idle_trips(joint: Joint, stretches: Sequence[_Stretch], saved: Set[Var]) -> list[_Stretch]:
+def _without_idle_trips(facts: _Facts, stretches: Sequence[_Stretch], saved: Set[Var]) -> list[_Stretch]:
     """The stretches without round trips that lead nowhere."""
-    if not joint.round_trips:
+    trips = facts.joint.round_trips
+    if not trips:
         return list(stretches)
     passes = itertools.groupby(stretches, lambda stretch: stretch.is_late)
-    there = [stretch for _, of_pass in passes for stretch in _without_returns(joint, list(of_pass))]
-    read = {v for stretch in there for eqn in stretch.eqns for v in jaxprs.vars_of(eqn.invars)} | saved
-    idle = {id(trip.way_there) for trip in joint.round_trips if trip.stored not in read}
+    there = [stretch for _, of_pass in passes for stretch in _without_returns(facts, list(of_pass))]
+    read = facts.read_by(itertools.chain.from_iterable(stretch.eqns for stretch in there)).keys() | saved
+    idle = {trip.way_there for trip in trips if trip.stored not in read}
     return [_without(stretch, idle) for stretch in there]
 
 
-def _without_returns(joint: Joint, stretches: Sequence[_Stretch]) -> Iterator[_Stretch]:
+def _without_returns(facts: _Facts, stretches: Sequence[_Stretch]) -> Iterator[_Stretch]:
     """Stretches of one pass without ways back to a value that the stretch makes, or stores after it was made before."""
-    trips = {id(trip.way_back): trip for trip in joint.round_trips}
+    trips, on_trips = {trip.way_back: trip for trip in facts.joint.round_trips}, facts.on_trips
     before: set[Var] = set()
     for stretch in stretches:
-        made, idle = set[Var](), set[int]()
-        for eqn in stretch.eqns:
-            trip = trips.get(id(eqn))
+        made, idle = set[Var](), set[Eqn]()
+        for eqn in [eqn for eqn in stretch.eqns if not on_trips.isdisjoint(eqn.outvars)]:
+            trip = trips.get(eqn)
             if trip and (trip.source in made or (trip.stored in made and trip.source in before)):
-                idle.add(id(eqn))
+                idle.add(eqn)
             made.update(eqn.outvars)
         yield _without(stretch, idle)
         before |= made
 
 
-def _without(stretch: _Stretch, idle: Set[int]) -> _Stretch:
-    return dataclasses.replace(stretch, eqns=tuple(eqn for eqn in stretch.eqns if id(eqn) not in idle))
+def _without(stretch: _Stretch, idle: Set[Eqn]) -> _Stretch:
+    if idle.isdisjoint(stretch.eqns):
+        return stretch
+    return dataclasses.replace(stretch, eqns=tuple([eqn for eqn in stretch.eqns if eqn not in idle]))

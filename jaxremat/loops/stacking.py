@@ -34,7 +34,7 @@ def _times_moved(joint: Joint, fusion: Fusion) -> np.ndarray:
     """[V] how often the bytes of each value are read or written for its stack's sake."""
     kernels = set(fusion.kernels)
     made = [fusion.program.op_of[v] for v in joint.values]
-    copied_in = [index not in kernels or fusion.contracts(index) for index in made]
+    copied_in = [index not in kernels or index in fusion.products for index in made]
     copied_out = [any(_is_late_product(joint, fusion, user) for user in fusion.users[index]) for index in made]
     return 1 + 2 * np.asarray(copied_in, int) + 2 * np.asarray(copied_out, int)
 

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.base.compat import Eqn, Var
+from jaxremat.base.compat import Eqn
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.flops import is_contraction
 from jaxremat.cost.memory import MemoryEstimate, estimate_listing, live_bytes
 from jaxremat.cost.pricing import shares
 from jaxremat.emit.scheduled import put_script
-from jaxremat.emit.script import Script, write_script
+from jaxremat.emit.script import Script, ScriptWriter
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram
@@ -59,7 +59,7 @@ class Predictor:
         if self._is_replayed:
             return replay(self._graph, program.steps)
         joint, device = self._joint, self._device
-        script = write_script(joint, program, self._unfenced, late_writes)
+        script = self._writer.write(program, late_writes)
         listing = Listing(joint.jaxpr)
         listing.outputs = put_script(listing, joint, script)
         estimate = estimate_listing(listing, joint.jaxpr, device, self._known)
@@ -77,8 +77,8 @@ class Predictor:
         return is_below_model_threshold(self._joint, self._graph, self._device)
 
     @functools.cached_property
-    def _unfenced(self) -> set[Var]:
-        return self._device.backend.unfenced(self._joint.eqns)
+    def _writer(self) -> ScriptWriter:
+        return ScriptWriter(self._joint, self._device.backend.unfenced(self._joint.eqns))
 
     @functools.cached_property
     def _node_of(self) -> dict[Eqn, int]:

@@ -17,7 +17,7 @@ from jaxremat.base import compat
 from jaxremat.cost.pricing import price
 from jaxremat.emit import scheduled
 from jaxremat.emit.scheduled import run_backward, run_forward
-from jaxremat.emit.script import write_script
+from jaxremat.emit.script import ScriptWriter, write_script
 from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.search import Search
@@ -67,6 +67,20 @@ def random_schedules(graph, seed, number):
         group = np.cumsum(rng.random(graph.num_nodes) < 0.1) if k % 2 else None
         schedule, start = assemble_parts(graph, kept, group, kept & (rng.random(graph.num_values) < 0.5))
         yield schedule_program(graph, schedule, backward_start=start, barrier_scope=BARRIER_SCOPES[k // 2 % 3])
+
+
+def written(script):
+    """The equations of a script, and what passes barriers between them."""
+    passes = [[(s.eqns, s.fenced, s.passed, s.results) for s in part] for part in (script.forward, script.backward)]
+    return *passes, script.residuals, script.constants
+
+
+@pytest.mark.parametrize("name,seed", [("network", 8), ("branching", 9)])
+def test_who_has_written_other_schedules_writes_the_same(name, seed):
+    joint, graph, _, _ = joint_of(name)
+    writer = ScriptWriter(joint, frozenset())
+    for program in random_schedules(graph, seed, 6):
+        assert written(writer.write(program)) == written(write_script(joint, program))
 
 
 def read_from(joint, eqns):
