@@ -319,7 +319,7 @@ SWEEPS: dict[str, Sweep] = {
     "planner.contract.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
     "planner.moving.MOST_TRIED": (hosted, (1, 4, 8)),
     "planner.moving._MOST_ROUNDS": (hosted, (2, 6, 12)),
-    "planner.schedules._MOST_IN_CHECKPOINTS": (gradients, (1, 2, 4)),
+    "planner.schedules.MOST_IN_CHECKPOINTS": (gradients, (1, 2, 4)),
     "loops.options._PARTS": (gradients, (((1, 1),), ((1, 1), (2, 1), (4, 1), (8, 1)), options._PARTS)),
     "loops.options._SINGLE_ITERATION_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),
     "loops.options._LITTLE": (gradients, (0.0, 0.01, 0.05)),

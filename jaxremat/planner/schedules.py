@@ -36,7 +36,7 @@ _HALVINGS = 12  # of the ratio between two prices, a million: to 0.4 %; benchmar
 _CLOSE = 0.002  # of the limit: less than a prediction can tell
 _MOST_LEAST = 24  # predicted, some of them compiled; benchmarks/constants.py
 _MOST_LOOP_DECISIONS = 3  # in which one cut goes lowest, each then searched to the end; benchmarks/constants.py
-_MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour; benchmarks/constants.py
+MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour; benchmarks/constants.py
 _RATE_PARTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the price at which time is the least: loops are decided by estimates
 APART = 1.005  # half a per cent: less than a prediction can tell; benchmarks/constants.py
 
@@ -191,7 +191,7 @@ class SchedulePlanner:
         posed = [planner._small[0] for planner in self._both]
         once = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed()]
         twice = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed_twice()]
-        return [each for found in (once, twice) for each in sorted(found, key=_by_peak)[:_MOST_IN_CHECKPOINTS]]
+        return [each for found in (once, twice) for each in sorted(found, key=_by_peak)[:MOST_IN_CHECKPOINTS]]
 
     @functools.cached_property
     def _small(self) -> list[tuple[Problem, Search]]:

@@ -119,9 +119,10 @@ class ProgramPlanner:
     def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         small = sorted(self._small, key=by_peak)
-        distinct = _distinct(small)[:number]
+        distinct = [*_distinct(small)[:number], *self._in_checkpoints]
         closely = () if self._follows or self._is_body else map(self._closely, distinct)
-        return [*distinct, *closely, *(self._joined.smallest_few(number) if self._joined else ())]
+        joined = self._joined.smallest_few(number) if self._joined else ()
+        return _distinct([*distinct, *self._with_sources_behind_barriers, *closely, *joined])
 
     def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
@@ -154,8 +155,7 @@ class ProgramPlanner:
         for aim in np.linspace(highest_aim, best.replayed_bytes, _MOST_NEAR + 2)[1:-1] if dear else ():
             outcome = self._as_run(self.fit(int(aim)))
             if outcome.cost < best.cost and outcome.peak_bytes > limit:
-                pairs, bodies = self._loops_of[outcome.decision]
-                outcome = self._outcome(pairs, bodies, outcome.schedule.stretch_by_stretch())
+                outcome = self._with(outcome, outcome.schedule.stretch_by_stretch())
             yield outcome
 
     def _lower(self, start: StepOutcome, limit: int) -> Iterator[StepOutcome]:
@@ -173,8 +173,12 @@ class ProgramPlanner:
 
     def _closely(self, outcome: StepOutcome) -> StepOutcome:
         """An outcome with barriers that let the compiler choose little of the order."""
+        return self._with(outcome, outcome.schedule.followed_closely(outcome.posed.ends))
+
+    def _with(self, outcome: StepOutcome, schedule: FlatSchedule) -> StepOutcome:
+        """An outcome's loops with another schedule."""
         pairs, bodies = self._loops_of[outcome.decision]
-        return self._outcome(pairs, bodies, outcome.schedule.followed_closely(outcome.posed.ends))
+        return self._outcome(pairs, bodies, schedule)
 
     @functools.cached_property
     def _joined(self) -> ProgramPlanner | None:
@@ -216,6 +220,25 @@ class ProgramPlanner:
             for pairs in self._pair_decisions
             for schedule in self._posed(pairs, bodies)[1].smallest_few()
         ]
+
+    @functools.cached_property
+    def _in_checkpoints(self) -> list[StepOutcome]:
+        """Outcomes that run whole segments again: replayed they take more than others do, but there XLA may fuse, and
+        write in place, as it does in the program as it is written."""
+        return [self._as_run(outcome) for outcome in self._checkpointed]
+
+    @property
+    def _with_sources_behind_barriers(self) -> list[StepOutcome]:
+        """The same with barriers for what runs again alone; none where schedules are followed closely."""
+        if self._follows:
+            return []
+        return [self._with(outcome, outcome.schedule.with_sources_behind_barriers()) for outcome in self._checkpointed]
+
+    @functools.cached_property
+    def _checkpointed(self) -> list[StepOutcome]:
+        """With the smallest bodies, the pairs left alone."""
+        bodies = self._bodies_within(1)
+        return [self._outcome((), bodies, schedule) for schedule in self._posed((), bodies)[1].in_checkpoints()]
 
     @functools.cached_property
     def _pair_decisions(self) -> list[tuple[LoopDecision, ...]]:

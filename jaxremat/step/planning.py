@@ -13,6 +13,7 @@ from jaxremat.base.errors import PlanningInterrupted, TargetError
 from jaxremat.base.stopwatch import Stopwatch
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
+from jaxremat.planner.schedules import APART
 from jaxremat.planning.compilations import Compilations
 from jaxremat.show.progress import StatusLine
 from jaxremat.step.budget_error import below_held, refusal
@@ -185,7 +186,7 @@ class StepPlanning:
             raise below_held(self.program, least.candidate, least.peak_bytes, limit, held_bytes)
         correction = self._corrected(limit)
         smallest = correction.smallest if self._most_trials else None
-        found = correction.best or smallest or self._compiled_least(limit)
+        found = correction.best or smallest or self._compiled_within(limit)
         if found.peak_bytes > limit:
             raise refusal(self.program, found.candidate, found.peak_bytes, limit)
         return found
@@ -205,12 +206,21 @@ class StepPlanning:
         )
 
     def _predicted_least(self) -> Measured:
-        least = min([self.plain, *self._small_ones()], key=_by_prediction)
+        """The smallest predicted peak; of those that are next to it, the fastest."""
+        least = min(fastest_of_alike([self.plain, *self._small_ones()]), key=_by_prediction)
         return Trial(least, None, least.peak_bytes)
 
-    def _compiled_least(self, wanted_bytes: int | None = None) -> Measured:
-        """The smallest compiled peak that is found, or one within some bytes."""
-        return self._smallest(self._small_ones(), _MOST_LEAST, wanted_bytes)
+    def _compiled_least(self) -> Measured:
+        """The smallest compiled peak that is found; of those that are next to it, the fastest."""
+        smallest = self._compiled_within(None)
+        tried = self._compilations
+        alike = tried.fastest_within([trial.candidate for trial in tried.trials], int(APART * smallest.peak_bytes))
+        return tried.trial(alike) if alike else smallest
+
+    def _compiled_within(self, wanted_bytes: int | None) -> Measured:
+        """The smallest compiled peak that is found, or one within some bytes. Of what is predicted alike, the fastest
+        is compiled: all would be as far off."""
+        return self._smallest(fastest_of_alike(self._small_ones()), _MOST_LEAST, wanted_bytes)
 
     def _small_ones(self) -> list[StepOutcome]:
         small = [self.planner.plain, *self.planner.smallest_few(2 * _MOST_LEAST)]
@@ -249,6 +259,18 @@ class StepPlanning:
             solve_seconds=sum(planning._clock.seconds for planning in plannings),
             solver=self.solver,
         )
+
+
+def fastest_of_alike(outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:
+    """The fastest of each group of outcomes whose predicted peaks are too near to tell apart, the
+    smallest first."""
+    groups: list[list[StepOutcome]] = []
+    for outcome in sorted(outcomes, key=_by_prediction):
+        if groups and outcome.peak_bytes <= APART * groups[-1][0].peak_bytes:
+            groups[-1].append(outcome)
+        else:
+            groups.append([outcome])
+    return [min(group, key=lambda outcome: outcome.cost) for group in groups]
 
 
 def _by_prediction(outcome: StepOutcome) -> tuple[int, float]:

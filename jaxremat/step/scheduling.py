@@ -17,6 +17,7 @@ from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import first_runs
 from jaxremat.graph.unrolled import unrolled
 from jaxremat.planner.correction import STEP_DOWN
+from jaxremat.planner.schedules import MOST_IN_CHECKPOINTS
 from jaxremat.planner.solver_schedules import GRAINS, require_size, steps_within
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.mincut.barriers import PARTS, barriers_between
@@ -47,6 +48,10 @@ class FlatSchedule:
     peak_bytes: int
     cost: float
     barrier_scope: str = "all"
+
+    def with_sources_behind_barriers(self) -> FlatSchedule:
+        """The same with barriers for what runs again alone."""
+        return dataclasses.replace(self, barrier_scope="sources")
 
     def stretch_by_stretch(self) -> FlatSchedule:
         """The same such that all of one stretch is made before the next begins."""
@@ -100,6 +105,10 @@ class StepSearch:
     def smallest_few(self) -> list[FlatSchedule]:
         """Schedules of small replayed peak: what to try where the prediction finds the rest too large."""
         return sorted([self.smallest, *self._first_round.smallest_few()], key=_by_peak)
+
+    def in_checkpoints(self) -> list[FlatSchedule]:
+        """Schedules in which whole segments of each hill run again behind one barrier, and groups of them."""
+        return self._first_round.in_checkpoints()
 
     def descend(self, limit_bytes: int, held: Callable[[FlatSchedule], np.ndarray]) -> FlatSchedule:
         """A schedule that is predicted to fit, or the one that comes nearest: every hill is aimed at by itself.
@@ -178,6 +187,10 @@ class SolverSearch:
         """The same alone."""
         return [self.smallest]
 
+    def in_checkpoints(self) -> list[FlatSchedule]:
+        """None: the solver decides."""
+        return []
+
     def descend(self, limit_bytes: int, held: Callable[[FlatSchedule], np.ndarray]) -> FlatSchedule:
         """The same: a solver sees no prediction."""
         return self.smallest
@@ -225,9 +238,18 @@ class Round:
         return self.composed([search.smallest for _, search in self.parts])
 
     def smallest_few(self) -> list[FlatSchedule]:
-        """Schedules in which each hill is low: the first shapes of all, the second ones, and so on; the last again
-        where there are fewer."""
-        each = [search.smallest_of_each_shape() for _, search in self.parts]
+        """Schedules in which each hill is low."""
+        return self._side_by_side([search.smallest_of_each_shape() for _, search in self.parts])
+
+    def in_checkpoints(self) -> list[FlatSchedule]:
+        """Schedules in which each hill runs again in segments, and in groups of them where there are enough."""
+        once = [search.checkpointed() for _, search in self.parts]
+        twice = [search.checkpointed_twice() or found for (_, search), found in zip(self.parts, once, strict=True)]
+        each = (sorted(self._side_by_side(found), key=_by_peak) for found in (once, twice))
+        return [schedule for found in each for schedule in found[:MOST_IN_CHECKPOINTS]]
+
+    def _side_by_side(self, each: Sequence[Sequence[Candidate]]) -> list[FlatSchedule]:
+        """The first candidates of all hills, the second ones, and so on; the last again where there are fewer."""
         most = max(map(len, each), default=0)
         return [self.composed([found[min(i, len(found) - 1)] for found in each]).schedule for i in range(most)]
 

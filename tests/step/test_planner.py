@@ -2,6 +2,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 import step_programs
 
@@ -82,3 +83,50 @@ def test_zeros_of_scatters_do_not_wait_beside_the_peak():
     plan = jaxremat.jit(step, budget="least", donate_argnums=0).plan(*args)
     assert plan.compiled.peak_bytes < 0.25 * plan.baseline_peak_bytes
     assert plan.peak_bytes == pytest.approx(plan.compiled.peak_bytes, rel=0.05)
+
+
+def mixture(experts=8, rows=1024, width=64, layers=3):
+    """Experts that all compute, two of which count for each row."""
+
+    optimizer = optax.adamw(1e-3)
+
+    def block(layer, x):
+        h = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+        chances, chosen = jax.lax.top_k(jax.nn.softmax(h @ layer["router"]), 2)
+        gates = (jax.nn.one_hot(chosen, experts) * chances[..., None]).sum(-2)
+        hidden = jax.nn.gelu(jnp.einsum("bw,ewn->ben", h, layer["up"]))
+        return x + jnp.einsum("ben,enw,be->bw", hidden, layer["down"], gates)
+
+    def step_of(block):
+        def loss(params, x):
+            for layer in params:
+                x = block(layer, x)
+            return jnp.mean(x**2)
+
+        def step(state, x):
+            params, opt = state
+            value, grads = jax.value_and_grad(loss)(params, x)
+            updates, opt = optimizer.update(grads, opt, params)
+            return (optax.apply_updates(params, updates), opt), value
+
+        return step
+
+    shape = lambda *lengths: jax.ShapeDtypeStruct(lengths, jnp.float32)
+    layer = {
+        "router": shape(width, experts),
+        "up": shape(experts, width, 2 * width),
+        "down": shape(experts, 2 * width, width),
+    }
+    params = [layer] * layers
+    args = (params, jax.eval_shape(optimizer.init, params)), shape(rows, width)
+    return step_of(block), step_of(jax.checkpoint(block)), args
+
+
+def test_least_of_a_dense_mixture_is_below_checkpoints_by_hand():
+    """Whole segments behind one barrier are fused as they were written: the least took a fifth more than by hand."""
+    step, by_hand, args = mixture()
+    compiled = jax.jit(by_hand, donate_argnums=0).lower(*args).compile().memory_analysis()
+    hand_bytes = compiled.argument_size_in_bytes + compiled.output_size_in_bytes + compiled.temp_size_in_bytes
+    plan = jaxremat.jit(step, budget="least", donate_argnums=0).plan(*args)
+    assert plan.compiled.peak_bytes <= hand_bytes - compiled.alias_size_in_bytes
+    assert plan.overhead < 1 / 3
