@@ -23,18 +23,18 @@ class Pieces:
 
     Attributes:
       ends: the last equation of every piece but the last, ascending.
-      sunk: equations that every piece runs for itself where it needs them: cheap ones, that only inputs feed.
+      duplicated: equations that every piece runs for itself where it needs them: cheap ones, that only inputs feed.
     """
 
     ends: tuple[int, ...]
-    sunk: tuple[int, ...] = ()
+    duplicated: tuple[int, ...] = ()
 
     def piece_of(self, number: int) -> np.ndarray:
         """[E] the piece of each of `number` equations."""
         return np.searchsorted(np.asarray(self.ends, np.int64), np.arange(number), side="left")
 
     def to_json(self) -> dict[Any, Any]:
-        return {"ends": list(self.ends), "sunk": list(self.sunk)}
+        return {"ends": list(self.ends), "sunk": list(self.duplicated)}
 
     @staticmethod
     def from_json(data: dict[Any, Any]) -> Pieces:
@@ -96,38 +96,38 @@ def emit_in_one(primal: Primal, pieces: Pieces, labels: Labels) -> Callable[...,
 
 def _parts(primal: Primal, pieces: Pieces) -> list[_Part]:
     eqns = primal.jaxpr.eqns
-    sunk = set(pieces.sunk)
+    duplicated = set(pieces.duplicated)
     piece = pieces.piece_of(len(eqns))
     maker = {v: index for index, eqn in enumerate(eqns) for v in eqn.outvars}
     members = []
     for p in range(len(pieces.ends) + 1):
-        own = [index for index in np.flatnonzero(piece == p).tolist() if index not in sunk]
+        own = [index for index in np.flatnonzero(piece == p).tolist() if index not in duplicated]
         wanted = primal.jaxpr.outvars if p == len(pieces.ends) else []
-        members.append(sorted({*own, *_sunk_under(eqns, own, wanted, sunk, maker)}))
-    return [_part(primal, members, p, sunk) for p in range(len(members))]
+        members.append(sorted({*own, *_duplicated_under(eqns, own, wanted, duplicated, maker)}))
+    return [_part(primal, members, p, duplicated) for p in range(len(members))]
 
 
-def _sunk_under(
-    eqns: Sequence[Eqn], own: Sequence[int], wanted: Sequence[Any], sunk: set[int], maker: dict[Any, Any]
+def _duplicated_under(
+    eqns: Sequence[Eqn], own: Sequence[int], wanted: Sequence[Any], duplicated: set[int], maker: dict[Any, Any]
 ) -> set[int]:
-    """The sunk equations that some equations and some wanted values need."""
+    """The duplicated equations that some equations and some wanted values need."""
     needed: set[int] = set()
     waiting = jaxprs.vars_of([*wanted, *(atom for index in own for atom in eqns[index].invars)])
     while waiting:
         index = maker.get(waiting.pop())
-        if index in sunk and index not in needed:
+        if index in duplicated and index not in needed:
             needed.add(index)
             waiting.extend(jaxprs.vars_of(eqns[index].invars))
     return needed
 
 
-def _part(primal: Primal, members: Sequence[Sequence[int]], p: int, sunk: set[int]) -> _Part:
+def _part(primal: Primal, members: Sequence[Sequence[int]], p: int, duplicated: set[int]) -> _Part:
     eqns = primal.jaxpr.eqns
     own = tuple(eqns[index] for index in members[p])
     made = {v for eqn in own for v in eqn.outvars}
     constants = set(primal.jaxpr.constvars)
     reads = dict.fromkeys(v for eqn in own for v in jaxprs.vars_of(eqn.invars) if v not in made and v not in constants)
-    kept = {v for index in members[p] if index not in sunk for v in eqns[index].outvars}
+    kept = {v for index in members[p] if index not in duplicated for v in eqns[index].outvars}
     if p == len(members) - 1:
         kept = made
     later = [v for rest in members[p + 1 :] for index in rest for v in jaxprs.vars_of(eqns[index].invars)]

@@ -102,7 +102,7 @@ class PiecePlanner(PlansCheckpoints):
 
     def _at(self, count: int, price_factor: float) -> CheckpointOutcome:
         def make() -> tuple[np.ndarray, Form]:
-            pieces = Pieces(tuple(self._ends(count).tolist()), self._sunk)
+            pieces = Pieces(tuple(self._ends(count).tolist()), self._duplicated)
             kept = self._kept(pieces, price_factor)
             return self._schedule(pieces, kept), Checkpoints(self.emit, pieces, self._labels(pieces, kept), self.outer)
 
@@ -135,7 +135,7 @@ class PiecePlanner(PlansCheckpoints):
     def nameable(self) -> np.ndarray:
         """[V] bool: values that a name can save; small ones and those that every piece computes are not worth one."""
         nodes = np.asarray([mark is not None for mark in self.origins.marks]) & ~self.graph.backward
-        nodes &= ~np.isin(self.origins.group, self._sunk)
+        nodes &= ~np.isin(self.origins.group, self._duplicated)
         worth = self.graph.value_bytes > _WORTH_A_NAME * self.graph.value_bytes.sum()
         return nodes[self.graph.producer] & worth
 
@@ -152,7 +152,7 @@ class PiecePlanner(PlansCheckpoints):
         return self._primal_structure.boundaries(count)
 
     @functools.cached_property
-    def _sunk(self) -> tuple[int, ...]:
+    def _duplicated(self) -> tuple[int, ...]:
         """Equations that the inputs give almost for free."""
         graph, cheap = self._primal_structure.graph, self._primal_structure.is_cheap
         nodes = np.ones(graph.num_nodes, bool)
@@ -176,7 +176,7 @@ class PiecePlanner(PlansCheckpoints):
     def _node_piece(self, pieces: Pieces) -> np.ndarray:
         """[N] the piece of each node; -1 where it is unknown, or no piece's own."""
         of_equation = pieces.piece_of(len(self.primal.jaxpr.eqns))
-        of_equation[list(pieces.sunk)] = -1
+        of_equation[list(pieces.duplicated)] = -1
         group = self.origins.group
         return np.where(group >= 0, of_equation[np.maximum(group, 0)], -1)
 

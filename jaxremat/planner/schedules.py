@@ -37,7 +37,7 @@ _CLOSE = 0.002  # of the limit: less than a prediction can tell
 _MOST_LEAST = 24  # predicted, some of them compiled; benchmarks/constants.py
 _MOST_LOOP_DECISIONS = 3  # in which one cut goes lowest, each then searched to the end; benchmarks/constants.py
 MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour; benchmarks/constants.py
-_RATE_PARTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the price at which time is the least: loops are decided by estimates
+_RATE_PARTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the price at which time is the least; benchmarks/constants.py
 APART = 1.005  # half a per cent: less than a prediction can tell; benchmarks/constants.py
 
 

@@ -17,7 +17,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Primal
 from jaxremat.trace.round_trips import IN_BYTES
 
-_MOST_FAILING = 3 * MOST_TRIED  # what packing takes besides is told by predictions alone
+_MOST_FAILING = 12  # what packing takes besides is told by predictions alone; benchmarks/constants.py
 
 
 class TimedBytesPlanner(MovesValues):

@@ -48,11 +48,11 @@ class CompiledSearch:
         refuses = self._subject.request.refuses
         is_hopeless = self.is_below_held(limit) or self._predicted.is_hopeless(limit)
         if not is_hopeless and (found := self.fitting(limit)):
-            return self._fastest.much_faster_than(found, limit) or found
+            return self._fastest.without_waiting(found, limit)
         least = self._least.quickly() if is_hopeless and refuses else self._least.compiled(limit)
         if least.peak_bytes > limit and refuses:
             raise self._refusal(least.candidate, least.peak_bytes, limit)
-        return self._fastest.much_faster_than(least.candidate, limit) or least.candidate
+        return self._fastest.without_waiting(least.candidate, limit)
 
     def is_below_held(self, limit: int) -> bool:
         """Whether a budget is below what the arguments and results of the program take, as compiled."""

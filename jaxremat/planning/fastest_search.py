@@ -11,6 +11,7 @@ from jaxremat.planner.correction import CLOSE_ENOUGH
 from jaxremat.planning.compilations import Compilations
 
 _UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
+_MOST_INSTEAD = 2  # compilations in the place of what waits: one more where the first does not fit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,14 +44,19 @@ class FastestSearch:
             tried.append(self._likelier(tried, limit))
         return compiled.fastest_within(tried, limit)
 
-    def much_faster_than(self, outcome: Outcome, limit: int) -> Outcome | None:
-        """Where an outcome takes more than twice the time of the program as written, what of the smallest takes less
-        than half of that, and fits as well: all that can wait on a host is small, and waits."""
-        if not self.planner.traits.predicts_time or outcome.cost < 2 * self.planner.plain.cost:
-            return None
-        faster = [each for each in self.planner.least() if each.cost < outcome.cost / 2]
-        likely = [each for each in faster if each.peak_bytes <= self.compilations.learnt_bytes(outcome, limit)]
-        return self.compilations.fastest_within(sorted(likely, key=lambda each: each.cost)[:2], limit)
+    def without_waiting(self, outcome: Outcome, limit: int) -> Outcome:
+        """An outcome; where it waits, the fastest, as compiled, of it and what of the smallest does not wait and is
+        likely to fit as well: all that can wait on a host is small, and waits."""
+        if not self._waits(outcome):
+            return outcome
+        quick = [each for each in self.planner.least() if not self._waits(each)]
+        likely = [each for each in quick if each.peak_bytes <= self.compilations.learnt_bytes(outcome, limit)]
+        instead = sorted(likely, key=lambda each: each.cost)[:_MOST_INSTEAD]
+        return self.compilations.fastest_within([outcome, *instead], limit) or outcome
+
+    def _waits(self, outcome: Outcome) -> bool:
+        """Whether an outcome takes more than running everything twice: recomputing is not all that takes time."""
+        return self.planner.traits.predicts_time and outcome.cost > 2 * self.planner.plain.cost
 
     def _likelier(self, tried: Sequence[Outcome], limit: int) -> Outcome:
         """What should just fit, were predictions as far off as that of the one which came nearest to the limit, and a

@@ -40,7 +40,7 @@ _MOST_WARNINGS = 8  # lines of a message
 
 
 @dataclasses.dataclass(frozen=True)
-class Effect:
+class RecomputeCheck:
     """What became of the recomputations of one place in the program.
 
     Attributes:
@@ -64,9 +64,9 @@ class Effect:
         return self.emitted >= self.planned and self.compiled >= _ENOUGH * self.planned
 
 
-def effects(
+def recompute_checks(
     joint: Joint, graph: Graph, schedule: Sequence[int] | np.ndarray, script: Script, compiled_text: str
-) -> list[Effect]:
+) -> list[RecomputeCheck]:
     """What became of each recomputation, by the names in a compiled program.
 
     Args:
@@ -87,7 +87,7 @@ def effects(
         if joint.eqns[node].primitive.name not in _FREE:
             groups.setdefault(_name_in_backward(joint.eqns[node]), []).append(node)
     return [
-        Effect(
+        RecomputeCheck(
             origin=origin_of(joint.eqns[nodes[0]]),
             planned=int(repeats[nodes].sum()),
             emitted=sum(emitted[id(joint.eqns[node])] for node in nodes),
@@ -99,18 +99,18 @@ def effects(
     ]
 
 
-def undone(found: Sequence[Effect], suspicious: bool = False) -> tuple[str, ...]:
+def eliminated(found: Sequence[RecomputeCheck], suspicious: bool = False) -> tuple[str, ...]:
     """One warning per recomputation that did not take place, alike ones as one, the largest first; the rest counted.
 
     Args:
       found: what became of each recomputation.
       suspicious: whether the program takes more memory than it should, so that what is not found likely is not there.
     """
-    alike: dict[tuple[str, str, str], list[Effect]] = {}
-    for effect in found:
-        if not effect.took_place and (suspicious or effect.certain):
-            key = without_numbers(effect.origin.path), effect.origin.operation, effect.origin.source
-            alike.setdefault(key, []).append(effect)
+    alike: dict[tuple[str, str, str], list[RecomputeCheck]] = {}
+    for check in found:
+        if not check.took_place and (suspicious or check.certain):
+            key = without_numbers(check.origin.path), check.origin.operation, check.origin.source
+            alike.setdefault(key, []).append(check)
     groups = sorted(alike.values(), key=lambda group: -_total_bytes(group))
     warnings = tuple(map(_warning, groups[:_MOST_WARNINGS]))
     if len(groups) > _MOST_WARNINGS:
@@ -131,7 +131,7 @@ def copies_undone(joint: Joint, program: ScheduledProgram, report: MemoryReport)
     )
 
 
-def _warning(group: Sequence[Effect]) -> str:
+def _warning(group: Sequence[RecomputeCheck]) -> str:
     origin = group[0].origin
     place = "  ".join(
         part for part in (common_path([e.origin.path for e in group]), origin.operation, origin.source) if part
@@ -144,8 +144,8 @@ def _warning(group: Sequence[Effect]) -> str:
     )
 
 
-def _total_bytes(group: Sequence[Effect]) -> int:
-    return sum(effect.size_bytes for effect in group)
+def _total_bytes(group: Sequence[RecomputeCheck]) -> int:
+    return sum(check.size_bytes for check in group)
 
 
 def _name_in_backward(eqn: Eqn) -> str:

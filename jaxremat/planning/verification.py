@@ -12,7 +12,7 @@ from jaxremat.planner.decision import Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planning.executable import compile_program
 from jaxremat.planning.plan import Plan
-from jaxremat.planning.recompute_check import copies_undone, effects, undone
+from jaxremat.planning.recompute_check import copies_undone, eliminated, recompute_checks
 
 _SUSPICIOUS = 1.1  # beyond what predictions are off by at most on CPUs and GPUs but once: prediction.md
 _GROSSLY_OVER = 1.5  # no prediction for a CPU or GPU is as far off: prediction.md
@@ -114,7 +114,7 @@ def verify(plan: Plan, target: str | None = None) -> Verification:
     predicted = _predicted_bytes(plan, device)
     problem, program = plan.planned
     undone_copies = copies_undone(problem.joint, program, compiled.report)
-    warnings = (*_undone(plan, compiled, predicted), *undone_copies, *_swollen(compiled.report, predicted))
+    warnings = (*_eliminated(plan, compiled, predicted), *undone_copies, *_swollen(compiled.report, predicted))
     return Verification(compiled.report, plan.budget_bytes, predicted, warnings)
 
 
@@ -135,14 +135,14 @@ def _predicted_bytes(plan: Plan, device: Device) -> int | None:
     return None
 
 
-def _undone(plan: Plan, compiled: CompiledGradient, predicted_bytes: int | None) -> tuple[str, ...]:
+def _eliminated(plan: Plan, compiled: CompiledGradient, predicted_bytes: int | None) -> tuple[str, ...]:
     """Recomputation that is planned and not in the compiled program."""
     form = plan.decision.form
     if not isinstance(form, Schedule):
         return ()
     joint, script = form.script(plan.problem.primal, plan.decision.device, plan.problem.joint)
-    found = effects(joint, plan.problem.graph, plan.schedule, script, compiled.hlo_text())
-    return undone(found, suspicious=compiled.report.peak_bytes > _SUSPICIOUS * (predicted_bytes or 0))
+    found = recompute_checks(joint, plan.problem.graph, plan.schedule, script, compiled.hlo_text())
+    return eliminated(found, suspicious=compiled.report.peak_bytes > _SUSPICIOUS * (predicted_bytes or 0))
 
 
 def _swollen(report: MemoryReport, predicted_bytes: int | None) -> tuple[str, ...]:

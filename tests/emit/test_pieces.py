@@ -45,8 +45,8 @@ def plain_counts():
     return counts(jax.grad(layered), WS, X)
 
 
-def emitted(ends=ENDS, sunk=(), labels=None, form=emit_pieces):
-    flat = form(PRIMAL, Pieces(tuple(ends), tuple(sunk)), labels or {})
+def emitted(ends=ENDS, duplicated=(), labels=None, form=emit_pieces):
+    flat = form(PRIMAL, Pieces(tuple(ends), tuple(duplicated)), labels or {})
     return lambda *args: apply_flat(PRIMAL, flat, args)
 
 
@@ -60,12 +60,12 @@ def extra(fun, primitive):
     [
         dict(ends=()),
         dict(ends=ENDS),
-        dict(ends=ENDS, sunk=MASK),
+        dict(ends=ENDS, duplicated=MASK),
         dict(ends=range(len(NAMES) - 1)),
         dict(ends=ENDS, labels={(PRODUCTS[1], 0): "a", (PRODUCTS[5], 0): "b"}),
         dict(ends=ENDS, form=emit_in_one, labels={(PRODUCTS[3], 0): "a"}),
     ],
-    ids=["one", "three", "sunk", "an equation each", "named", "in one"],
+    ids=["one", "three", "duplicated", "an equation each", "named", "in one"],
 )
 def test_any_cut_computes_the_same(made):
     assert_same(jax.jit(jax.value_and_grad(emitted(**made)))(WS, X), plain(), rtol=1e-4)
@@ -89,9 +89,9 @@ def test_in_one_checkpoint_only_what_is_named_is_kept():
     assert extra(emitted(form=emit_in_one, labels=named, ends=()), "dot_general") >= 4
 
 
-def test_sunk_equations_run_in_every_piece_that_reads_them():
+def test_duplicated_equations_run_in_every_piece_that_reads_them():
     assert counts(emitted(), WS, X)["exp"] == 1
-    assert counts(emitted(sunk=MASK), WS, X)["exp"] == 3
+    assert counts(emitted(duplicated=MASK), WS, X)["exp"] == 3
 
 
 def test_pieces_number_equations_and_survive_json():

@@ -115,7 +115,14 @@ def test_nothing_above_the_limit_is_an_answer(compiled_bytes):
 def test_what_is_small_for_waiting_on_a_host_is_no_answer_where_something_faster_fits():
     waits, fits, large = Told(700, 30, 800, 30), Told(850, 1.5, 980, 1.5), Told(1000, 1.2, 1150, 1.2)
     search, compilations = search_of([waits, fits, large])
-    assert search.much_faster_than(waits, 1000) is fits
+    assert search.without_waiting(waits, 1000) is fits
     assert {trial.candidate for trial in compilations.trials} == {waits, fits}
     search, compilations = search_of([fits, large])
-    assert search.much_faster_than(fits, 1000) is None and not compilations.trials
+    assert search.without_waiting(fits, 1000) is fits and not compilations.trials
+
+
+def test_what_waits_stays_where_nothing_else_fits_or_is_faster_once_compiled():
+    waits, too_large, slow = Told(700, 30, 800, 3.0), Told(850, 1.5, 1001, 1.5), Told(860, 1.9, 950, 4.0)
+    for other in (too_large, slow):
+        search, compilations = search_of([waits, other])
+        assert search.without_waiting(waits, 1000) is waits and len(compilations.trials) == 2
