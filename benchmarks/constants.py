@@ -32,15 +32,12 @@ from jaxremat.loops import options
 from jaxremat.planner import checkpoints
 from jaxremat.planner.choose import planner_for
 from jaxremat.planning.memory import PLANS
-from jaxremat.planning.predicted_search import PredictedSearch, seconds_of
-from jaxremat.planning.request import checked_request
-from jaxremat.planning.subject import Subject
 from jaxremat.solvers.fastsa import FastSA
 from jaxremat.solvers.mincut.bound import lower_bound
 from jaxremat.solvers.registry import solver_named
 from jaxremat.step.planner import ProgramPlanner
 from jaxremat.step.program import trace_step
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 SHARES = (0.75, 0.6, 0.45)
 SHARES_OF_SLICES = (0.5, 0.3, 0.15)  # of steps in slices, which reach further
@@ -154,25 +151,6 @@ def packed() -> list[Score]:
     primals = (read_primal(loss, args, 0, False) for loss, args in unrolled())
     device, auto = resolve_target("h200"), solver_named("auto")
     return [score(planner_for(primal, device, auto, "schedule", 0, frozenset({"narrow"}))) for primal in primals]
-
-
-def in_new_memory() -> list[Score]:
-    """What programs take where memory is new to them at every run, at 2 GB/s: `extra` counts making it ready."""
-    device = dataclasses.replace(CPU, first_touch_seconds_per_byte=5e-10)
-    return [ready(loss, args, device) for loss, args in GRADIENTS]
-
-
-def ready(loss: Callable, args: tuple, device: Any) -> Score:
-    """What a fresh planning predicts, budgets being shares of the program as it stands."""
-    options = {"solver": "auto", "target": "cpu", "emit": "schedule", "verify": "replay", "seed": 0}
-    request = checked_request(loss, args, argnums=0, has_aux=False, **options)
-    subject = Subject.of(dataclasses.replace(request, device=device))
-    plain, search = subject.planner.plain, PredictedSearch(subject)
-    best = [search.within(int(share * plain.peak_bytes)).best for share in SHARES]
-    met = [trial.candidate for trial in best if trial]
-    extra = float(np.mean([seconds_of(o, None) / seconds_of(plain, None) - 1 for o in met])) if met else float("nan")
-    least = min(outcome.peak_bytes for outcome in subject.planner.least())
-    return Score(least / plain.peak_bytes, extra, len(SHARES) - len(met))
 
 
 def bounds() -> list[Score]:
@@ -349,7 +327,6 @@ SWEEPS: dict[str, Sweep] = {
     "planner.moving.MOST_TRIED": (hosted, (1, 4, 8)),
     "planner.moving._MOST_ROUNDS": (hosted, (2, 6, 12)),
     "planner.schedules.MOST_IN_CHECKPOINTS": (gradients, (1, 2, 4)),
-    "planner.schedules._RATE_PARTS": (in_new_memory, ((1.0,), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0))),
     "planner.timed_bytes._MOST_FAILING": (packed, (4, 12, 24)),
     "loops.options._PARTS": (gradients, (((1, 1),), ((1, 1), (2, 1), (4, 1), (8, 1)), options._PARTS)),
     "loops.options._SINGLE_ITERATION_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),

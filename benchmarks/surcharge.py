@@ -19,7 +19,7 @@ from jaxremat.loops import decide
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut import structure
 from jaxremat.solvers.mincut.boundary import BoundarySearch, SearchPoint
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 SLOPES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)

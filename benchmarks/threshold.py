@@ -22,7 +22,7 @@ from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.executable import compile_program
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 SIZES = tuple(2**k for k in range(14, 27, 4))
 

@@ -16,7 +16,8 @@ from jaxremat.base.compat import Eqn, Literal, Var
 from jaxremat.base.errors import EmissionError
 from jaxremat.emit.script import Script, Segment, made_by
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.joint import Joint
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.splice import Puts, at
 
 

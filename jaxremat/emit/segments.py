@@ -14,7 +14,7 @@ from jaxremat.base.compat import Eqn, Var
 from jaxremat.base.policy import NamePolicy
 from jaxremat.emit.names import Labels, name_results
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ from jaxremat.emit.script import Script, write_script
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.decision import Piece
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.joint import Joint
+from jaxremat.trace.primal import Primal
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.emit import Emitter
 from jaxremat.loops.find import find
 from jaxremat.loops.options import LARGEST_PRICE, SMALLEST_PRICE, IterationHull, IterationOption, iteration_hull
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 _MOST_PIECES = 3  # benchmarks/constants.py; each piece is a loop of its own in the program
 _NEAR = 1.25  # what is held is a / s + b * s: so far from where they balance it is (1.25 + 1 / 1.25) / 2, 2.5 % more

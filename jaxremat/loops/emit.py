@@ -17,7 +17,8 @@ from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.loops.find import find
 from jaxremat.loops.pieces import differentiable
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal, differentiate
+from jaxremat.trace.joint import Joint, differentiate
+from jaxremat.trace.primal import Primal
 
 Parts = dict[int, Callable[[Sequence[Any]], list[Any]]]
 """The emitted bodies of one equation, by their number: each from its flat inputs to its flat outputs."""

@@ -15,7 +15,7 @@ from jaxremat.loops.body import Body, Loop
 from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import fingerprint
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 _FEWEST_EQUATIONS = 3  # in a branch that is worth a decision
 

@@ -25,8 +25,9 @@ from jaxremat.planner.decision import AsWritten, Form
 from jaxremat.planner.prediction import is_below_model_threshold
 from jaxremat.planner.problem import Problem
 from jaxremat.solvers.mincut.structure import Structure
-from jaxremat.trace.joint import Primal, gradient_jaxpr
+from jaxremat.trace.joint import gradient_jaxpr
 from jaxremat.trace.origins import Origins
+from jaxremat.trace.primal import Primal
 
 _ROUNDING = 1e-9  # relative: sums of costs in another order differ by less
 

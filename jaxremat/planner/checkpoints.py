@@ -25,8 +25,9 @@ from jaxremat.planner.decision import Checkpoints, FlatFunction, Form
 from jaxremat.solvers.mincut.assemble import assemble
 from jaxremat.solvers.mincut.cut import cheapest_cut
 from jaxremat.solvers.mincut.structure import Structure, early_surcharge
-from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.joint import Joint
 from jaxremat.trace.origins import trace_equations
+from jaxremat.trace.primal import Primal
 
 _PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # benchmarks/constants.py
 _PRICES = np.asarray([0.01, 0.1, 1, 1.7, 2.5, 4, 6, 8, 12, 20, 50])  # of the mean; benchmarks/constants.py

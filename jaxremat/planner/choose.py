@@ -21,8 +21,8 @@ from jaxremat.planner.timed_transfers import TimedTransferPlanner
 from jaxremat.planner.transfers import TransferPlanner
 from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
-from jaxremat.trace.joint import Primal
 from jaxremat.trace.origins import names_in
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import IN_BYTES, LOSSLESS, NARROW
 
 

@@ -22,7 +22,8 @@ from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.emit import rewritten
 from jaxremat.planner.problem import Problem, outside_loops
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal, differentiate
+from jaxremat.trace.joint import Joint, differentiate
+from jaxremat.trace.primal import Primal
 
 FORMS = ("schedule", "names", "segments")
 """The forms of emission that can be asked for."""

@@ -22,7 +22,7 @@ from jaxremat.cost.flops import is_contraction
 from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.primitives import CUTTING, ELEMENTWISE
 from jaxremat.trace.round_trips import LOSSLESS, RoundTrip, is_worth_a_transfer
 

@@ -14,7 +14,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.hosted import Hosting, Pace
 from jaxremat.planner.timed import TimedOutcome, TimedPlanner
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 MOST_TRIED = 4  # outcomes that keep too much, a second each in programs of 1000 equations; benchmarks/constants.py
 _MOST_ROUNDS = 6  # peaks at which more is moved: a bound, two or three are the rule; benchmarks/constants.py

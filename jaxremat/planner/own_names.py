@@ -14,8 +14,8 @@ from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome,
 from jaxremat.planner.contract import Traits, cheapest_within
 from jaxremat.planner.decision import FlatFunction, Form, OwnNames
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
 from jaxremat.trace.origins import trace_regions
+from jaxremat.trace.primal import Primal
 
 _MOST_NAMES_IN_FULL = 7  # 2 ** 7 choices
 

@@ -20,7 +20,8 @@ from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.find import find
 from jaxremat.planner.prediction import Predictor
-from jaxremat.trace.joint import Joint, Primal, differentiate
+from jaxremat.trace.joint import Joint, differentiate
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import UNDONE
 
 

@@ -27,7 +27,7 @@ from jaxremat.planner.decision import FlatFunction, Form, form_of
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.barriers import barriers_at_turns
 from jaxremat.solvers.mincut.search import Candidate, Search
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 LOOP_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade; benchmarks/constants.py
@@ -37,7 +37,6 @@ _CLOSE = 0.002  # of the limit: less than a prediction can tell
 _MOST_LEAST = 24  # predicted, some of them compiled; benchmarks/constants.py
 _MOST_LOOP_DECISIONS = 3  # in which one cut goes lowest, each then searched to the end; benchmarks/constants.py
 MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour; benchmarks/constants.py
-_RATE_PARTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the price at which time is the least; benchmarks/constants.py
 APART = 1.005  # half a per cent: less than a prediction can tell; benchmarks/constants.py
 
 
@@ -117,7 +116,7 @@ class SchedulePlanner:
         """The replayed peak above which no outcome is faster: where memory has to be made ready, a byte is worth
         computing again as long as that takes less."""
         rate = self.device.first_touch_seconds_per_byte
-        return fastest_bytes(self.plain, (each for part in _RATE_PARTS for each in self._at_price(part * rate)))
+        return fastest_bytes(self.plain, self._at_price(rate))
 
     def _at_price(self, price: float) -> list[ScheduleOutcome]:
         """Outcomes with loops, and what is outside of them, as one price decides."""

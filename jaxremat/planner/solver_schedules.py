@@ -23,7 +23,7 @@ from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.mincut.assemble import forward_part
 from jaxremat.solvers.solve import solve
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 _CHAINS_ONLY = ("rotor",)
 _MOST_NODES = {"checkmate": 120, "checkmate-lp": 200, "moccasin": 600}

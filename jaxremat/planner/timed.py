@@ -36,7 +36,7 @@ from jaxremat.solvers.mincut.barriers import barriers_between
 from jaxremat.solvers.mincut.boundary import SearchPoint
 from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.solvers.mincut.structure import Structure
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 PEAK_DOUBT = 0.04  # as far as most predictions for an H200 are off: prediction.md; benchmarks/doubt.py

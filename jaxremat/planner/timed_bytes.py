@@ -14,7 +14,7 @@ from jaxremat.planner.contract import Outcome, cheapest_within
 from jaxremat.planner.moving import MOST_TRIED, MovesValues
 from jaxremat.planner.timed import TimedOutcome, by_peak
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import IN_BYTES
 
 _MOST_FAILING = 12  # what packing takes besides is told by predictions alone; benchmarks/constants.py

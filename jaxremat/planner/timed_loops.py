@@ -16,7 +16,7 @@ from jaxremat.planner.contract import TOLD_APART, Outcome, Traits
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.planner.timed import PEAK_DOUBT, TimedOutcome, by_peak, fastest
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 _BODY_DOUBT = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py

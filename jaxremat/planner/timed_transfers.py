@@ -17,7 +17,7 @@ from jaxremat.planner.hosted import Pace
 from jaxremat.planner.moving import MOST_TRIED, MovesValues
 from jaxremat.planner.timed import TimedOutcome, by_peak, fastest
 from jaxremat.planner.transfers import require_link, transfers_of
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import HOST, ON_HOST_OUTSIDE
 
 

@@ -23,7 +23,8 @@ from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.joint import Joint
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip, transferred_bytes
 
 SMALLEST_SHARE, LARGEST_SHARE = 1e-3, 4.0  # a copy that is all but free, and one that is as good as forbidden

@@ -26,7 +26,7 @@ from jaxremat.chunk.rewriting.mlp import KIND as MLP
 from jaxremat.chunk.rewriting.mlp import MlpFinder
 from jaxremat.chunk.rewriting.tokens import PLANNED
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 KINDS = (ATTENTION, LOSS_HEAD, MLP)
 

@@ -28,8 +28,9 @@ from jaxremat.planning.traced_call import calls_of, first_that_traces
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.activity import has_reverse_mode
 from jaxremat.trace.fingerprint import fingerprint
-from jaxremat.trace.joint import Joint, Primal, differentiate
+from jaxremat.trace.joint import Joint, differentiate
 from jaxremat.trace.nnx_state import carrying_state, holds_modules, with_owner_as_argument
+from jaxremat.trace.primal import Primal
 
 logger = logging.getLogger("jaxremat")
 

@@ -10,7 +10,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.errors import TargetError
 from jaxremat.compiled.compile import CompiledGradient, compile_for
 from jaxremat.planner.decision import FlatFunction
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 
 def compile_program(primal: Primal, flat: FlatFunction, has_aux: bool, device: Device) -> CompiledGradient:

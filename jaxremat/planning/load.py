@@ -24,7 +24,7 @@ from jaxremat.planning.signature import check_program, planned_call
 from jaxremat.planning.storage import StoredPlan, read_plan
 from jaxremat.planning.version_one import DecisionOne
 from jaxremat.solvers.auto import Auto
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 
 def load_plan(path: str | Path, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Plan:

@@ -38,7 +38,7 @@ from jaxremat.show.progress import track
 from jaxremat.show.sentences import explanation_lines, turning_sentence
 from jaxremat.trace.arguments import Call
 from jaxremat.trace.fingerprint import describe
-from jaxremat.trace.joint import Primal, apply_flat, read_primal
+from jaxremat.trace.primal import Primal, apply_flat, read_primal
 
 UNMEASURED = "how far rounding takes gradients depends on the arguments: plan.measured(*args) measures and tells it"
 """What a plan says that rounds; it is made from shapes alone."""

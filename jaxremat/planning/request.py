@@ -23,7 +23,7 @@ from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_named
 from jaxremat.trace.arguments import arrays_only, checked_argnums
 from jaxremat.trace.calls import called
-from jaxremat.trace.joint import Primal, read_primal
+from jaxremat.trace.primal import Primal, read_primal
 
 VERIFICATIONS = ("compile", "replay")
 PERMISSIONS = ("chunk", "narrow", "offload")

@@ -10,7 +10,7 @@ import jax
 from jaxremat.base.errors import PlanMismatchError
 from jaxremat.trace.arguments import Call, call_of
 from jaxremat.trace.fingerprint import describe
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 
 class HasSignature(Protocol):

@@ -14,7 +14,7 @@ from jaxremat.planning.executable import compile_program
 from jaxremat.planning.request import Request
 from jaxremat.planning.signature import signature_of
 from jaxremat.planning.warnings import loss_warnings
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from jaxremat.planning.static_arguments import Fixed
 from jaxremat.planning.trace_key import Unknown, captured_by, key_of
 from jaxremat.trace.activity import has_reverse_mode
 from jaxremat.trace.arguments import ASKS_FOR_A_NUMBER, traced_leaves
-from jaxremat.trace.joint import Primal, mesh_sharding, read_primal
+from jaxremat.trace.primal import Primal, mesh_sharding, read_primal
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.emit import rewritten
 from jaxremat.planner.decision import AsWritten, Checkpoints, Decision, Form, OwnNames, Schedule
-from jaxremat.trace.joint import Primal, differentiate
+from jaxremat.trace.joint import differentiate
+from jaxremat.trace.primal import Primal
 
 
 @dataclasses.dataclass(frozen=True)

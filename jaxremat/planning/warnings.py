@@ -14,7 +14,7 @@ from jaxremat.planner.contract import Outcome
 from jaxremat.planning.plan import UNMEASURED
 from jaxremat.planning.recompute_check import copies_undone
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import rounding
 
 logger = logging.getLogger("jaxremat")

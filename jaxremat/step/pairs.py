@@ -29,7 +29,8 @@ from jaxremat.loops.options import IterationHull, iteration_hull
 from jaxremat.loops.pieces import Sums, Way, empty_results
 from jaxremat.step.rewriting import Replacements, rewritten
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal
+from jaxremat.trace.joint import Joint
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import STORAGES, with_round_trips
 from jaxremat.trace.stack import arrays_of, stacks
 

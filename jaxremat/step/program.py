@@ -22,7 +22,8 @@ from jaxremat.step.renewal import kind, renewed_inputs
 from jaxremat.step.rewriting import inlined_throughout
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import fingerprint
-from jaxremat.trace.joint import Joint, Primal, with_explicit_captures
+from jaxremat.trace.joint import Joint
+from jaxremat.trace.primal import Primal, with_explicit_captures
 
 
 @dataclasses.dataclass(frozen=True)

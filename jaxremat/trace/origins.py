@@ -21,7 +21,8 @@ import numpy as np
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import Joint, Primal, differentiate
+from jaxremat.trace.joint import Joint, differentiate
+from jaxremat.trace.primal import Primal
 
 _SCOPE = re.compile(r"@(\d+)@")
 

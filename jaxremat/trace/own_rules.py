@@ -9,7 +9,8 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn
 from jaxremat.trace.fingerprint import describe
 from jaxremat.trace.jaxpr import shape_of, subjaxprs
-from jaxremat.trace.joint import Primal, gradient_jaxpr, read_primal
+from jaxremat.trace.joint import gradient_jaxpr
+from jaxremat.trace.primal import Primal, read_primal
 from jaxremat.trace.primitives import OWN_RULES
 
 

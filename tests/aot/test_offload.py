@@ -15,7 +15,7 @@ from jaxremat.planner.timed_transfers import TimedTransferPlanner
 from jaxremat.planner.transfers import TransferPlanner, transfers_of
 from jaxremat.planning.executable import compile_program
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 from jaxremat.trace.round_trips import LOSSLESS, NARROW
 
 LAYERS, WIDTH, ROWS = 10, 1024, 16384

@@ -14,7 +14,7 @@ from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import Piece
 from jaxremat.planner.problem import pose
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 IMAGES = jax.ShapeDtypeStruct((2, 16, 16, 8), jnp.float32)
 

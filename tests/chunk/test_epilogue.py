@@ -10,7 +10,7 @@ from loop_programs import array, assert_same_gradients
 import jaxremat
 from jaxremat.chunk.rewriting.epilogue import with_epilogues_inside
 from jaxremat.trace.jaxpr import evaluate, size_bytes
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 LENGTH, BATCH, WIDTH = 12, 3, 4
 W = array(WIDTH, WIDTH, seed=1)

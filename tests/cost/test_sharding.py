@@ -117,7 +117,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxremat.backends.devices import resolve_target
 from jaxremat.loops.decide import Loops
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 both = P("data", "model")

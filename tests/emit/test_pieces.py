@@ -11,7 +11,7 @@ from emitted import array, assert_same, counts
 
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.planning.plan import apply_flat
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 WS = [array(8, 8, seed=i, scale=0.4) for i in range(6)]
 X = array(32, 8, seed=10)

@@ -17,7 +17,8 @@ from jaxremat.planning.executable import compile_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import describe
-from jaxremat.trace.joint import Joint, read_primal, trace_joint
+from jaxremat.trace.joint import Joint, trace_joint
+from jaxremat.trace.primal import read_primal
 
 INDEX = np.asarray([0, 0, 1, 2, 2, 3])
 W = [0.1 * jax.random.normal(jax.random.key(i), (8, 8)) for i in range(3)]

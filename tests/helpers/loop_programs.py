@@ -10,7 +10,7 @@ from jax import lax
 from jaxremat.backends.devices import resolve_target
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.emit import rewritten
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 
 def array(*shape, seed=0):

@@ -17,7 +17,7 @@ from jaxremat.graph.scheduled import schedule_program
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.decision import LoopDecision, Piece
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 
 def array(*shape, seed=0):

@@ -12,7 +12,7 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planning.executable import compile_program
 from jaxremat.solvers.mincut.boundary import BoundarySearch
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 LAYERS, BATCH, WIDTH, RANK = 4, 2048, 64, 4
 

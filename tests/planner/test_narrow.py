@@ -21,7 +21,7 @@ from jaxremat.planning.gradient_check import _default_rtol
 from jaxremat.planning.plan import UNMEASURED
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import apply_flat, read_primal
+from jaxremat.trace.primal import apply_flat, read_primal
 from jaxremat.trace.round_trips import IN_BYTES, LOSSLESS, NARROW, STORAGES
 
 LAYERS = 8

@@ -16,7 +16,7 @@ from jaxremat.planner.prediction import is_below_model_threshold, predict
 from jaxremat.planner.problem import pose
 from jaxremat.planning.executable import compile_program
 from jaxremat.solvers.mincut.search import Search
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 WIDTH, LAYERS = 256, 10
 CPU = resolve_target("cpu")

@@ -14,7 +14,7 @@ from jaxremat.loops.decide import Loops
 from jaxremat.planner.problem import pose
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.solvers.mincut.search import Search
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 CPU = resolve_target("cpu")
 W, X = jnp.ones((8, 8)) / 9, jnp.ones((32, 8))

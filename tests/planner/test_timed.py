@@ -16,7 +16,7 @@ from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.timed import TimedPlanner, by_peak, likeliest_pair
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace.jaxpr import vars_of
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 H200 = resolve_target("h200")
 LAYERS, ROWS, WIDTH = 6, 4096, 256

@@ -12,7 +12,7 @@ from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import left_behind
 from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.solvers.auto import Auto
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 H200 = resolve_target("h200")
 LAYERS, ROWS, WIDTH = 8, 8192, 512

@@ -17,7 +17,7 @@ from jaxremat.planner.transfers import bytes_on_host, transfers_of
 from jaxremat.planning.recompute_check import copies_undone
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import apply_flat, read_primal
+from jaxremat.trace.primal import apply_flat, read_primal
 
 LAYERS = 8
 VALUE_BYTES = 16384 * 1024 * 4

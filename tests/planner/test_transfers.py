@@ -11,7 +11,7 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.transfers import TransferPlanner, transfers_of
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 LAYERS, WIDTH, ROWS = 8, 512, 4096
 STACK_BYTES = LAYERS * ROWS * WIDTH * 4

@@ -10,7 +10,7 @@ import pytest
 from jaxremat.chunk.choice import Chunked
 from jaxremat.planning.chunkable import find_regions, rewritten
 from jaxremat.trace.jaxpr import evaluate, subjaxprs
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 BATCH, LENGTH, WIDTH, VOCABULARY = 2, 509, 16, 640  # 509 is prime: the last chunk overlaps the one before
 ENTRIES = 2**15

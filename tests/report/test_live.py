@@ -11,7 +11,7 @@ from jaxremat.graph.scheduled import in_order
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import pose
 from jaxremat.report.live import KINDS, kernel_seconds, live_bytes_of
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 RECOMPUTED, SAVED = KINDS.index("recomputed"), KINDS.index("saved")
 

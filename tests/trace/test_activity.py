@@ -9,7 +9,7 @@ from joint_programs import array
 from jaxremat.loops.find import find
 from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import read_primal
+from jaxremat.trace.primal import read_primal
 
 X = array(4)
 

@@ -7,8 +7,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from joint_programs import array, assert_all_close, compiled_joint, cotangents_for, primitives
 
-from jaxremat.trace.joint import read_primal, trace_joint
+from jaxremat.trace.joint import trace_joint
 from jaxremat.trace.origins import names_in, trace_equations, trace_regions
+from jaxremat.trace.primal import read_primal
 
 X, W = array(3, 4), array(4, 4, seed=1)
 

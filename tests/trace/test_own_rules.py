@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxremat.trace.joint import read_primal
 from jaxremat.trace.own_rules import own_rules
+from jaxremat.trace.primal import read_primal
 
 X = jax.ShapeDtypeStruct((8, 4), jnp.float32)
 

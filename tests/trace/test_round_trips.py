@@ -12,7 +12,8 @@ from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.joint import differentiate, read_primal, trace_joint
+from jaxremat.trace.joint import differentiate, trace_joint
+from jaxremat.trace.primal import read_primal
 from jaxremat.trace.round_trips import HOST, LOSSLESS, ON_HOST_OUTSIDE, round_trips_in, with_round_trips
 
 W = [0.1 * jax.random.normal(jax.random.key(i), (64, 64)) for i in range(4)]

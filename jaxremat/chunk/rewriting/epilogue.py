@@ -27,7 +27,7 @@ from jaxremat.chunk.rewriting.finding import Finding, producers_of, readers_of
 from jaxremat.chunk.tiling.subgraph import TiledSubgraph, operand_windows, tiled_subgraph
 from jaxremat.chunk.tiling.tiles import Span, Tiling, Window
 from jaxremat.trace.jaxpr import dtype_of, evaluate, inline_calls, shape_of, size_bytes, value_of, vars_of
-from jaxremat.trace.joint import Primal
+from jaxremat.trace.primal import Primal
 from jaxremat.trace.primitives import CHEAP
 
 Readers = dict[Var, list[Eqn | None]]

@@ -7,7 +7,8 @@ from joint_programs import array
 
 import jaxremat
 from jaxremat.base.errors import ArgumentError
-from jaxremat.trace.joint import read_primal, trace_joint
+from jaxremat.trace.joint import trace_joint
+from jaxremat.trace.primal import read_primal
 
 X = array(3, 4)
 
