@@ -14,6 +14,7 @@ from jax import lax
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Literal, Var
 from jaxremat.base.errors import EmissionError
+from jaxremat.emit.orders import AS_IT_IS, WITHOUT_UNIT_AXES, BarrierForm, Order
 from jaxremat.emit.script import Script, Segment, made_by
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
@@ -25,7 +26,7 @@ def run_forward(joint: Joint, script: Script, inputs: Sequence[Any]) -> tuple[li
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint, script) | dict(zip(joint.inputs, inputs, strict=True))
     _run(script.constants, env)
-    run_segments(script.forward, env, script.same, frozenset(joint.inputs))
+    run_segments(script.forward, env, script.same, frozenset(joint.inputs), script.orders)
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
 
@@ -34,11 +35,12 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence[Any], cotange
     env = _constants(joint, script) | dict(zip(script.residuals, residuals, strict=True))
     env.update(zip(joint.cotangents, cotangents, strict=True))
     _run(script.constants, env)
-    run_segments(script.backward, env, script.same, frozenset(joint.inputs))
+    run_segments(script.backward, env, script.same, frozenset(joint.inputs), script.orders)
     return [jaxprs.value_of(env, v) for v in joint.gradients]
 
 
 _NOTHING: Mapping[Var, Var] = types.MappingProxyType({})
+_AS_WRITTEN: Mapping[Var, Order] = types.MappingProxyType({})
 
 
 def run_segments(
@@ -46,6 +48,7 @@ def run_segments(
     env: dict[Var, Any],
     same: Mapping[Var, Var] = _NOTHING,
     given: Set[Var] = frozenset(),
+    orders: Mapping[Var, Order] = _AS_WRITTEN,
 ) -> None:
     """Runs segments one after another; `env` holds what is known before, and then what they have made.
 
@@ -55,31 +58,31 @@ def run_segments(
       same: as of a script.
       given: inputs of the program, which pass barriers in the shape and so in the layout that they come in: a weight
         that passed as [7, 7, 32] was transposed before its reader did that with [7, 7, 1, 32].
+      orders: as of a script.
     """
     for segment in segments:
         through = [compat.in_row_major(env[v]) if v in segment.results else env[v] for v in segment.through]
-        behind = dict(zip(segment.through, behind_barrier(through, [v in given for v in segment.through])))
+        forms = [AS_IT_IS if v in given else orders.get(v, WITHOUT_UNIT_AXES) for v in segment.through]
+        behind = dict(zip(segment.through, behind_barrier(through, forms)))
         env.update((v, behind[v]) for v in segment.passed)
         inside = env | behind
-        _run(segment.eqns, inside, same)
+        _run(segment.eqns, inside, same, orders)
         env.update((v, inside[v]) for v in made_by(segment.eqns, same))
 
 
-def behind_barrier(values: Sequence[Any], keeps_shape: Sequence[bool]) -> Sequence[Any]:
-    """The same behind a barrier, which those that need not keep their shape pass without axes of length one: by the
-    shapes that a kernel reads, XLA:GPU chooses which rows it works on together, and with [64, 4, 512, 1] they lay apart
-    and took twice as long as with [64, 4, 512] (benchmarks/results/gpu.md)."""
+def behind_barrier(values: Sequence[Any], forms: Sequence[BarrierForm]) -> Sequence[Any]:
+    """The same behind a barrier, which each value passes in a form of its own; all as they are over a mesh, of whose
+    axes some may be explicit for others, and not for the value."""
     if not values:
         return ()
-    dropped = [() if keeps else _unit_axes(value) for value, keeps in zip(values, keeps_shape, strict=True)]
-    passed = lax.optimization_barrier([lax.squeeze(v, axes) if axes else v for v, axes in zip(values, dropped)])
-    return [lax.expand_dims(v, axes) if axes else v for v, axes in zip(passed, dropped)]
+    chosen = [form if _is_on_one_device(value) else AS_IT_IS for value, form in zip(values, forms, strict=True)]
+    passed = lax.optimization_barrier([form.turned(value) for value, form in zip(values, chosen)])
+    return [form.restored(back, jnp.shape(value)) for back, value, form in zip(passed, values, chosen)]
 
 
-def _unit_axes(value: Any) -> tuple[int, ...]:
-    """Axes of length one; none over a mesh, of whose axes some may be explicit for others, and not for the value."""
+def _is_on_one_device(value: Any) -> bool:
     aval: Any = jax.typeof(value)
-    return () if not aval.sharding.mesh.empty else tuple(axis for axis, length in enumerate(aval.shape) if length == 1)
+    return bool(aval.sharding.mesh.empty)
 
 
 def put_script[Stand](program: Puts[Stand], joint: Joint, script: Script) -> list[Stand | Literal]:
@@ -189,10 +192,17 @@ def _constants(joint: Joint, script: Script) -> dict[Var, Any]:
     return dict(zip(joint.jaxpr.constvars, compat.consts_of(joint.jaxpr))) | numbers
 
 
-def _run(eqns: Sequence[Eqn], env: dict[Var, Any], same: Mapping[Var, Var] = types.MappingProxyType({})) -> None:
-    """Runs equations; what is the `same` as a value that they make is known with it."""
+def _run(
+    eqns: Sequence[Eqn],
+    env: dict[Var, Any],
+    same: Mapping[Var, Var] = _NOTHING,
+    orders: Mapping[Var, Order] = _AS_WRITTEN,
+) -> None:
+    """Runs equations; what is the `same` as a value that they make is known with it, and what waits in another order of
+    axes is read so from the first."""
     for eqn in eqns:
         env.update(zip(eqn.outvars, compat.bind(eqn, [jaxprs.value_of(env, v) for v in eqn.invars]), strict=True))
+        env.update((v, behind_barrier([env[v]], [orders[v]])[0]) for v in eqn.outvars if v in orders)
         env.update((same[v], env[v]) for v in eqn.outvars if v in same)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 import numpy as np
 
 from jaxremat.base.compat import Eqn, Literal, Var
+from jaxremat.emit.orders import Order
 from jaxremat.emit.transfers import Transfers
 from jaxremat.emit.zeros import Zeros, with_own_zeros, zeros_written_into
 from jaxremat.graph.scheduled import ScheduledProgram
@@ -60,6 +61,7 @@ class Script:
         can write it where it is read.
       same: for each variable of a round trip, the one that holds the same value once it is made.
       zeros: what stretches make for themselves to write into.
+      orders: of what the forward keeps, in which order of axes it lies where that is not as written.
     """
 
     forward: tuple[Segment, ...]
@@ -68,6 +70,7 @@ class Script:
     constants: tuple[Eqn, ...] = ()
     same: Mapping[Var, Var] = types.MappingProxyType({})
     zeros: tuple[Zeros, ...] = ()
+    orders: Mapping[Var, Order] = types.MappingProxyType({})
 
     @property
     def numbers(self) -> dict[Var, Literal]:
@@ -80,9 +83,18 @@ def write_script(
     program: ScheduledProgram,
     unfenced: Set[Var] = frozenset(),
     late_writes: Mapping[int, Eqn] = types.MappingProxyType({}),
+    orders: Mapping[Var, Order] = types.MappingProxyType({}),
 ) -> Script:
-    """A scheduled program in terms of equations; see `ScriptWriter`."""
-    return ScriptWriter(joint, unfenced).write(program, late_writes)
+    """A scheduled program in terms of equations; see `ScriptWriter`.
+
+    Args:
+      joint, unfenced: as of a writer.
+      program, late_writes: the schedule, as a writer takes it.
+      orders: in which order of axes values pass barriers.
+    """
+    script = ScriptWriter(joint, unfenced).write(program, late_writes)
+    waiting = {v for segment in script.backward for v in segment.through}.intersection(script.residuals)
+    return dataclasses.replace(script, orders={v: order for v, order in orders.items() if v in waiting})
 
 
 class ScriptWriter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import jax
@@ -155,32 +155,69 @@ def _with_matching_carries(wrt: Any, cotangents_of: Any, num_consts: int, num_ca
 
 
 def _without_invariants(body: Jaxpr, num_consts: int) -> tuple[Jaxpr, Jaxpr, int]:
-    """Splits off what an iteration computes from constants alone, where the result is not larger than its sources.
+    """Splits off what an iteration computes from constants alone, where the result is not larger than its sources, and
+    masks.
 
     Returns:
       (from the constants to those of the remaining body, the remaining body, how many constants it has).
     """
+    indices, masks = _masks(body)
     constant = set(body.invars[:num_consts])
     before, inside = [], []
     for eqn in body.eqns:
         if _is_invariant(eqn, constant):
             constant.update(eqn.outvars)
             before.append(eqn)
-        else:
+        elif masks.isdisjoint(eqn.outvars):
             inside.append(eqn)
-    candidates = [*body.invars[:num_consts], *(v for eqn in before for v in eqn.outvars)]
+    made = [v for eqn in before for v in eqn.outvars]
+    candidates = [*body.invars[:num_consts], *(v for eqn in indices for v in eqn.outvars if v in masks), *made]
     read = {v for eqn in inside for v in jaxprs.vars_of(eqn.invars)} | set(jaxprs.vars_of(body.outvars))
     consts = [v for v in candidates if v in read]
-    invariants = _section(body, before, body.invars[:num_consts], consts)
+    invariants = _section(body, [*indices, *before], body.invars[:num_consts], consts)
     rest = _section(body, inside, [*consts, *body.invars[num_consts:]], body.outvars)
     return invariants, rest, len(consts)
 
 
-def _is_invariant(eqn: Eqn, constant: set[Var]) -> bool:
-    read = set(jaxprs.vars_of(eqn.invars))
+def _is_invariant(eqn: Eqn, constant: Set[Var], anywhere: Set[Var] = frozenset()) -> bool:
+    """Whether an equation reads constants, beside what is available anywhere, and makes nothing larger of them."""
+    read = set(jaxprs.vars_of(eqn.invars)) - anywhere
     if not read or not read <= constant or jaxprs.has_effects(eqn) or _narrows(eqn):
         return False
     return sum(map(jaxprs.size_bytes, eqn.outvars)) <= sum(map(jaxprs.size_bytes, read))
+
+
+def _masks(body: Jaxpr) -> tuple[list[Eqn], Set[Var]]:
+    """Masks that depend on indices alone: (the equations that compute with indices, what they make that others only
+    spread along more axes).
+
+    XLA:GPU chooses which rows a kernel takes together. Where the kernel compares indices itself, those are the rows
+    that share a mask, far apart, and it took up to twice as long as one that reads the mask
+    (benchmarks/results/gpu.md).
+    """
+    numbers = jaxprs.constants_among(body.eqns)
+    anywhere = {v for eqn in numbers for v in eqn.outvars}
+    indices = {v for eqn in numbers if eqn.primitive.name == "iota" for v in eqn.outvars}
+    computed, others = [], []
+    for eqn in body.eqns:
+        if _is_invariant(eqn, indices, anywhere - indices):
+            indices.update(eqn.outvars)
+            computed.append(eqn)
+        elif anywhere.isdisjoint(eqn.outvars):
+            others.append(eqn)
+    as_they_are = set(jaxprs.vars_of(body.outvars))
+    for eqn in others:
+        smallest = min(map(_elements, eqn.outvars), default=0)
+        as_they_are.update(v for v in jaxprs.vars_of(eqn.invars) if _elements(v) >= smallest)
+    for eqn in reversed(computed):
+        if not as_they_are.isdisjoint(eqn.outvars):
+            as_they_are.update(jaxprs.vars_of(eqn.invars))
+    return [*numbers, *computed], {v for eqn in computed for v in eqn.outvars} - as_they_are
+
+
+def _elements(var: Var) -> int:
+    aval: Any = var.aval
+    return int(getattr(aval, "size", 0))
 
 
 def _narrows(eqn: Eqn) -> bool:

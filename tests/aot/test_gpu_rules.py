@@ -6,6 +6,7 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from compiled_buffers import compiled_buffers, modelled_buffers
 from jax import lax
@@ -21,6 +22,13 @@ from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.cost.memory import estimate_memory
+from jaxremat.cost.pricing import price
+from jaxremat.emit.orders import orders_of_operands
+from jaxremat.emit.scheduled import run_backward, run_forward
+from jaxremat.emit.script import write_script
+from jaxremat.graph.scheduled import schedule_program
+from jaxremat.solvers.mincut.assemble import assemble_parts
+from jaxremat.trace.joint import trace_joint
 
 pytestmark = pytest.mark.aot
 
@@ -256,6 +264,48 @@ def test_rows_that_do_not_fit_in_registers_are_read_twice():
     modelled, compiled = kernels(lambda x: x / jnp.sum(x * x, -1, keepdims=True), (LONG,))
     assert len(modelled) == 2 and len(compiled) == 3
     assert sum(modelled) == pytest.approx(sum(compiled) - min(compiled), rel=0.01)
+
+
+def masked_weights(scores, sums, mask):
+    scores = jnp.where(mask, scores, -1e9)
+    return (jnp.exp(scores - scores.max(-1, keepdims=True)) / sums[..., None]).astype(jnp.bfloat16)
+
+
+def test_rows_lie_apart_where_their_kernel_compares_indices_for_a_mask():
+    """Those that share a mask are taken together; where the mask is read, those side by side."""
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, 4, 512, 512), (16, 4, 512))]
+    causal = lambda: jnp.arange(512)[:, None] >= jnp.arange(512)
+    compared = lambda scores, sums: masked_weights(scores, sums, causal())
+    read = lambda scores, sums: masked_weights(scores, sums, lax.optimization_barrier(causal()))
+    (apart,), (_, beside) = (kernels(fun, args)[1] for fun in (compared, read))
+    assert apart > 1.5 * beside
+
+
+def test_what_products_have_made_waits_as_it_is_read():
+    """Queries and keys are made by one product, and lie as the keys are read; in the order of the program, queries
+    would be turned once more."""
+    w, x = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((512, 4, 128), (16, 512, 512)))
+    joint = trace_joint(lambda w, x: jnp.sum(jnp.sin(attention(w, x)).astype(jnp.float32)), w, x)
+    found = orders_of_operands(joint.eqns)
+    steps, start = assemble_parts(price(joint), np.array([v in found for v in joint.values]))
+    program = schedule_program(joint, steps, backward_start=start)
+
+    def turned(script):
+        text = compiled_text(functools.partial(passes, joint, script), (w, x))
+        return sum(fused.count(" transpose(") > 1 for fused in re.findall(r"^%fused_transpose.*?^}", text, re.M | re.S))
+
+    assert turned(write_script(joint, program)) and not turned(write_script(joint, program, orders=found))
+
+
+def attention(w, x):
+    queries, keys, values = (jnp.einsum("btc,chd->bthd", x, w * scale) for scale in (1, 2, 3))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys).astype(jnp.float32)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(jnp.bfloat16), values)
+
+
+def passes(joint, script, *inputs):
+    outputs, residuals = run_forward(joint, script, inputs)
+    return outputs, run_backward(joint, script, residuals, [jnp.ones(())])
 
 
 def test_attention_keeps_scores_and_sums_for_its_gradient(monkeypatch):

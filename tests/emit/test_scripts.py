@@ -16,6 +16,7 @@ from put_together import emitted_program
 from jaxremat.base import compat
 from jaxremat.cost.pricing import price
 from jaxremat.emit import scheduled
+from jaxremat.emit.orders import AS_IT_IS, WITHOUT_UNIT_AXES
 from jaxremat.emit.scheduled import run_backward, run_forward
 from jaxremat.emit.script import ScriptWriter, write_script
 from jaxremat.graph.scheduled import BARRIER_SCOPES, in_order, schedule_program
@@ -30,7 +31,7 @@ from jaxremat.trace.joint import trace_joint
 @pytest.fixture
 def bare_barriers(monkeypatch):
     """Values pass barriers as they are, axes of length one included."""
-    bare = lambda values, keeps_shape: lax.optimization_barrier(values) if values else ()
+    bare = lambda values, forms: lax.optimization_barrier(values) if values else ()
     monkeypatch.setattr(scheduled, "behind_barrier", bare)
 
 
@@ -124,7 +125,7 @@ def test_a_program_put_together_is_the_one_that_the_passes_are_traced_to(name, s
 def test_values_pass_barriers_without_axes_of_length_one():
     """With them, XLA:GPU lays the rows that a kernel works on together far apart."""
     values = [jnp.ones((1, 4, 1)), jnp.arange(3.0), jnp.ones((1, 1)), jnp.ones((7, 1, 3))]
-    behind = lambda values: scheduled.behind_barrier(values, [False, False, False, True])
+    behind = lambda values: scheduled.behind_barrier(values, [*[WITHOUT_UNIT_AXES] * 3, AS_IT_IS])
     traced = jax.make_jaxpr(behind)(values)
     assert shapes_at_barriers(traced) == [[(4,), (3,), (), (7, 1, 3)]]
     assert_same(behind(values), values)

@@ -163,6 +163,34 @@ def test_what_depends_on_constants_alone_runs_before_the_loop():
     assert [eqn.primitive.name for eqn in forward].count("dot_general") == 1
 
 
+def attention_over(tokens, masked):
+    """A loss whose iterations compare positions for a mask, and are given one head or several."""
+
+    def step(x, w):
+        positions = jnp.arange(tokens)
+        return masked(jnp.tanh(x @ w), positions[:, None] >= positions), None
+
+    return lambda ws, x: jnp.sum(lax.scan(step, x, ws)[0])
+
+
+def comparisons(jaxpr):
+    return [eqn.primitive.name for eqn in jaxpr.eqns].count("ge")
+
+
+def test_a_mask_that_several_heads_read_is_made_before_the_loop():
+    """XLA:GPU goes over rows that lie apart where they share indices which their kernel compares."""
+    over_heads = lambda h, mask: jax.nn.softmax(jnp.where(mask, h, -1e9)) + h
+    _, loop = only_loop(attention_over(8, over_heads), (array(3, 8, 8), array(2, 8, 8)))
+    assert comparisons(loop.invariants) == 1 and not comparisons(loop.body.primal.jaxpr)
+    assert [v.aval.shape for v in loop.invariants.outvars] == [(8, 8)]
+
+
+def test_a_mask_is_made_where_it_is_read_as_it_is():
+    for masked in (lambda h, mask: jnp.where(mask, h, 0.0), lambda h, mask: h + jnp.sum(mask)):
+        _, loop = only_loop(attention_over(8, masked), (array(3, 8, 8), array(8, 8)))
+        assert not loop.invariants.outvars and comparisons(loop.body.primal.jaxpr) == 1
+
+
 def test_gradients_are_summed_in_the_precision_of_the_constant():
     """A weight cast to half precision inside the loop stays inside: its gradient is a sum of single floats."""
 
