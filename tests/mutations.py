@@ -31,7 +31,7 @@ class Mutation(NamedTuple):
 
 
 _BROKEN_BY_TESTS = {
-    "tests/cost/test_loop_bodies.py": (("backends/cuda.py", "reorders_iterations=True", "reorders_iterations=False"),),
+    "tests/cost/test_bodies.py": (("backends/cuda.py", "reorders_iterations=True", "reorders_iterations=False"),),
     "tests/cost/test_cpu_rules.py": (
         ("cost/loop_fusion.py", '_LIBRARY_STARTERS = ("dot", "conv", "reduce")', '_LIBRARY_STARTERS = ("dot", "conv")'),
         ("cost/loop_fusion.py", '_LIBRARY_ALONE = ("dot", "conv")', "_LIBRARY_ALONE = ()"),

@@ -30,6 +30,20 @@ RANKS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
+ACROSS = {
+    "chunk": ("inside_checkpoints",),
+    "cost": ("cpu_rules", "softmax"),
+    "emit": ("effects_and_keys", "refusals_and_aux", "saving", "transformations"),
+    "loops": ("branches", "shard_map"),
+    "planning": (
+        *("arguments", "fuzz", "integer_state", "meshes", "policy", "refs", "robust", "sharing", "solver_names"),
+    ),
+    "show": ("browser",),
+    "solvers": ("conformance",),
+    "step": ("meshes",),
+}
+"""By room: what is asked of several modules at once."""
 
 
 def room_of(path: Path) -> str:
@@ -98,3 +112,17 @@ def test_no_two_classes_share_a_name():
                 where.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
     shared = {name: paths for name, paths in where.items() if len(paths) > 1}
     assert not shared, f"one name, several concepts: {shared}"
+
+
+@pytest.mark.parametrize("path", [path for path in TESTS if path.parent.name in RANK], ids=lambda p: p.stem)
+def test_a_test_is_named_for_a_module_or_for_what_several_do(path):
+    room, tested = path.parent.name, path.stem.removeprefix("test_")
+    inside = [module.relative_to(PACKAGE / room).with_suffix("") for module in FILES if room_of(module) == room]
+    names = {"_".join(module.parts[i:j]) for module in inside for i in range(2) for j in range(i + 1, 4)}
+    is_of_one = any(tested == name or tested.startswith(f"{name}_") for name in names if name)
+    assert is_of_one or tested in ACROSS.get(room, ()), f"name {path.name} for its module, or list it in ACROSS"
+
+
+def test_what_several_modules_do_is_tested():
+    listed = {(room, name) for room, names in ACROSS.items() for name in names}
+    assert listed <= {(path.parent.name, path.stem.removeprefix("test_")) for path in TESTS}

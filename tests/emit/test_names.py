@@ -10,8 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxremat
 from jaxremat.emit.names import emit_repoliced
-from jaxremat.planning.plan import apply_flat
-from jaxremat.trace.primal import read_primal
+from jaxremat.trace.primal import apply_flat, read_primal
 
 WS = [array(8, 8, seed=i, scale=0.4) for i in range(4)]
 X = array(256, 8, seed=10)
