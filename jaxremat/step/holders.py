@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxremat.base.budget import format_bytes
@@ -16,6 +16,7 @@ _KEY = ("random key", r"rng|key|dropout")
 _PARAMETERS = ("parameters", r"param|weight|model|module|adapter|lora")
 _RENEWED = (
     ("counter", r"(step|count|iteration)$"),
+    ("metrics", r"metric"),
     ("averages", r"ema|averag|avg|teacher|shadow|polyak|target"),
     ("optimizer state", r"opt|adam|moment|(mu|nu)\b|trace|accum"),
     ("statistics", r"(batch_)?stats|statistic|running"),
@@ -31,6 +32,7 @@ _ONLY_READ = (
 it."""
 _NEUTRAL = "input"
 _MOST_PARTS = 8  # lines of a display
+_TOLD = 0.001  # of the arguments: less shows as 0.0 %, and is a count, a key or a sum of metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +76,14 @@ def argument_groups(program: StepProgram) -> tuple[ArgumentGroup, ...]:
     return tuple(sorted(made, key=lambda group: -group.size_bytes))
 
 
-def donation_warnings(groups: Iterable[ArgumentGroup]) -> tuple[str, ...]:
-    """One warning per part of a state that the step returns anew without giving its buffers up."""
+def donation_warnings(groups: Sequence[ArgumentGroup]) -> tuple[str, ...]:
+    """One warning per part of a state, worth the words, that the step returns anew without giving its buffers up."""
+    argument_bytes = sum(group.size_bytes for group in groups)
     return tuple(
         f"{group.name} is not donated, though results of the same shapes could take its place:"
         f" {format_bytes(group.idle_bytes)} more than needed; donate it with donate_argnums or donate_argnames"
         for group in groups
-        if group.idle_bytes > 0
+        if group.idle_bytes > _TOLD * argument_bytes
     )
 
 

@@ -69,3 +69,12 @@ def test_state_beside_donated_parameters_is_asked_for():
     plan = jaxremat.jit(step, budget=1.0, verify="replay", donate_argnums=0).plan(WEIGHTS, MOMENTS, BATCH)
     assert donation_warnings(plan.arguments) == plan.warnings
     assert [warning.split()[0] for warning in plan.warnings] == ["m"]
+
+
+def test_a_count_that_is_not_donated_is_not_worth_a_warning():
+    step = lambda p, count, x: (moved_alone(p, x), count + 1)
+    moved_alone = lambda p, x: [w - 0.1 * g for w, g in zip(p, jax.grad(step_programs._loss)(p, x))]
+    count = jax.ShapeDtypeStruct((), "int32")
+    plan = jaxremat.jit(step, budget=1.0, verify="replay", donate_argnums=0).plan(WEIGHTS, count, BATCH)
+    assert [group.idle_bytes for group in plan.arguments if group.name == "count"] == [4]
+    assert not plan.warnings
