@@ -1,1 +1,1 @@
-"""What users call: plans, their files, their checks, the decorator and the curve of many budgets."""
+"""What users call: plans, files, checks, the decorator, curves of many budgets; and what is compiled for them."""
