@@ -73,7 +73,9 @@ class HloBuilder:
 
     def operands(self, facts: Facts, reads: Sequence[Slot]) -> tuple[int, ...]:
         """What an equation reads; numbers as arrays of their own shape."""
-        return tuple(self.operand(facts, position, read) for position, read in enumerate(reads))
+        at = self.at
+        pairs = enumerate(reads)
+        return tuple([at[read] if type(read) is int else self.operand(facts, k, read) for k, read in pairs])
 
     def operand(self, facts: Facts, position: int, read: Slot, shape: tuple[int, ...] | None = None) -> int:
         """One of the operands; a number as an array of a shape, or of its own."""
@@ -130,7 +132,7 @@ class HloBuilder:
 
     def merge(self, template: Template, reads: tuple[int, ...], equation: int | None = None) -> int:
         """Adds an operation unless there is an equal one, whatever the order of operands that may change places."""
-        key = template.identity, tuple(sorted(reads)) if template.commutes and len(reads) > 1 else reads
+        key = template.identity, tuple(sorted(reads)) if template.commutes else reads
         known = self._merged.get(key)
         if known is None:
             known = self._merged[key] = self.append(template.op, reads, equation)
@@ -138,7 +140,8 @@ class HloBuilder:
 
     def append(self, op: Op, reads: tuple[int, ...], equation: int | None = None) -> int:
         """Adds an operation; of the equation that is lowered now, unless another is named."""
-        self.ops.append(op)
+        ops = self.ops
+        ops.append(op)
         self.reads.append(reads)
         self.equations.append(self.equation if equation is None else equation)
-        return len(self.ops) - 1
+        return len(ops) - 1

@@ -18,9 +18,10 @@ _ONE = "1.0"  # as literals of any floating type are written
 def elementwise(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     """An element-wise equation; one of constants is a constant, and what a constant changes nothing of is itself."""
     operands = _operands_of_size(hlo, facts, reads)
-    constants = [hlo.ops[read].constant for read in operands]
+    ops = hlo.ops
+    constants = [ops[read].constant for read in operands]
     if any(constants):
-        if all(constants) and operands:
+        if None not in constants:
             return [hlo.spread(hlo.expression((facts.kind, tuple(constants), facts.params)), facts)]
         for read, constant in zip(operands, reversed(constants)) if len(operands) == 2 else ():
             if constant in _NEUTRAL.get(facts.kind, ()):

@@ -108,7 +108,7 @@ def _filter(hlo: HloBuilder, facts: Facts, read: int) -> int:
 def _product(hlo: HloBuilder, kind: str, reads: tuple[int, ...], facts: Facts, library: Container[str]) -> int:
     """A contraction, in its own dtype or in float32; the library takes it in the given dtypes."""
     dtype, widened = facts.dtype, hlo.backend.widened_products
-    if dtype in library or widened.isdisjoint({dtype, *(hlo.ops[read].dtype for read in reads)}):
+    if not widened or dtype in library or widened.isdisjoint({dtype, *(hlo.ops[read].dtype for read in reads)}):
         return hlo.merge(facts.template(kind, facts.params, in_library=dtype in library), reads)
     wide = tuple(_float32(hlo, read) if hlo.ops[read].dtype in widened else read for read in reads)
     made = hlo.merge(facts.wide_product(kind, in_library="float32" in library), wide)

@@ -323,11 +323,12 @@ class KernelGraph:
             self.fuse(index)
 
     def saved(self, index: int) -> float:
-        """Seconds that fusing a producer into all its readers saves; 0 where one cannot take it."""
-        producer = self.kernel(index)
+        """Seconds that fusing a producer into all its readers saves; 0 where one cannot take it. All are timed."""
+        opened = self._opened
+        producer = opened[index]
         saved, is_special = producer.seconds, producer.reduces or producer.padding
         for reader in self.readers(index):
-            kernel = self.kernel(reader)
+            kernel = opened[reader]
             if (is_special or kernel.padding) and not _may_run(kernel, producer):
                 return 0.0
             together = self._seconds_together(kernel, index, producer)
@@ -379,7 +380,7 @@ class KernelGraph:
         return tuple(
             Merged(
                 root,
-                [k for k in range(size) if numbered[k] in kernel.inside],
+                sorted([k for index in kernel.inside if (k := number.get(index, size)) < size]),
                 {number[read]: share for read, share in kernel.reads.items()},
                 kernel.padding,
             )
@@ -441,7 +442,7 @@ class KernelGraph:
             place[index] = index
             if not heroes.isdisjoint(run):
                 place[index] = max((*(heroes & run), *[place.get(read, read) for read in reads[index]]))
-        return tuple(sorted(place, key=lambda index: (place[index], index)))
+        return tuple(index for _, index in sorted(zip(place.values(), place)))
 
 
 def _overlapped(memory: float, arithmetic: float) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxremat.backends.backend import Backend
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
+from jaxremat.base.remembering import while_alive
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
@@ -124,14 +125,21 @@ def _in_order(
     workspace_bytes = np.zeros(len(order), np.int64)
     workspace_bytes[list(bodies)] = [max(inner.temp_bytes for inner in each) for each in bodies.values()]
     in_bodies = sum(_inside(program.ops[order[step]], each) for step, each in bodies.items())
+    argument_bytes, output_bytes = _given_and_returned_bytes(body.jaxpr)
     return MemoryEstimate(
-        argument_bytes=sum(map(jaxprs.size_bytes, body.jaxpr.invars)),
-        output_bytes=sum(map(jaxprs.size_bytes, body.jaxpr.outvars)),
+        argument_bytes=argument_bytes,
+        output_bytes=output_bytes,
         steps=np.asarray([program.equations[kernel] for kernel in order], np.int64),
         workspace_bytes=workspace_bytes,
         seconds=sum(kernel_seconds(fusion, device).values()) + in_bodies,
         spans=np.asarray(rows, np.int64).reshape(-1, 4),
     )
+
+
+@while_alive
+def _given_and_returned_bytes(jaxpr: Jaxpr) -> tuple[int, int]:
+    given, returned = (sum(map(jaxprs.size_bytes, atoms)) for atoms in (jaxpr.invars, jaxpr.outvars))
+    return given, returned
 
 
 def _inside(op: Op, bodies: Sequence[MemoryEstimate]) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator
 
 from jaxremat.backends.devices import Device
 from jaxremat.cost.diamonds import Diamond, diamonds
-from jaxremat.cost.fused import Fusion
+from jaxremat.cost.fused import Fusion, written_bytes
 from jaxremat.cost.fused_before import FusedBefore, Islands
 from jaxremat.cost.gemm_fusion import fuse_products
 from jaxremat.cost.hlo_builder import HloProgram
@@ -81,10 +81,9 @@ def _fuse_island(graph: KernelGraph, island: list[int], fusible: set[int], islan
 
 def _facts(graph: KernelGraph, island: list[int], fusible: set[int]) -> tuple[Hashable, list[int]]:
     """(what decides how an island is fused, in numbers of its own; the operations of those numbers, its own first)."""
-    facts: list[Hashable] = []
     number = {index: k for k, index in enumerate(island)}
+    facts: list[Hashable] = [index in fusible for index in island]
     for index in island:
-        facts.append(index in fusible)
         facts.append(_opened_facts(graph, index) if graph.is_opened(index) else graph.single[index].number)
         facts += [number.setdefault(read, len(number)) for read in graph.buffers(index)]
     return tuple(facts), list(number)
@@ -94,8 +93,8 @@ def _opened_facts(graph: KernelGraph, index: int) -> Hashable:
     """What decides how a kernel is fused to which something has been done."""
     kernel = graph.kernel(index)
     runs = kernel.work, kernel.by_rows, kernel.is_unary, kernel.reduces, kernel.padding, kernel.blocks, kernel.loop
-    sizes = [(graph.sizes[each], graph.elements[each]) for each in (index, *kernel.reads)]
-    return graph.written[index], *runs, *kernel.reads.values(), *sizes
+    sizes = [(graph.ops[each].size_bytes, graph.ops[each].elements) for each in (index, *kernel.reads)]
+    return written_bytes(graph.program, index), *runs, *kernel.reads.values(), *sizes
 
 
 def _fuse_where_that_saves(graph: KernelGraph, island: list[int], fusible: set[int]) -> None:

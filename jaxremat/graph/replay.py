@@ -8,6 +8,7 @@ are live together at its step. The peak is the maximum over steps, plus the resi
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ class Timeline:
     spans: Int32[np.ndarray, "spans 3"]
     span_bytes: Int64[np.ndarray, " spans"]
 
-    @property
+    @functools.cached_property
     def peak_bytes(self) -> int:
         return int(self.live_bytes.max())
 

@@ -138,9 +138,15 @@ class TimedPlanner:
 
     @functools.cached_property
     def _small(self) -> list[TimedOutcome]:
-        """Outcomes of small replayed peak."""
-        small = self._search.small_ones(_MOST_LEAST)
-        return [self._emitted(candidate.program, self._places[0]) for candidate in small]
+        """Outcomes of small replayed peak, the smallest first, up to one that is predicted to take no less than what is
+        known without a search: more are larger still."""
+        enough = min(outcome.peak_bytes for outcome in (self.plain, *self._by_hand))
+        found: list[TimedOutcome] = []
+        for candidate in self._search.small_ones(_MOST_LEAST):
+            found.append(self._emitted(candidate.program, self._places[0]))
+            if found[-1].peak_bytes >= enough:
+                break
+        return found
 
     def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
@@ -198,10 +204,11 @@ class TimedPlanner:
 
     @functools.cached_property
     def _by_hand(self) -> list[TimedOutcome]:
-        """What people keep by hand, with barriers where `jax.checkpoint` has them, and behind kernels."""
-        programs = self._programs_by_hand
-        as_people_do = [self._between(self._blocks, self._predicted(program)) for program in programs]
-        return [*as_people_do, *(self._emitted(program, self._blocks) for program in programs)]
+        """What people keep by hand, with barriers where `jax.checkpoint` has them; the smallest also behind kernels, as
+        whatever is on the front."""
+        as_people_do = [self._between(self._blocks, self._predicted(program)) for program in self._programs_by_hand]
+        smallest = sorted(as_people_do, key=by_peak)[:1]
+        return [*as_people_do, *(self._emitted(outcome.program, self._blocks) for outcome in smallest)]
 
     @functools.cached_property
     def _programs_by_hand(self) -> list[ScheduledProgram]:
