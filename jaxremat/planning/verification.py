@@ -8,7 +8,6 @@ from jaxremat.backends.devices import Device, resolve_target
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import ArgumentError
 from jaxremat.compiled.compile import CompiledGradient, MemoryReport
-from jaxremat.planner.decision import Schedule
 from jaxremat.planner.prediction import predict
 from jaxremat.planning.executable import compile_program
 from jaxremat.planning.plan import Plan
@@ -137,10 +136,9 @@ def _predicted_bytes(plan: Plan, device: Device) -> int | None:
 
 def _eliminated(plan: Plan, compiled: CompiledGradient, predicted_bytes: int | None) -> tuple[str, ...]:
     """Recomputation that is planned and not in the compiled program."""
-    form = plan.decision.form
-    if not isinstance(form, Schedule):
+    if plan.decision.emit != "schedule":
         return ()
-    joint, script = form.script(plan.problem.primal, plan.decision.device, plan.problem.joint)
+    joint, script = plan.decision.form.script(plan.problem.primal, plan.decision.device, plan.problem.joint)
     found = recompute_checks(joint, plan.problem.graph, plan.schedule, script, compiled.hlo_text())
     return eliminated(found, suspicious=compiled.report.peak_bytes > _SUSPICIOUS * (predicted_bytes or 0))
 
