@@ -8,6 +8,13 @@ from jaxremat.planning.planning import Planning
 from jaxremat.planning.request import checked_request
 
 
+def layers_with_options(w, x, depth=3, final="tanh", scale=1.0, act=None):
+    """Layers, of which a number, functions and names say more."""
+    for _ in range(depth):
+        x = (act or jnp.sin)(x @ w)
+    return scale * jnp.sum(getattr(jnp, final)(x))
+
+
 def count(fun, *args, primitive="dot_general"):
     """How many equations of a kind the gradient of a function has, bodies of calls included at every call."""
     return _count(jax.make_jaxpr(jax.grad(fun))(*args).jaxpr, primitive)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gradient_programs import assert_same
+from gradient_programs import assert_same, layers_with_options
 
 import jaxremat
 
@@ -18,12 +18,6 @@ def plan_and_decorator(fun, /, *args, **kwargs):
     """The function by a plan for a call, and decorated."""
     plan = jaxremat.plan(fun, *args, budget=1.0, verify="replay", **kwargs)
     return plan.apply(fun), jaxremat.remat(fun, budget=1.0)
-
-
-def layers(w, x, depth=3, final="tanh", scale=1.0, act=None):
-    for _ in range(depth):
-        x = (act or jnp.sin)(x @ w)
-    return scale * jnp.sum(getattr(jnp, final)(x))
 
 
 @pytest.mark.parametrize(
@@ -38,20 +32,20 @@ def layers(w, x, depth=3, final="tanh", scale=1.0, act=None):
     ],
 )
 def test_counts_names_functions_and_keywords(args, kwargs):
-    expected = jax.grad(layers)(W, X, *args, **kwargs)
-    for ours in plan_and_decorator(layers, W, X, *args, **kwargs):
+    expected = jax.grad(layers_with_options)(W, X, *args, **kwargs)
+    for ours in plan_and_decorator(layers_with_options, W, X, *args, **kwargs):
         assert_same(jax.grad(ours)(W, X, *args, **kwargs), expected)
 
 
 def test_python_numbers_are_traced_where_the_function_lets_them():
-    plan = jaxremat.plan(lambda w, x, rate, steps: layers(w, x) * rate + steps, W, X, 0.1, 3, budget=1.0)
+    plan = jaxremat.plan(lambda w, x, rate, steps: layers_with_options(w, x) * rate + steps, W, X, 0.1, 3, budget=1.0)
     assert plan.decision.signature[2:] == ("2 float32[]", "3 int32[]")
-    ours = jax.jit(jax.grad(plan.apply(lambda w, x, rate, steps: layers(w, x) * rate + steps)))
-    assert_same(ours(W, X, 0.5, 7), jax.grad(lambda w: layers(w, X) * 0.5)(W))
+    ours = jax.jit(jax.grad(plan.apply(lambda w, x, rate, steps: layers_with_options(w, x) * rate + steps)))
+    assert_same(ours(W, X, 0.5, 7), jax.grad(lambda w: layers_with_options(w, X) * 0.5)(W))
 
 
 def test_a_gradient_with_respect_to_a_python_number_has_its_weak_type():
-    fun = lambda w, x, rate: layers(w, x * rate, 6)
+    fun = lambda w, x, rate: layers_with_options(w, x * rate, 6)
     ours = jaxremat.remat(fun, budget="least")
     gradients, expected = jax.grad(ours, (0, 2))(W, X, 2.0), jax.grad(fun, (0, 2))(W, X, 2.0)
     assert_same(gradients, expected)
@@ -70,7 +64,7 @@ class Model:
 
 
 def of_model(model, x):
-    y = layers(model.w, x, model.depth, act=model.act)
+    y = layers_with_options(model.w, x, model.depth, act=model.act)
     return y if model.rate == 0.0 else y * model.rate
 
 
@@ -107,7 +101,7 @@ def test_leaves_of_an_equinox_module():
 
 
 def test_integers_beside_what_is_differentiated():
-    loss = lambda params, x: layers(params["w"], x) + params["steps"]
+    loss = lambda params, x: layers_with_options(params["w"], x) + params["steps"]
     split = lambda f: jax.grad(lambda w: f({"w": w, "steps": jnp.int32(2)}, X))(W)
     for ours in plan_and_decorator(loss, {"w": W, "steps": jnp.int32(2)}, X):
         assert_same(split(ours), split(loss))
@@ -117,21 +111,21 @@ def test_integers_beside_what_is_differentiated():
     "aux", [{"name": "run", "act": jax.nn.relu}, ("a", None, 3), [np.float32, {"deep": Model(W, 1, "m")}], 7, "text"]
 )
 def test_auxiliary_results_of_any_type(aux):
-    loss = lambda w, x: (layers(w, x), {"given": aux, "mean": x.mean()})
+    loss = lambda w, x: (layers_with_options(w, x), {"given": aux, "mean": x.mean()})
     plan = jaxremat.plan(loss, W, X, budget=1.0, has_aux=True, verify="replay")
     for ours in (plan.apply(loss), jaxremat.remat(loss, budget=1.0, has_aux=True)):
         (_, told), gradient = jax.value_and_grad(ours, has_aux=True)(W, X)
         assert told["given"] == aux or isinstance(aux, list)
         assert jax.tree.structure(told) == jax.tree.structure(loss(W, X)[1])
-        assert_same(gradient, jax.grad(layers)(W, X))
+        assert_same(gradient, jax.grad(layers_with_options)(W, X))
 
 
 def test_an_argument_that_was_planned_as_static_and_comes_traced_is_told():
-    plan = jaxremat.plan(layers, W, X, 2, budget=1.0, verify="replay")
+    plan = jaxremat.plan(layers_with_options, W, X, 2, budget=1.0, verify="replay")
     with pytest.raises(jaxremat.PlanMismatchError, match="static_argnums"):
-        jax.jit(jax.grad(plan.apply(layers)))(W, X, 2)
-    ours = jax.jit(jax.grad(plan.apply(layers)), static_argnums=2)(W, X, 2)
-    assert_same(ours, jax.grad(layers)(W, X, 2))
+        jax.jit(jax.grad(plan.apply(layers_with_options)))(W, X, 2)
+    ours = jax.jit(jax.grad(plan.apply(layers_with_options)), static_argnums=2)(W, X, 2)
+    assert_same(ours, jax.grad(layers_with_options)(W, X, 2))
 
 
 def test_arguments_may_have_the_names_of_ours():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gradient_programs import assert_same
+from gradient_programs import assert_same, layers_with_options
 
 import jaxremat
 
@@ -14,17 +14,11 @@ W = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16)) / 4, jnp.float32)
 X = jnp.asarray(np.random.default_rng(1).normal(size=(256, 16)), jnp.float32)
 
 
-def layers(w, x, depth=3, final="tanh", scale=1.0, act=None):
-    for _ in range(depth):
-        x = (act or jnp.sin)(x @ w)
-    return scale * jnp.sum(getattr(jnp, final)(x))
-
-
 @pytest.mark.parametrize("static", [{"static_argnums": 2}, {"static_argnums": -4}, {"static_argnames": "depth"}])
 @pytest.mark.parametrize("by_keyword", [True, False])
 def test_static_arguments_by_number_and_name_given_by_position_and_keyword(static, by_keyword):
-    ours = jaxremat.remat(layers, budget=1.0, **static)
-    expected = jax.grad(layers)(W, X, 2)
+    ours = jaxremat.remat(layers_with_options, budget=1.0, **static)
+    expected = jax.grad(layers_with_options)(W, X, 2)
     assert_same(jax.grad(ours)(W, X, depth=2) if by_keyword else jax.grad(ours)(W, X, 2), expected)
 
 
@@ -43,7 +37,7 @@ def test_static_arguments_by_number_and_name_given_by_position_and_keyword(stati
 def test_static_arguments_that_the_function_does_not_have(static, told):
     for decorator in (jaxremat.remat, pytest.importorskip("jaxremat.nnx").remat):
         with pytest.raises(jaxremat.ArgumentError, match=told):
-            decorator(layers, budget=1.0, **static)
+            decorator(layers_with_options, budget=1.0, **static)
 
 
 def test_static_arguments_of_a_linen_module():

@@ -4,18 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gradient_programs import assert_same
+from gradient_programs import assert_same, layers_with_options
 
 import jaxremat
 
 W = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16)) / 4, jnp.float32)
 X = jnp.asarray(np.random.default_rng(1).normal(size=(256, 16)), jnp.float32)
-
-
-def layers(w, x, depth=3, final="tanh", scale=1.0, act=None):
-    for _ in range(depth):
-        x = (act or jnp.sin)(x @ w)
-    return scale * jnp.sum(getattr(jnp, final)(x))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +33,7 @@ def test_a_complex_loss_is_refused(loss):
 
 
 def test_losses_say_nothing_and_parts_of_functions_may_return_anything():
-    assert jaxremat.plan(layers, W, X, budget=1.0, verify="replay").warnings == ()
+    assert jaxremat.plan(layers_with_options, W, X, budget=1.0, verify="replay").warnings == ()
     part = jaxremat.remat(lambda w, x: (jnp.fft.fft(x @ w), x), budget=1.0)
     assert_same(
         jax.grad(lambda w: jnp.abs(part(w, X)[0]).sum())(W), jax.grad(lambda w: jnp.abs(jnp.fft.fft(X @ w)).sum())(W)
