@@ -129,7 +129,7 @@ class ProgramPlanner:
         written = self._as_run(self.plain)
         offset = written.replayed_bytes - written.peak_bytes
         correction = correct(
-            lambda aim: self._as_run(self.fit(aim)),
+            lambda aim: self._in_order_where_that_fits(self._as_run(self.fit(aim)), limit),
             predict,
             limit,
             most_trials=_MOST_PREDICTIONS,
@@ -163,9 +163,18 @@ class ProgramPlanner:
         any lower, and is predicted to be lower anyway, the others still can."""
         for tenths in range(_TENTHS - 1, 0, -1):
             outcome = self._as_run(self.fit(start.replayed_bytes * tenths // _TENTHS))
+            outcome = self._in_order_where_that_fits(outcome, limit)
             yield outcome
             if outcome.peak_bytes <= limit:
                 return
+
+    def _in_order_where_that_fits(self, outcome: StepOutcome, limit: int) -> StepOutcome:
+        """An outcome, or where only the order in which a compiler may run it is too large, the same stretch by stretch,
+        if that is predicted to be lower."""
+        if not outcome.replayed_bytes <= limit < outcome.peak_bytes:
+            return outcome
+        ordered = self._with(outcome, outcome.schedule.stretch_by_stretch())
+        return ordered if ordered.peak_bytes < outcome.peak_bytes else outcome
 
     def _as_run(self, outcome: StepOutcome) -> StepOutcome:
         """An outcome as it is emitted: followed closely where that is needed."""

@@ -229,10 +229,11 @@ class StepPlanning:
     def _smallest(
         self, candidates: Sequence[StepOutcome], most_trials: int, wanted_bytes: int | None = None
     ) -> Measured:
+        written = self._compiled_plain
         return smallest(
             candidates,
             self._compilations.measure,
-            known=[self._compiled_plain],
+            known=[written, *(trial for trial in self._compilations.trials if trial is not written)],
             sure=1,
             most_trials=most_trials,
             expected=lambda outcome: outcome.peak_bytes,

@@ -83,9 +83,21 @@ class StepSearch:
         return in_order(self.graph)
 
     def fit(self, budget_bytes: int) -> FlatSchedule:
-        """The cheapest schedule found, in one round of cuts, whose replayed peak is within the budget; or the one with
-        the smallest peak."""
-        return self._first_round.fit([budget_bytes] * len(self._first_round.parts)).schedule
+        """The cheapest schedule found whose replayed peak is within the budget, or one with a small peak: where one
+        round of cuts is not enough, what it leaves too high is cut again."""
+        best = self._within(self._first_round, budget_bytes)
+        for _ in range(_MOST_ROUNDS - 1):
+            if best.peak_bytes <= budget_bytes:
+                break
+            again = self._within(self._round(best, budget_bytes), budget_bytes)
+            if again.peak_bytes > (1 - _GAIN) * best.peak_bytes:
+                break
+            best = again
+        return best
+
+    def _within(self, round_: Round, budget_bytes: int) -> FlatSchedule:
+        """Each hill of a round within the budget, or as low as it goes."""
+        return round_.fit([budget_bytes] * len(round_.parts)).schedule
 
     def fits_quickly(self, budget_bytes: int) -> bool:
         """Whether one cut of each hill is enough."""

@@ -130,3 +130,39 @@ def test_least_of_a_dense_mixture_is_below_checkpoints_by_hand():
     plan = jaxremat.jit(step, budget="least", donate_argnums=0).plan(*args)
     assert plan.compiled.peak_bytes <= hand_bytes - compiled.alias_size_in_bytes
     assert plan.overhead < 1 / 3
+
+
+def penalized(layers=4, rows=2048, width=64):
+    """Two players, of which one is held to a slope: a gradient of a gradient, then another gradient."""
+
+    def forward(ws, x):
+        for up, down in ws:
+            x = x + jax.nn.silu(x @ up) @ down
+        return x
+
+    def step(params, real, noise):
+        critic, maker = params
+
+        def critic_loss(critic):
+            fake = forward(maker, noise)
+            slope = jax.grad(lambda x: forward(critic, x).sum())(0.5 * (real + fake))
+            return forward(critic, fake).mean() - forward(critic, real).mean() + jnp.mean(slope**2)
+
+        by_critic = jax.grad(critic_loss)(critic)
+        by_maker = jax.grad(lambda maker: -forward(critic, forward(maker, noise)).mean())(maker)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, (by_critic, by_maker))
+
+    shape = lambda *lengths: jax.ShapeDtypeStruct(lengths, jnp.float32)
+    player = [(shape(width, 2 * width), shape(2 * width, width))] * layers
+    return step, ((player, player), shape(rows, width), shape(rows, width))
+
+
+def test_what_one_round_of_cuts_leaves_too_high_is_cut_again():
+    """Only as far as the budget asks for: the smallest schedule takes far more time."""
+    step, args = penalized()
+    jitted = jaxremat.jit(step, budget=0.4, donate_argnums=0, verify="replay")
+    planner = jitted._planner(jitted._call(args, {}))
+    aim = int(0.3 * planner.plain.replayed_bytes)
+    found = planner.fit(aim)
+    assert found.replayed_bytes <= aim
+    assert found.cost < 1.5 * planner.plain.cost < planner.smallest.cost
