@@ -150,13 +150,16 @@ class ProgramPlanner:
 
     def _near_misses(self, best: StepOutcome, limit: int, highest_aim: int) -> Iterator[StepOutcome]:
         """Cheaper outcomes than one that fits, replayed higher: where memory comes in large pieces they may be
-        predicted to fit, too, as they stand, or if all of one stretch is made before the next begins."""
+        predicted to fit, too, as they stand, or if all of one stretch is made before the next begins. From the
+        lowest on, up to the first that is not."""
         dear = best.cost > (1 + _DEAR) * self.plain.cost
-        for aim in np.linspace(highest_aim, best.replayed_bytes, _MOST_NEAR + 2)[1:-1] if dear else ():
+        for aim in np.linspace(best.replayed_bytes, highest_aim, _MOST_NEAR + 2)[1:-1] if dear else ():
             outcome = self._as_run(self.fit(int(aim)))
             if outcome.cost < best.cost and outcome.peak_bytes > limit:
                 outcome = self._with(outcome, outcome.schedule.stretch_by_stretch())
             yield outcome
+            if outcome.peak_bytes > limit:
+                return
 
     def _lower(self, start: StepOutcome, limit: int) -> Iterator[StepOutcome]:
         """Outcomes for ever lower aims, up to the first that is predicted to fit: where one hill cannot be replayed
