@@ -16,7 +16,7 @@ from jaxremat.planning.static_arguments import static_arguments
 from jaxremat.step.jit import jit as jit_of_arrays
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planned_step import PlannedStep
-from jaxremat.trace.nnx_state import of_trees, shown, with_modules
+from jaxremat.trace.nnx_state import of_trees, paths_in_modules, with_modules
 
 
 def jit(fun: Callable[..., Any] | None = None, /, *, budget: Budget, **options: Any) -> Any:
@@ -47,7 +47,7 @@ def jit(fun: Callable[..., Any] | None = None, /, *, budget: Budget, **options: 
     if (of_results := options.get("out_shardings")) is not None:
         options = {**options, "out_shardings": ((options.get("in_shardings"), None), of_results)}
     step: PlannedStep = jit_of_arrays(of_trees(fun), budget=budget, **options)
-    return ModuleStep(fun, step.shown_as(shown))
+    return ModuleStep(fun, step.with_paths(paths_in_modules))
 
 
 class ModuleStep:

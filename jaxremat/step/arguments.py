@@ -28,6 +28,11 @@ IsHostMemory = Callable[[str | None], bool]
 """Whether a kind of memory is the host's; see `Device.is_host_memory`."""
 
 
+def paths_in_tree(tree: Any) -> list[KeyPath]:
+    """The path of each leaf."""
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """Where a leaf lies; that of one device's own memory, or nobody knows where, is false.
@@ -142,7 +147,7 @@ class StepArguments:
       fun: the function.
       is_host_memory: which kinds of memory are the host's.
       donate_argnums, donate_argnames, static_argnums, static_argnames: as in `jax.jit`.
-      shown: from the path of a leaf to that by which people know it.
+      paths_of: from a tree to the path of each leaf by which people know it.
 
     Raises:
       ArgumentError: for numbers and names that the function does not have.
@@ -156,9 +161,9 @@ class StepArguments:
         donate_argnames: Any,
         static_argnums: Any,
         static_argnames: Any,
-        shown: Callable[[KeyPath], KeyPath] = tuple,
+        paths_of: Callable[[Any], Sequence[KeyPath]] = paths_in_tree,
     ) -> None:
-        self._shown = shown
+        self._paths_of = paths_of
         self._parameters, self._positional = _parameters(fun)
         self.placement = functools.partial(Placement.of, is_host_memory=is_host_memory)
         self._donated = self._resolved(donate_argnums, donate_argnames, "donate")
@@ -172,7 +177,9 @@ class StepArguments:
         Raises:
           ArgumentError: for static arguments that cannot be hashed.
         """
-        flat, tree = jax.tree_util.tree_flatten_with_path(self.opaque(args, kwargs))
+        whole = self.opaque(args, kwargs)
+        flat, tree = jax.tree_util.tree_flatten_with_path(whole)
+        paths = self._paths_of(whole)
         where = [path[1].idx if path[0].idx == 0 else path[1].key for path, _ in flat]
         is_static = [self._meant(place, self._static, len(args)) for place in where]
         traced = [k for k, static in enumerate(is_static) if not static]
@@ -191,7 +198,7 @@ class StepArguments:
             leaves=leaves,
             static=tuple(fixed.values()),
             tree=tree,
-            names=tuple(self._name(flat[k][0], where[k]) for k in traced),
+            names=tuple(self._name(paths[k], where[k]) for k in traced),
             donated=tuple(self._meant(where[k], self._donated, len(args)) for k in traced),
             placements=tuple(map(self.placement, leaves)),
             rebuild=rebuild,
@@ -205,7 +212,7 @@ class StepArguments:
 
     def _name(self, path: KeyPath, where: Where) -> str:
         first = self._parameters[where] if isinstance(where, int) and where < len(self._parameters) else str(where)
-        rest = jax.tree_util.keystr(tuple(self._shown(path[2:])), simple=True, separator="/")
+        rest = jax.tree_util.keystr(tuple(path[2:]), simple=True, separator="/")
         return f"{first}/{rest}" if rest else first
 
     def _meant(self, where: Where, chosen: set[Where], number: int) -> bool:

@@ -72,9 +72,9 @@ class PlannedStep:
         args, kwargs = self._arguments.opaque(args, kwargs)
         return self._for(args, kwargs)(*args, **kwargs)
 
-    def shown_as(self, shown: Callable[[KeyPath], KeyPath]) -> PlannedStep:
-        """The same step, whose arguments have other paths in what is told of them."""
-        arguments = StepArguments(self._fun, self._options.is_host_memory, **self._given, shown=shown)
+    def with_paths(self, paths_of: Callable[[Any], Sequence[KeyPath]]) -> PlannedStep:
+        """The same step, of whose arguments is told by other paths."""
+        arguments = StepArguments(self._fun, self._options.is_host_memory, **self._given, paths_of=paths_of)
         return PlannedStep(self._fun, self._options, arguments, self._given, self._shardings)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:

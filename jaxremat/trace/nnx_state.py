@@ -17,7 +17,6 @@ import jax
 from jaxremat.base.errors import EmissionError
 
 _TAG = "jaxremat"
-_STORED = (jax.tree_util.GetAttrKey("states"), jax.tree_util.SequenceKey(0))  # flax/nnx/extract.py: NodeStates
 
 
 def holds_modules(tree: Any) -> bool:
@@ -128,12 +127,13 @@ def carrying_state(
 def of_trees(fun: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose arguments hold modules as one of trees, called by `with_modules`: from what the modules hold to
     what they hold afterwards, and its result."""
-    general = sys.modules["flax.nnx"].transforms.general
-    merged = general.merge_inputs(lambda args, kwargs: fun(*args, **kwargs), ctxtag=_TAG)
+    extract = sys.modules["flax.nnx"].extract
 
     @functools.wraps(fun)
     def pure(*args: Any, **kwargs: Any) -> Any:
-        return merged(args, kwargs)
+        given = extract.from_tree((args, kwargs), merge_fn=_merged, ctxtag=_TAG, is_inner=True)
+        out = fun(*given[0], **given[1])
+        return extract.to_tree((extract.clear_non_graph_nodes(given), out), split_fn=_split, ctxtag=_TAG)
 
     return pure
 
@@ -142,15 +142,28 @@ def with_modules(pure: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
     """Calls what `of_trees` made, or a transform of it, with arguments that hold modules; these change as `fun` would
     change them."""
     nnx = sys.modules["flax.nnx"]
-    split = nnx.transforms.general.split_inputs(lambda args, kwargs: pure(*args, **kwargs), ctxtag=_TAG)
-    return nnx.update_context(_TAG)(split)(tuple(args), dict(kwargs))
+    with nnx.update_context(_TAG):
+        trees = nnx.extract.to_tree((tuple(args), dict(kwargs)), split_fn=_split, ctxtag=_TAG)
+        changed = pure(*trees[0], **trees[1])
+        return nnx.extract.from_tree(changed, merge_fn=_merged, ctxtag=_TAG, is_inner=False)[1]
 
 
-def shown(path: Sequence[Any]) -> Sequence[Any]:
-    """The path of a leaf in such trees as one in the module: without the keys of what Flax stores it in."""
-    kept = list(path)
-    for place in range(len(kept) - 1):
-        if tuple(kept[place : place + 2]) == _STORED:
-            end = len(kept) - (kept[-1] == jax.tree_util.GetAttrKey("value"))
-            return [*kept[:place], *kept[place + 2 : end]]
-    return kept
+def _split(context: Any, _path: Any, _prefix: Any, module: Any) -> Any:
+    """A module as a tree of the arrays that it holds, which knows their paths."""
+    nnx = sys.modules["flax.nnx"]
+    graph, state = context.flatten(module)
+    arrays = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for leaf in state.leaves]
+    return nnx.extract.NodeStates.from_split(graph, arrays, metadata=tuple(state.paths))
+
+
+def _merged(context: Any, _path: Any, _prefix: Any, tree: Any) -> Any:
+    return context.unflatten(tree.graphdef, *tree.states)
+
+
+def paths_in_modules(tree: Any) -> list[tuple[Any, ...]]:
+    """The path of each leaf of a tree, in modules the one by which people know it."""
+    nnx = sys.modules["flax.nnx"]
+    is_module = lambda x: isinstance(x, nnx.extract.NodeStates)
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_module)
+    inside = lambda leaf: leaf.metadata if is_module(leaf) else [()]
+    return [(*path, *map(jax.tree_util.DictKey, more)) for path, leaf in found for more in inside(leaf)]
