@@ -22,7 +22,19 @@ _FEWEST_EQUATIONS = 3  # in a branch that is worth a decision
 
 def find(primal: Primal) -> tuple[Loop, ...]:
     """The loops of a program that its gradient passes through, without those that have effects."""
-    return _find(primal, _Bodies())
+    return _find(primal, _Bodies(primal.masks_before_loops))
+
+
+def with_masks_before_loops(primal: Primal) -> Primal:
+    """The same program, whose loops are given masks of positions, which wait in memory; itself where none makes such.
+
+    XLA:GPU chooses which rows a kernel takes together. Where the kernel compares indices itself, those are the rows
+    that share a mask, far apart, and it took up to twice as long as one that reads the mask
+    (benchmarks/results/gpu.md).
+    """
+    moved = dataclasses.replace(primal, masks_before_loops=True)
+    bodies = [[loop.body.primal.fingerprint for loop in find(each)] for each in (primal, moved)]
+    return primal if bodies[0] == bodies[1] else moved
 
 
 def _find(primal: Primal, bodies: _Bodies) -> tuple[Loop, ...]:
@@ -93,7 +105,7 @@ def _read_once(
 def _read_loop(position: int, eqn: Eqn, inputs: list[bool], outputs: list[bool], bodies: _Bodies) -> Loop:
     num_consts, num_carry = compat.scan_arity(eqn)
     source = jaxprs.inline_calls(eqn.params["jaxpr"])
-    invariants, flat, num_body_consts = _without_invariants(source, num_consts)
+    invariants, flat, num_body_consts = _without_invariants(source, num_consts, bodies.masks_before_loops)
     made = activity.perturbed_vars(invariants, inputs[:num_consts])
     given = [isinstance(v, Var) and v in made for v in invariants.outvars] + inputs[num_consts:]
     body = bodies.read(flat, num_body_consts, num_carry, given, outputs)
@@ -105,17 +117,19 @@ class _Bodies:
     """The bodies of one program: equal ones are one object.
 
     Args:
+      masks_before_loops: whether loops are given their masks.
       within: the shard_map equations around what is read.
     """
 
-    def __init__(self, within: tuple[Eqn, ...] = ()) -> None:
+    def __init__(self, masks_before_loops: bool, within: tuple[Eqn, ...] = ()) -> None:
+        self.masks_before_loops = masks_before_loops
         self.within = within
         self._read: dict[tuple[Any, ...], Body] = {}
         self._inside: dict[int, _Bodies] = {}
 
     def inside(self, eqn: Eqn) -> _Bodies:
         """Those inside a shard_map equation."""
-        return self._inside.setdefault(id(eqn), _Bodies((*self.within, eqn)))
+        return self._inside.setdefault(id(eqn), _Bodies(self.masks_before_loops, (*self.within, eqn)))
 
     def read(self, flat: Jaxpr, num_consts: int, num_carry: int, inputs: list[bool], outputs: list[bool]) -> Body:
         """The body of a flat jaxpr, of which some inputs are perturbed and some outputs wanted."""
@@ -126,7 +140,7 @@ class _Bodies:
         key = fingerprint(flat), _identities(flat), num_consts, num_carry, wrt, cotangents_of, tuple(perturbed)
         if key not in self._read:
             wrt = _with_matching_carries(wrt, cotangents_of, num_consts, num_carry)
-            primal = Primal(flat, (), wrt, cotangents_of, None, None)
+            primal = Primal(flat, (), wrt, cotangents_of, None, None, masks_before_loops=self.masks_before_loops)
             self._read[key] = Body(
                 primal,
                 num_consts=num_consts,
@@ -154,14 +168,14 @@ def _with_matching_carries(wrt: Any, cotangents_of: Any, num_consts: int, num_ca
     return tuple(sorted(carries | {i for i in wrt if not num_consts <= i < num_consts + num_carry}))
 
 
-def _without_invariants(body: Jaxpr, num_consts: int) -> tuple[Jaxpr, Jaxpr, int]:
+def _without_invariants(body: Jaxpr, num_consts: int, with_masks: bool) -> tuple[Jaxpr, Jaxpr, int]:
     """Splits off what an iteration computes from constants alone, where the result is not larger than its sources, and
-    masks.
+    masks where they are wanted before the loop.
 
     Returns:
       (from the constants to those of the remaining body, the remaining body, how many constants it has).
     """
-    indices, masks = _masks(body)
+    indices, masks = _masks(body) if with_masks else ([], frozenset())
     constant = set(body.invars[:num_consts])
     before, inside = [], []
     for eqn in body.eqns:
@@ -189,12 +203,7 @@ def _is_invariant(eqn: Eqn, constant: Set[Var], anywhere: Set[Var] = frozenset()
 
 def _masks(body: Jaxpr) -> tuple[list[Eqn], Set[Var]]:
     """Masks that depend on indices alone: (the equations that compute with indices, what they make that others only
-    spread along more axes).
-
-    XLA:GPU chooses which rows a kernel takes together. Where the kernel compares indices itself, those are the rows
-    that share a mask, far apart, and it took up to twice as long as one that reads the mask
-    (benchmarks/results/gpu.md).
-    """
+    spread along more axes)."""
     numbers = jaxprs.constants_among(body.eqns)
     anywhere = {v for eqn in numbers for v in eqn.outvars}
     indices = {v for eqn in numbers if eqn.primitive.name == "iota" for v in eqn.outvars}

@@ -91,6 +91,7 @@ class Schedule:
       loops: one decision per differentiable loop; empty where every loop is left alone.
       storages: forms in which values may wait for the backward: the schedule counts their round trips.
       has_epilogues_inside: whether loops compute of their results what can be computed entry by entry.
+      has_masks_before_loops: whether loops are given their masks.
       gradient: the fingerprint of the joint program, which knows derivative rules; empty in files of before it.
     """
 
@@ -100,6 +101,7 @@ class Schedule:
     loops: tuple[LoopDecision, ...] = ()
     storages: tuple[str, ...] = ()
     has_epilogues_inside: bool = False
+    has_masks_before_loops: bool = False
     gradient: str = ""
 
     @property
@@ -123,7 +125,8 @@ class Schedule:
 
     def program_of(self, primal: Primal) -> Primal:
         """The program whose gradient is scheduled."""
-        return with_epilogues_inside(primal) if self.has_epilogues_inside else primal
+        primal = with_epilogues_inside(primal) if self.has_epilogues_inside else primal
+        return dataclasses.replace(primal, masks_before_loops=self.has_masks_before_loops)
 
     def script(self, primal: Primal, device: Device, joint: Joint | None = None) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""
@@ -146,6 +149,7 @@ class Schedule:
             "loops": [decision.to_json() for decision in self.loops],
             "storages": list(self.storages),
             "has_epilogues_inside": self.has_epilogues_inside,
+            "has_masks_before_loops": self.has_masks_before_loops,
             "gradient": self.gradient,
         }
 
@@ -156,6 +160,7 @@ class Schedule:
             loops=tuple(map(LoopDecision.from_json, data["loops"])),
             storages=tuple(data["storages"]),
             has_epilogues_inside=bool(data.get("has_epilogues_inside")),
+            has_masks_before_loops=bool(data.get("has_masks_before_loops")),
             gradient=str(data.get("gradient", "")),
         )
 
@@ -164,8 +169,15 @@ def form_of(problem: Problem, program: ScheduledProgram) -> AsWritten | Schedule
     """How a schedule of a problem is emitted."""
     if problem.is_as_written(program):
         return AsWritten()
-    has_epilogues_inside = problem.primal.epilogues_after is not None
-    return Schedule(program, problem.loops, problem.storages, has_epilogues_inside, problem.joint.fingerprint)
+    primal = problem.primal
+    return Schedule(
+        program,
+        problem.loops,
+        problem.storages,
+        has_epilogues_inside=primal.epilogues_after is not None,
+        has_masks_before_loops=primal.masks_before_loops,
+        gradient=problem.joint.fingerprint,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterable, Sequence
 
 from jaxremat.backends.devices import Device
+from jaxremat.loops.find import with_masks_before_loops
 from jaxremat.planner.contract import TOLD_APART, Outcome, Traits
 from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
@@ -33,7 +34,9 @@ class TimedLoopPlanner:
     """
 
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
-        self._schedules = SchedulePlanner(primal, device, storages)
+        at_best = with_masks_before_loops(primal) if device.backend.rows_in_one_kernel else primal
+        self._schedules = SchedulePlanner(at_best, device, storages)
+        self._smaller = () if at_best is primal else (SchedulePlanner(primal, device, storages),)
         self._timed: dict[int, tuple[ScheduleOutcome, TimedOutcome]] = {}
 
     @property
@@ -71,14 +74,16 @@ class TimedLoopPlanner:
         """Outcomes of small predicted peak, the smallest first."""
         return self._least
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
         """What checkpoints around every iteration do, where they may be faster and fit all the same: compilers are at
-        their best on the simplest loops."""
-        by_hand = self._at_its_time(self._schedules.checkpointed)
-        doubt = 1.0 if self._schedules.device.backend.barrier_parts else _TIME_DOUBT
-        may_be_faster = by_hand.cost < doubt * best.cost
-        may_fit = by_hand.peak_bytes <= (1 + _BODY_DOUBT) * peak_bytes
-        return [by_hand] if may_be_faster and may_fit else []
+        their best on the simplest loops. Then the same with masks made inside, where they take no memory."""
+        for schedules in (self._schedules, *self._smaller):
+            by_hand = self._at_its_time(schedules.checkpointed)
+            doubt = 1.0 if schedules.device.backend.barrier_parts else _TIME_DOUBT
+            may_be_faster = by_hand.cost < doubt * best.cost
+            may_fit = by_hand.peak_bytes <= (1 + _BODY_DOUBT) * peak_bytes
+            if may_be_faster and may_fit:
+                yield by_hand
 
     @functools.cached_property
     def _least(self) -> Sequence[TimedOutcome]:

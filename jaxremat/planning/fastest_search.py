@@ -4,7 +4,7 @@ next one should be looked for."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxremat.planner.contract import Outcome, Planner
 from jaxremat.planner.correction import CLOSE_ENOUGH
@@ -38,7 +38,7 @@ class FastestSearch:
             return None
         if not compiled.fits(tried[0], limit, unused=CLOSE_ENOUGH):
             tried.append(self._likelier(tried, limit))
-        tried.extend(self.planner.near_misses(compiled.fastest_within(tried, limit) or tried[0], limit))
+        tried.extend(self._near_misses(compiled.fastest_within(tried, limit) or tried[0], limit))
         best = compiled.fastest_within(tried, limit)
         if best is None or not compiled.fits(best, limit, unused=_UNUSED):
             tried.append(self._likelier(tried, limit))
@@ -53,6 +53,18 @@ class FastestSearch:
         likely = [each for each in quick if each.peak_bytes <= self.compilations.learnt_bytes(outcome, limit)]
         instead = sorted(likely, key=lambda each: each.cost)[:_MOST_INSTEAD]
         return self.compilations.fastest_within([outcome, *instead], limit) or outcome
+
+    def _near_misses(self, best: Outcome, limit: int) -> Iterator[Outcome]:
+        """What the planner would have compiled as well: the first, and each other where the one before did not fit by
+        little."""
+        compiled, before = self.compilations, None
+        for outcome in self.planner.near_misses(best, limit):
+            if before and compiled.fits(before, limit):
+                return
+            if before and outcome.peak_bytes > (1 + CLOSE_ENOUGH) * compiled.learnt_bytes(before, limit):
+                return
+            yield outcome
+            before = outcome
 
     def _waits(self, outcome: Outcome) -> bool:
         """Whether an outcome takes more than running everything twice: recomputing is not all that takes time."""

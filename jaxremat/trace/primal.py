@@ -35,6 +35,7 @@ class Primal:
       shardings: one per input, over meshes; None for an input on a single device, or nobody knows where.
       written: the program as it was written, where this one computes the same in another way.
       epilogues_after: the program before its loops took in what is computed of their results; None where they did not.
+      masks_before_loops: whether loops are given the masks of positions that their iterations would make.
     """
 
     jaxpr: Jaxpr
@@ -47,6 +48,7 @@ class Primal:
     shardings: tuple[NamedSharding | None, ...] = ()
     written: Primal | None = None
     epilogues_after: Primal | None = None
+    masks_before_loops: bool = False
 
     @property
     def given(self) -> Primal:

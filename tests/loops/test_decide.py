@@ -13,7 +13,9 @@ from loop_programs import applied, array, decided, decisions_of, loops_of, recur
 
 from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.loops.decision import LoopDecision
+from jaxremat.loops.find import find, with_masks_before_loops
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.primal import read_primal
 
 
 def products(fun, *args, argnums=0) -> int:
@@ -180,15 +182,18 @@ def comparisons(jaxpr):
 def test_a_mask_that_several_heads_read_is_made_before_the_loop():
     """XLA:GPU goes over rows that lie apart where they share indices which their kernel compares."""
     over_heads = lambda h, mask: jax.nn.softmax(jnp.where(mask, h, -1e9)) + h
-    _, loop = only_loop(attention_over(8, over_heads), (array(3, 8, 8), array(2, 8, 8)))
+    primal = read_primal(attention_over(8, over_heads), (array(3, 8, 8), array(2, 8, 8)), 0, False)
+    (loop,) = find(with_masks_before_loops(primal))
     assert comparisons(loop.invariants) == 1 and not comparisons(loop.body.primal.jaxpr)
     assert [v.aval.shape for v in loop.invariants.outvars] == [(8, 8)]
+    (as_written,) = find(primal)
+    assert not as_written.invariants.outvars and comparisons(as_written.body.primal.jaxpr) == 1
 
 
 def test_a_mask_is_made_where_it_is_read_as_it_is():
     for masked in (lambda h, mask: jnp.where(mask, h, 0.0), lambda h, mask: h + jnp.sum(mask)):
-        _, loop = only_loop(attention_over(8, masked), (array(3, 8, 8), array(8, 8)))
-        assert not loop.invariants.outvars and comparisons(loop.body.primal.jaxpr) == 1
+        primal = read_primal(attention_over(8, masked), (array(3, 8, 8), array(8, 8)), 0, False)
+        assert with_masks_before_loops(primal) is primal
 
 
 def test_gradients_are_summed_in_the_precision_of_the_constant():

@@ -75,5 +75,37 @@ def test_checkpoints_are_proposed_where_they_may_be_faster(target, proposed):
     assert isinstance(planner, TimedLoopPlanner)
     by_hand = planner._at_its_time(planner._schedules.checkpointed)
     a_little_faster = planner.plain.at_cost(by_hand.cost / 1.05)
-    assert planner.near_misses(a_little_faster, by_hand.peak_bytes) == ([by_hand] if proposed else [])
-    assert not planner.near_misses(a_little_faster, by_hand.peak_bytes // 2)
+    assert list(planner.near_misses(a_little_faster, by_hand.peak_bytes)) == ([by_hand] if proposed else [])
+    assert not list(planner.near_misses(a_little_faster, by_hand.peak_bytes // 2))
+
+
+def masked_loss(weights, x):
+    """Iterations that compare positions for a mask of several heads."""
+
+    def step(x, w):
+        positions = jnp.arange(x.shape[-1])
+        scores = jnp.where(positions[:, None] >= positions[None], jnp.einsum("bhi,bhj->bhij", x, jnp.sin(x @ w)), -1e9)
+        return x + jnp.einsum("bhij,bhj->bhi", jax.nn.softmax(scores), x), None
+
+    return jnp.mean(lax.scan(step, x, weights)[0] ** 2)
+
+
+MASKED = jax.ShapeDtypeStruct((4, 64, 64), jnp.float32), jax.ShapeDtypeStruct((64, 8, 64), jnp.float32)
+
+
+@pytest.mark.parametrize(("target", "before"), [("h200", [True, False]), ("tpu-v5e", [False])])
+def test_masks_are_made_before_loops_on_gpus_and_inside_where_these_bytes_are_wanted(target, before):
+    planner = planner_for(read_primal(masked_loss, MASKED, 0, False), resolve_target(target), Auto(), "schedule", 0)
+    slow = planner.plain.at_cost(10 * planner.plain.cost)
+    proposed = list(planner.near_misses(slow, planner.plain.peak_bytes))
+    assert [outcome.form.has_masks_before_loops for outcome in proposed] == before
+
+
+def test_a_form_is_read_back_with_its_masks():
+    primal = read_primal(masked_loss, MASKED, 0, False)
+    planner = planner_for(primal, H200, Auto(), "schedule", 0)
+    form = planner.fit(planner.plain.peak_bytes // 2).form
+    again = type(form).from_json(form.to_json())
+    assert again.has_masks_before_loops
+    joint, script = again.script(primal, H200)
+    assert joint.fingerprint == form.gradient and len(script.backward) == len(form.script(primal, H200)[1].backward)

@@ -96,6 +96,19 @@ def test_checkpoints_by_hand_are_compiled_where_they_may_be_faster():
     assert fastest([small, large], [by_hand]) == (by_hand, 3)
 
 
+def test_a_smaller_near_miss_is_compiled_where_the_one_before_did_not_fit_by_little():
+    small, faster, smaller = Told(600, 1.3, 1001, 1.6), Told(1040, 1.1, 1001, 1.1), Told(1039, 1.2, 1000, 1.2)
+    assert fastest([small], [faster, smaller])[0] == smaller
+    much_too_large = dataclasses.replace(faster, compiled_bytes=1100)
+    search, compilations = search_of([Told(600, 1.3, 900, 1.6)], [much_too_large, smaller])
+    assert search.within(1000).compiled_bytes == 900
+    assert smaller not in [trial.candidate for trial in compilations.trials]
+    fits = dataclasses.replace(faster, compiled_bytes=990)
+    search, compilations = search_of([Told(600, 1.3, 900, 1.6)], [fits, smaller])
+    assert search.within(1000) == fits
+    assert smaller not in [trial.candidate for trial in compilations.trials]
+
+
 def test_few_are_compiled_whatever_they_say():
     """Two where one fits and uses the budget, three at most, and what the planner thinks may be near."""
     outcomes = [
