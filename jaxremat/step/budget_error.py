@@ -58,7 +58,7 @@ def _error(
         "There, these are live:",
         *(f"  {format_bytes(occupant.bytes)}  {occupant.name}" for occupant in occupants),
         "What would lower it:",
-        *(f"  - {remedy}" for remedy in _remedies(groups, posed, peak_bytes, budget_bytes)),
+        *(f"  - {remedy}" for remedy in _remedies(program, groups, posed, peak_bytes, budget_bytes)),
         f"  - {enough}",
     ]
     return BudgetError("\n".join(lines), min_peak_bytes=peak_bytes, budget_bytes=budget_bytes, occupants=occupants)
@@ -74,7 +74,9 @@ def _occupants(groups: Sequence[ArgumentGroup], resident_bytes: int, peak_bytes:
     return [Occupant(name, "", "", size) for name, size in rows if size > 0]
 
 
-def _remedies(groups: Sequence[ArgumentGroup], posed: Posed, peak_bytes: int, budget_bytes: int) -> list[str]:
+def _remedies(
+    program: StepProgram, groups: Sequence[ArgumentGroup], posed: Posed, peak_bytes: int, budget_bytes: int
+) -> list[str]:
     remedies = [*donation_warnings(groups)]
     for group in groups:
         if group.role != "batch" and group.size_bytes >= _TELLING * budget_bytes:
@@ -84,6 +86,8 @@ def _remedies(groups: Sequence[ArgumentGroup], posed: Posed, peak_bytes: int, bu
             )
     computed = peak_bytes - posed.graph.resident_bytes
     if computed >= _TELLING * budget_bytes:
+        if not any(program.shardings):
+            remedies.append("allow=('chunk',), unless it is given: large values, or all of a batch, slice by slice")
         remedies.append(f"a smaller batch, or sharding it: {format_bytes(computed)} are intermediate values")
     return remedies
 

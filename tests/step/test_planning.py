@@ -38,4 +38,5 @@ def test_refusal_names_the_smallest_of_all_that_was_compiled(monkeypatch):
     with pytest.raises(jaxremat.BudgetError) as refused:
         jaxremat.jit(step, budget=int(0.6 * predicted), donate_argnums=0).plan(*args)
     assert refused.value.min_peak_bytes == first
+    assert "allow=('chunk',)" in str(refused.value)
     assert next(peaks) > first + 2**20
