@@ -67,14 +67,16 @@ def test_what_is_left_behind_can_be_bounded(planner):
     assert 0 < left_behind(outcome) <= saved_bytes
 
 
-@pytest.mark.parametrize(("target", "proposed"), [("tpu-v5e", True), ("h200", False)])
-def test_checkpoints_are_proposed_where_they_may_be_faster(target, proposed):
+@pytest.mark.parametrize(
+    ("target", "slower", "proposed"), [("tpu-v5e", 1.08, True), ("h200", 1.08, False), ("h200", 1.03, True)]
+)
+def test_checkpoints_are_proposed_where_they_may_be_faster(target, slower, proposed):
     """On a TPU times are replayed ones: what is predicted to be a little slower may well be faster."""
     primal = read_primal(loss, (WEIGHTS, X), 0, False)
     planner = planner_for(primal, resolve_target(target), Auto(), "schedule", 0)
     assert isinstance(planner, TimedLoopPlanner)
     by_hand = planner._at_its_time(planner._schedules.checkpointed)
-    a_little_faster = planner.plain.at_cost(by_hand.cost / 1.05)
+    a_little_faster = planner.plain.at_cost(by_hand.cost / slower)
     assert list(planner.near_misses(a_little_faster, by_hand.peak_bytes)) == ([by_hand] if proposed else [])
     assert not list(planner.near_misses(a_little_faster, by_hand.peak_bytes // 2))
 
