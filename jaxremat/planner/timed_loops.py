@@ -21,12 +21,8 @@ from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
 _BODY_DOUBT = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
-_REPLAYED_DOUBT = (
-    1.1  # of replayed times: on a v5e, a scanned GPT with checkpoints over the fastest 1.30, compiled 1.19
-)
-_TIMED_DOUBT = (
-    1.05  # of kernels' times: on an H200, a scanned GPT with checkpoints over the fastest 1.015, compiled .96
-)
+_REPLAYED_DOUBT = 1.1  # of replayed times: on a v5e, a GPT with checkpoints over the fastest 1.30, compiled 1.19
+_TIMED_DOUBT = 1.05  # of kernels' times: on an H200, a GPT with checkpoints over the fastest 1.015, compiled .96
 
 
 class TimedLoopPlanner:

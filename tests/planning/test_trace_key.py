@@ -37,7 +37,11 @@ def test_partials_and_defaults_and_wrapped_functions_are_told_apart():
     assert key_of(wrapped) == key_of(wrapped) != key_of(with_another(3))
 
 
-@pytest.mark.parametrize("held", [object(), np.ones(3), [np.ones(3)], type("Model", (), {})()], ids=repr)
+@pytest.mark.parametrize(
+    "held",
+    [object(), np.ones(3), [np.ones(3)], type("Model", (), {})()],
+    ids=["object", "array", "list of arrays", "model"],
+)
 def test_what_may_change_has_none(held):
     with pytest.raises(Unknown):
         key_of(scaled(held))
