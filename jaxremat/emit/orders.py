@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jax import lax
 
+from jaxremat.backends.backend import Backend
 from jaxremat.base.compat import Atom, Eqn, Var
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace.joint import Joint
 
 
 class BarrierForm(Protocol):
@@ -81,6 +83,11 @@ class Order:
 
 
 AS_IT_IS, WITHOUT_UNIT_AXES = AsItIs(), WithoutUnitAxes()
+
+
+def orders_for(joint: Joint, backend: Backend) -> dict[Var, Order]:
+    """In which order of axes values pass barriers on a device, where that is not as written."""
+    return orders_of_operands(joint.eqns) if backend.batch_copies else {}
 
 
 def orders_of_operands(eqns: Sequence[Eqn]) -> dict[Var, Order]:

@@ -14,7 +14,7 @@ from jaxremat.base.policy import NamePolicy
 from jaxremat.chunk.choice import Chunked
 from jaxremat.chunk.rewriting.epilogue import with_epilogues_inside
 from jaxremat.emit.names import Labels, emit_repoliced
-from jaxremat.emit.orders import orders_of_operands
+from jaxremat.emit.orders import orders_for
 from jaxremat.emit.scheduled import emit_scheduled
 from jaxremat.emit.script import Script, write_script
 from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
@@ -131,9 +131,8 @@ class Schedule:
     def script(self, primal: Primal, device: Device, joint: Joint | None = None) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""
         joint, backend = joint or self._posed(primal, device), device.backend
-        orders = orders_of_operands(joint.eqns) if backend.batch_copies else {}
         unfenced, late_writes = backend.unfenced(joint.eqns), backend.late_writes(joint)
-        return joint, write_script(joint, self.program, unfenced, late_writes, orders)
+        return joint, write_script(joint, self.program, unfenced, late_writes, orders_for(joint, backend))
 
     def _posed(self, primal: Primal, device: Device) -> Joint:
         primal = self.program_of(primal)

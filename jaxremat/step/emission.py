@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
+from jaxremat.emit.orders import Order
 from jaxremat.emit.scheduled import put_segments, run_segments
 from jaxremat.emit.script import Segment
 from jaxremat.step.scheduling import FlatSchedule
@@ -30,17 +31,19 @@ class FlatScript:
       jaxpr: the program.
       stretches: what runs, in order, all but the first behind a barrier.
       anywhere: ids of the equations that are constants: they run first, wherever the schedule has them.
+      orders: of what passes barriers, in which order of axes it does where that is not as written.
     """
 
     jaxpr: Jaxpr
     stretches: tuple[Segment, ...]
     anywhere: frozenset[int]
+    orders: Mapping[Var, Order] = types.MappingProxyType({})
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """From flat inputs to flat outputs."""
         env = dict(zip(self.jaxpr.constvars, compat.consts_of(self.jaxpr)))
         env.update(zip(self.jaxpr.invars, inputs, strict=True))
-        run_segments(self.stretches, env, given=frozenset(self.jaxpr.invars))
+        run_segments(self.stretches, env, given=frozenset(self.jaxpr.invars), orders=self.orders)
         return [jaxprs.value_of(env, v) for v in self.jaxpr.outvars]
 
     @functools.cached_property
@@ -79,6 +82,7 @@ def script_of(
     schedule: FlatSchedule,
     unfenced: Set[Var] = frozenset(),
     late_writes: Mapping[int, Eqn] = types.MappingProxyType({}),
+    orders: Mapping[Var, Order] = types.MappingProxyType({}),
 ) -> FlatScript:
     """The script of a schedule of a flat program; one that repeats nothing has no barrier.
 
@@ -87,6 +91,7 @@ def script_of(
       schedule: how it runs.
       unfenced: what enters no barrier; see `Backend.unfenced`.
       late_writes: what runs in the place of what writes into zeros, by node; see `Backend.late_writes`.
+      orders: in which order of axes values pass barriers.
     """
     anywhere = frozenset(map(id, joint.constants))
     enters = _sources if schedule.barrier_scope == "sources" else _read_from_outside
@@ -102,7 +107,8 @@ def script_of(
     segments = tuple(s for s in (first, *stretches) if s.eqns)
     if schedule.barrier_scope == "order":
         segments = _in_order(segments, jaxprs.vars_of(joint.jaxpr.outvars), free)
-    return FlatScript(joint.jaxpr, segments, anywhere)
+    waiting = {v for segment in segments for v in segment.through}
+    return FlatScript(joint.jaxpr, segments, anywhere, {v: order for v, order in orders.items() if v in waiting})
 
 
 def _in_order(segments: Sequence[Segment], given_out: Sequence[Var], free: Set[Var]) -> tuple[Segment, ...]:

@@ -15,6 +15,7 @@ from jaxremat.base.telling import tell
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.memory import MemoryEstimate, estimate_listing
 from jaxremat.cost.pricing import price, shares
+from jaxremat.emit.orders import orders_for
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.planner.prediction import Timelines, is_below_model_threshold
@@ -121,7 +122,8 @@ class StepOutcome:
     @functools.cached_property
     def script(self) -> FlatScript:
         joint, backend = self.posed.joint, self.posed.device.backend
-        return script_of(joint, self.schedule, backend.unfenced(joint.eqns), backend.late_writes(joint))
+        orders = {} if any(joint.primal.shardings) else orders_for(joint, backend)
+        return script_of(joint, self.schedule, backend.unfenced(joint.eqns), backend.late_writes(joint), orders)
 
     @property
     def jaxpr(self) -> Jaxpr:
