@@ -106,7 +106,7 @@ def put_segments[Stand](
 ) -> None:
     """Puts what `run_segments` runs into a program."""
     for segment in segments:
-        outside = {v: env[v] for v in segment.fenced if v not in segment.passed}
+        outside = {v: env[v] for v in segment.barrier_operands if v not in segment.passed}
         env.update(program.put_barrier(segment.through, env) if segment.through else {})
         for eqn in segment.eqns:
             program.put(eqn, env)

@@ -32,21 +32,21 @@ class Segment:
 
     Attributes:
       eqns: equations in order, recomputed ones among them.
-      fenced: what enters through the barrier: all that the segment reads from outside, cotangents included.
+      barrier_operands: what enters through the barrier: all that the segment reads from outside, cotangents included.
       passed: what passes through the same barrier on its way to whoever reads it, so that it is made before.
       results: those of `passed` that the program returns, in the layout that it returns them in: what a compiler made
         in another one would wait there, beside the memory for the result.
     """
 
     eqns: tuple[Eqn, ...]
-    fenced: tuple[Var, ...]
+    barrier_operands: tuple[Var, ...]
     passed: tuple[Var, ...] = ()
     results: frozenset[Var] = frozenset()
 
     @property
     def through(self) -> tuple[Var, ...]:
         """All that goes through the barrier; empty where there is none."""
-        return *self.fenced, *self.passed
+        return *self.barrier_operands, *self.passed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,12 +251,12 @@ class _Fences:
     def _behind_barrier(self, number: int) -> Segment:
         """A segment with all that goes through its barrier; there is none if nothing does."""
         stretch = self._stretches[number]
-        fenced = self._entering(stretch)
-        passed = self._transfers.passed(stretch.eqns, (*self._waiting, *self._tied(number, fenced)))
-        if not fenced and self._transfers.waiting.issuperset(passed):
+        operands = self._entering(stretch)
+        passed = self._transfers.passed(stretch.eqns, (*self._waiting, *self._tied(number, operands)))
+        if not operands and self._transfers.waiting.issuperset(passed):
             passed = ()  # copies alone would be tied to nothing
-        eqns, seeds = self._with_own_zeros(stretch.eqns) if fenced or passed else (stretch.eqns, ())
-        return Segment(eqns, (*fenced, *seeds), passed, self._transfers.gradients.intersection(passed))
+        eqns, seeds = self._with_own_zeros(stretch.eqns) if operands or passed else (stretch.eqns, ())
+        return Segment(eqns, (*operands, *seeds), passed, self._transfers.gradients.intersection(passed))
 
     def _with_own_zeros(self, eqns: tuple[Eqn, ...]) -> tuple[tuple[Eqn, ...], tuple[Var, ...]]:
         zeros = self._facts.zeros
@@ -267,15 +267,15 @@ class _Fences:
         in the backward cotangents at least, where something else waits for the barrier."""
         if not stretch.is_late and self._ran.isdisjoint(stretch.eqns):
             return ()
-        fenced = self._enters(stretch.eqns)
-        if fenced or not (stretch.is_late and self._waiting):
-            return fenced
+        operands = self._enters(stretch.eqns)
+        if operands or not (stretch.is_late and self._waiting):
+            return operands
         return self._cotangents_among(self._read_from_outside(stretch.eqns))
 
-    def _tied(self, number: int, fenced: Sequence[Var]) -> tuple[Var, ...]:
+    def _tied(self, number: int, operands: Sequence[Var]) -> tuple[Var, ...]:
         """Where no cotangent enters a stretch of the backward, those that the next one goes on with: what only runs
         again would else do so as soon as what it reads is there, long before."""
-        if not (fenced and self._stretches[number].is_late) or self._cotangents_among(fenced):
+        if not (operands and self._stretches[number].is_late) or self._cotangents_among(operands):
             return ()
         following = (self._read_from_outside(stretch.eqns) for stretch in self._stretches[number + 1 :])
         return next(filter(None, map(self._cotangents_among, following)), ())
@@ -330,7 +330,7 @@ class _Fences:
         for before, segment in zip(reversed(segments[:-1]), reversed(segments[1:])):
             wanted = (wanted - {*made_by(segment.eqns, same)}) | {*self._read_from_outside(segment.eqns)}
             ahead = wanted.difference(segment.through)
-            also = [v for v in made_by(before.eqns, same) if v in ahead] if segment.fenced else []
+            also = [v for v in made_by(before.eqns, same) if v in ahead] if segment.barrier_operands else []
             ordered.append(dataclasses.replace(segment, passed=(*segment.passed, *also)))
         return [*segments[:1], *reversed(ordered)]
 

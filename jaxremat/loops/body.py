@@ -170,19 +170,22 @@ class Iteration:
             return jax.make_jaxpr(self.run_backward)(*inputs)
 
 
-def scripted(body: Body, joint: Joint, piece: Piece, fenced: bool, backend: Backend) -> Iteration:
+def scripted(body: Body, joint: Joint, piece: Piece, has_barriers: bool, backend: Backend) -> Iteration:
     """An iteration of a plain piece.
 
     Args:
       body, joint: the iteration.
       piece: its schedule.
-      fenced: whether what runs again waits behind barriers; it does in any case where the backward repeats itself.
+      has_barriers: whether what runs again waits behind barriers; it does in any case where the backward repeats
+        itself.
       backend: whose compiler it is for.
     """
-    unfenced, late_writes = (backend.unfenced(joint.eqns), backend.late_writes(joint)) if fenced else (frozenset(), {})
+    unfenced, late_writes = (
+        (backend.unfenced(joint.eqns), backend.late_writes(joint)) if has_barriers else (frozenset(), {})
+    )
     program = schedule_program(joint, (*piece.forward, *piece.backward), backward_start=len(piece.forward))
     script = write_script(joint, program, unfenced, late_writes)
-    if not fenced and not piece.repeats:
-        loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
+    if not has_barriers and not piece.repeats:
+        loose = tuple(dataclasses.replace(segment, barrier_operands=()) for segment in script.backward)
         script = dataclasses.replace(script, backward=loose)
     return Iteration(body, joint, script)

@@ -104,7 +104,7 @@ class Loops:
             at_price(self.hull(loop, inner), loop.length, inner, price)
             for inner in self._inner(loop.body, sorted(prices))
         ]
-        return self._fenced(loop, min(candidates, key=lambda candidate: candidate.price(price)))
+        return self._with_barriers(loop, min(candidates, key=lambda candidate: candidate.price(price)))
 
     def checkpointed(self, loops: Sequence[Loop]) -> tuple[LoopDecision, ...]:
         """Checkpoints around every iteration, as their authors place them, of loops and of those inside."""
@@ -113,7 +113,7 @@ class Loops:
     def _checkpointed(self, loop: Loop, inner: tuple[LoopDecision, ...]) -> LoopDecision:
         hull = self.hull(loop, inner)
         piece = Piece(loop.length, hull.checkpointed.forward, hull.checkpointed.backward)
-        return LoopDecision((piece,), inner, self._is_fenced(loop), hull.gradient)
+        return LoopDecision((piece,), inner, self._has_barriers(loop), hull.gradient)
 
     def options(self, loop: Loop) -> tuple[LoopOption, ...]:
         """The hull of decisions that treat every iteration alike, from the most bytes held to the fewest."""
@@ -121,17 +121,17 @@ class Loops:
         for inner in self._inner(loop.body, _INNER_PRICES):
             hull = self.hull(loop, inner)
             for choice in _choices(hull, loop.length):
-                option = self._fenced(loop, _uniform(hull, choice, loop.length, inner))
+                option = self._with_barriers(loop, _uniform(hull, choice, loop.length, inner))
                 found.setdefault(option.decision, option)
         held_bytes = lambda option: option.held_bytes + option.transient_bytes
         return tuple(lower_hull(found.values(), held_bytes, lambda option: option.extra_seconds)[::-1])
 
     def hull(self, loop: Loop, inner: tuple[LoopDecision, ...] = ()) -> IterationHull:
         """What one iteration of a loop may do, its own loops as decided."""
-        key = loop.body, inner, self._is_fenced(loop)
+        key = loop.body, inner, self._has_barriers(loop)
         if key not in self._hulls:
             joint = self.emitter.joint(loop.body, inner)
-            self._hulls[key] = iteration_hull(loop.body, joint, self.device, self._is_fenced(loop))
+            self._hulls[key] = iteration_hull(loop.body, joint, self.device, self._has_barriers(loop))
         return self._hulls[key]
 
     def _inner(self, body: Body, prices: Sequence[float]) -> list[tuple[LoopDecision, ...]]:
@@ -139,11 +139,11 @@ class Loops:
         each = [tuple(self.estimate(loop, price).decision for loop in body.loops) for price in prices]
         return list(dict.fromkeys(each))
 
-    def _fenced(self, loop: Loop, option: LoopOption) -> LoopOption:
-        decision = dataclasses.replace(option.decision, fenced=self._is_fenced(loop))
+    def _with_barriers(self, loop: Loop, option: LoopOption) -> LoopOption:
+        decision = dataclasses.replace(option.decision, has_barriers=self._has_barriers(loop))
         return dataclasses.replace(option, decision=decision)
 
-    def _is_fenced(self, loop: Loop) -> bool:
+    def _has_barriers(self, loop: Loop) -> bool:
         """Whether what runs again in an iteration waits behind barriers. The two passes over a shard_map meet in one
         flat program, where nothing else keeps it apart from what ran before."""
         return self.device.backend.fences_loop_bodies or loop.kind == "shard_map"

@@ -53,15 +53,15 @@ class LoopDecision:
     Attributes:
       pieces: cover the iterations, in the order in which they run.
       inner: one decision per loop inside the body.
-      fenced: whether recomputation inside an iteration waits behind optimization barriers. XLA:CPU then computes it
-        just in time (a scanned transformer: 4391 MiB instead of 4486); XLA:GPU orders it well by itself, and a barrier
-        only keeps it from fusing (1269 MiB instead of 1085).
+      has_barriers: whether recomputation inside an iteration waits behind optimization barriers. XLA:CPU then computes
+        it just in time (a scanned transformer: 4391 MiB instead of 4486); XLA:GPU orders it well by itself, and a
+        barrier only keeps it from fusing (1269 MiB instead of 1085).
       gradient: the fingerprint of one iteration's forward and backward; empty in files of before it.
     """
 
     pieces: tuple[Piece, ...]
     inner: tuple[LoopDecision, ...] = ()
-    fenced: bool = False
+    has_barriers: bool = False
     gradient: str = ""
 
     @property
@@ -72,7 +72,7 @@ class LoopDecision:
         return {
             "pieces": [piece.to_json() for piece in self.pieces],
             "inner": [inner.to_json() for inner in self.inner],
-            "fenced": self.fenced,
+            "fenced": self.has_barriers,
             "gradient": self.gradient,
         }
 

@@ -108,11 +108,11 @@ class Emitter:
 
     def iteration(self, body: Body, decision: LoopDecision, piece: Piece) -> Iteration:
         """An iteration of a plain piece."""
-        key = body, decision.inner, decision.fenced, piece.forward, piece.backward
+        key = body, decision.inner, decision.has_barriers, piece.forward, piece.backward
         joint = self.joint(body, decision.inner)
         joint.require_planned(decision.gradient)
         if key not in self._iterations:
-            self._iterations[key] = scripted(body, joint, piece, decision.fenced, self.backend)
+            self._iterations[key] = scripted(body, joint, piece, decision.has_barriers, self.backend)
         return self._iterations[key]
 
 

@@ -76,14 +76,14 @@ class IterationHull:
     gradient: str
 
 
-def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> IterationHull:
+def iteration_hull(body: Body, joint: Joint, device: Device, has_barriers: bool) -> IterationHull:
     """Solves one iteration for every price of a byte.
 
     Args:
       body: the iteration.
       joint: its forward and backward, its own loops emitted as decided.
       device: what costs and bytes are for.
-      fenced: whether what runs again will wait behind barriers.
+      has_barriers: whether what runs again will wait behind barriers.
     """
     known = KnownBodies()
     priced = price(joint, device, known)
@@ -101,7 +101,7 @@ def iteration_hull(body: Body, joint: Joint, device: Device, fenced: bool) -> It
         options = _walkable(options, [float(surcharge[each].sum()) for each in kept])
     checkpointed = options[-1]
     options += _checkpointed(body, graph, run_seconds, kept[-1])
-    if not fenced:
+    if not has_barriers:
         options = [_fused(option, body, joint, device, known) for option in options]
     carry = joint.inputs[body.num_consts : body.num_consts + body.num_carry]
     forward_seconds = sum(graph.costs[node + body.num_carry] for node in options[-1].forward)

@@ -120,7 +120,7 @@ def _in_order(segments: Sequence[Segment], given_out: Sequence[Var], free: Set[V
         segment = segments[k]
         wanted -= {v for eqn in segment.eqns for v in eqn.outvars}
         wanted.update(_read_from_outside(segment.eqns, free, ()))
-        ahead = wanted.difference(segment.fenced)
+        ahead = wanted.difference(segment.barrier_operands)
         made = dict.fromkeys(v for v in _awaited(segments[max(k - 2, 0) : k]) if v in ahead and v not in free)
         ordered[k] = dataclasses.replace(segment, passed=tuple(made))
     return tuple(ordered)

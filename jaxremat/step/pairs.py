@@ -90,9 +90,9 @@ class Pairs:
 
     def decide(self, seconds_per_byte: float) -> tuple[LoopDecision, ...]:
         """The cheapest decision for each pair when holding one byte costs so much."""
-        fenced = self._device.backend.fences_loop_bodies
+        has_barriers = self._device.backend.fences_loop_bodies
         options = [self._option(pair, seconds_per_byte) for pair in self.found]
-        return tuple(dataclasses.replace(option.decision, fenced=fenced) for option in options)
+        return tuple(dataclasses.replace(option.decision, has_barriers=has_barriers) for option in options)
 
     def _option(self, pair: Pair, seconds_per_byte: float) -> LoopOption:
         """The cheapest decision for one pair: what is stacked inside it lives in one iteration, or in all of them."""
@@ -196,7 +196,7 @@ class _PairUnderWay:
         body, joint, num_carry = self.pair.loop.body, self.joint, self.pair.num_carry
 
         def iteration(piece: Piece) -> Iteration:
-            script = scripted(body, joint, piece, self.decision.fenced, self.backend).script
+            script = scripted(body, joint, piece, self.decision.has_barriers, self.backend).script
             return _PairIteration(body, joint, script, tuple(late_consts), num_carry)
 
         return iteration

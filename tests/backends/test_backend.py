@@ -49,7 +49,7 @@ def test_only_on_a_cpu_is_what_a_pooling_searches_kept_and_left_unfenced(target,
     program = schedule_program(problem.joint, schedule, backward_start=start)
     script = write_script(problem.joint, program, problem.device.backend.unfenced(problem.joint.eqns))
     assert var in script.residuals
-    assert any(var in segment.fenced for segment in script.backward) != kept
+    assert any(var in segment.barrier_operands for segment in script.backward) != kept
 
 
 @pytest.mark.parametrize(("target", "kept"), [("cpu", True), ("h200", False), ("tpu-v5e", False)])
@@ -66,7 +66,7 @@ def test_so_it_is_behind_the_barriers_of_an_iteration(target, kept):
     again = [n for n in range(start) if n != node]
     piece = Piece(loop.length, tuple(range(start)), (*again, *range(start, len(joint.eqns))))
     script = scripted(loop.body, joint, piece, True, loops.device.backend).script
-    assert any(var in segment.fenced for segment in script.backward) != kept
+    assert any(var in segment.barrier_operands for segment in script.backward) != kept
 
 
 def test_tiles_are_those_of_the_target():

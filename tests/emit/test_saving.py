@@ -51,7 +51,7 @@ def without_fences(made):
 
     def choose(_):
         joint, script = made.decision.form.script(primal, made.decision.device)
-        loose = tuple(dataclasses.replace(segment, fenced=()) for segment in script.backward)
+        loose = tuple(dataclasses.replace(segment, barrier_operands=()) for segment in script.backward)
         return joint, dataclasses.replace(script, backward=loose)
 
     return lambda *args: apply_flat(primal, emit_scheduled(primal, choose), args)

@@ -72,7 +72,9 @@ def random_schedules(graph, seed, number):
 
 def written(script):
     """The equations of a script, and what passes barriers between them."""
-    passes = [[(s.eqns, s.fenced, s.passed, s.results) for s in part] for part in (script.forward, script.backward)]
+    passes = [
+        [(s.eqns, s.barrier_operands, s.passed, s.results) for s in part] for part in (script.forward, script.backward)
+    ]
     return *passes, script.residuals, script.constants
 
 
@@ -180,8 +182,8 @@ def test_recomputation_waits_behind_what_it_reads_and_a_cotangent(name, seed):
     for program in random_schedules(graph, seed, 20):
         for segment in write_script(joint, dataclasses.replace(program, barrier_scope="all")).backward:
             outside = read_from(joint, segment.eqns) - constants
-            assert set(segment.fenced) == outside
-            assert set(segment.fenced) & (late | set(joint.cotangents))
+            assert set(segment.barrier_operands) == outside
+            assert set(segment.barrier_operands) & (late | set(joint.cotangents))
             segments += 1
     assert segments > 40
 
@@ -199,8 +201,8 @@ def test_in_strict_order_all_of_a_stretch_is_made_before_the_next_begins(name, s
             for later in reversed(segments[k:]):
                 wanted = wanted - {v for eqn in later.eqns for v in eqn.outvars} | read_from(joint, later.eqns)
             made = {v for eqn in before.eqns for v in eqn.outvars}
-            assert made & wanted <= {*after.fenced, *after.passed}
-            assert set(after.passed) == made & wanted - set(after.fenced)
+            assert made & wanted <= {*after.barrier_operands, *after.passed}
+            assert set(after.passed) == made & wanted - set(after.barrier_operands)
             passed += len(after.passed)
     assert passed > 10
 
@@ -208,7 +210,7 @@ def test_in_strict_order_all_of_a_stretch_is_made_before_the_next_begins(name, s
 def test_a_schedule_that_repeats_nothing_has_no_barrier():
     joint, graph, _, _ = joint_of("network")
     script = write_script(joint, in_order(graph))
-    assert not any(segment.fenced for segment in script.backward)
+    assert not any(segment.barrier_operands for segment in script.backward)
     eqns = [eqn for segment in (*script.forward, *script.backward) for eqn in segment.eqns]
     assert eqns == [eqn for eqn in joint.eqns if eqn not in joint.constants]
 
@@ -237,7 +239,7 @@ def test_what_only_runs_again_waits_for_a_cotangent(scope):
     first = next(t for t in range(start + 1, steps.size - 2) if late[t - 1] and not late[t : t + 3].any())
     program = schedule_program(graph, steps, backward_start=start, barriers=(first, first + 2), barrier_scope=scope)
     again = write_script(joint, program).backward[1]
-    assert all(v in joint.early_values for eqn in again.eqns for v in eqn.outvars) and again.fenced
+    assert all(v in joint.early_values for eqn in again.eqns for v in eqn.outvars) and again.barrier_operands
     assert not joint.early_values.issuperset({*again.through} - {*joint.inputs})
 
 
@@ -254,7 +256,7 @@ def test_constants_are_neither_kept_nor_fenced():
     schedule, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
     script = write_script(joint, schedule_program(graph, schedule, backward_start=start))
     assert not made & set(script.residuals)
-    assert not any(made & set(segment.fenced) for segment in script.backward)
+    assert not any(made & set(segment.barrier_operands) for segment in script.backward)
 
 
 def emitted_counts(joint, script, inputs, cotangents):
@@ -278,7 +280,7 @@ def test_every_primitive_is_emitted_as_often_as_scheduled(share, bare_barriers):
     )
     expected.update(2 * [eqn.primitive.name for eqn in joint.constants])
     segments = (*script.forward, *script.backward)
-    expected["optimization_barrier"] = sum(bool(segment.fenced) for segment in segments)
+    expected["optimization_barrier"] = sum(bool(segment.barrier_operands) for segment in segments)
     assert emitted_counts(joint, script, inputs, cotangents) == +expected
     assert share > 0.8 or expected["optimization_barrier"] > 1
 

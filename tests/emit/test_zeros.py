@@ -56,9 +56,11 @@ def test_zeros_are_made_behind_the_barrier_of_their_stretch(scope):
     assert len(script.zeros) == len(scatters(joint)) == 2
     for segment in script.backward:
         made = [eqn for eqn in segment.eqns for zeros in script.zeros if eqn is zeros.seeded]
-        wanted = [eqn for eqn in segment.eqns if eqn.primitive.name == "scatter-add"] if segment.fenced else []
+        wanted = (
+            [eqn for eqn in segment.eqns if eqn.primitive.name == "scatter-add"] if segment.barrier_operands else []
+        )
         assert len(made) == len(wanted)
-        assert {var for eqn in made for var in eqn.invars} <= set(segment.fenced)
+        assert {var for eqn in made for var in eqn.invars} <= set(segment.barrier_operands)
 
     inputs, cotangents = jax.tree.leaves((W, X)), [jnp.ones(())]
     outputs, residuals = run_forward(joint, script, inputs)

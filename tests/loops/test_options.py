@@ -125,7 +125,7 @@ def test_every_option_gives_the_exact_gradient(name, fenced):
     with jax.disable_jit():  # one operation after the other: compiling every option takes far longer
         plain = jax.value_and_grad(fun, (0, 1))(*args)
         for option in hull.options:
-            decision = LoopDecision((Piece(loop.length, option.forward, option.backward),), fenced=fenced)
+            decision = LoopDecision((Piece(loop.length, option.forward, option.backward),), has_barriers=fenced)
             assert LoopDecision.from_json(json.loads(json.dumps(decision.to_json()))) == decision
             for a, b in zip(jax.tree.leaves(gradient(decision)), jax.tree.leaves(plain), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * float(jnp.abs(b).max()))

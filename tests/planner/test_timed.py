@@ -200,10 +200,10 @@ def test_only_what_runs_again_and_cotangents_pass_barriers(planner):
     script = write_script(joint, outcome.program, set())
     forward = {id(eqn) for eqn, late in zip(joint.eqns, joint.backward) if not late}
     made = {v for eqn in joint.eqns if id(eqn) in forward for v in eqn.outvars} | set(joint.inputs)
-    assert any(segment.fenced for segment in script.backward)
+    assert any(segment.barrier_operands for segment in script.backward)
     for segment in script.backward:
         again = {v for eqn in segment.eqns if id(eqn) in forward for v in vars_of(eqn.invars)}
-        assert all(v in again for v in segment.fenced if v in made)
+        assert all(v in again for v in segment.barrier_operands if v in made)
 
 
 def test_barriers_stand_behind_kernels(planner):
