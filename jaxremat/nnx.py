@@ -89,14 +89,7 @@ class ModuleStep:
 
     def _asked(self, question: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What is said of a call; the modules stay as they are."""
-        told = []
-
-        def ask(*args: Any, **kwargs: Any) -> Any:
-            told.append(question(*args, **kwargs))
-            return (args, kwargs), None
-
-        with_modules(ask, args, kwargs)
-        return told[0]
+        return with_modules(lambda *args, **kwargs: ((args, kwargs), question(*args, **kwargs)), args, kwargs)
 
 
 def remat(

@@ -21,6 +21,7 @@ from jaxremat.emit.segments import Pieces, emit_in_one, emit_pieces
 from jaxremat.graph.scheduled import ScheduledProgram, in_order
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.loops.emit import rewritten
+from jaxremat.loops.find import with_masks_before_loops
 from jaxremat.planner.problem import Problem, outside_loops
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, differentiate
@@ -126,7 +127,7 @@ class Schedule:
     def program_of(self, primal: Primal) -> Primal:
         """The program whose gradient is scheduled."""
         primal = with_epilogues_inside(primal) if self.has_epilogues_inside else primal
-        return dataclasses.replace(primal, masks_before_loops=self.has_masks_before_loops)
+        return with_masks_before_loops(primal) if self.has_masks_before_loops else primal
 
     def script(self, primal: Primal, device: Device, joint: Joint | None = None) -> tuple[Joint, Script]:
         """The joint program with its loops as decided, and the script of its schedule."""

@@ -178,18 +178,18 @@ class StepArguments:
           ArgumentError: for static arguments that cannot be hashed.
         """
         whole = self.opaque(args, kwargs)
-        flat, tree = jax.tree_util.tree_flatten_with_path(whole)
+        flat, tree = jax.tree.flatten(whole)
         paths = self._paths_of(whole)
-        where = [path[1].idx if path[0].idx == 0 else path[1].key for path, _ in flat]
+        where = [path[1].idx if path[0].idx == 0 else path[1].key for path in paths]
         is_static = [self._meant(place, self._static, len(args)) for place in where]
         traced = [k for k, static in enumerate(is_static) if not static]
-        leaves = tuple(flat[k][1] for k in traced)
+        leaves = tuple(flat[k] for k in traced)
         given = {**dict(enumerate(args)), **kwargs}
         fixed = {place: value for place, value in given.items() if self._meant(place, self._static, len(args))}
         self._require_hashable(fixed)
 
         def rebuild(new: Sequence[Any]) -> tuple[tuple[Any, ...], dict[Any, Any]]:
-            all_leaves = [leaf for _, leaf in flat]
+            all_leaves = list(flat)
             for k, leaf in zip(traced, new, strict=True):
                 all_leaves[k] = leaf
             return jax.tree.unflatten(tree, all_leaves)

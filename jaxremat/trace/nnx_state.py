@@ -98,28 +98,22 @@ def carrying_state(
     Returns:
       A function of (placed, *args, **kwargs), as the transformed ones are.
     """
-    nnx = sys.modules["flax.nnx"]
-    general = nnx.transforms.general
+    of_state = of_trees(fun)
 
     @functools.wraps(fun)
     def pure(args: Any, kwargs: Any) -> Any:
-        (args, kwargs), out = merged(args, kwargs)
-        return (out[0], (out[1], args, kwargs)) if has_aux else (out, args, kwargs)
+        state, out = of_state(*args, **kwargs)
+        return (out[0], (out[1], state)) if has_aux else (out, state)
 
-    merged = general.merge_inputs(lambda args, kwargs: fun(*args, **kwargs), ctxtag=_TAG)
     transformed = transform(pure)
-
-    def of_trees(placed: Any, args: Any, kwargs: Any) -> Any:
-        out, *state = transformed((placed(), None), args, kwargs)
-        if has_aux:
-            aux, *state = state[0]
-            out = out, aux
-        return (None, *state), out
 
     @functools.wraps(fun)
     def stateful(placed: Any, /, *args: Any, **kwargs: Any) -> Any:
-        split = general.split_inputs(of_trees, ctxtag=_TAG)
-        return nnx.update_context(_TAG)(split)(lambda: placed, args, kwargs)
+        def with_state_first(*args: Any, **kwargs: Any) -> Any:
+            out, rest = transformed((placed, None), args, kwargs)
+            return (rest[1], (out, rest[0])) if has_aux else (rest, out)
+
+        return with_modules(with_state_first, args, kwargs)
 
     return stateful
 
