@@ -79,10 +79,12 @@ class CheckpointCandidates:
       primal: the program.
       device: what its costs and bytes are for.
       origins: its joint program, with groups and marks.
+      plain: the form without recomputation.
     """
 
-    def __init__(self, primal: Primal, device: Device, origins: Origins) -> None:
+    def __init__(self, primal: Primal, device: Device, origins: Origins, plain: Form | None = None) -> None:
         self.device = device
+        self._plain = plain or AsWritten()
         self.graph = _without_marks(price(origins.joint, device), origins)
         self.problem = Problem(primal, (), origins.joint, self.graph, device)
         self.structure = Structure(self.graph)
@@ -91,7 +93,7 @@ class CheckpointCandidates:
     @functools.cached_property
     def plain(self) -> CheckpointOutcome:
         """The program without recomputation."""
-        return self._outcome(self.problem.in_order, AsWritten(), None)
+        return self._outcome(self.problem.in_order, self._plain, None)
 
     def once(self, settings: Hashable, make: Callable[[], tuple[np.ndarray, Form]]) -> CheckpointOutcome:
         """The outcome of some settings; `make` returns ([T] node ids, form) where it is not there yet."""

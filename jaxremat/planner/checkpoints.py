@@ -21,7 +21,7 @@ from jaxremat.emit.segments import Pieces
 from jaxremat.planner.blocks import assemble_in_groups
 from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, PlansCheckpoints
 from jaxremat.planner.contract import Traits, cheapest_within
-from jaxremat.planner.decision import Checkpoints, FlatFunction, Form
+from jaxremat.planner.decision import Checkpoints, Form
 from jaxremat.solvers.mincut.assemble import assemble
 from jaxremat.solvers.mincut.cut import cheapest_cut
 from jaxremat.solvers.mincut.structure import Structure, early_surcharge
@@ -50,7 +50,6 @@ class PiecePlanner(PlansCheckpoints):
 
     def __init__(self, primal: Primal, device: Device, emit: str, outer: bool) -> None:
         self.primal = primal
-        self.as_written: FlatFunction = primal.as_written
         self.device = device
         self.emit = emit
         self.outer = outer

@@ -9,7 +9,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram
-from jaxremat.planner.decision import FlatFunction, Form
+from jaxremat.planner.decision import Form
 from jaxremat.planner.problem import Problem
 
 TOLD_APART = 1.01  # where times differ less than predictions can tell, other things decide; benchmarks/constants.py
@@ -60,11 +60,7 @@ class Planner(Protocol):
 
     @property
     def plain(self) -> Outcome:
-        """The program without recomputation."""
-
-    @property
-    def as_written(self) -> FlatFunction:
-        """The flat program whose compiled peak is the baseline."""
+        """The program without recomputation, whose compiled peak is the baseline."""
 
     @property
     def traits(self) -> Traits: ...

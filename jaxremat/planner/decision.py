@@ -66,7 +66,7 @@ class AsWritten:
         return jax.checkpoint_policies.everything_saveable
 
     def emitted(self, primal: Primal, device: Device, joint: Joint | None = None) -> FlatFunction:
-        return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
+        return primal.as_written
 
     named = emitted
 
@@ -165,6 +165,11 @@ class Schedule:
         )
 
 
+def is_as_written(form: Form) -> bool:
+    """Whether a form leaves the program as it is written; `emitted` then runs that."""
+    return form.emit == AsWritten.emit
+
+
 def form_of(problem: Problem, program: ScheduledProgram) -> AsWritten | Schedule:
     """How a schedule of a problem is emitted."""
     if problem.is_as_written(program):
@@ -234,19 +239,21 @@ class OwnNames:
     """The author's checkpoints and the author's names: each checkpoint saves some of them.
 
     Attributes:
-      names: what is saved.
+      names: what is saved; None for all that there is, as if there were no checkpoints.
     """
 
     emit: ClassVar[str] = "names"
     storages: ClassVar[tuple[str, ...]] = ()
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] | None
 
     @property
     def policy(self) -> Callable[..., Any]:
-        return NamePolicy(self.names)
+        return jax.checkpoint_policies.everything_saveable if self.names is None else NamePolicy(self.names)
 
     def emitted(self, primal: Primal, device: Device, joint: Joint | None = None) -> FlatFunction:
+        if self.names is None:
+            return lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)
         assert primal.raw is not None  # that is where the names were found
         return emit_repoliced(primal.raw, self.names)
 
@@ -257,11 +264,11 @@ class OwnNames:
         raise _without_schedule(self.emit)
 
     def to_json(self) -> dict[str, Any]:
-        return {"emit": self.emit, "own": list(self.names)}
+        return {"emit": self.emit, "own": None if self.names is None else list(self.names)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> OwnNames:
-        return OwnNames(tuple(data["own"]))
+        return OwnNames(None if data["own"] is None else tuple(data["own"]))
 
 
 def _without_policy(emit: str) -> EmissionError:
@@ -312,6 +319,11 @@ class Decision:
     def emit(self) -> str:
         """ "plain", "schedule", "names" or "segments"."""
         return self.form.emit
+
+    @property
+    def leaves_function_alone(self) -> bool:
+        """Whether the function runs as it is written: its program is left alone, and no part of it runs in chunks."""
+        return is_as_written(self.form) and not self.chunks
 
     @property
     def device(self) -> Device:

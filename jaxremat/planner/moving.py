@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.hosted import Hosting, Pace
 from jaxremat.planner.timed import TimedOutcome, TimedPlanner
 from jaxremat.trace.primal import Primal
@@ -34,7 +33,6 @@ class MovesValues:
         self.device = device
         self.own = TimedPlanner(primal, device)
         self.traits = self.own.traits
-        self.as_written: FlatFunction = primal.as_written
         self._forms, self._most_bytes = forms, most_bytes
         self._made: dict[tuple[int, tuple[int, ...], bool], TimedOutcome] = {}
 

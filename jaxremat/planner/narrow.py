@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from jaxremat.planner.contract import TOLD_APART, Outcome, Planner, cheapest_within
-from jaxremat.planner.decision import FlatFunction
 
 
 class NarrowPlanner:
@@ -24,7 +23,6 @@ class NarrowPlanner:
         first, *self._unmade = planners
         self._made: list[Planner] = [first()]
         self.traits = self._made[0].traits
-        self.as_written: FlatFunction = self._made[0].as_written
 
     @property
     def plain(self) -> Outcome:

@@ -12,8 +12,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.planner.blocks import assemble_in_groups
 from jaxremat.planner.candidates import CheckpointCandidates, CheckpointOutcome, PlansCheckpoints
 from jaxremat.planner.contract import Traits, cheapest_within
-from jaxremat.planner.decision import FlatFunction, Form, OwnNames
-from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.planner.decision import Form, OwnNames
 from jaxremat.trace.origins import trace_regions
 from jaxremat.trace.primal import Primal
 
@@ -33,9 +32,8 @@ class OwnNamesPlanner(PlansCheckpoints):
     def __init__(self, primal: Primal, device: Device, names: tuple[str, ...]) -> None:
         assert primal.raw is not None  # that is where the names were found
         self.primal = primal
-        self.as_written: FlatFunction = lambda *inputs: jaxprs.evaluate(primal.jaxpr, inputs)  # without checkpoints
         self.origins = trace_regions(primal, primal.raw)
-        self.candidates = CheckpointCandidates(primal, device, self.origins)
+        self.candidates = CheckpointCandidates(primal, device, self.origins, OwnNames(None))
         self.names = names
 
     def fit(self, replayed_bytes: int) -> CheckpointOutcome:

@@ -23,7 +23,7 @@ from jaxremat.graph.scheduled import BARRIER_SCOPES, ScheduledProgram
 from jaxremat.loops.decide import Loops, in_one_piece
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.contract import Outcome, Traits, cheapest_within, fastest_bytes, left_behind
-from jaxremat.planner.decision import FlatFunction, Form, form_of
+from jaxremat.planner.decision import Form, form_of
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.barriers import barriers_at_turns
 from jaxremat.solvers.mincut.search import Candidate, Search
@@ -88,7 +88,6 @@ class SchedulePlanner:
 
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self.primal = primal
-        self.as_written: FlatFunction = primal.as_written
         self.device = device
         self.storages = storages
         self._known = KnownBodies()

@@ -18,7 +18,6 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import first_backward, schedule_program
 from jaxremat.planner.contract import Outcome, Traits
-from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.solvers.base import Solver
 from jaxremat.solvers.mincut.assemble import forward_part
@@ -51,7 +50,6 @@ class SolverPlanner:
         self.solver = solver
         self.seed = seed
         self.own = SchedulePlanner(primal, device)
-        self.as_written: FlatFunction = primal.as_written
         self._fits: dict[int, ScheduleOutcome] = {}
         self._outcomes: dict[bytes, ScheduleOutcome] = {}
         require_size(self.plain.problem.graph, solver)

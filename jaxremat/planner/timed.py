@@ -28,7 +28,7 @@ from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
 from jaxremat.planner.by_hand import POLICIES, Policy, blocks_of, kept_by_hand
 from jaxremat.planner.contract import Outcome, Traits
-from jaxremat.planner.decision import FlatFunction, Form, form_of
+from jaxremat.planner.decision import Form, form_of
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import SchedulePlanner, apart
 from jaxremat.solvers.mincut.assemble import assemble_parts
@@ -91,7 +91,6 @@ class TimedPlanner:
     def __init__(self, primal: Primal, device: Device, storages: tuple[str, ...] = LOSSLESS) -> None:
         self.primal = primal
         self.storages = storages
-        self.as_written: FlatFunction = primal.as_written
         self.device = device
         self._made: dict[bytes, TimedOutcome] = {}
         self._at_point: dict[SearchPoint, TimedOutcome] = {}

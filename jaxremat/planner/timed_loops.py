@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from jaxremat.backends.devices import Device
 from jaxremat.loops.find import with_masks_before_loops
 from jaxremat.planner.contract import TOLD_APART, Outcome, Traits
-from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
 from jaxremat.planner.timed import PEAK_DOUBT, TimedOutcome, by_peak, fastest
 from jaxremat.trace.primal import Primal
@@ -48,11 +47,6 @@ class TimedLoopPlanner:
     def plain(self) -> TimedOutcome:
         """The program as it stands."""
         return self._at_its_time(self._schedules.plain)
-
-    @property
-    def as_written(self) -> FlatFunction:
-        """The program with the author's own checkpoints."""
-        return self._schedules.as_written
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""

@@ -19,7 +19,6 @@ from jaxremat.base.errors import ArgumentError
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.loops.find import find
 from jaxremat.planner.contract import Outcome, Planner, cheapest_within
-from jaxremat.planner.decision import FlatFunction
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.timed_loops import TimedLoopPlanner
 from jaxremat.trace import jaxpr as jaxprs
@@ -69,7 +68,6 @@ class TransferPlanner:
         self._planner: Any = TimedLoopPlanner if timed else SchedulePlanner
         self.own: Planner = self._planner(primal, device, storages)
         self.traits = self.own.traits
-        self.as_written: FlatFunction = primal.as_written
         self._with_host: dict[float, Planner] = {}
         self._told: dict[int, tuple[Outcome, Outcome]] = {}
 

@@ -316,7 +316,7 @@ def _forwarding(primal: Primal, emit: Callable[[Primal], Callable[..., Any]]) ->
 
 def _summary(made: Plan) -> str:
     plain, peak = format_bytes(made.baseline_peak_bytes), format_bytes(made.peak_bytes)
-    if made.decision.emit == "plain":
+    if made.decision.leaves_function_alone:
         takes = plain if made.compiled is None else format_bytes(made.compiled.peak_bytes)
         return f"stays as it is: {takes} for {format_bytes(made.budget_bytes)}"
     return (

@@ -14,7 +14,7 @@ from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.candidates import CheckpointOutcome
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome
-from jaxremat.planner.decision import Decision, Form, Schedule
+from jaxremat.planner.decision import Decision, Form, Schedule, is_as_written
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import ScheduleOutcome
 from jaxremat.planning.chunkable import rewritten
@@ -131,9 +131,9 @@ def _outcome(form: Form, primal: Primal, schedule: Sequence[int] | None, device:
         problem = pose(form.program_of(primal), device, form.loops, storages=form.storages)
         problem.joint.require_planned(form.gradient)
         return ScheduleOutcome(problem, form.program, *_replayed(problem, form.program))
-    emit = form.emit if form.emit != "plain" else "schedule"
-    planner = planner_for(primal, device, Auto(), emit, seed=0)
-    if schedule is None or form.emit == "plain":
+    alone = is_as_written(form)
+    planner = planner_for(primal, device, Auto(), "schedule" if alone else form.emit, seed=0)
+    if schedule is None or alone:
         return planner.plain
     problem = planner.plain.problem
     program = schedule_program(problem.graph, schedule)

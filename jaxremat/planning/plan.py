@@ -20,7 +20,7 @@ from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.planner.contract import Outcome
-from jaxremat.planner.decision import Decision, FlatFunction
+from jaxremat.planner.decision import Decision, FlatFunction, is_as_written
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import SchedulePlanner
@@ -115,7 +115,7 @@ class Plan(Described):
           EmissionError: if the plan is not one of names, or recomputes nothing, which only "jax" can say.
           ArgumentError: for an unknown style.
         """
-        if self.decision.emit == "plain" and style == "jax":
+        if is_as_written(self.decision.form) and style == "jax":
             return "everything_saveable"
         return text_of_policy(getattr(self.policy, "names", None), style)
 
@@ -143,7 +143,7 @@ class Plan(Described):
         @functools.wraps(fun)
         def planned(*args: Any, **kwargs: Any) -> Any:
             call = planned_call(decision, args, kwargs)
-            if decision.emit == "plain" and not decision.chunks:
+            if decision.leaves_function_alone:
                 return fun(*args, **kwargs)
             primal = planned_primal(decision, fun, call)
             check_program(decision, primal, self._listing)

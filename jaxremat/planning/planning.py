@@ -19,7 +19,7 @@ from jaxremat.planning.plan import Plan
 from jaxremat.planning.predicted_search import PredictedSearch
 from jaxremat.planning.record import record
 from jaxremat.planning.request import Request
-from jaxremat.planning.subject import Subject, is_as_written
+from jaxremat.planning.subject import Subject
 
 logger = logging.getLogger("jaxremat")
 
@@ -39,7 +39,7 @@ class Planning:
         with self._clock.running():
             self._subject = Subject.of(request, tuple(chunks))
             self.planner = self._subject.planner
-            self._compilations = Compilations(self._subject.compiled, self._clock, is_as_written)
+            self._compilations = Compilations(self._subject.compiled, self._clock, self._subject.is_as_written)
             self.baseline = Baseline(self.planner.plain, self._compilations, request.verify)
         self._written = written.baseline if written else self.baseline
         self._predicted = PredictedSearch(self._subject)

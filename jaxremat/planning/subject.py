@@ -8,7 +8,7 @@ from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.contract import Outcome, Planner
-from jaxremat.planner.decision import Decision
+from jaxremat.planner.decision import Decision, is_as_written
 from jaxremat.planning.chunkable import rewritten
 from jaxremat.planning.executable import compile_program
 from jaxremat.planning.request import Request
@@ -53,6 +53,10 @@ class Subject:
         """Whether it is a whole program for one device, planned as schedules are."""
         return self.request.emit == "schedule" and not self.chunks and not any(self.primal.shardings)
 
+    def is_as_written(self, outcome: Outcome) -> bool:
+        """Whether an outcome leaves the program alone."""
+        return is_as_written(outcome.form)
+
     def compiled(self, outcome: Outcome) -> MemoryReport:
         """What the compiler says of an outcome's gradient program.
 
@@ -60,10 +64,7 @@ class Subject:
           TargetError: if this machine cannot compile for the device.
         """
         request = self.request
-        if is_as_written(outcome):
-            flat = self.planner.as_written
-        else:
-            flat = outcome.form.emitted(self.primal, request.device, outcome.problem.joint)
+        flat = outcome.form.emitted(self.primal, request.device, outcome.problem.joint)
         return compile_program(self.primal, flat, request.has_aux, request.device).report
 
     def decision(self, outcome: Outcome) -> Decision:
@@ -90,8 +91,3 @@ def _planner(request: Request, primal: Primal) -> Planner:
         request.allow,
         host_budget_bytes=request.host_budget_bytes,
     )
-
-
-def is_as_written(outcome: Outcome) -> bool:
-    """Whether an outcome leaves the program alone."""
-    return outcome.form.emit == "plain"

@@ -120,9 +120,7 @@ def verify(plan: Plan, target: str | None = None) -> Verification:
 def compile_plan(plan: Plan, device: Device) -> CompiledGradient:
     """The gradient program of a plan, compiled for a device."""
     primal = plan.problem.primal
-    as_written = plan.decision.emit == "plain"
-    flat = primal.as_written if as_written else plan.decision.emitted(primal)
-    return compile_program(primal, flat, plan.decision.has_aux, device)
+    return compile_program(primal, plan.decision.emitted(primal), plan.decision.has_aux, device)
 
 
 def _predicted_bytes(plan: Plan, device: Device) -> int | None:

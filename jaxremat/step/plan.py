@@ -67,7 +67,7 @@ class StepPlan(Described):
     @property
     def is_plain(self) -> bool:
         """Whether the step is left as it is written."""
-        return self.decision.is_plain and not self.program.chunks
+        return self.program.is_as_written(self.decision)
 
     @property
     def peak_bytes(self) -> int:

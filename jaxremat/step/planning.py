@@ -73,7 +73,7 @@ class StepPlanning:
         self._most_trials = most_trials
         self._written = written
         self._clock = Stopwatch()
-        self._compilations = Compilations(self._report, self._clock, lambda outcome: outcome is self.plain)
+        self._compilations = Compilations(self._report, self._clock, self._is_as_written)
 
     def of(self, program: StepProgram, planner: StepPlanner) -> StepPlanning:
         """The planning of the same step in another form."""
@@ -244,13 +244,20 @@ class StepPlanning:
         """What the compiler says of an outcome."""
         if self._compile is None:
             raise TargetError("this step cannot be compiled by itself: it needs values, or axes, of a trace around it")
-        return self._compile(self.program.run if outcome is self.plain else outcome.script.run)
+        return self._compile(self.program.run if self._is_as_written(outcome) else outcome.script.run)
+
+    def _is_as_written(self, outcome: StepOutcome) -> bool:
+        return self._program_of(outcome).is_as_written(outcome.decision)
+
+    def _program_of(self, outcome: StepOutcome) -> StepProgram:
+        """The form of the step that an outcome is of."""
+        return self._written.program if self._written and outcome is self.plain else self.program
 
     def _plan(self, found: Measured, limit: int) -> StepPlan:
         plain = self._predicted_plain if found.measurement is None else self._compiled_plain
         plannings = [self, self._written] if self._written else [self]
         return StepPlan(
-            program=self.program.written or self.program if found.candidate is self.plain else self.program,
+            program=self._program_of(found.candidate),
             outcome=found.candidate,
             plain=self.plain,
             budget_bytes=limit,

@@ -17,6 +17,7 @@ from jaxremat.base.compat import Jaxpr, Literal, Var
 from jaxremat.chunk.choice import Chunked
 from jaxremat.cost.sharding import device_share
 from jaxremat.step.contractions import turned_contractions
+from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.order import result_by_result
 from jaxremat.step.renewal import kind, renewed_inputs
 from jaxremat.step.rewriting import inlined_throughout
@@ -69,6 +70,10 @@ class StepProgram:
         axis that is bound there, and is no part of a shard_map."""
         in_shard_map = any(compat.is_manual(v.aval) for v in self.raw.invars)
         return not (self.captured or in_shard_map or compat.axes_of_others(self.raw))
+
+    def is_as_written(self, decision: ProgramDecision) -> bool:
+        """Whether the step runs as it is written: its program is left alone, and no part of it runs slice by slice."""
+        return decision.is_plain and not self.chunks
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """The step as written, from flat inputs to flat outputs."""
