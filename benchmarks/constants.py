@@ -41,6 +41,7 @@ from jaxremat.trace.primal import read_primal
 
 SHARES = (0.75, 0.6, 0.45)
 SHARES_OF_SLICES = (0.5, 0.3, 0.15)  # of steps in slices, which reach further
+SHARES_OF_LEAST = (1.0, 0.9, 0.75, 0.6)  # of what was reached: only the first can be met
 CPU = resolve_target("cpu")
 
 
@@ -244,15 +245,49 @@ def sliced(step: Callable, args: tuple) -> Score:
     return met_by(plan)
 
 
-def met_by(plan: Callable) -> Score:
-    """What comes out for the least and for shares of what may run in parts, by prediction."""
+def met_by(plan: Callable, shares: Sequence[float] = SHARES_OF_SLICES) -> Score:
+    """What comes out for the least and for shares of the whole, compiled where plans are."""
     least = plan("least")
     met = []
-    for share in SHARES_OF_SLICES:
+    for share in shares:
         with contextlib.suppress(jaxremat.BudgetError):
             met.append(plan(share).overhead)
     extra = float(np.mean(met)) if met else float("nan")
-    return Score(least.peak_bytes / least.baseline_peak_bytes, extra, len(SHARES_OF_SLICES) - len(met))
+    return Score(_peak_bytes(least) / least.baseline_peak_bytes, extra, len(shares) - len(met))
+
+
+def _peak_bytes(plan: Any) -> int:
+    return plan.compiled.peak_bytes if plan.compiled else plan.peak_bytes
+
+
+def plans(programs: Sequence = GRADIENTS, **options: Any) -> list[Score]:
+    """What fresh plans of gradients take."""
+    each = (
+        lambda budget, loss=loss, args=args: jaxremat.plan(loss, *args, budget=budget, **options)
+        for loss, args in programs
+    )
+    return [met_by(plan, SHARES) for plan in each]
+
+
+def within(share: float, plan: Callable, least_bytes: int) -> Any:
+    """The plan for a share of the least, or the refusal."""
+    try:
+        return plan(budget=int(share * least_bytes))
+    except jaxremat.BudgetError as error:
+        return error
+
+
+def refused() -> list[Score]:
+    """What refusals name as the least, where predictions are trusted; `missed` are refusals of what was reached."""
+    found = []
+    for loss, args in (*GRADIENTS, *IN_CHUNKS):
+        plan = functools.partial(jaxremat.plan, loss, *args, verify="replay")
+        least_bytes = plan(budget="least", verify="compile").compiled.peak_bytes
+        reached, *below = (within(share, plan, least_bytes) for share in SHARES_OF_LEAST)
+        named = [each.min_peak_bytes / plan(budget=1.0).baseline_peak_bytes for each in below]
+        is_met = isinstance(reached, jaxremat.Plan)
+        found.append(Score(float(np.mean(named)), reached.overhead if is_met else float("nan"), 1 - is_met))
+    return found
 
 
 def attending(layers, x):
@@ -287,6 +322,9 @@ def unmarked() -> list[Score]:
     return [Score(min(o.peak_bytes for o in found) / most, extra, len(SHARES) - len(met))]
 
 
+compiled = functools.partial(plans, verify="compile")
+foretold = functools.partial(plans, verify="replay")
+looped = functools.partial(plans, [(scanned, STACKED)], verify="compile", target="h200")
 named = functools.partial(gradients, "names", "h200")  # in one checkpoint: CPUs take a checkpoint per piece
 timed = functools.partial(gradients, "schedule", "h200")  # by the time of kernels
 Sweep = tuple[Callable[[], list[Score]], Sequence[Any]]
@@ -328,6 +366,14 @@ SWEEPS: dict[str, Sweep] = {
     "planner.moving._MOST_ROUNDS": (hosted, (2, 6, 12)),
     "planner.schedules.MOST_IN_CHECKPOINTS": (gradients, (1, 2, 4)),
     "planner.timed_bytes._MOST_FAILING": (packed, (4, 12, 24)),
+    "planner.timed_loops._TIMED_DOUBT": (looped, (1.0, 1.05, 1.3)),
+    "planner.timed_loops._BODY_DOUBT": (looped, (0.0, 0.15, 0.5)),
+    "planner.schedules._CLOSE": (gradients, (0.0, 0.002, 0.02)),
+    "planner.correction.CLOSE_ENOUGH": (compiled, (0.0, 0.02, 0.1)),
+    "planning.compiled_search._MOST_COMPILATIONS": (compiled, (2, 4, 8)),
+    "planning.least_search._MOST_LEAST": (compiled, (2, 6, 12)),
+    "planning.predicted_search._MOST_PREDICTIONS": (foretold, (2, 6, 12)),
+    "planning.predicted_search._BEYOND_DOUBT": (refused, (1.0, 1.2, 1.6, 3.0)),
     "loops.options._PARTS": (gradients, (((1, 1),), ((1, 1), (2, 1), (4, 1), (8, 1)), options._PARTS)),
     "loops.options._SINGLE_ITERATION_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),
     "loops.options._LITTLE": (gradients, (0.0, 0.01, 0.05)),
@@ -352,8 +398,6 @@ SWEEPS: dict[str, Sweep] = {
     "solvers.mincut.peaks._MOST_ROUNDS": (gradients, (8, 32, 128)),
     "solvers.mincut.peaks._MOST_WORK": (gradients, (200_000, 2_000_000, 8_000_000)),
     "solvers.auto._CHEN_NODE_STEPS": (unmarked, (30_000, 300_000)),
-    "solvers.auto._NODES_AT_GIVEN_MOVES": (unmarked, (100, 300, 1000)),
-    "solvers.auto._MOST_EFFORT": (unmarked, (1.0, 2.0)),
     "solvers.fastsa._SQUEEZE_COST_WEIGHT": (annealed, (0.0, 0.02, 0.1)),
     "solvers.fastsa._TIGHT_COST_WEIGHT": (annealed, (0.05, 0.2, 1.0)),
     "solvers.mincut.bound._MOST_MOMENTS": (bounds, (4, 16, 64)),

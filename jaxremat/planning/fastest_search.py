@@ -11,7 +11,6 @@ from jaxremat.planner.correction import CLOSE_ENOUGH
 from jaxremat.planning.compilations import Compilations
 
 _UNUSED = 0.05  # of the budget: about as far as predictions for GPUs are off in the median, 4.5 %: prediction.md
-_MOST_INSTEAD = 2  # compilations in the place of what waits: one more where the first does not fit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,14 +44,21 @@ class FastestSearch:
         return compiled.fastest_within(tried, limit)
 
     def without_waiting(self, outcome: Outcome, limit: int) -> Outcome:
-        """An outcome; where it waits, the fastest, as compiled, of it and what of the smallest does not wait and is
-        likely to fit as well: all that can wait on a host is small, and waits."""
+        """An outcome; where it waits, the faster, as compiled, of it and the fastest of the smallest that does not wait
+        and fits as well: all that can wait on a host is small, and waits. Each that is compiled and does not fit
+        teaches which of the others may."""
         if not self._waits(outcome):
             return outcome
-        quick = [each for each in self.planner.least() if not self._waits(each)]
-        likely = [each for each in quick if each.peak_bytes <= self.compilations.learnt_bytes(outcome, limit)]
-        instead = sorted(likely, key=lambda each: each.cost)[:_MOST_INSTEAD]
-        return self.compilations.fastest_within([outcome, *instead], limit) or outcome
+        compiled, tried = self.compilations, [outcome]
+        learnt_bytes = compiled.learnt_bytes(outcome, limit)
+        for each in sorted(self.planner.least(), key=lambda each: each.cost):
+            if self._waits(each) or each.peak_bytes > learnt_bytes:
+                continue
+            tried.append(each)
+            if compiled.fits(each, limit):
+                break
+            learnt_bytes = (1 - CLOSE_ENOUGH) * compiled.learnt_bytes(each, limit)
+        return compiled.fastest_within(tried, limit) or outcome
 
     def _near_misses(self, best: Outcome, limit: int) -> Iterator[Outcome]:
         """What the planner would have compiled as well: the first, and each other where the one before did not fit by

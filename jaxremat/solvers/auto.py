@@ -24,8 +24,6 @@ from jaxremat.solvers.mincut.solver import CutState, MinCut
 from jaxremat.solvers.rotor import Rotor
 
 _CHEN_NODE_STEPS = 300_000  # one start of several, not the best of Chen; benchmarks/constants.py
-_NODES_AT_GIVEN_MOVES = 300  # about a thousand moves per node; benchmarks/constants.py
-_MOST_EFFORT = 2.0  # times the moves, so that time grows no further; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +32,7 @@ class Auto:
 
     Attributes:
       first: the annealer that goes first.
-      second: the annealer that goes on where the first found recomputation necessary; graphs of more than 300 nodes
-        get up to twice its moves.
+      second: the annealer that goes on where the first found recomputation necessary.
     """
 
     first: FastSA = dataclasses.field(default_factory=lambda: FastSA(reheats=1))
@@ -79,7 +76,7 @@ class Auto:
             starts += self._chen(graph, budget_bytes, seed, deadline)
         lower = [start.schedule for start in starts[2:] if start.peak_bytes < starts[0].peak_bytes]
         begin = [listed, early.schedule, *lower]
-        best = self._second_for(graph).search(graph, begin, budget_bytes, seed=seed, deadline=deadline)
+        best = self.second.search(graph, begin, budget_bytes, seed=seed, deadline=deadline)
         return proposal_of(best, budget_bytes, cut.lower_bound)
 
     def _chen(self, graph: Graph, budget_bytes: int, seed: int, deadline: Deadline) -> list[Evaluated]:
@@ -87,8 +84,3 @@ class Auto:
         seconds = deadline.remaining_seconds()
         chen = Chen(node_steps=_CHEN_NODE_STEPS).propose(graph, budget_bytes, seed=seed, time_limit=seconds)
         return [] if chen.schedule is None else [evaluated(graph, chen.schedule)]
-
-    def _second_for(self, graph: Graph) -> FastSA:
-        effort = min(max(graph.num_nodes / _NODES_AT_GIVEN_MOVES, 1.0), _MOST_EFFORT)
-        moves, reheat_moves = int(effort * self.second.moves), int(effort * self.second.reheat_moves)
-        return dataclasses.replace(self.second, moves=moves, reheat_moves=reheat_moves)

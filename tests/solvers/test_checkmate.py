@@ -1,6 +1,5 @@
 """Checkmate against all staged schedules of small graphs, against shortest paths, and against its own relaxation."""
 
-import itertools
 import time
 
 import numpy as np
@@ -13,9 +12,7 @@ from small_graphs import graphs
 import jaxremat
 from jaxremat import Graph, replay
 from jaxremat.solvers import Checkmate, CheckmateLP, Status
-from jaxremat.solvers.checkmate_model import build_model, memory_entries
-from jaxremat.solvers.dead_runs import without_dead_runs
-from jaxremat.solvers.exhaustive import cheapest_schedule, smallest_schedule
+from jaxremat.solvers.checkmate_model import memory_entries
 
 PROGRAM = Checkmate(exhaustive_nodes=0)  # never by shortest paths
 
@@ -38,22 +35,6 @@ def test_the_program_is_exact_among_staged_schedules(graph, tightness):
 def test_the_program_reaches_the_smallest_staged_peak(graph):
     smallest = min(peak for peak, _ in replayed(graph, staged_schedules(graph)))
     assert replay(graph, PROGRAM.propose(graph, smallest - 1, time_limit=20).schedule).peak_bytes == smallest
-
-
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(graphs(most_nodes=3, pinned=True))
-def test_shortest_paths_are_exact_among_all_repetitions(graph):
-    n = graph.num_nodes
-    orders = itertools.chain.from_iterable(itertools.product(range(n), repeat=length) for length in range(n, n + 4))
-    kept = (s for s in orders if first_runs_in_order(s) and all(s.count(p) == 1 for p in np.flatnonzero(graph.pinned)))
-    points = replayed(graph, kept)
-    smallest = min(peak for peak, _ in points)
-    assert replay(graph, smallest_schedule(graph)).peak_bytes == smallest
-    for budget in {peak for peak, _ in points}:
-        cheapest = replay(graph, cheapest_schedule(graph, budget))
-        assert cheapest.peak_bytes <= budget
-        assert cheapest.cost == min(cost for peak, cost in points if peak <= budget)
-    assert cheapest_schedule(graph, smallest - 1) is None
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -113,28 +94,6 @@ def test_graphs_too_large_for_the_program_get_the_planner_s_answer():
     assert memory_entries(graph, 20) > 1000
     assert replay(graph, proposal.schedule).peak_bytes <= 20
     assert proposal.lower_bound is None and not proposal.optimal
-
-
-def test_memory_entries_bound_the_rows():
-    graph = gradient_chain(10)
-    model = build_model(graph, 8)
-    assert 0 < model.matrix[np.flatnonzero(model.is_memory)].nnz <= 2 * memory_entries(graph, 8)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(graphs(most_nodes=5, pinned=True), st.lists(st.integers(0, 4), max_size=12))
-def test_removing_dead_runs_costs_nothing(graph, again):
-    schedule = np.array([*range(graph.num_nodes), *(k for k in again if k < graph.num_nodes and not graph.pinned[k])])
-    before, shorter = replay(graph, schedule), without_dead_runs(graph, schedule)
-    after = replay(graph, shorter)
-    assert after.peak_bytes <= before.peak_bytes and after.cost <= before.cost
-    assert without_dead_runs(graph, shorter).size == shorter.size
-
-
-def test_rounding_is_deterministic_for_a_seed():
-    graph = gradient_chain(12)
-    first, second = (CheckmateLP().propose(graph, 9, seed=4).schedule for _ in range(2))
-    assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("solver", [Checkmate(), CheckmateLP()])

@@ -2,16 +2,14 @@
 
 import numpy as np
 import pytest
-from free_order_oracle import least_cost, slow_peak
+from free_order_oracle import least_cost
 from graph_oracles import gradient_chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_graphs import graphs
 
 from jaxremat import ArgumentError, BudgetError, Graph, replay, solve
 from jaxremat.solvers import FastSA, Status
 from jaxremat.solvers.deadline import Deadline
-from jaxremat.solvers.grouping import group_nodes
 
 QUICK = FastSA(
     temperatures=(3e-3, 1e-2, 3e-2), moves=40_000, reheats=2, reheat_temperatures=(1e-2,), reheat_moves=20_000
@@ -59,17 +57,6 @@ def test_golden_schedule_recomputes_the_cheap_big_value_just_in_time():
     with pytest.raises(BudgetError) as caught:
         solve(graph, 9, QUICK)
     assert caught.value.min_peak_bytes == 10
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(graphs(most_nodes=6, pinned=True))
-def test_groups_expand_to_schedules_that_peak_no_higher(graph):
-    grouping = group_nodes(graph)
-    assert sorted(node for group in grouping.members for node in group) == list(range(graph.num_nodes))
-    coarse = np.arange(grouping.graph.num_nodes)
-    expanded = grouping.expand(coarse)
-    assert slow_peak(graph, expanded) <= replay(grouping.graph, coarse).peak_bytes
-    assert grouping.graph.costs.sum() == pytest.approx(graph.costs.sum())
 
 
 def test_large_graphs_are_annealed_as_groups_first():

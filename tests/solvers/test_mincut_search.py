@@ -11,7 +11,6 @@ from small_graphs import gradient_chain, random_joint_graph, runs
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.solvers import solve
-from jaxremat.solvers.mincut.boundary import BoundarySearch, SearchPoint
 from jaxremat.solvers.mincut.search import Search
 
 
@@ -203,25 +202,6 @@ def test_every_one_of_several_gradients_is_cut():
     found = solve(graph, plain // 2, "mincut")
     assert plain == 17 and found.peak_bytes <= 8
     assert found.cost <= 1.6 * graph.num_nodes, "each forward about once again, of each gradient"
-
-
-def test_higher_prices_keep_fewer_bytes():
-    search = BoundarySearch(gradient_chain(30, widths=5 + np.arange(30) * 7 % 11))
-    layouts = [search.at(SearchPoint(price, 4)) for price in (0.0, *np.logspace(-3, 1, 9))]
-    costs = [layout.cost for layout in layouts]
-    assert costs == sorted(costs) and costs[0] == search.graph.costs.sum() < costs[-1]
-    assert layouts[-1].peak_bytes < layouts[0].peak_bytes
-
-
-def test_what_is_read_before_the_peak_is_kept_for_nothing():
-    """A setting names the peak: what the backward has read until then costs nothing to keep, so it is kept."""
-    graph = gradient_chain(30)
-    search = BoundarySearch(graph)
-    everywhere, released = search.at(SearchPoint(1e3)), search.at(SearchPoint(1e3, peak_node=40))
-    again = lambda layout: set(np.flatnonzero(runs(layout.steps, graph) > 1).tolist())
-    read_late = {v for v in range(29) if 58 - v > 40}
-    assert again(released) <= read_late and again(everywhere) >= set(range(29))
-    assert released.cost < everywhere.cost
 
 
 def test_candidates_are_remembered_and_deterministic():

@@ -157,9 +157,10 @@ class BoundarySearch:
         return None
 
     def _refined(self, spans: Sequence[_Span], budget_bytes: int) -> list[Layout]:
-        """What each shape gives at the smallest price at which it fits; not where another one surely costs less."""
-        at_once = [self.at(fits) for low, fits in spans if low == fits]
-        enough = min((self.at(fits).cost for _, fits in spans), default=np.inf)
+        """What each shape gives at a listed price at which it fits, and at the smallest price, which costs more now and
+        then; the latter not where another one surely costs less."""
+        at_listed = [self.at(fits) for _, fits in spans]
+        enough = min((layout.cost for layout in at_listed), default=np.inf)
         spans = [(low, fits) for low, fits in spans if low != fits and self.at(low).cost <= enough]
         for _ in range(_REFINEMENTS):
             middle = [dataclasses.replace(low, price=float(np.sqrt(low.price * fits.price))) for low, fits in spans]
@@ -168,7 +169,7 @@ class BoundarySearch:
                 (low, between) if self.at(between).peak_bytes <= budget_bytes else (between, fits)
                 for (low, fits), between in zip(spans, middle)
             ]
-        return [*at_once, *(self.at(fits) for _, fits in spans)]
+        return [*at_listed, *(self.at(fits) for _, fits in spans)]
 
     def _cut_at_prices(self, shapes: Sequence[SearchPoint]) -> Sequence[SearchPoint]:
         """The same shapes, of which it is known what each keeps at all prices."""

@@ -1,0 +1,60 @@
+"""Where barriers stand: what runs again lies behind one, and nothing runs twice between two."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_graphs import gradient_chain, graphs, schedules
+
+from jaxremat.solvers.mincut.barriers import barriers_at_turns, barriers_between
+
+
+@st.composite
+def questions(draw):
+    graph = draw(graphs(most_nodes=6, backward=True))
+    steps = np.asarray(draw(schedules(graph)))
+    late = np.flatnonzero(graph.backward[steps])
+    start = int(late[0])
+    part = np.asarray(draw(st.lists(st.integers(0, 3), min_size=graph.num_nodes, max_size=graph.num_nodes)))
+    return graph, steps, start, np.sort(part)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(questions())
+def test_nothing_runs_twice_between_two_barriers(question):
+    graph, steps, start, part = question
+    barriers = barriers_between(graph, steps, start, part)
+    assert list(barriers) == sorted(set(barriers))
+    for first, end in zip((0, *barriers), (*barriers, steps.size)):
+        stretch = steps[first:end].tolist()
+        assert len(stretch) == len(set(stretch))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(questions())
+def test_a_first_barrier_stands_before_all_that_runs_again(question):
+    graph, steps, start, part = question
+    barriers = barriers_between(graph, steps, start, part)
+    ran = set()
+    for step, node in enumerate(steps.tolist()):
+        if node in ran:
+            assert barriers and barriers[0] <= step
+        ran.add(node)
+
+
+def test_one_part_has_one_barrier_and_two_have_two():
+    """Layers 1 and 2 run again for the backward of each: in one part as one stretch, in two parts as two."""
+    graph = gradient_chain(4)
+    steps = np.array([0, 1, 2, 3, 2, 4, 5, 1, 6, 7])
+    assert barriers_between(graph, steps, 4, np.zeros(8, int)) == (4,)
+    assert barriers_between(graph, steps, 4, np.array([0, 0, 1, 1, 1, 1, 0, 0])) == (4, 7)
+
+
+@pytest.mark.parametrize("ends", [(), (5,)])
+def test_schedules_turn_where_they_go_back_and_where_the_backward_begins(ends):
+    graph = gradient_chain(4)
+    steps = np.array([0, 1, 2, 3, 4, 5, 1, 2, 6, 7])
+    found = barriers_at_turns(graph, steps, np.isin(np.arange(8), ends))
+    assert found == (4, 6, 8), "the backward begins, layer 1 runs again, and the backward goes on"
+    after = barriers_at_turns(graph, steps, np.isin(np.arange(8), (*ends, 4)))
+    assert after == (4, 5, 6, 8)
