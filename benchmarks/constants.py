@@ -1,12 +1,13 @@
 """What the searches' constants are worth: what is found, and how long that takes, at other values of each.
 
-    python benchmarks/constants.py              # all of them: half an hour on two cores
+    python benchmarks/constants.py              # all of them: an hour on two cores
     python benchmarks/constants.py _PLACES      # those whose name contains a word
 
 One line per value, the one in use marked. `least`: the smallest replayed peak, as a share of the program as it stands.
 `extra`: extra time by the cost model within budgets of 75, 60 and 45 % of it. `missed`: of those, how many were not
-met. Each is the mean, or the sum, over a few programs as traced for a CPU, or for an H200 where names are chosen; of
-lower bounds, `extra` is the bound. `seconds` is the time that all took. The last results are in `results/constants.md`.
+met. Each is the mean, or the sum, over a few programs as traced for a CPU, or for an H200 where names are chosen; where
+plans are compiled, all three are of what was compiled; of lower bounds, `extra` is the bound. `seconds` is the time
+that all took. The last results are in `results/constants.md`.
 """
 
 from __future__ import annotations

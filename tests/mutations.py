@@ -57,14 +57,34 @@ _BROKEN_BY_TESTS = {
     ),
     "tests/backends/test_backend.py": (("backends/cpu.py", "expands_searches=True", "expands_searches=False"),),
     "tests/cost/test_priority_fusion.py": (
-        ("backends/cuda.py", '"tanh": 467', '"tanh": 7'),
         ("cost/kernel_graph.py", "return kernel.by_rows and producer.by_rows", "return True"),
+        ("backends/cuda.py", '"tanh": 467', '"tanh": 7'),
+        ("cost/hlo_model.py", 'hlo.ops[operands[0]].kind == "neg"', "False"),
+    ),
+    "tests/cost/test_kernel_graph.py": (
+        (
+            "cost/kernel_graph.py",
+            "read += sizes[buffer] * share if share < 1.0",
+            "read += sizes[buffer] if share < 1.0",
+        ),
+        ("cost/kernel_graph.py", "max((*(heroes & run),", "max((index,"),
+    ),
+    "tests/cost/test_gemm_fusion.py": (
         ("backends/tpu.py", "products_compute_operands=True", "products_compute_operands=False"),
         ("cost/gemm_fusion.py", 'op.kind == "reduce" and graph.computes_operands', "False"),
-        ("cost/kernel_graph.py", "return kernel.is_unary or not producer.reduces", "return True"),
+        ("cost/gemm_fusion.py", "or len(full) != 1", ""),
+    ),
+    "tests/cost/test_diamonds.py": (
         ("cost/diamonds.py", "frozenset((*back, *sums, *summed, *straight)) if reached == source", "None if source"),
+        ("cost/diamonds.py", "1 << (rows.shape[-1] - 1).bit_length()", "rows.shape[-1]"),
+    ),
+    "tests/cost/test_reductions.py": (
+        ("cost/kernel_graph.py", "return kernel.is_unary or not producer.reduces", "return True"),
         ("cost/reductions.py", "before * -(-after // _columns(after, read.size_bytes // read.elements))", "math.inf"),
-        ("cost/hlo_model.py", 'hlo.ops[operands[0]].kind == "neg"', "False"),
+    ),
+    "tests/cost/test_loop_fusion.py": (
+        ("cost/loop_fusion.py", "repeatable = not self.expensive[index] and", "repeatable ="),
+        ("cost/loop_fusion.py", "op.size_bytes >= _LONG_ROWS", "False"),
     ),
     "tests/planner/test_prediction.py": (
         ("cost/memory.py", "used[first : last + 1] += size", "pass"),

@@ -33,7 +33,7 @@ def target_devices(target: str | None = None) -> list[jax.Device]:
     """The devices of a target: real where this machine has them, else those of a device-less topology.
 
     Args:
-      target: a name in `jaxremat.cost.devices.DEVICES`, or None for the default backend.
+      target: a name in `jaxremat.backends.devices.DEVICES`, or None for the default backend.
 
     Raises:
       ArgumentError: for an unknown name.

@@ -25,6 +25,7 @@ class Fusion:
         is sliced, nothing of what is updated in place, more than 1 where parts are read several times.
       loops: the operations of each kernel that is a fused loop.
       users: for each operation, those that read it.
+      groups: the operations of each kernel of a library that is more than one.
       custom: kernels that are compiled apart from loops: products of matrices, and what runs by rows.
     """
 
@@ -33,6 +34,7 @@ class Fusion:
     buffers_read: dict[int, dict[int, float]]
     loops: dict[int, frozenset[int]]
     users: list[list[int]]
+    groups: Mapping[int, frozenset[int]] = dataclasses.field(default_factory=dict)
     custom: frozenset[int] = frozenset()
 
     def written_bytes(self, kernel: int) -> int:
@@ -41,7 +43,7 @@ class Fusion:
 
     def runs(self, kernel: int) -> frozenset[int]:
         """The operations that a kernel runs."""
-        return self.loops.get(kernel, frozenset((kernel,)))
+        return self.loops.get(kernel) or self.groups.get(kernel, frozenset((kernel,)))
 
     @functools.cached_property
     def products(self) -> dict[int, frozenset[int]]:

@@ -415,7 +415,7 @@ class KernelGraph:
             {index: reads[index] for index in roots},
             inside,
             self.users,
-            self._compiled_apart(inside),
+            custom=self._compiled_apart(inside),
         )
 
     def _reads(self, index: int) -> dict[int, float]:

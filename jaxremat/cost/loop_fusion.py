@@ -176,7 +176,8 @@ class _Fuser:
             is_kernel[list(outside)] = True
             buffers_read[index] = dict.fromkeys(outside, 1.0)
         kernels = tuple(i for i in self.live if i in buffers_read)
-        return Fusion(self.program, kernels, buffers_read, loops, self.users)
+        groups = {root: frozenset(members) for root, members in self.members.items()}
+        return Fusion(self.program, kernels, buffers_read, loops, self.users, groups)
 
     def _absorb(self, root: int) -> tuple[set[int], set[int]]:
         """The operations that one kernel runs, and the buffers that it reads."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-CLOSE_ENOUGH = 0.02  # of the budget: what is left unused for the sake of one measurement less
+CLOSE_ENOUGH = 0.02  # of the budget: left unused for the sake of one measurement less; benchmarks/constants.py
 _SAFETY = 0.002  # of the budget: as fine as aims are told apart
 STEP_DOWN, _STEP_UP = 0.97, 1.02  # of the last aim, at least: a search that stays where it is must move on
 DOUBT = 0.1  # about the worst of predictions, once one of them is known: prediction.md

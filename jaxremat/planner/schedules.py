@@ -33,7 +33,7 @@ from jaxremat.trace.round_trips import LOSSLESS
 LOOP_PRICES = np.logspace(-2, 4, 25)  # of the mean price of a byte: four per decade; benchmarks/constants.py
 _MOST_PRICES = 6  # tried for one limit: each is a program that is searched; benchmarks/constants.py
 _HALVINGS = 12  # of the ratio between two prices, a million: to 0.4 %; benchmarks/constants.py
-_CLOSE = 0.002  # of the limit: less than a prediction can tell
+_CLOSE = 0.002  # of the limit: less than a prediction can tell; benchmarks/constants.py
 _MOST_LEAST = 24  # predicted, some of them compiled; benchmarks/constants.py
 _MOST_LOOP_DECISIONS = 3  # in which one cut goes lowest, each then searched to the end; benchmarks/constants.py
 MOST_IN_CHECKPOINTS = 2  # the number of segments is the dial: the best one and its neighbour; benchmarks/constants.py

@@ -19,9 +19,9 @@ from jaxremat.planner.timed import PEAK_DOUBT, TimedOutcome, by_peak, fastest
 from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
-_BODY_DOUBT = 0.15  # of bodies where XLA finds an order of less memory: 14 % in tests/aot/test_planned_loops.py
+_BODY_DOUBT = 0.15  # where XLA finds an order of less memory: 14 % in aot/test_planned_loops; benchmarks/constants.py
 _REPLAYED_DOUBT = 1.1  # of replayed times: on a v5e, a GPT with checkpoints over the fastest 1.30, compiled 1.19
-_TIMED_DOUBT = 1.05  # of kernels' times: on an H200, a GPT with checkpoints over the fastest 1.015, compiled .96
+_TIMED_DOUBT = 1.05  # of kernels' times: a GPT predicted at 1.015 of the fastest took .96; benchmarks/constants.py
 
 
 class TimedLoopPlanner:

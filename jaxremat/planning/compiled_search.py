@@ -15,7 +15,7 @@ from jaxremat.planning.least_search import LeastSearch
 from jaxremat.planning.predicted_search import PredictedSearch
 from jaxremat.planning.subject import Subject
 
-_MOST_COMPILATIONS = 4  # two learn by how much the prediction is off, the others halve what is left: to 2 %
+_MOST_COMPILATIONS = 4  # two learn how far the prediction is off, others halve what is left; benchmarks/constants.py
 
 
 class CompiledSearch:

@@ -11,7 +11,7 @@ from jaxremat.planner.schedules import apart
 from jaxremat.planning.compilations import Compilations
 from jaxremat.planning.subject import Subject
 
-_MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction
+_MOST_LEAST = 6  # compilations: the smallest peak is wanted, not the smallest prediction; benchmarks/constants.py
 
 
 class LeastSearch:

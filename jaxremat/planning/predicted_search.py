@@ -9,8 +9,8 @@ from jaxremat.planner.contract import Outcome
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planning.subject import Subject
 
-_MOST_PREDICTIONS = 6  # two learn by how much the replay is off, the others halve what is left; a compilation corrects
-_BEYOND_DOUBT = 1.6  # of a limit: predicted peaks were above compiled ones by a sixth, prediction.md; a LLaMA's by half
+_MOST_PREDICTIONS = 6  # two learn by how much the replay is off, the others halve what is left; benchmarks/constants.py
+_BEYOND_DOUBT = 1.6  # of a limit: a LLaMA was predicted at half above what it took; benchmarks/constants.py
 
 
 class PredictedSearch:

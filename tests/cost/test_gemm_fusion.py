@@ -1,0 +1,73 @@
+"""What products of a GPU, and of a TPU, compute of what they read, and of what reads them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from fused_programs import TPU, written
+
+X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+
+
+def between_products(f):
+    """`f` of a product, read by another product and by a sum."""
+
+    def fun(x, w):
+        y = f(x @ w)
+        return y @ w, jnp.sum(y * 2.0, 0)
+
+    return fun
+
+
+def test_what_a_product_reads_is_written_by_the_product_before():
+    assert written(between_products(jnp.exp), X, W) == ["exp", "dot_general", "reduce_sum"]
+
+
+def test_a_product_whose_result_two_read_is_written():
+    assert written(lambda x, w: ((y := x @ w) * 2.0, jnp.exp(y)), X, W) == ["dot_general", "mul", "exp"]
+
+
+def test_what_follows_a_product_is_a_loop_of_its_own_where_a_barrier_takes_it_in_another_shape():
+    fenced = lambda x, w: ((y := jnp.tanh(x @ w))[::-1] * 2.0, jax.lax.optimization_barrier(y))
+    tokens = jax.ShapeDtypeStruct((4, 512, 1024), jnp.float32)
+    assert written(fenced, tokens, W)[:2] == ["dot_general", "tanh"]
+    assert written(fenced, X, W)[0] == "tanh"
+
+
+def test_a_product_of_a_tpu_computes_what_it_reads_and_sums_what_it_makes():
+    summed = lambda x, w: (jnp.sum(jnp.tanh(x) @ w, 0), jnp.tanh(x) @ (w * 2))
+    assert {"tanh", "dot_general", "reduce_sum"} <= set(written(summed, X, W))
+    assert written(summed, X, W, device=TPU) == ["reduce_sum", "dot_general"]
+
+
+ROW = jax.ShapeDtypeStruct((1, 1024), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("fun", "names"),
+    [
+        (lambda x, w, row: (x * 2.0) @ w, ["dot_general"]),
+        (lambda x, w, row: ((y := x * 2.0) @ w, y + 1.0), ["mul", "dot_general", "add"]),
+        (lambda x, w, row: (x * x[::-1]) @ w, ["mul", "dot_general"]),
+        (lambda x, w, row: x @ w + row, ["add"]),
+        (lambda x, w, row: x @ w + x[::-1], ["dot_general", "add"]),
+    ],
+    ids=["alone", "read by another", "of two arrays", "with a row", "with what a loop makes"],
+)
+def test_a_product_takes_what_is_there_and_what_it_alone_reads(fun, names):
+    assert written(fun, X, W, ROW) == names
+
+
+def test_what_is_only_widened_after_a_product_is_left_to_its_readers():
+    half = lambda like: jax.ShapeDtypeStruct(like.shape, jnp.bfloat16)
+    widened = lambda x, w: ((y := (x @ w).astype(jnp.float32)) * 2.0, jnp.sum(y, 0))
+    assert written(widened, half(X), half(W))[0] == "dot_general"
+    returned = lambda x, w: (x @ w).astype(jnp.float32)
+    assert written(returned, half(X), half(W)) == ["convert_element_type"]
+
+
+def test_a_convolution_takes_a_bias_and_what_is_done_to_both():
+    conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    shapes = (8, 64, 64, 32), (3, 3, 32, 32), (1, 1, 1, 32)
+    image, kernel, bias = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    names = written(lambda x, k, b: conv(x, k) + b, image, kernel, bias)
+    assert "conv_general_dilated" not in names
