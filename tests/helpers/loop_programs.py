@@ -10,6 +10,7 @@ from jax import lax
 from jaxremat.backends.devices import resolve_target
 from jaxremat.loops.decide import Loops
 from jaxremat.loops.emit import rewritten
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.primal import read_primal
 
 
@@ -85,3 +86,23 @@ def recurrence(length=13, reverse=False, unroll=1):
         return jnp.sum(c * d) + jnp.sum(sums**2)
 
     return loss, ({"a": array(4, 4), "b": array(4, 4, seed=1)}, array(length, 3, 4, seed=2))
+
+
+def products(fun, *args, argnums=0) -> int:
+    """Matrix products that the gradient runs, trip counts multiplied."""
+
+    def count(jaxpr) -> int:
+        total = 0
+        for eqn in jaxpr.eqns:
+            inner = sum(map(count, jaxprs.subjaxprs(eqn)))
+            total += inner * eqn.params.get("length", 1) + (eqn.primitive.name == "dot_general")
+        return total
+
+    return count(jax.make_jaxpr(jax.value_and_grad(fun, argnums))(*args))
+
+
+def only_loop(fun, args, argnums=0):
+    """(the loops of `fun`, the only one)."""
+    loops = loops_of(fun, args, argnums)
+    (loop,) = loops.found
+    return loops, loop
