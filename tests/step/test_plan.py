@@ -2,8 +2,6 @@ import pytest
 import step_programs
 
 import jaxremat
-from jaxremat.step.holders import argument_groups
-from jaxremat.step.program import trace_step
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +43,3 @@ def test_plan_for_another_step_is_refused_with_the_difference(planned, tmp_path)
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(jaxremat.PlanMismatchError, match="damaged"):
         jaxremat.jit(step, budget=0.7, donate_argnums=0).load_plan(tmp_path / "plan.json", *args)
-
-
-@pytest.mark.parametrize(
-    ("name", "role"),
-    [
-        ("state/params", "parameters"),
-        ("state/opt", "optimizer state"),
-        ("state/ema", "averages"),
-        ("state/key", "random key"),
-        ("x", "batch"),
-    ],
-)
-def test_parts_of_a_state_are_called_what_people_call_them(name, role):
-    step, args, _ = step_programs.auxiliary()
-    call = jaxremat.jit(step, budget=0.5, donate_argnums=0)._call(args, {})
-    program = trace_step(call.bind(step), call.shapes, call.names, call.donated, call.shardings)
-    roles = {group.name: group.role for group in argument_groups(program)}
-    assert roles[name] == role
