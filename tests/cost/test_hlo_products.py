@@ -20,11 +20,7 @@ def product_of(fun, *args, backend=CPU):
     return program.ops[index], [program.ops[read].kind for read in program.reads[index]]
 
 
-@pytest.mark.parametrize(
-    "fun",
-    [lambda a, b: a @ b, lambda a, b: a.T.T @ b, lambda a, b: (b.T @ a.T).T],
-    ids=["plain", "twice", "the other way"],
-)
+@pytest.mark.parametrize("fun", [lambda a, b: a @ b, lambda a, b: (b.T @ a.T).T], ids=["plain", "the other way"])
 def test_transposes_of_matrices_are_folded_into_products(fun):
     product, operands = product_of(fun, array(8, 16), array(16, 4))
     assert operands == ["input", "input"] and product.flops == 2 * 8 * 16 * 4
