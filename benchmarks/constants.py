@@ -66,6 +66,14 @@ def branched(layers, x):
     return jax.lax.cond(x[0, 0] > 0, gated, lambda _, x: jnp.mean(x), layers, x)
 
 
+def chosen(layers, x):
+    """A choice of two functions for every layer."""
+    for up, gate, down in layers:
+        wide = jax.lax.cond(x[0, 0] > 0, lambda h: jnp.tanh(h * h), jnp.sin, x @ up)
+        x = x + (wide * jax.nn.silu(x @ gate)) @ down
+    return jnp.mean(x * x)
+
+
 def attended(layer, x):
     query, key, value, up, down = layer
     weights = jax.nn.softmax((x @ query) @ (x @ key).mT / 8.0)
@@ -148,6 +156,12 @@ def hosted() -> list[Score]:
     return [score(planner_for(primal, device, auto, "schedule", 0, frozenset({"offload"}))) for primal in primals]
 
 
+def away() -> list[Score]:
+    """What a scanned program takes whose stacks may wait on the host."""
+    primal = read_primal(scanned, STACKED, 0, False)
+    return [score(planner_for(primal, resolve_target("h200"), solver_named("auto"), "schedule", 0, {"offload"}))]
+
+
 def packed() -> list[Score]:
     """What unrolled programs take whose values may wait as a byte per number."""
     primals = (read_primal(loss, args, 0, False) for loss, args in unrolled())
@@ -214,6 +228,12 @@ def predicted(planner: ProgramPlanner) -> Score:
 def in_branches() -> list[Score]:
     """What loops of one iteration decide."""
     return [score(planner_for(read_primal(branched, GATED, 0, False), CPU, solver_named("auto"), "schedule", 0))]
+
+
+def in_small_branches() -> list[Score]:
+    """What branches of a few equations decide."""
+    planner = planner_for(read_primal(chosen, GATED, 0, False), CPU, solver_named("auto"), "schedule", 0)
+    return [score(planner)]
 
 
 def annealed() -> list[Score]:
@@ -363,6 +383,7 @@ SWEEPS: dict[str, Sweep] = {
     "planner.timed._MOST_LEAST": (timed, (3, 12, 24)),
     "planner.timed._MOST_MIXTURES": (timed, (0, 3, 6)),
     "planner.contract.TOLD_APART": (timed, (1.0, 1.01, 1.05)),
+    "planner.transfers._PROBES": (away, (3, 6, 9)),
     "planner.moving.MOST_TRIED": (hosted, (1, 4, 8)),
     "planner.moving._MOST_ROUNDS": (hosted, (2, 6, 12)),
     "planner.schedules.MOST_IN_CHECKPOINTS": (gradients, (1, 2, 4)),
@@ -379,6 +400,7 @@ SWEEPS: dict[str, Sweep] = {
     "loops.options._SINGLE_ITERATION_SURCHARGE": (in_branches, (0.0, 0.02, 0.05, 0.2)),
     "loops.options._LITTLE": (gradients, (0.0, 0.01, 0.05)),
     "loops.options._MOST_OPTIONS": (gradients, (8, 24, 48, 96)),
+    "loops.find._FEWEST_EQUATIONS": (in_small_branches, (1, 3, 5)),
     "loops.decide._MOST_PIECES": (gradients, (1, 2, 3, 4)),
     "loops.decide._DEEPEST": (gradients, (1, 2, 4, 6)),
     "solvers.mincut.structure._EARLY_SURCHARGE": (gradients, (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)),
@@ -397,6 +419,7 @@ SWEEPS: dict[str, Sweep] = {
     "solvers.mincut.peaks._GAIN": (gradients, (0.002, 0.01, 0.05)),
     "solvers.mincut.peaks._COST_GAIN": (gradients, (0.0, 0.002, 0.02)),
     "solvers.mincut.peaks._MOST_ROUNDS": (gradients, (8, 32, 128)),
+    "solvers.mincut.peaks._WORK_PER_LAYOUT": (gradients, (0, 1000, 10_000)),
     "solvers.mincut.peaks._MOST_WORK": (gradients, (200_000, 2_000_000, 8_000_000)),
     "solvers.auto._CHEN_NODE_STEPS": (unmarked, (30_000, 300_000)),
     "solvers.fastsa._SQUEEZE_COST_WEIGHT": (annealed, (0.0, 0.02, 0.1)),

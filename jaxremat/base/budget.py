@@ -8,7 +8,7 @@ import re
 from jaxremat.base.errors import ArgumentError
 from jaxremat.base.near_miss import did_you_mean
 
-_UNITS = {"": 1, "B": 1}
+_UNITS = {"": 1, "B": 1}  # what each stands for: powers of ten, or of two as IEC 80000-13 has them
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 _UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 _BY_LOWER = {unit.lower(): factor for unit, factor in _UNITS.items()}

@@ -7,6 +7,7 @@ import functools
 import math
 import re
 
+# Of dtypes whose names do not say it (`xla/primitive_util.cc`).
 _BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")

@@ -27,7 +27,7 @@ from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import HOST, LOSSLESS, RoundTrip, transferred_bytes
 
 SMALLEST_SHARE, LARGEST_SHARE = 1e-3, 4.0  # a copy that is all but free, and one that is as good as forbidden
-_PROBES = 6  # halvings of the ratio between the two: to 14 %
+_PROBES = 6  # halvings of the ratio between the two: to 14 %; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxremat.report.origin import Origin, origin_of
 from jaxremat.report.rows import common_path, without_numbers
 
 _MOST_VALUES = 6  # lines of a message; the rest is told as one sum
-_DOMINATES = 0.1  # of the peak: a part that could run in chunks is named from there on
+_DOMINATES = 0.1  # of the peak: what could run in chunks, or with a smaller batch, is named from there on
 _REST = "smaller values, constants, and what the equation that runs needs inside"
 
 
@@ -123,9 +123,9 @@ def _remedies(resident: int, peak_bytes: int, budget_bytes: int) -> list[str]:
             f"sharding the parameters, or a narrower dtype: arguments, results and gradients alone take"
             f" {format_bytes(resident)}, and no plan can go below them"
         )
-    elif resident > 0.5 * peak_bytes:
+    elif 2 * resident > peak_bytes:
         remedies.append(f"sharding the parameters: with results and gradients, {format_bytes(resident)}")
-    if resident < 0.9 * peak_bytes:
+    if peak_bytes - resident > _DOMINATES * peak_bytes:
         remedies.append(
             f"a smaller batch, or sharding it: {format_bytes(peak_bytes - resident)} are intermediate values"
         )

@@ -21,7 +21,7 @@ from jax import lax
 from jaxremat.graph.replay_jax import GraphTables, replay_q
 
 _NEAR_SLOTS = 32  # eight nodes at four slots each
-_PICKS = 8  # tries for a node that runs twice
+_PICKS = 8  # tries for a node that runs twice: where one in eight does, two of three find one
 _FRACTION_BITS = 23  # the mantissa of a float32
 
 

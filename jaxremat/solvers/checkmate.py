@@ -28,6 +28,7 @@ from jaxremat.solvers.exhaustive import cheapest_schedule, smallest_schedule
 from jaxremat.solvers.highs import HighsResult, minimize
 
 _HEURISTIC_STEPS = 200_000  # only a first bound
+_SHARE_OF_PLANNER = 0.2  # of the time that is left, for each of two first bounds: most of it is for the program
 _SHARE_OF_PROGRAM = 0.8  # of the time that is left, for the program itself; the rest is for the smallest peak
 _MOST_OVERRUNS = 20  # rounded schedules that are cut off one by one
 
@@ -84,7 +85,7 @@ def planned_schedule(graph: Graph, budget_bytes: int, deadline: Deadline) -> np.
     """The better of the two forms of Chen's planner: the cheaper one within the budget, else the smaller one."""
     schedules = []
     for planner in (Chen(node_steps=_HEURISTIC_STEPS), ChenRecursive(node_steps=_HEURISTIC_STEPS)):
-        share = 0.2 * deadline.left_seconds
+        share = _SHARE_OF_PLANNER * deadline.left_seconds
         schedules.append(np.asarray(planner.propose(graph, budget_bytes, time_limit=share).schedule))
     return min(schedules, key=lambda schedule: schedule_rank(graph, schedule, budget_bytes))
 

@@ -31,6 +31,7 @@ from jaxremat.solvers.segments import FrontNodes, Splitter, segmented_schedule
 
 _PLANNED_FRACTIONS = (1.0, 0.5, 0.25, 0.75, 0.375, 0.125, 0.625, 0.875)  # halves, then what lies between
 _KEPT_FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75)  # from nothing to most
+_ABOUT_THE_PEAK = 0.9  # of the peak: a front that ends where so much is live may be as good; each is tried
 _WINDOWS = (0.0, 0.5)  # none, or half a segment
 
 
@@ -190,7 +191,7 @@ def _turns(graph: Graph) -> list[int]:
         return [graph.backward_start - 1]
     live = replay(graph, np.arange(graph.num_nodes)).live_bytes
     peak = int(live.argmax())
-    high = np.flatnonzero(live >= 0.9 * live.max())
+    high = np.flatnonzero(live >= _ABOUT_THE_PEAK * live.max())
     return list(dict.fromkeys(min(max(turn, 0), last) for turn in (peak, int(high[0]) - 1, int(high[-1]))))
 
 

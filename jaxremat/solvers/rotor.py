@@ -27,7 +27,7 @@ from jaxremat.solvers.rotor_steps import Operation
 from jaxremat.solvers.rotor_table import RotorTable
 
 _SMALL_TABLE = 1_000_000  # intervals times slots: short chains get so many slots that the table has at least this size
-_ROUNDING_ALLOWANCE = 0.25  # how far beyond the budget a table with rounded sizes reaches
+_ROUNDING_ALLOWANCE = 0.25  # beyond the budget: plans of rounded sizes count too much, and are replayed
 
 
 @dataclasses.dataclass(frozen=True)

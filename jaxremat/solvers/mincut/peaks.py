@@ -35,7 +35,7 @@ _GAIN = 0.01  # of the smallest peak; benchmarks/constants.py
 _COST_GAIN = 0.002  # of the cost of running everything once; benchmarks/constants.py
 _MOST_ROUNDS = 32  # benchmarks/constants.py; patience ends most searches before
 _MOST_WORK = 2_000_000  # steps laid out in one search; about two microseconds each; benchmarks/constants.py
-_WORK_PER_LAYOUT = 1000  # what laying out takes beside its steps, in the same unit
+_WORK_PER_LAYOUT = 1000  # what laying out takes beside its steps, in the same unit; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
