@@ -54,6 +54,7 @@ class Backend:
       reorders_iterations: in a loop's body, kernels run in the order of the program, or as a search from its outputs
         finds them.
       products_compute_operands: contractions compute what they read, whoever else does, and sum what they make.
+      fuses_windows: windows that slide are computed in loops with what they read and with what reads them.
       rows_in_one_kernel: what normalises rows goes over them once.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
       reads_host: element-wise kernels read the host's memory themselves: what they fetch takes no buffer.
@@ -87,6 +88,7 @@ class Backend:
     predicts_closely: bool = False
     reorders_iterations: bool = False
     products_compute_operands: bool = False
+    fuses_windows: bool = False
     rows_in_one_kernel: bool = False
     ties_transfers: bool = False
     reads_host: bool = False

@@ -35,6 +35,7 @@ CUDA = Backend(
     smallest_modelled_bytes=32 * 2**20,
     batch_copies=True,
     filter_copies=True,
+    fuses_windows=True,
     rows_in_one_kernel=True,
     scatters_maxima=True,
     element_work=_ELEMENT_WORK,

@@ -26,6 +26,8 @@ def elementwise(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[in
         for read, constant in zip(operands, reversed(constants)) if len(operands) == 2 else ():
             if constant in _NEUTRAL.get(facts.kind, ()):
                 return [read]
+    if facts.kind == "add" and (summed := _scattered(hlo, facts, reads, operands)) is not None:
+        return [summed]
     special = _SPECIAL.get(facts.name)
     made = special(hlo, facts, operands) if special else None
     return [hlo.merge(facts.usual, operands) if made is None else made]
@@ -84,11 +86,12 @@ def _one_minus_square(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> 
     return hlo.merge(facts.template("mul"), factors)
 
 
-def _summed(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int | None:
-    """A sum with what is scattered into a constant is scattered into the other summand."""
-    for scattered, other in (reads, reads[::-1]):
+def _scattered(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot], reads: tuple[int, ...]) -> int | None:
+    """A sum with what is scattered into a constant, and read nowhere else, is scattered into the other summand."""
+    for slot, scattered, other in zip(slots, reads, reads[::-1]):
         into = hlo.reads[scattered]
-        if hlo.ops[scattered].kind == "scatter-add" and hlo.ops[into[0]].constant is not None:
+        found = hlo.ops[scattered].kind == "scatter-add" and hlo.is_read_once(slot)
+        if found and hlo.ops[into[0]].constant is not None:
             return hlo.append(facts.op("scatter-add"), (other, *into[1:]))
     return None
 
@@ -109,8 +112,6 @@ def _reciprocal(hlo: HloBuilder, divisor: int, facts: Facts) -> int:
 
 
 _SPECIAL: dict[str, Callable[[HloBuilder, Facts, tuple[int, ...]], int | None]] = {
-    "add": _summed,
-    "add_any": _summed,
     "convert_element_type": _converted,
     "div": _divided,
     "integer_pow": _to_power,

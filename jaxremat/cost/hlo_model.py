@@ -8,7 +8,6 @@ optimization barrier), and contractions get the transposed copies that their ope
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 from jaxremat.backends.backend import Backend
@@ -18,6 +17,7 @@ from jaxremat.cost.hlo_builder import HloBuilder, HloProgram
 from jaxremat.cost.hlo_elementwise import elementwise
 from jaxremat.cost.hlo_ops import Computation, Facts, Op, Partition, Templates, alone, shape_of
 from jaxremat.cost.hlo_products import conv, dot
+from jaxremat.cost.hlo_windows import WINDOWS, pooled_back, window
 from jaxremat.cost.reductions import partition
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing, Slot, listing_of
@@ -243,36 +243,6 @@ def _threefry(hlo: HloBuilder, facts: Facts, key: int) -> int:
     return hlo.merge(facts.template("xor"), reads)
 
 
-def _pooled_back(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
-    operands = hlo.operands(facts, reads)
-    if hlo.backend.expands_searches:
-        operands = _searched_windows(hlo, facts, operands)
-    elif hlo.backend.scatters_maxima:
-        operands = _maxima_and_indices(hlo, facts, operands)
-    return [_usual(hlo, facts, operands)]
-
-
-def _searched_windows(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> tuple[int, ...]:
-    """XLA:CPU finds the maxima with one array of indices per axis, then scatters the source there into zeros."""
-    (source, operand), axes = reads, range(len(facts.shape))
-    counted = Op("iota", facts.shape, "int32", 4 * facts.elements)
-    indices = [hlo.constant(hlo.templates.merged(counted, ("axis", axis))) for axis in axes]
-    shape = (*shape_of(facts.eqn.invars[0]), len(axes))
-    found = Op("reduce_window", shape, "int32", 4 * math.prod(shape))
-    searched = hlo.merge(hlo.templates.merged(found, facts.params), (operand, *indices))
-    return source, searched, hlo.spread("0.0", facts)
-
-
-def _maxima_and_indices(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> tuple[int, ...]:
-    """XLA:GPU finds the maxima again, and an index for each axis, in one kernel, then scatters the source there into
-    zeros (`select_and_scatter_expander.cc`): those that a ReLU of this shape compares with, where there is one. They
-    are written for it in the forward."""
-    (source, operand), arrays = reads, 1 + len(facts.shape)
-    shape = (arrays, *shape_of(facts.eqn.invars[0]))
-    found = Op("reduce_window", shape, "int32", 4 * math.prod(shape))
-    return hlo.spread("0.0", facts), source, hlo.merge(hlo.templates.merged(found, facts.params), (operand,))
-
-
 _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {
     **dict.fromkeys(LOOPS, _with_bodies),
     **dict.fromkeys(ELEMENTWISE, elementwise),
@@ -287,7 +257,8 @@ _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {
     "device_put": _transferred,
     "random_bits": _random_bits,
     "scan": _scanned,
-    "select_and_scatter_add": _pooled_back,
+    **dict.fromkeys(WINDOWS, window),
+    "select_and_scatter_add": pooled_back,
     "split": _split,
     "transpose": _transposed,
 }

@@ -70,12 +70,13 @@ class Op:
     Attributes:
       kind: a primitive's name, or one of `input`, `broadcast`, `bitcast`, `reduce`, `dot`, `conv`, `part`, `barrier`.
       shape, dtype, size_bytes: of its result.
-      in_library: a contraction or reduction that XLA:CPU hands to its library.
+      in_library: a contraction, reduction or window that XLA:CPU hands to its library.
       constant: identity of a broadcast literal, or None.
       bodies: what it runs (loops, branches).
       splits_rows: a concatenation along the last dimension.
-      combines: of a reduction, the primitive by which two entries become one.
+      combines: of a reduction or a window, the primitive by which two entries become one.
       partition: of a reduction, the sizes of what is before the dimensions that it reduces, of these, and after.
+      window: how many entries lie in a window that slides.
       flops, runs: of a contraction, the FLOPs; of a loop, how often its body runs.
     """
 
@@ -89,6 +90,7 @@ class Op:
     splits_rows: bool = False
     combines: str = ""
     partition: Partition = (1, 1, 1)
+    window: int = 1
     flops: float = 0.0
     runs: int = 1
 
@@ -122,12 +124,15 @@ class OperandLayout:
     Attributes:
       batches: the batch dimensions of both.
       fits: for both, whether batch dimensions lead and contracted dimensions lie together.
+      is_canonical: for both, whether nothing moves when they become matrices: contracted dimensions come last in the
+        first and first in the second, or there is one of them and one that is left (`dot_decomposer.cc`).
       contracts_rows: whether the last dimensions of the first are contracted.
       is_matrix: whether rows and columns are left.
     """
 
     batches: tuple[tuple[int, ...], ...]
     fits: tuple[bool, ...]
+    is_canonical: tuple[bool, ...]
     contracts_rows: bool
     is_matrix: bool
 
@@ -178,7 +183,7 @@ class Facts:
             more["flops"] = equation_flops(self.eqn)
         return dataclasses.replace(self.result, kind=kind, **more)
 
-    def template(self, kind: str, key: Hashable = "", **more: bool | str | Partition) -> Template:
+    def template(self, kind: str, key: Hashable = "", **more: bool | int | str | Partition) -> Template:
         """The same where equal ones are merged, told by a key from others of the kind."""
         made = kind, key, *more.values()
         if made not in self._made:
@@ -328,6 +333,10 @@ def _layout(eqn: Eqn, contracts: Sequence[Sequence[int]]) -> OperandLayout:
     return OperandLayout(
         batches=tuple(map(tuple, batches)),
         fits=tuple(_lies_together(len(shape), contract, batch) for shape, contract, batch in operands),
+        is_canonical=tuple(
+            _is_canonical(len(shape), contract, batch, last=side == 0)
+            for side, (shape, contract, batch) in enumerate(operands)
+        ),
         contracts_rows=sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank)),
         is_matrix=all(_free_size(shape_of(a), c, b) > 1 for a, c, b in zip(eqn.invars, given, batches)),
     )
@@ -338,6 +347,13 @@ def _lies_together(rank: int, contract: Sequence[int], batch: Sequence[int]) -> 
     leading, dims = list(batch) == list(range(len(batch))), sorted(contract)
     joined = dims in (list(range(len(batch), len(batch) + len(dims))), list(range(rank - len(dims), rank)))
     return leading and joined
+
+
+def _is_canonical(rank: int, contract: Sequence[int], batch: Sequence[int], *, last: bool) -> bool:
+    leads = list(batch) == list(range(len(batch)))
+    is_matrix = len(contract) == 1 and rank == len(batch) + 2
+    first = rank - len(contract) if last else len(batch)
+    return leads and (is_matrix or list(contract) == list(range(first, first + len(contract))))
 
 
 def _free_size(shape: tuple[int, ...], contract: Sequence[int], batch: Sequence[int]) -> int:

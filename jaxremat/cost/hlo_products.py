@@ -23,14 +23,13 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     if not batches[0]:
         reads, contracts = _turned(hlo, reads, contracts)
     layout = facts.layout(contracts)
+    stays = layout.is_canonical if hlo.backend.dot_copies else layout.fits
     operands = [
         read if fits else _laid_out(hlo, facts, side, read, contract, batch)
-        for side, (read, fits, contract, batch) in enumerate(zip(reads, layout.fits, contracts, layout.batches))
+        for side, (read, fits, contract, batch) in enumerate(zip(reads, stays, contracts, layout.batches))
     ]
     plain = layout.contracts_rows or operands[0] != reads[0]
-    if hlo.backend.dot_copies and not plain and not batches[0] and len(shape_of(facts.eqn.invars[0])) > 2:
-        operands[0] = _copy(hlo, facts, 0, reads[0], "contracted first")
-    elif not batches[0]:
+    if not batches[0]:
         operands = [_flattened(hlo, facts, side, read) for side, read in enumerate(operands)]
     return [_product(hlo, "dot", tuple(operands), facts, FLOATS if plain and layout.is_matrix else frozenset())]
 

@@ -20,7 +20,7 @@ from jaxremat.cost.hlo_ops import Op
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
-PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits"}) - {"bitcast"}
+PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits", "window"}) - {"bitcast"}
 """What can be computed where it is read."""
 
 CONSUMERS = PRODUCERS | {"reduce", "scatter", "scatter-add"}
@@ -32,7 +32,7 @@ _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _HEROES = {"dot", "conv", "reduce"}
 _BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice"}  # IsTritonSupportedInstruction
 _KEEP_ROWS = {"reduce", "transpose"}  # if they do
-_PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather"}  # of which entries are read more or less than once
+_PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather", "window"}  # that read entries more or less than once
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -143,16 +143,16 @@ class Singles:
 
 def _decisive(op: Op) -> Hashable:
     """What of an operation, or of one that it reads, decides what it takes as a kernel."""
-    return op.kind, op.shape, op.size_bytes, op.combines, op.partition
+    return op.kind, op.shape, op.size_bytes, op.combines, op.partition, op.window
 
 
 def _single(op: Op, operands: Sequence[Op], device: Device) -> Single:
     kind, element_work = op.kind, device.backend.element_work or {}
     reduces, loop, split = kind == "reduce", 0, math.inf
-    shares = [op.elements / max(read.elements, 1) if kind in _PARTIAL else 1.0 for read in operands]
+    shares = [op.window * op.elements / max(read.elements, 1) if kind in _PARTIAL else 1.0 for read in operands]
     if kind == "dynamic_update_slice":
         shares[0] = 0.0
-    work = op.elements * element_work.get(kind, 0 if kind in MOVING else 1)
+    work = op.elements * op.window * element_work.get(op.combines or kind, 0 if kind in MOVING else 1)
     if reduces:
         work = operands[0].elements * element_work.get(op.combines, 1)
         if device.core_bytes_per_second < math.inf:

@@ -3,12 +3,12 @@
 The rules are those of XLA (read in openxla/xla: `library_rewriter.cc`, `ynn_support.cc`, `cpu_instruction_fusion.cc`,
 `instruction_fusion.cc`) and hold no fitted constant:
 
-- On a CPU, contractions and convolutions are handed to a library one by one, and reductions with their neighbours: a
-  *library group* takes a producer that only it reads, and follows its root while one reader is left. What a group
-  reads must be a buffer, even a broadcast.
+- On a CPU, contractions and convolutions are handed to a library one by one, and reductions, and windows side by side,
+  with their neighbours: a *library group* takes a producer that only it reads, and follows its root while one reader is
+  left. What a group reads must be a buffer, even a broadcast.
 - A producer then joins every fused loop that reads it. Cheap producers with at most one operand of their own size are
   repeated freely. Those with two are repeated only if every reader can take them. Expensive ones are never repeated.
-- Contractions, convolutions, scatters, sorts, windows, loops and barriers read and write buffers.
+- Contractions, convolutions, scatters, sorts, other windows, loops and barriers read and write buffers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_products import FLOATS
 from jaxremat.trace.primitives import ELEMENTWISE, EXACT, EXPENSIVE, IN_LIBRARY, MOVING
 
-_LIBRARY_STARTERS = ("dot", "conv", "reduce")
+_LIBRARY_SUMS = ("reduce", "reduce_window")
+_LIBRARY_STARTERS = ("dot", "conv", *_LIBRARY_SUMS)
 _LIBRARY_ALONE = ("dot", "conv")  # as starters; a group around a reduction takes them all the same
 _LIBRARY_MIN_ELEMENTS = 4096  # ynn_support.cc; test_cpu_rules holds it to compiled programs
 _MOST_PARTS, _LONG_ROWS = 8, 2048  # of a concatenation that is fused, and bytes; as compiled: test_cpu_rules
@@ -101,7 +102,7 @@ class _Fuser:
         floats = all(o.dtype in FLOATS for o in (op, *(self.ops[r] for r in self.reads[index])))
         if max(sizes) < _LIBRARY_MIN_ELEMENTS or not floats:
             return False
-        return op.in_library if op.kind == "reduce" else op.kind in IN_LIBRARY
+        return op.in_library if op.kind in _LIBRARY_SUMS else op.kind in IN_LIBRARY
 
     def _fusible(self, index: int) -> bool:
         kind = self.ops[index].kind

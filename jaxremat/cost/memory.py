@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import functools
@@ -72,25 +73,25 @@ def estimate_memory(
       known: bodies of loops whose memory is known already.
       aliased: outputs that take over the buffers of donated inputs: nothing else waits there before they are made.
     """
-    return estimate_body(alone(jaxpr), device, known or KnownBodies(), aliased)
-
-
-def estimate_body(
-    body: Computation, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
-) -> MemoryEstimate:
-    """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
+    body, known = alone(jaxpr), known or KnownBodies()
     return _estimate(lower_body(body, device.backend, known.templates), body, device, known, aliased)
 
 
+def estimate_body(body: Computation, device: Device, known: KnownBodies) -> MemoryEstimate:
+    """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
+    return _estimate(lower_body(body, device.backend, known.templates), body, device, known, None)
+
+
 def estimate_listing(
-    listing: Listing, like: Jaxpr, device: Device, known: KnownBodies, aliased: frozenset[int] = frozenset()
+    listing: Listing, like: Jaxpr, device: Device, known: KnownBodies, aliased: frozenset[int] | None = frozenset()
 ) -> MemoryEstimate:
-    """The same for a program that was put together from equations; `like`: one that takes and gives the same."""
+    """The same for a program that was put together from equations; `like`: one that takes and gives the same;
+    `aliased`: None in a loop's body, whose outputs' buffers are the loop's."""
     return _estimate(lower_listing(listing, device.backend, known.templates), alone(like), device, known, aliased)
 
 
 def _estimate(
-    program: HloProgram, body: Computation, device: Device, known: KnownBodies, aliased: frozenset[int]
+    program: HloProgram, body: Computation, device: Device, known: KnownBodies, aliased: Set[int] | None
 ) -> MemoryEstimate:
     fusion = fuse(program, device, known)
     each = [_in_order(fusion, order, body, device, known, aliased) for order in _orders(fusion, body, device.backend)]
@@ -110,13 +111,16 @@ def _in_order(
     body: Computation,
     device: Device,
     known: KnownBodies,
-    aliased: frozenset[int],
+    aliased: Set[int] | None,
 ) -> MemoryEstimate:
     program, backend = fusion.program, device.backend
     inside = functools.partial(estimate_body, device=device, known=known)
-    spans = _laid_out(_buffer_spans(fusion, order, aliased), program.ops, backend.tile)
-    buffers = _in_main_memory(spans, len(order), device.vector_memory_bytes)
-    rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in buffers]
+    own, returned = (_laid_out(spans, program.ops, backend.tile) for spans in _buffer_spans(fusion, order, aliased))
+    spans = _in_main_memory(own, len(order), device.vector_memory_bytes)
+    if returned:
+        place = {kernel: k for k, kernel in enumerate(_depth_first(fusion))}
+        spans = _beside_outputs(sorted(spans, key=lambda span: place[span[0]]), returned)
+    rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in spans]
     bodies = {
         step: [known.once("memory", inner, inside) for inner in program.ops[kernel].bodies]
         for step, kernel in enumerate(order)
@@ -193,13 +197,15 @@ def _depth_first(fusion: Fusion) -> tuple[int, ...]:
     return tuple(order)
 
 
-def _buffer_spans(fusion: Fusion, order: Sequence[int], aliased: Set[int]) -> list[_Span]:
-    """Rows (kernel, bytes, first step, last step) of the intermediate buffers; not of outputs and inputs."""
-    buffers = _Buffers(fusion, order, aliased)
+def _buffer_spans(fusion: Fusion, order: Sequence[int], aliased: Set[int] | None) -> tuple[list[_Span], list[_Span]]:
+    """Rows (kernel, bytes, first step, last step) of the intermediate buffers, and of outputs in whose buffers those
+    may wait before. Inputs are neither, and nothing waits where an input is."""
+    buffers = _Buffers(fusion, order, is_body=aliased is None)
     for kernel in order:
         if buffers.home[kernel] == kernel:
             buffers.write_over(kernel)
-    return buffers.spans()
+    outputs = [] if aliased is None else buffers.outputs(aliased)
+    return buffers.spans(), outputs
 
 
 class _Buffers:
@@ -211,21 +217,20 @@ class _Buffers:
       last: for each buffer, the last step that reads it.
       end: the same, but one less where what is written then takes its place.
       returned: buffers that the program returns.
-      open_to_all: those of them in which other things may wait before.
       elsewhere: buffers that lie in one of those all their lives.
     """
 
-    def __init__(self, fusion: Fusion, order: Sequence[int], aliased: Set[int]) -> None:
+    def __init__(self, fusion: Fusion, order: Sequence[int], *, is_body: bool) -> None:
         self.fusion, self.order, self.ops = fusion, order, fusion.program.ops
         self.step_of = {kernel: step for step, kernel in enumerate(order)}
         self.home = {kernel: _names(fusion, kernel)[-1] for kernel in order}
         self.last = self._last_reads()
         self.end = dict(self.last)
-        outputs = [self.home.get(output, output) for output in fusion.program.outputs]
-        self.returned = set(outputs)
-        self.open_to_all = {output for k, output in enumerate(outputs) if k not in aliased}
+        self.returned = {self.home.get(output, output) for output in fusion.program.outputs}
         self.elsewhere: set[int] = set()
+        self._is_body = is_body
         self._taken: set[int] = set()
+        self._updated: dict[int, int] = {}
 
     def _last_reads(self) -> dict[int, int]:
         step_of, home, last = self.step_of, self.home, dict(self.step_of)
@@ -245,7 +250,9 @@ class _Buffers:
                 buffer = self.home.get(read, read)
                 self._taken.add(buffer)
                 self.end[buffer] = self.step_of[kernel] - 1
-                if kernel in self.open_to_all or kernel in self.elsewhere:
+                if self.ops[kernel].kind in _UPDATES:
+                    self._updated[kernel] = buffer
+                if self._is_body and (kernel in self.returned or kernel in self.elsewhere):
                     self.elsewhere.add(buffer)
                 return
 
@@ -259,6 +266,20 @@ class _Buffers:
         here = [kernel for kernel in self.order if self.home[kernel] == kernel]
         own = [kernel for kernel in here if kernel not in self.returned and kernel not in self.elsewhere]
         return [self._span(kernel) for kernel in own]
+
+    def outputs(self, aliased: Set[int]) -> list[_Span]:
+        """The same of what the program returns, until its end; those aside that take over the buffers of inputs."""
+        outputs = [out for k, out in enumerate(self.fusion.program.outputs) if out in self.home and k not in aliased]
+        return [self._returned_span(kernel) for kernel in dict.fromkeys(self.home[out] for out in outputs)]
+
+    def _returned_span(self, kernel: int) -> _Span:
+        """Of an output, from where something is written first that is then updated in place."""
+        _, size_bytes, first, _ = self._span(kernel)
+        while kernel in self._updated:
+            kernel = self._updated[kernel]
+            self.elsewhere.add(kernel)
+            first = min(first, self._span(kernel)[2])
+        return kernel, size_bytes, first, len(self.order)
 
     def _span(self, kernel: int) -> _Span:
         op = self.ops[kernel]
@@ -294,6 +315,23 @@ def _in_main_memory(spans: list[_Span], number: int, vector_memory_bytes: int) -
             used[first : last + 1] += size
         else:
             beyond.append(span)
+    return beyond
+
+
+def _beside_outputs(spans: list[_Span], outputs: list[_Span]) -> list[_Span]:
+    """The spans that find no room in buffers of outputs before those are made: the largest go first, each into the
+    smallest that it fits into (`AssignBuffersForComputations` in `buffer_assignment.cc`)."""
+    rooms = sorted([(size, first) for _, size, first, _ in outputs])
+    occupied = [-1 << first for _, first in rooms]
+    sizes, beyond = [size for size, _ in rooms], []
+    for span in sorted(spans, key=lambda span: span[1], reverse=True):
+        _, size, first, last = span
+        steps = (2 << last) - (1 << first)
+        room = next((k for k in range(bisect.bisect_left(sizes, size), len(rooms)) if not occupied[k] & steps), None)
+        if room is None:
+            beyond.append(span)
+        else:
+            occupied[room] |= steps
     return beyond
 
 

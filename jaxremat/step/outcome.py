@@ -134,7 +134,8 @@ class StepOutcome:
     def estimate(self) -> MemoryEstimate:
         """The emitted program under the target's memory model."""
         posed = self.posed
-        found = estimate_listing(self.script.listing, posed.joint.jaxpr, posed.device, posed.known, posed.aliased)
+        aliased = None if posed.is_body else posed.aliased
+        found = estimate_listing(self.script.listing, posed.joint.jaxpr, posed.device, posed.known, aliased)
         tell(f"{format_bytes(found.peak_bytes)} predicted")
         return found
 

@@ -37,6 +37,22 @@ def pooled(x):
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
 
 
+def averaged(x, size, step):
+    """Averages over windows of what a ReLU makes of an array that is written."""
+    window, strides = (1, size, size, 1), (1, step, step, 1)
+    return lax.reduce_window(jnp.maximum(jnp.sin(x)[..., ::-1], 0.0), 0.0, lax.add, window, strides, "SAME") * 0.5
+
+
+def averaged_back(x):
+    window, like = (1, 2, 2, 1), jnp.zeros((2, 16, 16, 8))
+    return jax.vjp(lambda y: lax.reduce_window(y, 0.0, lax.add, window, window, "VALID"), like)[1](jnp.tanh(x))[0] * 0.5
+
+
+def scattered(rows, x, *, read_twice):
+    y = jnp.zeros((64, 128)).at[rows].add(2.0)
+    return y + jnp.sort(x), y[::-1] if read_twice else rows
+
+
 def twice(first, second=lambda y: y[::-1] * 2.0):
     """A value with two readers."""
 
@@ -103,6 +119,16 @@ RULES = {
     "contracted dimensions that lead are moved last": (
         lambda a, b: lax.dot_general(a, b, (((0, 1), (0, 1)), ((), ()))), (S(16, 8, 32), S(16, 8, 64)), [8192, 16384],
     ),
+    "contracted dimensions that come last in the second are moved first": (
+        lambda a, b: lax.dot_general(a, b, (((2,), (2,)), ((), ()))), (S(6, 8, 64), S(4, 32, 64)), [24576, 32768],
+    ),
+    "contracted dimensions in another order are moved": (
+        lambda a, b: lax.dot_general(a, b, (((3, 2), (2, 1)), ((), ()))), (S(4, 16, 4, 32), S(64, 4, 32)),
+        [16384] + [32768] * 2,
+    ),
+    "a batch of matrices stays, whichever of its dimensions is contracted": (
+        lambda a, b: lax.dot_general(a, b, (((1,), (2,)), ((0,), (0,)))), (S(4, 64, 16), S(4, 32, 64)), [8192],
+    ),
     "a transposed matrix is read as it lies": (lambda a, b: a.T @ b, (X, X), [65536]),
     "a transposed product of matrices changes its operands": (lambda a, b: (a @ b).T, (S(64, 32), S(32, 64)), [16384]),
     "a kernel is turned": (
@@ -121,6 +147,19 @@ RULES = {
     ),
     "the order of factors does not matter": (
         lambda x, z: (jnp.exp(x * z) * 2.0, jnp.exp(z * x)[::-1] + 1.0), (X, X), [FILL] * 3,
+    ),
+    "windows side by side are in the library with what surrounds them": (
+        lambda x: averaged(x, 2, 2), (S(2, 32, 32, 8),), [65536, 16384],
+    ),
+    "windows that overlap read and write buffers": (
+        lambda x: averaged(x, 3, 2), (S(2, 16, 16, 8),), [16384, 4096, 4096],
+    ),
+    "zeros between what is summed are part of the window": (averaged_back, (S(2, 8, 8, 8),), [4096, 16384, 16384]),
+    "what is scattered into zeros and added is scattered into the other": (
+        functools.partial(scattered, read_twice=False), (S(2, dtype=jnp.int32), X), [1024] + [FILL] * 2,
+    ),
+    "what is scattered for two is added by itself": (
+        functools.partial(scattered, read_twice=True), (S(2, dtype=jnp.int32), X), [1024] + [FILL] * 5,
     ),
     "a pooling gradient searches arrays of indices": (jax.grad(pooled), (S(2, 16, 16, 8),), [4096] + [16384] * 7),
     "bfloat16 products that no library takes are float32": (

@@ -113,6 +113,27 @@ def test_arrays_fill_up_their_tiles_on_a_tpu(dims, factor):
     assert one == pytest.approx(factor * 4 * np.prod(dims), abs=1)
 
 
+def test_values_wait_in_the_buffers_of_outputs_that_are_made_later():
+    """The largest go first; what is updated in place is there from the start, and gives no room."""
+
+    def norm(x, w):
+        y = x @ w
+        return jnp.linalg.norm(y @ y[:, :8])
+
+    def made_last(x, w, rows):
+        return x[::-1] * norm(x, w), rows
+
+    def updated_last(x, w, rows):
+        return jnp.zeros(x.shape).at[rows].add(norm(x, w))
+
+    args = shape(1024, 1024), shape(1024, 1024), jax.ShapeDtypeStruct((2,), jnp.int32)
+    for fun, expected in (made_last, 0), (updated_last, 4 * 1024**2):
+        predicted = estimate_memory(jax.make_jaxpr(fun)(*args).jaxpr, CPU).temp_bytes
+        compiled = jax.jit(fun).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        assert predicted == pytest.approx(expected, abs=2**16)
+        assert compiled == pytest.approx(expected, abs=2**16)
+
+
 def test_nothing_waits_in_the_buffer_of_a_donated_input():
     """A value may wait in the buffer of the result that is written over it, unless that buffer holds an input."""
 

@@ -14,6 +14,7 @@ SMALLEST = 1024  # bytes; scalars and values per row are beside the point
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8, "u64": 8}
 _LINE = re.compile(r"^\s*(?:ROOT )?%\S+ = (\(.*?\)|\S+) ([\w-]+)\(")
 _ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
+_OTHER_NAMES = {"barrier", "fenced", "bitcast"}
 _NOT_WRITTEN = {"parameter", "bitcast", "get-tuple-element", "constant", "tuple", "after-all"}
 
 
@@ -31,8 +32,10 @@ def compiled_buffers(hlo_text: str, several: bool = False) -> list[int]:
 def modelled_buffers(fun: Callable, args, device: Device) -> list[int]:
     """The same by the fusion model, in the order of the program."""
     fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device)
-    written = [op for op in map(fusion.program.ops.__getitem__, fusion.kernels) if op.kind not in ("barrier", "fenced")]
-    return [op.size_bytes for op in written if op.size_bytes >= SMALLEST]
+    named = [kernel for kernel in fusion.kernels if len(fusion.runs(kernel)) == 1]
+    others = {kernel for kernel in named if fusion.program.ops[kernel].kind in _OTHER_NAMES}
+    written = [fusion.program.ops[kernel].size_bytes for kernel in fusion.kernels if kernel not in others]
+    return [size for size in written if size >= SMALLEST]
 
 
 def _size(dtype: str, dims: str) -> int:
