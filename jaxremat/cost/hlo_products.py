@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container, Hashable, Sequence
 from typing import Any
 
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.hlo_builder import HloBuilder
 from jaxremat.cost.hlo_ops import Facts, Op, shape_of
+from jaxremat.cost.reductions import partition
 from jaxremat.trace.listing import Slot
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
@@ -89,10 +91,23 @@ def conv(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
         read if tuple(spec) == wanted else _copy(hlo, facts, side, read, tuple(spec))
         for side, (read, (spec, wanted)) in enumerate(zip(reads, specs))
     )
+    if (groups := eqn.params["batch_group_count"]) > 1:
+        return [_between_all_groups(hlo, facts, operands, groups)]
     made = _product(hlo, "conv", operands, facts, library)
     if tuple(dims.out_spec) == _channels_last(dims):
         return [made]
     return [hlo.merge(hlo.templates.resized(hlo.ops[made], "transpose", facts.shape, "result"), (made,))]
+
+
+def _between_all_groups(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...], groups: int) -> int:
+    """What groups of a batch give, as in gradients of depthwise filters: every group meets the filters of all, what is
+    of other groups is set to zero, and the rest is summed (`convolution_group_converter.cc`)."""
+    shape, usual = (groups, *facts.shape), facts.usual.op
+    wide = dataclasses.replace(usual, shape=shape, size_bytes=groups * usual.size_bytes, flops=groups * usual.flops)
+    convolved = hlo.merge(hlo.templates.merged(wide, facts.params), reads)
+    masked = hlo.merge(hlo.templates.resized(wide, "transpose", shape, "masked"), (convolved,))
+    parts = partition(shape, (0,))
+    return hlo.merge(facts.template("reduce", "groups", in_library=True, combines="add", partition=parts), (masked,))
 
 
 def _filter(hlo: HloBuilder, facts: Facts, read: int) -> int:

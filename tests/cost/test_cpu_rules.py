@@ -33,6 +33,10 @@ def conv(x, k, numbers=NHWC):
     return lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers)
 
 
+def depthwise(x, k):
+    return lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=x.shape[-1])
+
+
 def pooled(x):
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
 
@@ -136,6 +140,10 @@ RULES = {
     ),
     "an image is turned, and the result back": (
         lambda x, k: conv(x, k, ("NCHW", "HWIO", "NCHW")), (S(2, 32, 8, 8), S(3, 3, 32, 32)), [16384] * 3,
+    ),
+    "gradients of depthwise filters go through those of dense ones": (
+        jax.grad(lambda k, x: jnp.sum(depthwise(x, k) ** 2)), (S(3, 3, 1, 32), S(2, 8, 8, 32)),
+        [1152] + [16384] * 3 + [36864] * 2,
     ),
     "division by what is spread multiplies by reciprocals": (
         lambda x, b: x / b[:, None], (S(1024, 8), S(1024)), [4096, 32768],
