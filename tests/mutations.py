@@ -33,7 +33,11 @@ class Mutation(NamedTuple):
 _BROKEN_BY_TESTS = {
     "tests/cost/test_bodies.py": (("backends/cuda.py", "reorders_iterations=True", "reorders_iterations=False"),),
     "tests/cost/test_cpu_rules.py": (
-        ("cost/loop_fusion.py", '_LIBRARY_STARTERS = ("dot", "conv", "reduce")', '_LIBRARY_STARTERS = ("dot", "conv")'),
+        ("cost/loop_fusion.py", '_LIBRARY_SUMS = ("reduce", "reduce_window")', '_LIBRARY_SUMS = ("reduce",)'),
+        ("cost/loop_fusion.py", '_LIBRARY_SUMS = ("reduce", "reduce_window")', '_LIBRARY_SUMS = ("reduce_window",)'),
+        ("cost/hlo_elementwise.py", " and hlo.is_read_once(slot)", ""),
+        ("cost/hlo_windows.py", " and all(size in (1, step) for size, step in zip(sizes, strides))", ""),
+        ("cost/hlo_products.py", "layout.is_canonical if hlo.backend.dot_copies else layout.fits", "layout.fits"),
         ("cost/loop_fusion.py", '_LIBRARY_ALONE = ("dot", "conv")', "_LIBRARY_ALONE = ()"),
         ("cost/loop_fusion.py", "_LIBRARY_MIN_ELEMENTS = 4096", "_LIBRARY_MIN_ELEMENTS = 1"),
         ("cost/loop_fusion.py", "op.splits_rows and (len(self.reads[index])", "(len(self.reads[index])"),
@@ -93,6 +97,8 @@ _BROKEN_BY_TESTS = {
     "tests/cost/test_memory.py": (
         ("cost/memory.py", " * waste[~np.eye(len(shape), dtype=bool)].min()", ""),
         ("backends/tpu.py", "tile=(8, 128)", "tile=None"),
+        ("cost/memory.py", "            occupied[room] |= steps", "            pass"),
+        ("cost/memory.py", "while kernel in self._updated:", "while False:"),
     ),
     "tests/compiled/test_roofline.py": (
         ("compiled/roofline.py", "& (at % gap == 0)", ""),

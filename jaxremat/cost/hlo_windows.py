@@ -42,7 +42,7 @@ def _covers_once(eqn: Eqn) -> bool:
     params = eqn.params
     sizes, strides = params["window_dimensions"], params["window_strides"]
     dilated = any(step != 1 for name in ("base_dilation", "window_dilation") for step in params[name])
-    return not dilated and max(sizes) > 1 and all(step == max(size, 1) for size, step in zip(sizes, strides))
+    return not dilated and max(sizes) > 1 and all(size in (1, step) for size, step in zip(sizes, strides))
 
 
 def pooled_back(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:

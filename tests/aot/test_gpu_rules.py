@@ -40,12 +40,19 @@ ROW = jax.ShapeDtypeStruct((1024,), jnp.bfloat16)
 ROWS = jax.ShapeDtypeStruct((2048,), jnp.int32)
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 PART = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
+PICTURES = jax.ShapeDtypeStruct((4, 64, 64, 128), jnp.float32)
 FILL = 4 * 2048 * 1024
 
 
 def exponentials_and_shares(x):
     exponentials = jnp.exp(x - x.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True), exponentials
+
+
+def averaged(x, size):
+    """Averages over windows, two apart, of what is not cheap to make again."""
+    window, strides = (1, size, size, 1), (1, 2, 2, 1)
+    return jnp.exp(lax.reduce_window(jnp.sin(x)[..., ::-1], 0.0, lax.add, window, strides, "SAME"))
 
 
 def on_both_sides_of_a_barrier(x):
@@ -92,6 +99,12 @@ RULES = {
     ),
     "an update in place takes what it writes over and what it writes": (
         lambda x, part: lax.dynamic_update_slice(jnp.sin(x), jnp.cos(part), (0, 0)), (X, PART), [FILL],
+    ),
+    "windows are made in one loop with what surrounds them": (
+        functools.partial(averaged, size=2), (PICTURES,), [FILL // 4],
+    ),
+    "what windows read again and again is written": (
+        functools.partial(averaged, size=3), (PICTURES,), [FILL, FILL // 4],
     ),
     "a barrier's operands are written": (lambda x: jnp.cos(lax.optimization_barrier(x * 2.0)), (X,), [FILL] * 2),
     "equal values on both sides of a barrier are two": (on_both_sides_of_a_barrier, (X,), [FILL] * 2),

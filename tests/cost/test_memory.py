@@ -126,12 +126,16 @@ def test_values_wait_in_the_buffers_of_outputs_that_are_made_later():
     def updated_last(x, w, rows):
         return jnp.zeros(x.shape).at[rows].add(norm(x, w))
 
+    def made_last_of_two(x, w, rows):
+        other = w @ x
+        return x[::-1] * norm(x, w) * jnp.linalg.norm(other @ other[:, :8]), rows
+
     args = shape(1024, 1024), shape(1024, 1024), jax.ShapeDtypeStruct((2,), jnp.int32)
-    for fun, expected in (made_last, 0), (updated_last, 4 * 1024**2):
+    for fun, expected in (made_last, 0), (made_last_of_two, 4 * 1024**2), (updated_last, 4 * 1024**2):
         predicted = estimate_memory(jax.make_jaxpr(fun)(*args).jaxpr, CPU).temp_bytes
         compiled = jax.jit(fun).lower(*args).compile().memory_analysis().temp_size_in_bytes
-        assert predicted == pytest.approx(expected, abs=2**16)
-        assert compiled == pytest.approx(expected, abs=2**16)
+        assert predicted == pytest.approx(expected, abs=2**17)
+        assert compiled == pytest.approx(expected, abs=2**17)
 
 
 def test_nothing_waits_in_the_buffer_of_a_donated_input():
