@@ -35,6 +35,8 @@ def numeric_constants(path: Path) -> list[tuple[str, str]]:
 
 
 def _is_made_of_numbers(value: ast.expr) -> bool:
+    if isinstance(value, ast.Dict):
+        return bool(value.values) and all(map(_is_made_of_numbers, value.values))
     leaves = [node.value for node in ast.walk(value) if isinstance(node, ast.Constant)]
     names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
     return bool(leaves) and names <= {"np", "tuple"} and all(type(leaf) in (int, float) for leaf in leaves)

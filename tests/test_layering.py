@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,24 @@ def test_files_import_each_other_in_no_circle():
 def test_only_compat_uses_the_inside_of_jax(path):
     private = [module for module, _ in imported_modules(path) if module.startswith("jax._src")]
     assert path.name == "compat.py" or not private, f"{path.name} imports {private}; add what it needs to compat.py"
+
+
+def test_the_map_of_the_house_is_true():
+    """docs/architecture.md lists the rooms in their order, and names files that are there."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    table = text[text.index("| room |") : text.index("One file answers")]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    listed = [name.rstrip("/") for row in rows for name in re.findall(r"`(\w+/?)`", row)]
+    assert [room for room in listed if room in RANK] == [room for rank in RANKS for room in rank]
+    for path in re.findall(r"`(\w+(?:/\w+)+)(?:\.py)?`", text):
+        places = [PACKAGE / path, PACKAGE / f"{path}.py", PACKAGE.parent / f"{path}.py", PACKAGE.parent / path]
+        assert any(place.exists() for place in places), f"docs/architecture.md names {path}, which is not there"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=lambda p: p.parent.name)
+def test_every_room_has_its_sentence(path):
+    told = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert told.split("\n")[0].endswith("."), f"{path.parent.name} does not say what it holds"
 
 
 def test_importing_the_package_prints_nothing_and_starts_no_device(tmp_path):
