@@ -142,6 +142,33 @@ def test_a_test_is_named_for_a_module_or_for_what_several_do(path):
     assert is_of_one or tested in ACROSS.get(room, ()), f"name {path.name} for its module, or list it in ACROSS"
 
 
+LONG = 60  # lines; what is shorter is tested with what uses it
+ELSEWHERE = {
+    "chunk/rewriting/sliced_part": "chunk/test_sliced",
+    "commands": "test_command_line",
+    "planning/entry": "planning/test_planning",
+    "show/described": "report/test_rows",
+    "step/planned_step": "step/test_jit",
+}
+"""Modules whose tests go by what users call: the file that has them."""
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if len(path.read_text().splitlines()) > LONG], ids=lambda p: p.stem
+)
+def test_a_module_has_tests_of_its_own(path):
+    module = path.relative_to(PACKAGE).with_suffix("")
+    if str(module) in ELSEWHERE:
+        assert Path(__file__).parent.joinpath(f"{ELSEWHERE[str(module)]}.py").is_file()
+        return
+    parts = module.parts[1:] if len(module.parts) > 1 else module.parts
+    names = {"_".join(parts[i:]) for i in range(len(parts))}
+    tested = [test.stem.removeprefix("test_") for test in TESTS]
+    assert any(test == name or test.startswith(f"{name}_") for test in tested for name in names), (
+        f"write tests of {module}"
+    )
+
+
 def test_what_several_modules_do_is_tested():
     listed = {(room, name) for room, names in ACROSS.items() for name in names}
     assert listed <= {(path.parent.name, path.stem.removeprefix("test_")) for path in TESTS}
