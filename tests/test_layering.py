@@ -153,20 +153,24 @@ ELSEWHERE = {
 """Modules whose tests go by what users call: the file that has them."""
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if len(path.read_text().splitlines()) > LONG], ids=lambda p: p.stem
-)
+LONG_ONES = [path for path in FILES if len(path.read_text().splitlines()) > LONG]
+
+
+@pytest.mark.parametrize("path", LONG_ONES, ids=lambda path: path.stem)
 def test_a_module_has_tests_of_its_own(path):
     module = path.relative_to(PACKAGE).with_suffix("")
-    if str(module) in ELSEWHERE:
-        assert Path(__file__).parent.joinpath(f"{ELSEWHERE[str(module)]}.py").is_file()
+    if elsewhere := ELSEWHERE.get(module.as_posix()):
+        assert (Path(__file__).parent / f"{elsewhere}.py").is_file()
         return
-    parts = module.parts[1:] if len(module.parts) > 1 else module.parts
+    parts = module.parts[1:] or module.parts
     names = {"_".join(parts[i:]) for i in range(len(parts))}
     tested = [test.stem.removeprefix("test_") for test in TESTS]
-    assert any(test == name or test.startswith(f"{name}_") for test in tested for name in names), (
-        f"write tests of {module}"
-    )
+    is_tested = any(test == name or test.startswith(f"{name}_") for test in tested for name in names)
+    assert is_tested, f"write tests of {module}, in a file of its name"
+
+
+def test_modules_that_are_tested_elsewhere_are_there():
+    assert set(ELSEWHERE) <= {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in LONG_ONES}
 
 
 def test_what_several_modules_do_is_tested():
