@@ -24,7 +24,7 @@ from jaxremat.base.budget import Budget
 from jaxremat.base.commands import COMMANDS, EPILOGUE, front
 from jaxremat.base.errors import ArgumentError, BudgetError, JaxrematError
 from jaxremat.compiled.targets import list_targets
-from jaxremat.planner.decision import FORMS
+from jaxremat.planner.decision import FORMS, told_form
 from jaxremat.planning.entry import plan
 from jaxremat.planning.load import load_plan
 from jaxremat.planning.request import VERIFICATIONS
@@ -72,7 +72,8 @@ def run_show(options: argparse.Namespace) -> None:
         _print_plan(load_plan(options.file, fun, *args), options.json)
         return
     stored = read_plan(options.file)
-    numbers = Numbers(form=stored.decision.emit, compiled=stored.compiled, **stored.numbers)
+    form = told_form(stored.decision.emit, stored.decision.chunks)
+    numbers = Numbers(form=form, compiled=stored.compiled, **stored.numbers)
     if options.json:
         _print_json({"summary": numbers.summary(), "values": stored.actions})
     else:

@@ -170,6 +170,11 @@ def is_as_written(form: Form) -> bool:
     return form.emit == AsWritten.emit
 
 
+def told_form(emit: str, chunks: Sequence[Chunked]) -> str:
+    """What people are told of how a plan runs: its form, or "chunks" where parts in chunks are all that is done."""
+    return "chunks" if chunks and emit == AsWritten.emit else emit
+
+
 def form_of(problem: Problem, program: ScheduledProgram) -> AsWritten | Schedule:
     """How a schedule of a problem is emitted."""
     if problem.is_as_written(program):

@@ -20,7 +20,7 @@ from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline, replay
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.planner.contract import Outcome
-from jaxremat.planner.decision import Decision, FlatFunction, is_as_written
+from jaxremat.planner.decision import Decision, FlatFunction, is_as_written, told_form
 from jaxremat.planner.prediction import predict
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import SchedulePlanner
@@ -206,7 +206,7 @@ class Plan(Described):
     @property
     def numbers(self) -> Numbers:
         """The headline's numbers."""
-        return Numbers.of(self, self.decision.emit)
+        return Numbers.of(self, told_form(self.decision.emit, self.decision.chunks))
 
     def explain(self, pattern: str | None = None, *, when: bool = False) -> str:
         """Why values are saved or not, what they hold, and what recomputing them costs or would cost.

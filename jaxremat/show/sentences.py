@@ -135,7 +135,8 @@ def _sizes(compiled: Any) -> str:
 
 
 def _form(form: str) -> str:
-    return "left as written: it fits" if form == "plain" else f"emitted as {form}"
+    untouched = {"plain": "left as written: it fits", "chunks": "nothing runs again but for chunks"}
+    return untouched.get(form, f"emitted as {form}")
 
 
 def _piece(length: int, segments: int, again: int) -> str:

@@ -12,7 +12,16 @@ from jaxremat.base.errors import EmissionError, PlanMismatchError
 from jaxremat.chunk.choice import Chunked
 from jaxremat.emit.segments import Pieces
 from jaxremat.graph.scheduled import schedule_program
-from jaxremat.planner.decision import AsWritten, Checkpoints, Decision, OwnNames, Schedule, form_from_json, form_of
+from jaxremat.planner.decision import (
+    AsWritten,
+    Checkpoints,
+    Decision,
+    OwnNames,
+    Schedule,
+    form_from_json,
+    form_of,
+    told_form,
+)
 from jaxremat.planner.problem import pose
 from jaxremat.trace.primal import read_primal
 
@@ -84,4 +93,8 @@ def test_only_a_schedule_in_order_is_as_written():
 def test_a_function_is_left_alone_where_its_program_is_and_no_part_is_in_chunks(chunks):
     decided = [Decision("", (), 0, False, "cpu", form, chunks) for form in FORMS]
     assert [decision.leaves_function_alone for decision in decided] == [not chunks, False, False, False, False]
+    assert [told_form(decision.emit, decision.chunks) for decision in decided[:2]] == [
+        "chunks" if chunks else "plain",
+        "names",
+    ]
     assert all(Decision.from_json(each.to_json()).to_json() == each.to_json() for each in decided)

@@ -37,6 +37,7 @@ def test_less_time_than_as_written_is_told_in_words(overhead, told):
 def test_one_compilation_is_one():
     assert "1 compilation," in headline(compilations=1)["solved in"]
     assert "left as written: it fits" in headline(form="plain")["solved in"]
+    assert "nothing runs again but for chunks" in headline(form="chunks")["solved in"]
 
 
 LOOP = LoopReport("GPT/scan", 12, "scan", 0, ((8, 0, 3), (4, 2, 0)))
