@@ -9,6 +9,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fused_before import FusedBefore
+from jaxremat.cost.hlo_builder import Beginning
 from jaxremat.cost.hlo_ops import Computation, Templates
 
 
@@ -19,12 +20,14 @@ class KnownBodies:
       templates: what is known of equations, inside and outside of bodies.
       fused_before: how kernels are fused, inside and outside of bodies.
       fusions: programs as they stand, fused.
+      begun: how programs begin, lowered: of every number of lines, the latest.
     """
 
     def __init__(self) -> None:
         self.templates = Templates()
         self.fused_before = FusedBefore()
         self.fusions: dict[Jaxpr, Fusion] = {}
+        self.begun: dict[int, Beginning] = {}
         self._known: dict[Hashable, Any] = {}
 
     def once[T](self, fact: str, body: Computation, work_out: Callable[[Computation], T]) -> T:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from jaxremat.backends.backend import Backend
 from jaxremat.base.compat import Var
 from jaxremat.cost.hlo_ops import Facts, Op, Template, Templates, shape_of
-from jaxremat.trace.listing import Slot
+from jaxremat.trace.listing import Line, Listing, Slot
 
 _FENCE = Op("barrier", (), "", 0)
 
@@ -45,6 +45,8 @@ class HloBuilder:
       equation: the top-level equation that is lowered now.
       at: the operation of each variable of the listing that is lowered now.
       readers: tells how many read each of them.
+      is_inside: whether that listing is what an equation calls.
+      heard: which of its own variables were asked for as read once, and whether they are.
     """
 
     def __init__(self, backend: Backend, templates: Templates) -> None:
@@ -57,6 +59,8 @@ class HloBuilder:
         self.equation = -1
         self.at: list[int] = []
         self.readers: Callable[[], Sequence[int]] = tuple
+        self.is_inside = False
+        self.heard: dict[int, bool] = {}
         self._merged: dict[tuple[int, tuple[int, ...]], int] = {}
         self._constants: dict[int, int] = {}
         self._expressions: dict[Hashable, int] = {}
@@ -102,7 +106,19 @@ class HloBuilder:
 
     def is_read_once(self, slot: Slot) -> bool:
         """Whether only one equation reads what stands there, once."""
-        return isinstance(slot, int) and self.readers()[slot] == 1
+        once = isinstance(slot, int) and self.readers()[slot] == 1
+        if isinstance(slot, int) and not self.is_inside:
+            self.heard[slot] = once
+        return once
+
+    def copy(self, readers: Callable[[], Sequence[int]]) -> HloBuilder:
+        """The same program, to go on otherwise."""
+        other = HloBuilder(self.backend, self.templates)
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict):
+                setattr(other, name, value.copy())
+        other.readers = readers
+        return other
 
     def expression(self, parts: Hashable) -> Hashable:
         """One identity per distinct expression of constants, which does not grow with the expression."""
@@ -145,3 +161,23 @@ class HloBuilder:
         self.reads.append(reads)
         self.equations.append(self.equation if equation is None else equation)
         return len(ops) - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Beginning:
+    """The first lines of a listing, lowered.
+
+    Attributes:
+      inputs, lines: of the listing.
+      hlo: the program up to there.
+    """
+
+    inputs: tuple[Var, ...]
+    lines: Sequence[Line]
+    hlo: HloBuilder
+
+    def serves(self, listing: Listing, lines: Sequence[Line], readers: Callable[[], Sequence[int]]) -> bool:
+        """Whether a listing with such first lines begins alike: lowering asks which results are read once."""
+        if self.lines != lines or self.inputs != tuple(listing.inputs):
+            return False
+        return all((readers()[slot] == 1) == once for slot, once in self.hlo.heard.items())

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
-from jaxremat.cost.hlo_builder import HloBuilder, HloProgram
+from jaxremat.cost.hlo_builder import Beginning, HloBuilder, HloProgram
 from jaxremat.cost.hlo_elementwise import elementwise
 from jaxremat.cost.hlo_ops import Computation, Facts, Op, Partition, Templates, alone, shape_of
 from jaxremat.cost.hlo_products import conv, dot
 from jaxremat.cost.hlo_windows import WINDOWS, pooled_back, window
 from jaxremat.cost.reductions import partition
 from jaxremat.trace import jaxpr as jaxprs
-from jaxremat.trace.listing import Listing, Slot, listing_of
+from jaxremat.trace.listing import Line, Listing, Slot, listing_of
 from jaxremat.trace.primitives import ALIASING, CALLS, CHECKPOINTS, ELEMENTWISE, LOOPS, OWN_RULES, REDUCTIONS
 
 _COMBINES = {"reduce_sum": "add", "reduce_prod": "mul"}
@@ -37,12 +37,38 @@ def lower(jaxpr: Jaxpr, backend: Backend, templates: Templates | None = None) ->
     return lower_body(alone(jaxpr), backend, templates or Templates())
 
 
-def lower_listing(listing: Listing, backend: Backend, templates: Templates) -> HloProgram:
-    """Lowers a program that was put together from equations, with what is known of them."""
+def lower_listing(
+    listing: Listing,
+    backend: Backend,
+    templates: Templates,
+    shared: int = 0,
+    begun: dict[int, Beginning] | None = None,
+) -> HloProgram:
+    """Lowers a program that was put together from equations, with what is known of them.
+
+    Args:
+      listing: the program.
+      backend: whose compiler it is for.
+      templates: what is known of its equations.
+      shared: how many of its first lines other programs may begin with, too.
+      begun: such lines, lowered before: of every number of them, the latest.
+    """
+    begun, readers = {} if begun is None else begun, functools.cache(listing.readers)
+    first, before = listing.lines[:shared], begun.get(shared)
+    if before is None or not before.serves(listing, first, readers):
+        before = begun[shared] = Beginning(
+            tuple(listing.inputs), first, _first_lines(listing, first, backend, templates)
+        )
+    hlo = before.hlo.copy(readers)
+    _lines(hlo, listing.lines[shared:], shared, None)
+    return hlo.program([hlo.at[slot] for slot in listing.outputs if isinstance(slot, int)])
+
+
+def _first_lines(listing: Listing, first: Sequence[Line], backend: Backend, templates: Templates) -> HloBuilder:
     hlo = HloBuilder(backend, templates)
-    at = [hlo.make_input(var) for var in listing.inputs]
-    _run(hlo, listing, at, None)
-    return hlo.program([at[slot] for slot in listing.outputs if isinstance(slot, int)])
+    hlo.at, hlo.readers = [hlo.make_input(var) for var in listing.inputs], functools.cache(listing.readers)
+    _lines(hlo, first, 0, None)
+    return hlo
 
 
 def lower_body(body: Computation, backend: Backend, templates: Templates) -> HloProgram:
@@ -76,9 +102,16 @@ def _run(hlo: HloBuilder, listing: Listing, at: list[int], equation: int | None)
       at: one operation per variable.
       equation: the equation that calls it, None for the program itself.
     """
-    outside, hlo.at, hlo.readers = (hlo.at, hlo.readers), at, functools.cache(listing.readers)
-    known = hlo.templates.facts
-    for index, (eqn, like, reads) in enumerate(listing.lines):
+    outside = hlo.at, hlo.readers, hlo.is_inside
+    hlo.at, hlo.readers, hlo.is_inside = at, functools.cache(listing.readers), True
+    _lines(hlo, listing.lines, 0, equation)
+    hlo.at, hlo.readers, hlo.is_inside = outside
+
+
+def _lines(hlo: HloBuilder, lines: Sequence[Line], start: int, equation: int | None) -> None:
+    """Lowers lines of a listing, the first of which has a number."""
+    known, at = hlo.templates.facts, hlo.at
+    for index, (eqn, like, reads) in enumerate(lines, start):
         hlo.equation = index if equation is None else equation
         if eqn is None:
             at += hlo.fenced(tuple(hlo.found(read, at) for read in reads), like)
@@ -86,7 +119,6 @@ def _run(hlo: HloBuilder, listing: Listing, at: list[int], equation: int | None)
             facts = known[eqn]
             rule = _RULES.get(facts.name)
             at += rule(hlo, facts, reads) if rule else _any(hlo, facts, reads)
-    hlo.at, hlo.readers = outside
 
 
 def _call(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:

@@ -322,6 +322,15 @@ class KernelGraph:
         if not self._readers[index] and index not in self.outputs:
             self.fuse(index)
 
+    def may_end_in_readers(self, index: int) -> bool:
+        """Whether all readers of a reduction may ever run it: those that do more than change its result entry by entry
+        never do, whatever else they run, unless it goes by rows as they do."""
+        return self._runs(index).by_rows or all(self._runs(reader).is_unary for reader in self.readers(index))
+
+    def _runs(self, index: int) -> FusedKernel | Single:
+        """What tells what a kernel runs."""
+        return self._opened.get(index) or self.single[index]
+
     def saved(self, index: int) -> float:
         """Seconds that fusing a producer into all its readers saves; 0 where one cannot take it. All are timed."""
         opened = self._opened

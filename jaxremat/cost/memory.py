@@ -83,11 +83,18 @@ def estimate_body(body: Computation, device: Device, known: KnownBodies) -> Memo
 
 
 def estimate_listing(
-    listing: Listing, like: Jaxpr, device: Device, known: KnownBodies, aliased: frozenset[int] | None = frozenset()
+    listing: Listing,
+    like: Jaxpr,
+    device: Device,
+    known: KnownBodies,
+    aliased: frozenset[int] | None = frozenset(),
+    shared: int = 0,
 ) -> MemoryEstimate:
     """The same for a program that was put together from equations; `like`: one that takes and gives the same;
-    `aliased`: None in a loop's body, whose outputs' buffers are the loop's."""
-    return _estimate(lower_listing(listing, device.backend, known.templates), alone(like), device, known, aliased)
+    `aliased`: None in a loop's body, whose outputs' buffers are the loop's; `shared`: how many of its first lines other
+    programs may begin with, too."""
+    program = lower_listing(listing, device.backend, known.templates, shared, known.begun)
+    return _estimate(program, alone(like), device, known, aliased)
 
 
 def _estimate(

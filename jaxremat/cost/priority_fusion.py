@@ -47,8 +47,8 @@ def _fusible(graph: KernelGraph) -> set[int]:
     for index in graph.left:
         if not (index in takers or (ops[index].kind in CONSUMERS and index not in graph.products)):
             read_by_others.update(graph.buffers(index))
-    found = {index for index in graph.left if ops[index].kind in _FUSIBLE}
-    return found - graph.products - read_by_others
+    found = {index for index in graph.left if ops[index].kind in _FUSIBLE} - graph.products - read_by_others
+    return {index for index in found if ops[index].kind != "reduce" or graph.may_end_in_readers(index)}
 
 
 def _islands(graph: KernelGraph, fusible: set[int]) -> Iterator[list[int]]:

@@ -73,6 +73,11 @@ class Script:
     orders: Mapping[Var, Order] = types.MappingProxyType({})
 
     @property
+    def forward_lines(self) -> int:
+        """How many equations and barriers the forward is made of."""
+        return len(self.constants) + sum(len(each.eqns) + bool(each.through) for each in self.forward)
+
+    @property
     def numbers(self) -> dict[Var, Literal]:
         """What the seeds of zeros stand for, before they have passed a barrier."""
         return {each.seed: each.number for each in self.zeros}
@@ -193,10 +198,20 @@ class _Facts:
         return frozenset(filter(jaxprs.is_on_host, (*self.joint.jaxpr.invars, *self.joint.values)))
 
     @functools.cached_property
-    def on_trips(self) -> frozenset[Var]:
-        """What waits in another form, what waits for it, and what comes back."""
+    def is_on_trip(self) -> _OnTrips:
+        """Whether an equation makes, or reads, what waits in another form, what waits for it, or what comes back."""
         trips = self.joint.round_trips
-        return frozenset(v for trip in trips for v in (trip.source, trip.stored, trip.restored))
+        return _OnTrips(frozenset(v for trip in trips for v in (trip.source, trip.stored, trip.restored)), self.reads)
+
+
+class _OnTrips(dict[Eqn, bool]):
+    def __init__(self, on_trips: frozenset[Var], reads: _ReadBy) -> None:
+        super().__init__()
+        self._on_trips, self._reads = on_trips, reads
+
+    def __missing__(self, eqn: Eqn) -> bool:
+        self[eqn] = found = not self._on_trips.isdisjoint((*eqn.outvars, *self._reads[eqn]))
+        return found
 
 
 class _ReadBy(dict[Eqn, list[Var]]):
@@ -352,18 +367,18 @@ def _without_idle_trips(facts: _Facts, stretches: Sequence[_Stretch], saved: Set
         return list(stretches)
     passes = itertools.groupby(stretches, lambda stretch: stretch.is_late)
     there = [stretch for _, of_pass in passes for stretch in _without_returns(facts, list(of_pass))]
-    read = facts.read_by(itertools.chain.from_iterable(stretch.eqns for stretch in there)).keys() | saved
+    read = set(saved).union(*[facts.reads[eqn] for stretch in there for eqn in stretch.eqns if facts.is_on_trip[eqn]])
     idle = {trip.way_there for trip in trips if trip.stored not in read}
     return [_without(stretch, idle) for stretch in there]
 
 
 def _without_returns(facts: _Facts, stretches: Sequence[_Stretch]) -> Iterator[_Stretch]:
     """Stretches of one pass without ways back to a value that the stretch makes, or stores after it was made before."""
-    trips, on_trips = {trip.way_back: trip for trip in facts.joint.round_trips}, facts.on_trips
+    trips = {trip.way_back: trip for trip in facts.joint.round_trips}
     before: set[Var] = set()
     for stretch in stretches:
         made, idle = set[Var](), set[Eqn]()
-        for eqn in [eqn for eqn in stretch.eqns if not on_trips.isdisjoint(eqn.outvars)]:
+        for eqn in filter(facts.is_on_trip.__getitem__, stretch.eqns):
             trip = trips.get(eqn)
             if trip and (trip.source in made or (trip.stored in made and trip.source in before)):
                 idle.add(eqn)
@@ -373,6 +388,6 @@ def _without_returns(facts: _Facts, stretches: Sequence[_Stretch]) -> Iterator[_
 
 
 def _without(stretch: _Stretch, idle: Set[Eqn]) -> _Stretch:
-    if idle.isdisjoint(stretch.eqns):
+    if not idle or idle.isdisjoint(stretch.eqns):
         return stretch
     return dataclasses.replace(stretch, eqns=tuple([eqn for eqn in stretch.eqns if eqn not in idle]))

@@ -62,7 +62,7 @@ class Predictor:
         script = self._writer.write(program, late_writes)
         listing = Listing(joint.jaxpr)
         listing.outputs = put_script(listing, joint, script)
-        estimate = estimate_listing(listing, joint.jaxpr, device, self._known)
+        estimate = estimate_listing(listing, joint.jaxpr, device, self._known, shared=script.forward_lines)
         replayed = float(self._graph.costs[program.steps].sum())
         computing = estimate.seconds if device.backend.barrier_parts else replayed
         cost = computing + device.first_touch_seconds(estimate.temp_bytes)
@@ -86,8 +86,9 @@ class Predictor:
 
     def _nodes(self, listing: Listing, script: Script, late_writes: Mapping[int, Eqn]) -> np.ndarray:
         """[E] the joint program's node of each line."""
-        node_of = self._node_of | {zeros.seeded: self._node_of[zeros.eqn] for zeros in script.zeros}
-        node_of |= {eqn: node for node, eqn in late_writes.items()}
+        others = {zeros.seeded: self._node_of[zeros.eqn] for zeros in script.zeros}
+        others |= {eqn: node for node, eqn in late_writes.items()}
+        node_of = self._node_of | others if others else self._node_of
         return np.asarray([node_of[eqn] for eqn in listing.sources], np.int64)
 
 

@@ -7,8 +7,9 @@ emitted, fused by the compiler's rules, and timed kernel by kernel. The answer f
 whose predicted peak fits.
 
 A prediction takes as long as thirty cuts do. So a few schedules are predicted along the whole range of prices, more of
-them beside those on the convex front of bytes and seconds: the same ones whatever the budget is, so that a larger one
-is never answered with more time. What depends on the budget are mixtures of the two on the front between which it lies.
+them beside those on the convex front of bytes and seconds: of the same ones whatever the budget is, those that may be
+the fastest that fits, by what is known of their neighbours. So a larger budget is never answered with more time. What
+depends on the budget beside are mixtures of the two on the front between which it lies.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from jaxremat.cost.kernels import seconds_again, seconds_by_equation
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import ScheduledProgram, in_order, schedule_program
 from jaxremat.planner.by_hand import POLICIES, Policy, blocks_of, kept_by_hand
-from jaxremat.planner.contract import Outcome, Traits
+from jaxremat.planner.contract import TOLD_APART, Outcome, Traits
 from jaxremat.planner.decision import Form, form_of
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.planner.schedules import SchedulePlanner, apart
@@ -111,11 +112,23 @@ class TimedPlanner:
         """Every outcome so far."""
         return list(self._made.values())
 
+    @property
+    def whole_range(self) -> Sequence[TimedOutcome]:
+        """Outcomes from everything kept to next to nothing, and every other one so far."""
+        _ = self._range
+        return self.made
+
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
-        self._mix(self._known(replayed_bytes), replayed_bytes)
-        known = fastest(self.made, replayed_bytes) or fastest(self.least(), replayed_bytes)
-        return known or min(self.least(), key=by_peak)
+        known = self._known(replayed_bytes)
+        smaller = (likeliest_pair(known, replayed_bytes) or ())[:1]
+        known = [*known, *self._moved(smaller, self._places[1:])]
+        self._mix(known, replayed_bytes)
+        wanted = _Wanted.within(replayed_bytes, self.made)
+        others = [each for each in convex_front(known) if wanted.is_below(each, each)]
+        self._mix([*known, *self._moved(others, self._places[1:])], replayed_bytes)
+        found = fastest(self.made, replayed_bytes) or fastest(self.least(), replayed_bytes)
+        return found or min(self.least(), key=by_peak)
 
     def leaving(self, saved_bytes: int) -> TimedOutcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
@@ -142,7 +155,7 @@ class TimedPlanner:
         enough = min(outcome.peak_bytes for outcome in (self.plain, *self._by_hand))
         found: list[TimedOutcome] = []
         for candidate in self._search.small_ones(_MOST_LEAST):
-            found.append(self._emitted(candidate.program, self._places[0]))
+            found.append(self._emitted(candidate.without_barriers, self._places[0]))
             if found[-1].peak_bytes >= enough:
                 break
         return found
@@ -156,19 +169,27 @@ class TimedPlanner:
         """The whole range, from everything kept to next to nothing, and what people keep by hand, or where there are no
         blocks what a search for small peaks does: the same whatever is asked for. Those on the front have barriers in
         other places too."""
-        ends = [point for points in self._falling for point in _ends(points)]
-        others = self._by_hand if self._number_of_blocks else self._small
-        known = [self.plain, *others, *map(self._at, ends)]
-        for _ in range(_ROUNDS):
-            known += map(self._at, self._beside(convex_front(known)))
-        moved = itertools.chain.from_iterable(map(self._moved, convex_front(known)))
+        known = self._near(None)
+        moved = self._moved(convex_front(known), self._places[1:])
         return sorted(dict.fromkeys([*known, *moved]), key=by_peak)
 
-    def _moved(self, outcome: TimedOutcome) -> list[TimedOutcome]:
-        """A schedule that repeats something, with barriers in every place."""
-        if outcome.program.is_in_order:
-            return []
-        return [self._emitted(outcome.program, part) for part in self._places]
+    def _near(self, peak_bytes: int | None) -> list[TimedOutcome]:
+        """The range with barriers in their first places; of what is between two prices, all that can be the fastest
+        within a number of bytes."""
+        at = {point: self._at(point) for points in self._falling for point in _ends(points)}
+        others = self._by_hand if self._number_of_blocks else self._small
+        known = [self.plain, *others, *at.values()]
+        for _ in range(_ROUNDS):
+            wanted = _Wanted.within(peak_bytes, known)
+            finer = {point: self._at(point) for point in self._beside(at, convex_front(known), wanted)}
+            at |= finer
+            known += finer.values()
+        return [*known, *self._moved(convex_front(known), self._places[:1])]
+
+    def _moved(self, outcomes: Iterable[TimedOutcome], places: Sequence[np.ndarray]) -> list[TimedOutcome]:
+        """Those of some schedules that repeat something, with barriers in some places."""
+        repeating = [outcome for outcome in outcomes if not outcome.program.is_in_order]
+        return [self._emitted(outcome.program, part) for outcome in repeating for part in places]
 
     @functools.cached_property
     def _falling(self) -> list[list[SearchPoint]]:
@@ -193,12 +214,16 @@ class TimedPlanner:
         middle = dataclasses.replace(low, price=float(np.sqrt(low.price * high.price)))
         return [*self._finer(low, middle, halvings - 1), *self._finer(middle, high, halvings - 1)]
 
-    def _beside(self, front: Sequence[TimedOutcome]) -> Iterator[SearchPoint]:
+    def _beside(
+        self, at: Mapping[SearchPoint, TimedOutcome], front: Sequence[TimedOutcome], wanted: _Wanted
+    ) -> Iterator[SearchPoint]:
         """Of each shape, the points half way between those that are known, where one of the two is on the front."""
         for points in self._falling:
-            known = [place for place, point in enumerate(points) if point in self._at_point]
+            known = [place for place, point in enumerate(points) if point in at]
             for low, high in itertools.pairwise(known):
-                if high > low + 1 and any(self._at_point[points[k]] in front for k in (low, high)):
+                larger, smaller = at[points[low]], at[points[high]]
+                is_wanted = wanted.may_lie_between(larger, smaller)
+                if high > low + 1 and is_wanted and (larger in front or smaller in front):
                     yield points[(low + high) // 2]
 
     @functools.cached_property
@@ -221,9 +246,10 @@ class TimedPlanner:
         return schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
 
     def _known(self, peak_bytes: int) -> Sequence[TimedOutcome]:
-        """The range, and where all of it takes too many bytes what is small."""
-        is_enough = min(self._range, key=by_peak).peak_bytes <= peak_bytes
-        return self._range if is_enough else [*self._range, *self._small]
+        """What is near a number of bytes, and where all of that takes too many what is small."""
+        near = self._near(peak_bytes)
+        is_enough = min(near, key=by_peak).peak_bytes <= peak_bytes
+        return near if is_enough else [*near, *self._small]
 
     def _mix(self, known: Sequence[TimedOutcome], peak_bytes: int) -> None:
         """Equal blocks change at one price, all of them: predicts, between two that are known, schedules that keep as
@@ -272,7 +298,7 @@ class TimedPlanner:
 
     def _at(self, point: SearchPoint) -> TimedOutcome:
         if point not in self._at_point:
-            self._at_point[point] = self._emitted(self._cheapest_like(point).program, self._places[0])
+            self._at_point[point] = self._emitted(self._cheapest_like(point).without_barriers, self._places[0])
         return self._at_point[point]
 
     def _cheapest_like(self, point: SearchPoint) -> Candidate:
@@ -363,6 +389,42 @@ class TimedPlanner:
         made = [var for eqn in problem.joint.eqns for var in eqn.outvars]
         extra = 2 * graph.value_bytes / self.device.bandwidth_bytes_per_second + self.device.launch_seconds
         return Search(graph, run_seconds, graph.keep_costs + np.where([var in written for var in made], 0, extra))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What may be the fastest within a number of bytes, beside what is known: anything below two bounds, and what would
+    be mixed in the place of the two outcomes that are.
+
+    Between two prices lie schedules that take no less time than that of the lower price does, and no fewer bytes than
+    that of the higher; nor does a schedule whose barriers stand behind kernels take much less of either with barriers
+    in other places: what is mixed has those of the smaller of two, which is tried with others in any case. Both hold as
+    far as predictions tell schedules apart.
+    """
+
+    most_bytes: float
+    most_seconds: float
+    mixed: Collection[TimedOutcome] = ()
+
+    @staticmethod
+    def within(peak_bytes: int | None, known: Sequence[TimedOutcome]) -> _Wanted:
+        """What may be the fastest within a number of bytes; anything where that is None."""
+        if peak_bytes is None:
+            return _ANYTHING
+        best = fastest(known, peak_bytes)
+        most_seconds = TOLD_APART * best.cost if best else np.inf
+        return _Wanted((1 + PEAK_DOUBT) * peak_bytes, most_seconds, likeliest_pair(known, peak_bytes) or ())
+
+    def may_lie_between(self, larger: TimedOutcome, smaller: TimedOutcome) -> bool:
+        """Whether something between two outcomes may be below the bounds, or take the place of what is mixed."""
+        return self.is_below(larger, smaller) or larger in self.mixed or smaller in self.mixed
+
+    def is_below(self, larger: TimedOutcome, smaller: TimedOutcome) -> bool:
+        """Whether something between two outcomes may be below the bounds."""
+        return larger.cost < self.most_seconds and smaller.peak_bytes <= self.most_bytes
+
+
+_ANYTHING = _Wanted(np.inf, np.inf)
 
 
 def fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome | None:

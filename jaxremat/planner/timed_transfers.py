@@ -74,7 +74,7 @@ class TimedTransferPlanner(MovesValues):
             return outcome.cost + 2 * max(outcome.peak_bytes - peak_bytes - hidden_bytes, 0) / rate
 
         most = best.cost if best.peak_bytes <= peak_bytes else np.inf
-        too_large = sorted((each for each in self.own.made if each.peak_bytes > peak_bytes), key=seconds)
+        too_large = sorted((each for each in self.own.whole_range if each.peak_bytes > peak_bytes), key=seconds)
         faster = [outcome for outcome in too_large if seconds(outcome) < most][:MOST_TRIED]
         return faster if np.isfinite(most) else [*faster, self.plain]
 

@@ -8,6 +8,7 @@ import numpy as np
 from put_together import emitted_program
 
 from jaxremat.backends.cpu import CPU
+from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.hlo_model import lower, lower_listing
 from jaxremat.cost.hlo_ops import Templates
 from jaxremat.cost.pricing import price
@@ -16,7 +17,9 @@ from jaxremat.emit.script import write_script
 from jaxremat.graph.scheduled import schedule_program
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace.joint import trace_joint
-from jaxremat.trace.listing import Listing
+from jaxremat.trace.listing import Listing, listing_of
+
+H200 = resolve_target("h200").backend
 
 
 def squares(times):
@@ -62,12 +65,35 @@ def test_a_script_is_lowered_as_the_program_that_it_becomes():
 
     shapes = [jax.ShapeDtypeStruct((16, 16), jnp.float32)] * 3, jax.ShapeDtypeStruct((8, 16), jnp.float32)
     joint = trace_joint(loss, *shapes)
-    graph, templates = price(joint), Templates()
-    for every in (1, 2, 3):
+    graph, templates, begun = price(joint), Templates(), {}
+    for every in (1, 2, 3, 2):
         kept = np.arange(graph.num_values) % every == 0
         steps, start = assemble_parts(graph, kept)
         script = write_script(joint, schedule_program(graph, steps, backward_start=start))
         listing = Listing(joint.jaxpr)
         listing.outputs = put_script(listing, joint, script)
-        lowered = lower_listing(listing, CPU, templates)
-        assert operations(lowered) == operations(lower(emitted_program(joint, script), CPU))
+        expected = operations(lower(emitted_program(joint, script), CPU))
+        assert operations(lower_listing(listing, CPU, templates)) == expected
+        assert operations(lower_listing(listing, CPU, templates, script.forward_lines, begun)) == expected
+
+
+def test_a_beginning_serves_no_program_that_reads_its_results_more_often():
+    """A transpose of a product that nothing else reads is that product, its operands in each other's place."""
+
+    def program(number):
+        def fun(x, w):
+            y = x @ w
+            return (y.T * 2.0, *(y for _ in range(number)))
+
+        return jax.make_jaxpr(fun)(jnp.ones((8, 4)), jnp.ones((4, 16))).jaxpr
+
+    jaxpr = program(1)
+    templates, begun = Templates(), {}
+    lowered = []
+    for outputs in (jaxpr.outvars[:1], jaxpr.outvars, jaxpr.outvars[:1]):
+        listing, number = listing_of(jaxpr)
+        listing.outputs = [number[var] for var in outputs]
+        lowered.append(lower_listing(listing, H200, templates, 2, begun))
+        assert operations(lowered[-1]) == operations(lower_listing(listing, H200, templates))
+    kinds = [[op.kind for op in each.ops] for each in lowered]
+    assert "transpose" not in kinds[0] and "transpose" in kinds[1] and kinds[2] == kinds[0]

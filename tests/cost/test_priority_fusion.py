@@ -8,6 +8,7 @@ from fused_programs import H200, written
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.kernel_graph import KernelGraph
 
 X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
 
@@ -75,6 +76,25 @@ def test_what_is_known_of_islands_changes_no_kernel():
     assert alike.kernels == alone.kernels
     assert alike.buffers_read == alone.buffers_read
     assert alike.loops == alone.loops
+
+
+def test_a_reduction_that_no_reader_can_run_ties_nothing_together(monkeypatch):
+    """Sums over a batch are read with other arrays: no kernel is another one for it, and fewer are looked at as one."""
+
+    def fun(x, w):
+        for _ in range(3):
+            y = x @ w
+            centred = y - y.mean(0, keepdims=True)
+            x = jax.nn.relu(centred * jax.lax.rsqrt((centred * centred).mean(0, keepdims=True) + 1e-6)) + x
+        return jnp.sum(x * x)
+
+    program = lower(jax.make_jaxpr(jax.grad(fun))(X, W).jaxpr, H200.backend)
+    apart, together = KnownBodies(), KnownBodies()
+    found = fuse(program, H200, apart)
+    monkeypatch.setattr(KernelGraph, "may_end_in_readers", lambda *_: True)
+    assert fuse(program, H200, together).buffers_read == found.buffers_read
+    largest = [max(len(facts) for facts in known.fused_before.islands) for known in (apart, together)]
+    assert largest[0] < largest[1]
 
 
 def test_constants_are_made_where_they_are_read():

@@ -160,11 +160,16 @@ def test_nothing_is_promised_where_nothing_is_faster(planner):
     assert likeliest_pair([planner.plain], planner.plain.peak_bytes - 1) is None
 
 
-def test_nothing_predicted_later_is_faster_within_the_same_bytes(planner):
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nothing_predicted_later_is_faster_within_the_same_bytes(name):
     """The whole range holds nothing that the approach has passed over."""
-    budget = int(0.5 * planner.plain.peak_bytes)
-    found = planner.fit(budget)
-    assert all(found.cost <= each.cost for each in planner._range if each.peak_bytes <= budget)
+    fun, *args = PROGRAMS[name]
+    primal = read_primal(fun, tuple(args), 0, False)
+    whole = TimedPlanner(primal, H200)
+    for share in (0.5, 0.7, 0.9):
+        budget = int(share * whole.plain.peak_bytes)
+        found = TimedPlanner(primal, H200).fit(budget)
+        assert all(found.cost <= each.cost for each in whole._range if each.peak_bytes <= budget)
 
 
 def test_what_is_just_too_large_is_tried_with_fewer_barriers():

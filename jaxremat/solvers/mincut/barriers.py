@@ -11,6 +11,7 @@ import itertools
 
 import numpy as np
 
+from jaxremat.base.remembering import while_alive
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.scheduled import ScheduledProgram, first_runs, schedule_program
 from jaxremat.solvers.mincut.layout import Layout
@@ -22,8 +23,13 @@ PARTS = 64  # benchmarks/constants.py; fewer parts, fewer barriers
 def with_barriers(graph: Graph, layout: Layout, barriers: tuple[int, ...] | None = None) -> ScheduledProgram:
     """The record of a layout; by default with a barrier wherever recomputation moves on to another part."""
     if barriers is None:
-        barriers = barriers_between(graph, layout.steps, layout.start, Structure(graph).parts(PARTS))
+        barriers = barriers_between(graph, layout.steps, layout.start, _usual_parts(graph))
     return schedule_program(graph, layout.steps, backward_start=layout.start, barriers=barriers)
+
+
+@while_alive
+def _usual_parts(graph: Graph) -> np.ndarray:
+    return Structure(graph).parts(PARTS)
 
 
 def barriers_between(graph: Graph, steps: np.ndarray, start: int, part: np.ndarray) -> tuple[int, ...]:

@@ -43,6 +43,11 @@ class Candidate:
         return with_barriers(self.graph, self.layout, self.barriers)
 
     @property
+    def without_barriers(self) -> ScheduledProgram:
+        """The schedule alone."""
+        return with_barriers(self.graph, self.layout, ())
+
+    @property
     def peak_bytes(self) -> int:
         return self.layout.peak_bytes
 
