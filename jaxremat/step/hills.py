@@ -9,7 +9,6 @@ it is what can be made again instead: no derivative is needed to say so, and no 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,18 +43,30 @@ def hills(live_bytes: np.ndarray) -> list[tuple[int, int]]:
     """Ranges [first, end) that cover all steps, each around one hill.
 
     Two hills are told apart where memory falls to half of the lower of them, as two lines of a spectrum are; what
-    never reaches half of the highest is not one.
+    never reaches half of the highest is not one, and a slope that goes up and down around that half is not several.
 
     Args:
       live_bytes: [T] at each step, without what is live throughout.
     """
+    least_bytes = live_bytes.max(initial=0) / 2
+    ranges, found = [(0, live_bytes.size)], []
+    while ranges:
+        first, end = ranges.pop()
+        valley = _deepest_valley(live_bytes[first:end], least_bytes)
+        if valley is None:
+            found.append((first, end))
+        else:
+            ranges += [(first + valley + 1, end), (first, first + valley + 1)]
+    return found
+
+
+def _deepest_valley(live_bytes: np.ndarray, least_bytes: float) -> int | None:
+    """The lowest step between two hills that are told apart there; None where there is one hill."""
     before = np.maximum.accumulate(live_bytes)
     after = np.maximum.accumulate(live_bytes[::-1])[::-1]
     lower = np.minimum(before, after)
-    valley = (live_bytes <= lower / 2) & (lower >= live_bytes.max() / 2)
-    cuts = [first + int(live_bytes[first:end].argmin()) for first, end in _runs(valley)]
-    bounds = [0, *(cut + 1 for cut in cuts), live_bytes.size]
-    return [(a, b) for a, b in itertools.pairwise(bounds) if a < b]
+    valley = np.flatnonzero((live_bytes <= lower / 2) & (live_bytes < lower) & (lower >= least_bytes))
+    return int(valley[live_bytes[valley].argmin()]) if valley.size else None
 
 
 def section(graph: Graph, first: int, end: int) -> Section:
@@ -147,9 +158,3 @@ def _at_price(graph: Graph, price: float, run_seconds: np.ndarray) -> tuple[np.n
 def _parts(number: int) -> Iterator[tuple[int, int]]:
     bounds = np.linspace(0, number, _PLACES + 1).astype(int)
     return ((a, b) for a, b in zip(bounds.tolist(), bounds[1:].tolist()) if a < b)
-
-
-def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """The stretches [first, end) in which all flags are set."""
-    change = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in zip(change[::2], change[1::2])]

@@ -29,6 +29,16 @@ def test_hill_below_half_of_the_highest_belongs_to_its_neighbour():
     assert hills(np.asarray([4, 1, 9, 1, 4])) == [(0, 5)]
 
 
+def test_bumps_of_a_slope_are_no_hills():
+    """Each is a little above half of the hills beside it, and nowhere near twice as high as what is around it."""
+    slope = [1, 9, 6, 4, 5, 4, 5, 3, 1, 4, 5, 9, 1]
+    assert hills(np.asarray(slope)) == [(0, 9), (9, 13)]
+
+
+def test_nothing_alive_is_one_hill():
+    assert hills(np.zeros(3, int)) == [(0, 3)]
+
+
 @pytest.mark.parametrize(("first", "end"), [(0, 16), (4, 20), (10, 32)])
 def test_section_has_the_live_bytes_of_the_whole(first, end):
     graph = two_hills()
