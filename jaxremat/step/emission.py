@@ -9,8 +9,6 @@ import types
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import numpy as np
-
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 from jaxremat.emit.orders import Order
@@ -45,18 +43,6 @@ class FlatScript:
         env.update(zip(self.jaxpr.invars, inputs, strict=True))
         run_segments(self.stretches, env, given=frozenset(self.jaxpr.invars), orders=self.orders)
         return [jaxprs.value_of(env, v) for v in self.jaxpr.outvars]
-
-    @functools.cached_property
-    def positions(self) -> np.ndarray:
-        """[E] for each emitted equation, how many equations that are no constants run before it."""
-        counted: list[int] = []
-        done = 0
-        for stretch in self.stretches:
-            counted += [done] if stretch.through else []
-            for eqn in stretch.eqns:
-                counted.append(done)
-                done += id(eqn) not in self.anywhere
-        return np.asarray(counted, np.int64)
 
     @functools.cached_property
     def emitted(self) -> Jaxpr:

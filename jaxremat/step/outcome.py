@@ -153,24 +153,6 @@ class StepOutcome:
         node_of = np.asarray([node[eqn] for eqn in self.script.listing.sources], np.int32)
         return self.posed.timelines.of(self.estimate, node_of, self.cost)
 
-    @functools.cached_property
-    def held_bytes(self) -> np.ndarray:
-        """[T] predicted live bytes while each step of the schedule runs; 0 where it has no kernel of its own."""
-        timeline, number = self.timeline, self.schedule.steps.size
-        held = np.zeros(number, np.int64)
-        np.maximum.at(held, self._steps_of_kernels, timeline.live_bytes)
-        return held
-
-    @property
-    def _steps_of_kernels(self) -> np.ndarray:
-        """[K] the step of the schedule that each kernel of the timeline belongs to."""
-        steps = self.schedule.steps
-        if self.timeline.schedule.size == steps.size and np.array_equal(self.timeline.schedule, steps):
-            return np.arange(steps.size)
-        constants = [i for i, eqn in enumerate(self.posed.joint.eqns) if id(eqn) in self.script.anywhere]
-        in_order = np.flatnonzero(~np.isin(steps, constants))
-        return in_order[np.minimum(self.script.positions[self.estimate.steps], in_order.size - 1)]
-
     @property
     def peak_bytes(self) -> int:
         """The predicted peak."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ _OWN_SEARCH = ("auto", "mincut")
 _REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %; benchmarks/constants.py
 _STRIDE = 4  # of the prices, at first: a whole order of magnitude; benchmarks/constants.py
 _MOST_PREDICTIONS = 6  # as compilations
-_TENTHS = 10  # steps of an aim below which one hill does not go: as coarse as two predictions are told apart
-_DEAR = 0.1  # of the whole cost, added: what is worth a second look; benchmarks/constants.py
-_MOST_NEAR = 3  # each a quarter of the way nearer to what fits; benchmarks/constants.py
+_RUNG = 0.9  # of the last aim: as coarse as predictions are off, prediction.md
+_LOW_RUNGS = 4  # benchmarks/constants.py
+_ONCE_AGAIN = 1 / 3  # of a gradient's cost: what running its forward once again adds, as checkpoints do
 _MOST_SMALL = 6  # predicted where nothing else fits; benchmarks/constants.py
 
 Bodies = tuple[tuple[int, int, StepOutcome], ...]
@@ -102,11 +103,11 @@ class ProgramPlanner:
         """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
         if self.plain.replayed_bytes <= replayed_bytes:
             return self.plain
-        found = _answered(self._fits, replayed_bytes, lambda outcome: outcome.replayed_bytes)
-        if found is None:
-            bodies = self._bodies_within(replayed_bytes)
-            found = self._fits[replayed_bytes] = self._with_pairs(bodies, replayed_bytes)
-        return found
+        aim = _in_grains(replayed_bytes, self.plain.replayed_bytes)
+        if aim not in self._fits:
+            each = dict.fromkeys([self._bodies_within(aim), self._bodies_that_fit(aim)])
+            self._fits[aim] = _cheapest_within([self._with_pairs(bodies, aim) for bodies in each], aim)
+        return self._fits[aim]
 
     @functools.cached_property
     def smallest(self) -> StepOutcome:
@@ -118,18 +119,16 @@ class ProgramPlanner:
 
     def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
-        small = sorted(self._small, key=by_peak)
-        distinct = [*_distinct(small)[:number], *self._in_checkpoints]
-        closely = () if self._follows or self._is_body else map(self._closely, distinct)
+        small = _distinct(sorted(self._small, key=by_peak))[:number]
         joined = self._joined.smallest_few(number) if self._joined else ()
-        return _distinct([*distinct, *self._with_sources_behind_barriers, *closely, *joined])
+        return _distinct([*self._lowest_rungs, *small, *self._in_checkpoints, *joined])
 
     def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
         written = self._as_run(self.plain)
         offset = written.replayed_bytes - written.peak_bytes
         correction = correct(
-            lambda aim: self._in_order_where_that_fits(self._as_run(self.fit(aim)), limit),
+            lambda aim: self._in_order_that_fits(self.fit(aim), limit),
             predict,
             limit,
             most_trials=_MOST_PREDICTIONS,
@@ -137,47 +136,55 @@ class ProgramPlanner:
             expected=lambda outcome: outcome.replayed_bytes,
         )
         if correction.best:
-            near = self._near_misses(correction.best.candidate, limit, limit + offset)
-            return correction.with_more(near, predict, limit)
+            is_dear = correction.best.candidate.cost > (1 + _ONCE_AGAIN) * self.plain.cost
+            return correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit) if is_dear else correction
         correction = correction.with_more(self._lower(correction.smallest.candidate, limit), predict, limit)
-        if correction.best:
-            return correction
-        correction = correction.with_more([self._descended(correction.smallest.candidate, limit)], predict, limit)
         if correction.best is None and self._joined:
             found = self._joined.predicted(limit)
             correction = correction.with_more([(found.best or found.smallest).candidate], predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
 
-    def _near_misses(self, best: StepOutcome, limit: int, highest_aim: int) -> Iterator[StepOutcome]:
-        """Cheaper outcomes than one that fits, replayed higher: where memory comes in large pieces they may be
-        predicted to fit, too, as they stand, or if all of one stretch is made before the next begins. From the
-        lowest on, up to the first that is not."""
-        dear = best.cost > (1 + _DEAR) * self.plain.cost
-        for aim in np.linspace(best.replayed_bytes, highest_aim, _MOST_NEAR + 2)[1:-1] if dear else ():
-            outcome = self._as_run(self.fit(int(aim)))
-            if outcome.cost < best.cost and outcome.peak_bytes > limit:
-                outcome = self._with(outcome, outcome.schedule.stretch_by_stretch())
-            yield outcome
-            if outcome.peak_bytes > limit:
-                return
-
     def _lower(self, start: StepOutcome, limit: int) -> Iterator[StepOutcome]:
-        """Outcomes for ever lower aims, up to the first that is predicted to fit: where one hill cannot be replayed
-        any lower, and is predicted to be lower anyway, the others still can."""
-        for tenths in range(_TENTHS - 1, 0, -1):
-            outcome = self._as_run(self.fit(start.replayed_bytes * tenths // _TENTHS))
-            outcome = self._in_order_where_that_fits(outcome, limit)
-            yield outcome
-            if outcome.peak_bytes <= limit:
-                return
+        """Outcomes of ever lower rungs, up to the first that is predicted to fit: where one hill cannot be replayed any
+        lower, and is predicted to be lower anyway, the others still can."""
+        for aim in reversed(self._rungs):
+            if aim < start.replayed_bytes:
+                outcome = self._in_order_that_fits(self.fit(aim), limit)
+                yield outcome
+                if outcome.peak_bytes <= limit:
+                    return
 
-    def _in_order_where_that_fits(self, outcome: StepOutcome, limit: int) -> StepOutcome:
-        """An outcome, or where only the order in which a compiler may run it is too large, the same stretch by stretch,
-        if that is predicted to be lower."""
-        if not outcome.replayed_bytes <= limit < outcome.peak_bytes:
-            return outcome
-        ordered = self._with(outcome, outcome.schedule.stretch_by_stretch())
-        return ordered if ordered.peak_bytes < outcome.peak_bytes else outcome
+    @functools.cached_property
+    def _rungs(self) -> list[int]:
+        """Rising aims, the same whatever is asked for, from the smallest peak on."""
+        least, most = self.smallest.replayed_bytes, self.plain.replayed_bytes
+        heights = (int(least / _RUNG**k) for k in itertools.count(1))
+        return list(itertools.takewhile(lambda aim: aim < most, heights)) if least else []
+
+    @functools.cached_property
+    def _lowest_rungs(self) -> list[StepOutcome]:
+        """Outcomes of the lowest rungs and the smallest one, in each order: what is replayed a little higher may be
+        predicted lower, or take far less time. From the highest on: each search goes on from the last one."""
+        found = [*map(self.fit, reversed(self._rungs[:_LOW_RUNGS])), self.smallest]
+        return [ordered for outcome in found for ordered in self._in_each_order(outcome)]
+
+    def _in_order_that_fits(self, outcome: StepOutcome, limit: int) -> StepOutcome:
+        """An outcome in the first order in which it is predicted to fit; in the lowest where it is in none."""
+        tried = []
+        for ordered in self._in_each_order(outcome):
+            if ordered.peak_bytes <= limit:
+                return ordered
+            tried.append(ordered)
+        return min(tried, key=lambda ordered: ordered.peak_bytes)
+
+    def _in_each_order(self, outcome: StepOutcome) -> Iterator[StepOutcome]:
+        """An outcome as it may be emitted: with the fewest values behind barriers, where the most is fused, and with
+        all of one stretch made before the next begins, where the least of the order is left to the compiler."""
+        if outcome is self.plain or self._follows:
+            yield self._as_run(outcome)
+        else:
+            yield self._with(outcome, outcome.schedule.with_sources_behind_barriers())
+            yield self._with(outcome, outcome.schedule.stretch_by_stretch())
 
     def _as_run(self, outcome: StepOutcome) -> StepOutcome:
         """An outcome as it is emitted: followed closely where that is needed."""
@@ -216,13 +223,6 @@ class ProgramPlanner:
         holds all of them twice; and it puts off copies to the host until the end."""
         return any(self._shardings) or any(map(jaxprs.is_on_host, self.jaxpr.invars))
 
-    def _descended(self, start: StepOutcome, limit: int) -> StepOutcome:
-        """From an outcome's loops on, each hill lowered until all are predicted to fit."""
-        pairs, bodies = self._loops_of[start.decision]
-        search = self._posed(pairs, bodies)[1]
-        run = lambda schedule: self._as_run(self._outcome(pairs, bodies, schedule))
-        return run(search.descend(limit, lambda schedule: run(schedule).held_bytes))
-
     @functools.cached_property
     def _small(self) -> list[StepOutcome]:
         """Outcomes with the smallest bodies, and with pairs as decided at each price."""
@@ -235,22 +235,12 @@ class ProgramPlanner:
 
     @functools.cached_property
     def _in_checkpoints(self) -> list[StepOutcome]:
-        """Outcomes that run whole segments again: replayed they take more than others do, but there XLA may fuse, and
-        write in place, as it does in the program as it is written."""
-        return [self._as_run(outcome) for outcome in self._checkpointed]
-
-    @property
-    def _with_sources_behind_barriers(self) -> list[StepOutcome]:
-        """The same with barriers for what runs again alone; none where schedules are followed closely."""
-        if self._follows:
-            return []
-        return [self._with(outcome, outcome.schedule.with_sources_behind_barriers()) for outcome in self._checkpointed]
-
-    @functools.cached_property
-    def _checkpointed(self) -> list[StepOutcome]:
-        """With the smallest bodies, the pairs left alone."""
+        """Outcomes that run whole segments again, with the smallest bodies, the pairs left alone, in each order:
+        replayed they take more than others do, but there XLA may fuse, and write in place, as it does in the program as
+        it is written."""
         bodies = self._bodies_within(1)
-        return [self._outcome((), bodies, schedule) for schedule in self._posed((), bodies)[1].in_checkpoints()]
+        checkpointed = [self._outcome((), bodies, schedule) for schedule in self._posed((), bodies)[1].in_checkpoints()]
+        return [ordered for outcome in checkpointed for ordered in self._in_each_order(outcome)]
 
     @functools.cached_property
     def _pair_decisions(self) -> list[tuple[LoopDecision, ...]]:
@@ -263,8 +253,7 @@ class ProgramPlanner:
         one."""
         prices = self._prices_around(bodies, replayed_bytes) if self._pairs.found else [None]
         found = [self._fit_at(price, bodies, replayed_bytes) for price in prices]
-        within = [outcome for outcome in found if outcome.replayed_bytes <= replayed_bytes]
-        return min(within, key=lambda outcome: outcome.cost) if within else min(found, key=by_peak)
+        return _cheapest_within(found, replayed_bytes)
 
     def _prices_around(self, bodies: Bodies, replayed_bytes: int) -> Sequence[float]:
         """Two neighbouring prices of a byte, of which the higher one lets pairs and flat schedule fit with one cut; a
@@ -307,17 +296,27 @@ class ProgramPlanner:
                     chosen.append((position, k, found))
         return tuple(chosen)
 
+    def _bodies_that_fit(self, replayed_bytes: int) -> Bodies:
+        """The same with less room by what the largest of them is above it where it runs: a little, but what runs around
+        it would run again for that."""
+        bodies = self._bodies_within(replayed_bytes)
+        posed, search = self._posed((), bodies)
+        peak_node = replay(posed.graph, search.plain.steps).peak_step
+        is_body = bool(bodies_of(posed.joint.eqns[peak_node]))
+        over = search.plain.peak_bytes - replayed_bytes
+        return self._bodies_within(replayed_bytes - over) if is_body and over > 0 else bodies
+
     def within(self, room_bytes: int) -> StepOutcome:
         """For a body: the cheapest outcome that is predicted to take no more, or the smallest."""
         if self.plain.peak_bytes <= room_bytes:
             return self.plain
         if room_bytes <= 0:
-            return self.smallest
-        found = _answered(self._within, room_bytes, lambda outcome: outcome.peak_bytes)
-        if found is None:
-            predicted = self.predicted(room_bytes)
-            found = self._within[room_bytes] = (predicted.best or predicted.smallest).candidate
-        return found
+            return min(self.smallest_few(_MOST_SMALL), key=lambda outcome: (outcome.peak_bytes, outcome.cost))
+        room = _in_grains(room_bytes, self.plain.peak_bytes)
+        if room not in self._within:
+            predicted = self.predicted(room)
+            self._within[room] = (predicted.best or predicted.smallest).candidate
+        return self._within[room]
 
     def _body(self, position: int, k: int) -> ProgramPlanner:
         if (position, k) not in self._inside:
@@ -400,11 +399,16 @@ def _distinct(outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:
     return list({id(outcome): outcome for outcome in outcomes}.values())
 
 
-def _answered(
-    answers: Mapping[int, StepOutcome], aim: int, size_of: Callable[[StepOutcome], int]
-) -> StepOutcome | None:
-    """The answer to an aim that was given before: what answers a higher one, or one next to nothing lower, and fits."""
-    return next((found for asked, found in answers.items() if size_of(found) <= aim <= APART * asked), None)
+def _cheapest_within(outcomes: Sequence[StepOutcome], replayed_bytes: int) -> StepOutcome:
+    """The cheapest whose replayed peak is within a number of bytes, or the one with the smallest peak."""
+    within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
+    return min(within, key=lambda outcome: outcome.cost) if within else min(outcomes, key=by_peak)
+
+
+def _in_grains(aim: int, plain_bytes: int) -> int:
+    """An aim as coarse as two are told apart."""
+    grain = max(1, int((APART - 1) * plain_bytes))
+    return max(1, aim // grain * grain)
 
 
 def predict(outcome: StepOutcome) -> tuple[int, None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import first_runs
 from jaxremat.graph.unrolled import unrolled
-from jaxremat.planner.correction import STEP_DOWN
 from jaxremat.planner.schedules import MOST_IN_CHECKPOINTS
 from jaxremat.planner.solver_schedules import GRAINS, require_size, steps_within
 from jaxremat.solvers.base import Solver
@@ -27,7 +26,6 @@ from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.step.hills import Section, best_cut, cut_at, hills, last_reader, section
 
 _MOST_ROUNDS = 3  # benchmarks/constants.py
-_MOST_AIMS = 4  # as many corrections of an aim by what a prediction was off by
 _GAIN = 0.02  # of the peak: what another round of cuts must gain for one more; benchmarks/constants.py
 
 
@@ -85,19 +83,17 @@ class StepSearch:
     def fit(self, budget_bytes: int) -> FlatSchedule:
         """The cheapest schedule found whose replayed peak is within the budget, or one with a small peak: where one
         round of cuts is not enough, what it leaves too high is cut again."""
-        best = self._within(self._first_round, budget_bytes)
+        best = self._first_round.fit(budget_bytes)
+        if best.peak_bytes > budget_bytes and self.smallest.peak_bytes > budget_bytes:
+            return self.smallest
         for _ in range(_MOST_ROUNDS - 1):
             if best.peak_bytes <= budget_bytes:
                 break
-            again = self._within(self._round(best, budget_bytes), budget_bytes)
+            again = self._round(best, budget_bytes).fit(budget_bytes)
             if again.peak_bytes > (1 - _GAIN) * best.peak_bytes:
                 break
             best = again
         return best
-
-    def _within(self, round_: Round, budget_bytes: int) -> FlatSchedule:
-        """Each hill of a round within the budget, or as low as it goes."""
-        return round_.fit([budget_bytes] * len(round_.parts)).schedule
 
     def fits_quickly(self, budget_bytes: int) -> bool:
         """Whether one cut of each hill is enough."""
@@ -106,9 +102,9 @@ class StepSearch:
     @functools.cached_property
     def smallest(self) -> FlatSchedule:
         """The schedule with the smallest replayed peak: from the second round of cuts on, at the highest hill."""
-        best = self._first_round.smallest().schedule
+        best = self._first_round.smallest()
         for _ in range(_MOST_ROUNDS - 1):
-            again = self._round(best, best.peak_bytes).smallest().schedule
+            again = self._round(best, best.peak_bytes).smallest()
             if again.peak_bytes > (1 - _GAIN) * best.peak_bytes:
                 break
             best = again
@@ -121,24 +117,6 @@ class StepSearch:
     def in_checkpoints(self) -> list[FlatSchedule]:
         """Schedules in which whole segments of each hill run again behind one barrier, and groups of them."""
         return self._first_round.in_checkpoints()
-
-    def descend(self, limit_bytes: int, held: Callable[[FlatSchedule], np.ndarray]) -> FlatSchedule:
-        """A schedule that is predicted to fit, or the one that comes nearest: every hill is aimed at by itself.
-
-        Args:
-          limit_bytes: what the predicted peak should not exceed.
-          held: the predicted live bytes of a schedule at each of its steps.
-        """
-        best = self.plain
-        least = int(held(best).max())
-        for number in range(_MOST_ROUNDS):
-            found, peak_bytes = _aimed(self._round(best, 0) if number else self._first_round, limit_bytes, held)
-            if peak_bytes > (1 - _GAIN) * least:
-                break
-            best, least = found, peak_bytes
-            if least <= limit_bytes:
-                break
-        return best
 
     @functools.cached_property
     def _first_round(self) -> Round:
@@ -203,25 +181,6 @@ class SolverSearch:
         """None: the solver decides."""
         return []
 
-    def descend(self, limit_bytes: int, held: Callable[[FlatSchedule], np.ndarray]) -> FlatSchedule:
-        """The same: a solver sees no prediction."""
-        return self.smallest
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Composed:
-    """A schedule made of candidates for the hills of another.
-
-    Attributes:
-      schedule: the schedule.
-      candidates: one per hill.
-      ranges: the steps [first, end) of each hill.
-    """
-
-    schedule: FlatSchedule
-    candidates: tuple[Candidate, ...]
-    ranges: tuple[tuple[int, int], ...]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Round:
@@ -237,15 +196,15 @@ class Round:
     schedule: FlatSchedule
     parts: tuple[tuple[Section, Search], ...]
 
-    def fit(self, budgets_bytes: Sequence[int]) -> Composed:
-        """Each hill at the least cost within a budget of its own."""
-        return self.composed([search.fit(size) for (_, search), size in zip(self.parts, budgets_bytes, strict=True)])
+    def fit(self, budget_bytes: int) -> FlatSchedule:
+        """Each hill at the least cost within a budget, or as low as it goes."""
+        return self.composed([search.fit(budget_bytes) for _, search in self.parts])
 
     def fits_quickly(self, budget_bytes: int) -> bool:
         """Whether each hill fits with one cut."""
         return all(search.fit_quickly(budget_bytes) for _, search in self.parts)
 
-    def smallest(self) -> Composed:
+    def smallest(self) -> FlatSchedule:
         """Each hill as low as it goes."""
         return self.composed([search.smallest for _, search in self.parts])
 
@@ -263,14 +222,13 @@ class Round:
     def _side_by_side(self, each: Sequence[Sequence[Candidate]]) -> list[FlatSchedule]:
         """The first candidates of all hills, the second ones, and so on; the last again where there are fewer."""
         most = max(map(len, each), default=0)
-        return [self.composed([found[min(i, len(found) - 1)] for found in each]).schedule for i in range(most)]
+        return [self.composed([found[min(i, len(found) - 1)] for found in each]) for i in range(most)]
 
-    def composed(self, candidates: Sequence[Candidate]) -> Composed:
+    def composed(self, candidates: Sequence[Candidate]) -> FlatSchedule:
         """The program with its hills run as chosen; its barriers stay where their steps run first."""
         order = np.arange(self.schedule.steps.size)
         pieces: list[np.ndarray] = []
         opened: list[int] = []
-        ranges = []
         done = length = 0
         for (part, _), candidate in zip(self.parts, candidates, strict=True):
             inside = part.nodes(candidate.program.steps)
@@ -278,32 +236,11 @@ class Round:
             length += part.first - done
             if inside.size > part.end - part.first:
                 opened += [length + t - 1 for t in (candidate.program.backward_start, *candidate.program.barriers)]
-            ranges.append((length, length + inside.size))
             length, done = length + inside.size, part.end
         steps = np.concatenate([*pieces, order[done:]])
         moved = [int(np.flatnonzero(steps == barrier)[0]) for barrier in self.schedule.barriers]
         barriers = tuple(sorted({t for t in (*opened, *moved) if t < steps.size}))
-        return Composed(judged(self.graph, self.schedule.steps[steps], barriers), tuple(candidates), tuple(ranges))
-
-
-def _aimed(round_: Round, limit_bytes: int, held: Callable[[FlatSchedule], np.ndarray]) -> tuple[FlatSchedule, int]:
-    """(the schedule with the lowest predicted peak, that peak): what a hill is predicted to exceed the limit by is
-    taken off its aim, until all fit or those that do not cannot be lowered."""
-    found = round_.composed([search.plain for _, search in round_.parts])
-    aims = [candidate.peak_bytes for candidate in found.candidates]
-    tried: list[tuple[int, Composed]] = []
-    for _ in range(_MOST_AIMS):
-        live = held(found.schedule)
-        tried.append((int(live.max()), found))
-        over = [int(live[first:end].max(initial=0)) - limit_bytes for first, end in found.ranges]
-        loose = [k for k, size in enumerate(over) if size > 0 and found.candidates[k].peak_bytes <= aims[k]]
-        if not loose:
-            break
-        for k in loose:
-            aims[k] = max(1, min(found.candidates[k].peak_bytes - over[k], int(STEP_DOWN * aims[k])))
-        found = round_.fit(aims)
-    peak_bytes, best = min(tried, key=lambda pair: pair[0])
-    return best.schedule, peak_bytes
+        return judged(self.graph, self.schedule.steps[steps], barriers)
 
 
 def turn_of(graph: Graph, run_seconds: np.ndarray) -> int:
