@@ -112,10 +112,7 @@ class ProgramPlanner:
     @functools.cached_property
     def smallest(self) -> StepOutcome:
         """The outcome with the smallest replayed peak."""
-        bodies = self._bodies_within(1)
-        each = [(pairs, self._posed(pairs, bodies)[1].smallest) for pairs in self._pair_decisions]
-        own = min((self._outcome(pairs, bodies, schedule) for pairs, schedule in each), key=by_peak)
-        return min(own, self._joined.smallest, key=by_peak) if self._joined else own
+        return min(self._own_smallest, self._joined.smallest, key=by_peak) if self._joined else self._own_smallest
 
     def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
@@ -155,17 +152,24 @@ class ProgramPlanner:
                     return
 
     @functools.cached_property
+    def _own_smallest(self) -> StepOutcome:
+        """Of what leaves pairs of conditionals and shard_maps apart."""
+        bodies = self._bodies_within(1)
+        each = [(pairs, self._posed(pairs, bodies)[1].smallest) for pairs in self._pair_decisions]
+        return min((self._outcome(pairs, bodies, schedule) for pairs, schedule in each), key=by_peak)
+
+    @functools.cached_property
     def _rungs(self) -> list[int]:
         """Rising aims, the same whatever is asked for, from the smallest peak on."""
-        least, most = self.smallest.replayed_bytes, self.plain.replayed_bytes
+        least, most = self._own_smallest.replayed_bytes, self.plain.replayed_bytes
         heights = (int(least / _RUNG**k) for k in itertools.count(1))
-        return list(itertools.takewhile(lambda aim: aim < most, heights)) if least else []
+        return list(itertools.takewhile(lambda aim: 0 < aim < most, heights))
 
     @functools.cached_property
     def _lowest_rungs(self) -> list[StepOutcome]:
         """Outcomes of the lowest rungs and the smallest one, in each order: what is replayed a little higher may be
         predicted lower, or take far less time. From the highest on: each search goes on from the last one."""
-        found = [*map(self.fit, reversed(self._rungs[:_LOW_RUNGS])), self.smallest]
+        found = [*map(self.fit, reversed(self._rungs[:_LOW_RUNGS])), self._own_smallest]
         return [ordered for outcome in found for ordered in self._in_each_order(outcome)]
 
     def _in_order_that_fits(self, outcome: StepOutcome, limit: int) -> StepOutcome:
@@ -180,7 +184,7 @@ class ProgramPlanner:
     def _in_each_order(self, outcome: StepOutcome) -> Iterator[StepOutcome]:
         """An outcome as it may be emitted: with the fewest values behind barriers, where the most is fused, and with
         all of one stretch made before the next begins, where the least of the order is left to the compiler."""
-        if outcome is self.plain or self._follows:
+        if self._follows or not outcome.schedule.barriers:
             yield self._as_run(outcome)
         else:
             yield self._with(outcome, outcome.schedule.with_sources_behind_barriers())
