@@ -37,7 +37,6 @@ _STRIDE = 4  # of the prices, at first: a whole order of magnitude; benchmarks/c
 _MOST_PREDICTIONS = 6  # as compilations
 _RUNG = 0.9  # of the last aim: as coarse as predictions are off, prediction.md
 _LOW_RUNGS = 4  # benchmarks/constants.py
-_ONCE_AGAIN = 1 / 3  # of a gradient's cost: what running its forward once again adds, as checkpoints do
 _MOST_SMALL = 6  # predicted where nothing else fits; benchmarks/constants.py
 
 Bodies = tuple[tuple[int, int, StepOutcome], ...]
@@ -118,7 +117,7 @@ class ProgramPlanner:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         small = _distinct(sorted(self._small, key=by_peak))[:number]
         joined = self._joined.smallest_few(number) if self._joined else ()
-        return _distinct([*self._lowest_rungs, *small, *self._in_checkpoints, *joined])
+        return _distinct([*self._lowest(number), *small, *self._in_checkpoints, *joined])
 
     def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
@@ -133,8 +132,7 @@ class ProgramPlanner:
             expected=lambda outcome: outcome.replayed_bytes,
         )
         if correction.best:
-            is_dear = correction.best.candidate.cost > (1 + _ONCE_AGAIN) * self.plain.cost
-            return correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit) if is_dear else correction
+            return correction
         correction = correction.with_more(self._lower(correction.smallest.candidate, limit), predict, limit)
         if correction.best is None and self._joined:
             found = self._joined.predicted(limit)
@@ -165,11 +163,11 @@ class ProgramPlanner:
         heights = (int(least / _RUNG**k) for k in itertools.count(1))
         return list(itertools.takewhile(lambda aim: 0 < aim < most, heights))
 
-    @functools.cached_property
-    def _lowest_rungs(self) -> list[StepOutcome]:
-        """Outcomes of the lowest rungs and the smallest one, in each order: what is replayed a little higher may be
+    def _lowest(self, number: int) -> list[StepOutcome]:
+        """The smallest outcome and those of the lowest rungs, in each order: what is replayed a little higher may be
         predicted lower, or take far less time. From the highest on: each search goes on from the last one."""
-        found = [*map(self.fit, reversed(self._rungs[:_LOW_RUNGS])), self._own_smallest]
+        aims = self._rungs[: min(number - 1, _LOW_RUNGS)]
+        found = [*map(self.fit, reversed(aims)), self._own_smallest]
         return [ordered for outcome in found for ordered in self._in_each_order(outcome)]
 
     def _in_order_that_fits(self, outcome: StepOutcome, limit: int) -> StepOutcome:

@@ -182,7 +182,7 @@ class StepPlanning:
             return plain
         held_bytes = plain.measurement.held_bytes
         if limit < held_bytes:
-            least = self._smallest(self._small_ones()[:1], 1)
+            least = self._smallest(self._small_ones(1)[:1], 1)
             raise below_held(self.program, least.candidate, least.peak_bytes, limit, held_bytes)
         correction = self._corrected(limit)
         smallest = correction.smallest if self._most_trials else None
@@ -222,8 +222,8 @@ class StepPlanning:
         is compiled: all would be as far off."""
         return self._smallest(fastest_of_alike(self._small_ones()), _MOST_LEAST, wanted_bytes)
 
-    def _small_ones(self) -> list[StepOutcome]:
-        small = [self.planner.plain, *self.planner.smallest_few(2 * _MOST_LEAST)]
+    def _small_ones(self, number: int = 2 * _MOST_LEAST) -> list[StepOutcome]:
+        small = [self.planner.plain, *self.planner.smallest_few(number)]
         return sorted((outcome for outcome in small if outcome is not self.plain), key=_by_prediction)
 
     def _smallest(
