@@ -87,6 +87,20 @@ class SavingPlanner(Protocol):
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside."""
 
 
+@runtime_checkable
+class PermittedPlanner(Protocol):
+    """A planner with a permission, such as to let values wait on the host."""
+
+    @property
+    def unpermitted(self) -> Planner:
+        """The planner of the same program without the permission."""
+
+
+def without_permission(planner: Planner) -> Planner | None:
+    """The planner of the same program with one permission less; None where there is none."""
+    return planner.unpermitted if isinstance(planner, PermittedPlanner) else None
+
+
 def saving(planner: Planner) -> SavingPlanner | None:
     """A planner as one that bounds what is left to the backward, where it is one."""
     return planner if isinstance(planner, SavingPlanner) else None

@@ -41,6 +41,11 @@ class MovesValues:
         """The program as it stands."""
         return self.own.plain
 
+    @property
+    def unpermitted(self) -> TimedPlanner:
+        """The planner that moves nothing."""
+        return self.own
+
     @functools.cached_property
     def _hosting(self) -> Hosting:
         return Hosting.of(self.own.primal, self.device, self._forms)

@@ -25,6 +25,11 @@ class NarrowPlanner:
         self.traits = self._made[0].traits
 
     @property
+    def unpermitted(self) -> Planner:
+        """The planner that rounds nothing."""
+        return self._made[0]
+
+    @property
     def plain(self) -> Outcome:
         """The program as it stands."""
         return self._made[0].plain

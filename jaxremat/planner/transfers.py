@@ -8,7 +8,7 @@ just full (a Lagrangian relaxation of its capacity). The answer that really take
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,11 @@ class TransferPlanner:
         self._told: dict[int, tuple[Outcome, Outcome]] = {}
 
     @property
+    def unpermitted(self) -> Planner:
+        """The planner without the host."""
+        return self.own
+
+    @property
     def plain(self) -> Outcome:
         """The program as it stands."""
         return self.own.plain
@@ -95,9 +100,9 @@ class TransferPlanner:
         each = self._allowed(self._at_share(SMALLEST_SHARE).least())
         return sorted([*self.own.least(), *each], key=lambda outcome: outcome.replayed_bytes)
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
-        """None: the prediction tells schedules apart well enough."""
-        return ()
+    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
+        """Those without the host."""
+        return self.own.near_misses(best, peak_bytes)
 
     def _at_share(self, share: float) -> Planner:
         """The planner to which a copy takes a share of its time."""

@@ -6,7 +6,9 @@ of them is tried first is decided by prediction; a choice that does not fit when
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from jaxremat.attention.pattern import KIND as ATTENTION
 from jaxremat.backends.devices import Device
@@ -14,6 +16,7 @@ from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import LEAST, Budget, budget_bytes
 from jaxremat.base.errors import BudgetError
 from jaxremat.chunk.choice import Chunked
+from jaxremat.planner.contract import TOLD_APART
 from jaxremat.planning.chunkable import Regions, find_regions
 from jaxremat.planning.plan import Plan
 from jaxremat.planning.planning import Planning
@@ -31,6 +34,13 @@ _FINER = 8
 
 _MOST_LEAST = 2
 """Of how many choices of parts the smallest plans are compiled: what is predicted of loops over tiles is rough."""
+
+
+class Timed(Protocol):
+    """A plan that says how much more time it takes than the program as it is written."""
+
+    @property
+    def overhead(self) -> float: ...
 
 
 def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
@@ -55,18 +65,37 @@ def plan_with_chunks(written: Planning, budget: Budget) -> Plan:
         tried = [*whole, *_in_chunks(written, regions, entries)]
         for planning in sorted(tried, key=lambda planning: planning.promise(limit)):
             try:
-                return planning.plan(limit)
+                made = planning.plan(limit)
             except BudgetError as error:
                 refused.append(error)
+                continue
+            is_whole = planning is written or written.promise(limit)[0]
+            return made if is_whole else rather_whole(functools.partial(written.plan, limit), made)
     raise min(refused, key=lambda error: error.min_peak_bytes)
 
 
 def _least(written: Planning) -> Plan:
-    """The plan with the smallest peak, of the two choices that are predicted to have it."""
+    """The plan with the smallest peak, without chunks and of the choice that is predicted to have it."""
     entries = written.request.device.backend.scores_per_tile // _FINER
     regions = _that_matter(written, _predicted_least(written), entries)
-    tried = sorted([written, *_in_chunks(written, regions, entries)], key=_predicted_least)
-    return min((planning.plan(LEAST) for planning in tried[:_MOST_LEAST]), key=lambda made: made.budget_bytes)
+    in_chunks = sorted(_in_chunks(written, regions, entries), key=_predicted_least)
+    tried = [written, *in_chunks][:_MOST_LEAST]
+    return min((planning.plan(LEAST) for planning in tried), key=lambda made: made.budget_bytes)
+
+
+def rather_whole[P: Timed](whole: Callable[[], P], cut: P) -> P:
+    """The plan of a program as it is written, where there is one and it takes no more time than one in parts, by more
+    than can be told apart.
+
+    Args:
+      whole: makes the plan of the program as it is written, or raises BudgetError.
+      cut: the plan of the same program in parts.
+    """
+    try:
+        made = whole()
+    except BudgetError:
+        return cut
+    return made if 1 + made.overhead <= TOLD_APART * (1 + cut.overhead) else cut
 
 
 def _predicted_least(planning: Planning) -> int:

@@ -12,7 +12,8 @@ from jaxremat.planning.budget_error import refusal
 from jaxremat.planning.compilations import Compilations
 from jaxremat.planning.fastest_search import FastestSearch
 from jaxremat.planning.least_search import LeastSearch
-from jaxremat.planning.predicted_search import PredictedSearch
+from jaxremat.planning.permitted_search import PermittedSearch
+from jaxremat.planning.predicted_search import PredictedSearch, seconds_of
 from jaxremat.planning.subject import Subject
 
 _MOST_COMPILATIONS = 4  # two learn how far the prediction is off, others halve what is left; benchmarks/constants.py
@@ -37,6 +38,9 @@ class CompiledSearch:
         self._predicted = predicted
         self._least = least
         self._fastest = FastestSearch(self._planner, compilations)
+        self._permitted = PermittedSearch(predicted.permitted, seconds_of, compilations, self._planner.plain)
+        without = subject.unpermitted
+        self._unpermitted = CompiledSearch(without, compilations, predicted.unpermitted, least) if without else None
 
     def within(self, limit: int) -> Outcome:
         """The cheapest outcome whose compiled peak is within the limit.
@@ -64,7 +68,14 @@ class CompiledSearch:
 
     def fitting(self, limit: int) -> Outcome | None:
         """The cheapest outcome whose compiled peak is within the limit, of those that are predicted to be; None where
-        none is."""
+        none is. With a permission, what is found without it, unless something else is faster as compiled."""
+        if self._unpermitted is None:
+            return self._fitting(limit)
+        own = None if self._unpermitted._predicted.is_hopeless(limit) else self._unpermitted.fitting(limit)
+        return self._permitted.beside(own, limit) if own else self._fitting(limit)
+
+    def _fitting(self, limit: int) -> Outcome | None:
+        """The cheapest of the planner's own."""
         predicts_time = self._planner.traits.predicts_time
         if predicts_time and (fastest := self._fastest.within(limit)):
             return fastest

@@ -23,6 +23,7 @@ class LeastSearch:
     """
 
     def __init__(self, subject: Subject, compilations: Compilations[Outcome]) -> None:
+        self._unpermitted = LeastSearch(subject.unpermitted, compilations) if subject.unpermitted else None
         self._planner = subject.planner
         self._is_block = not subject.request.refuses
         self._compilations = compilations
@@ -31,7 +32,8 @@ class LeastSearch:
         """The outcome with the smallest predicted peak that is known; of a block, what leaves nothing behind is one."""
         saver = saving(self._planner) if self._is_block else None
         leaving_least = [saver.leaving(0)] if saver else []
-        return min([*leaving_least, *self._planner.least(), self._planner.plain], key=self._size)
+        own = [self._unpermitted.predicted()] if self._unpermitted else []
+        return min([*own, *leaving_least, *self._planner.least(), self._planner.plain], key=self._size)
 
     def compiled(self, wanted_bytes: int | None = None) -> Trial[Outcome, MemoryReport]:
         """The outcome with the smallest compiled peak that is found, or one within some bytes.
@@ -42,6 +44,16 @@ class LeastSearch:
         """
         if self._is_block:
             return self._compilations.trial(self.predicted())
+        return self._permitted(self._unpermitted, wanted_bytes) if self._unpermitted else self._own(wanted_bytes)
+
+    def _permitted(self, without: LeastSearch, wanted_bytes: int | None) -> Trial[Outcome, MemoryReport]:
+        """What is found without a permission, or something smaller with it, by compiling half as much again."""
+        own = without.compiled(wanted_bytes)
+        others = [each for each in self._planner.least() if each not in without._planner.least()]
+        candidates = [own.candidate, *apart(sorted(others, key=self._size), self._size)]
+        return self._smallest(candidates, 1, 1 + _MOST_LEAST // 2, wanted_bytes)
+
+    def _own(self, wanted_bytes: int | None) -> Trial[Outcome, MemoryReport]:
         first, *others = self._planner.least()
         leading, *rest = self._smallest_first([first, *others])
         in_order = dict.fromkeys([leading, first, *apart(rest, self._size)])

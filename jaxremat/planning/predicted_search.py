@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from jaxremat.compiled.compile import MemoryReport
-from jaxremat.planner.contract import Outcome
+from jaxremat.planner.contract import TOLD_APART, Outcome
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planning.subject import Subject
 
@@ -25,7 +25,22 @@ class PredictedSearch:
         self._planner = subject.planner
 
     def within(self, limit: int) -> Correction[Outcome, None]:
-        """The fastest outcome whose predicted peak is within the limit: one that needs no new memory may be it."""
+        """The fastest outcome whose predicted peak is within the limit, without a permission where that is as fast."""
+        found = self._within(limit)
+        return _unless_it_pays(self.unpermitted.within(limit), found) if self._subject.unpermitted else found
+
+    @functools.cached_property
+    def unpermitted(self) -> PredictedSearch:
+        """The search with one permission less, or this one where there is none."""
+        return PredictedSearch(self._subject.unpermitted) if self._subject.unpermitted else self
+
+    def permitted(self, limit: int) -> Outcome | None:
+        """The fastest outcome whose predicted peak is within the limit, where it takes the permission."""
+        best, without = self.within(limit).best, self.unpermitted.within(limit).best
+        return best.candidate if best and not (without and best.candidate is without.candidate) else None
+
+    def _within(self, limit: int) -> Correction[Outcome, None]:
+        """The fastest of the planner's own: one that needs no new memory may be it."""
         found = self._cheapest_within(limit)
         if found.best is None:
             return found
@@ -79,6 +94,17 @@ class PredictedSearch:
     @functools.cached_property
     def _within_reused(self) -> Correction[Outcome, None]:
         return self._cheapest_within(self._reused_bytes)
+
+
+def _unless_it_pays(
+    without: Correction[Outcome, None], permitted: Correction[Outcome, None]
+) -> Correction[Outcome, None]:
+    """What is found without a permission, unless what is found with it is faster by more than can be told apart."""
+    if without.best is None or permitted.best is None:
+        smaller = min(without, permitted, key=lambda found: found.smallest.peak_bytes)
+        return without if without.best else permitted if permitted.best else smaller
+    pays = TOLD_APART * seconds_of(permitted.best.candidate, None) < seconds_of(without.best.candidate, None)
+    return permitted if pays else without
 
 
 def seconds_of(outcome: Outcome, report: MemoryReport | None) -> float:

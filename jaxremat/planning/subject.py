@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from jaxremat.chunk.choice import Chunked
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.choose import planner_for
-from jaxremat.planner.contract import Outcome, Planner
+from jaxremat.planner.contract import Outcome, Planner, without_permission
 from jaxremat.planner.decision import Decision, is_as_written
 from jaxremat.planning.chunkable import rewritten
 from jaxremat.planning.executable import compile_program
@@ -47,6 +48,12 @@ class Subject:
         loss = loss_warnings(primal) if request.is_loss else ()
         in_chunks = (f"in chunks, so that values agree up to rounding: {chunk}" for chunk in chunks)
         return Subject(request, chunks, primal, (*loss, *in_chunks), _planner(request, primal))
+
+    @functools.cached_property
+    def unpermitted(self) -> Subject | None:
+        """The same program, planned with one permission less; None where there is none."""
+        planner = without_permission(self.planner)
+        return dataclasses.replace(self, planner=planner) if planner else None
 
     @property
     def is_usual(self) -> bool:

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from jaxremat.planner.contract import TOLD_APART
 from jaxremat.planner.correction import Correction
 from jaxremat.planner.narrow import widest
 from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.planner import ProgramPlanner, by_peak
+from jaxremat.step.transfers import HostPlanner
 from jaxremat.trace.round_trips import LOSSLESS, NARROW
-
-
-class _Planner(Protocol):
-    """What proposes outcomes that round nothing."""
-
-    @property
-    def plain(self) -> StepOutcome: ...
-    def predicted(self, limit: int) -> Correction[StepOutcome, None]: ...
-    def smallest_few(self, number: int) -> list[StepOutcome]: ...
 
 
 class NarrowStepPlanner:
@@ -35,7 +26,9 @@ class NarrowStepPlanner:
       rounding: the planner whose pairs may leave values in some forms.
     """
 
-    def __init__(self, exact: _Planner, rounding: Callable[[tuple[str, ...]], ProgramPlanner]) -> None:
+    def __init__(
+        self, exact: ProgramPlanner | HostPlanner, rounding: Callable[[tuple[str, ...]], ProgramPlanner]
+    ) -> None:
         self._exact = exact
         self._rounding = rounding
 
@@ -43,6 +36,11 @@ class NarrowStepPlanner:
     def plain(self) -> StepOutcome:
         """The step as it stands."""
         return self._exact.plain
+
+    @property
+    def unpermitted(self) -> ProgramPlanner | HostPlanner:
+        """The planner that rounds nothing."""
+        return self._exact
 
     def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit, of the widest forms that are as cheap; or the
@@ -58,7 +56,7 @@ class NarrowStepPlanner:
     def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike."""
         each = [outcome for planner in (self._exact, *self._narrow) for outcome in planner.smallest_few(number)]
-        return sorted(each, key=by_peak)[:number]
+        return sorted(each, key=by_peak)
 
     @functools.cached_property
     def _narrow(self) -> Sequence[ProgramPlanner]:

@@ -15,6 +15,7 @@ from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planner.correction import Correction, Trial, correct, smallest
 from jaxremat.planner.schedules import APART
 from jaxremat.planning.compilations import Compilations
+from jaxremat.planning.permitted_search import PermittedSearch
 from jaxremat.show.progress import StatusLine
 from jaxremat.step.budget_error import below_held, refusal
 from jaxremat.step.narrow import NarrowStepPlanner
@@ -182,18 +183,36 @@ class StepPlanning:
             return plain
         held_bytes = plain.measurement.held_bytes
         if limit < held_bytes:
-            least = self._smallest(self._small_ones(1)[:1], 1)
+            least = self._smallest(self._small_ones(self.planner, 1)[:1], 1)
             raise below_held(self.program, least.candidate, least.peak_bytes, limit, held_bytes)
-        correction = self._corrected(limit)
-        smallest = correction.smallest if self._most_trials else None
-        found = correction.best or smallest or self._compiled_within(limit)
+        found = self._corrected_within(limit) or self._compiled_within(limit)
         if found.peak_bytes > limit:
             raise refusal(self.program, found.candidate, found.peak_bytes, limit)
         return found
 
-    def _corrected(self, limit: int) -> Correction[StepOutcome, MemoryReport]:
+    def _corrected_within(self, limit: int) -> Measured | None:
+        """The cheapest that is predicted, and corrected, to fit; None where none does, and the smallest after a number
+        of compilations that was asked for."""
+        if self._most_trials:
+            correction = self._corrected(self.planner, limit)
+            return correction.best or correction.smallest
+        return self._fitting(self.planner, limit)
+
+    def _fitting(self, planner: StepPlanner, limit: int) -> Measured | None:
+        """What is found without a permission, unless something else is faster as compiled; None where nothing fits."""
+        without = unpermitted(planner)
+        if without is None:
+            return self._corrected(planner, limit).best
+        own = self._fitting(without, limit)
+        if own is None:
+            return self._corrected(planner, limit).best
+        propose = functools.partial(_proposed_with_permission, planner, without)
+        search = PermittedSearch(propose, _seconds, self._compilations, self.plain)
+        return self._compilations.trial(search.beside(own.candidate, limit))
+
+    def _corrected(self, planner: StepPlanner, limit: int) -> Correction[StepOutcome, MemoryReport]:
         def propose(aim: int) -> StepOutcome:
-            predicted = self.planner.predicted(aim)
+            predicted = planner.predicted(aim)
             return (predicted.best or predicted.smallest).candidate
 
         return correct(
@@ -207,7 +226,8 @@ class StepPlanning:
 
     def _predicted_least(self) -> Measured:
         """The smallest predicted peak; of those that are next to it, the fastest."""
-        least = min(fastest_of_alike([self.plain, *self._small_ones()]), key=_by_prediction)
+        of_each = (fastest_of_alike([self.plain, *self._small_ones(each)])[0] for each in by_permission(self.planner))
+        least = min(of_each, key=_by_prediction)
         return Trial(least, None, least.peak_bytes)
 
     def _compiled_least(self) -> Measured:
@@ -218,12 +238,18 @@ class StepPlanning:
         return tried.trial(alike) if alike else smallest
 
     def _compiled_within(self, wanted_bytes: int | None) -> Measured:
-        """The smallest compiled peak that is found, or one within some bytes. Of what is predicted alike, the fastest
-        is compiled: all would be as far off."""
-        return self._smallest(fastest_of_alike(self._small_ones()), _MOST_LEAST, wanted_bytes)
+        """The smallest compiled peak that is found, or one within some bytes, without a permission first. Of what is
+        predicted alike, the fastest is compiled: all would be as far off."""
+        before = len(self._compilations.trials)
+        for planner in by_permission(self.planner):
+            left = _MOST_LEAST - (len(self._compilations.trials) - before)
+            found = self._smallest(fastest_of_alike(self._small_ones(planner)), max(left, 1), wanted_bytes)
+            if wanted_bytes is not None and found.peak_bytes <= wanted_bytes:
+                break
+        return found
 
-    def _small_ones(self, number: int = 2 * _MOST_LEAST) -> list[StepOutcome]:
-        small = [self.planner.plain, *self.planner.smallest_few(number)]
+    def _small_ones(self, planner: StepPlanner, number: int = 2 * _MOST_LEAST) -> list[StepOutcome]:
+        small = [planner.plain, *planner.smallest_few(number)]
         return sorted((outcome for outcome in small if outcome is not self.plain), key=_by_prediction)
 
     def _smallest(
@@ -267,6 +293,27 @@ class StepPlanning:
             solve_seconds=sum(planning._clock.seconds for planning in plannings),
             solver=self.solver,
         )
+
+
+def unpermitted(planner: StepPlanner) -> StepPlanner | None:
+    """The planner of the same step with one permission less; None where there is none."""
+    return None if isinstance(planner, ProgramPlanner) else planner.unpermitted
+
+
+def by_permission(planner: StepPlanner) -> list[StepPlanner]:
+    """The planner without permissions, and each with one more."""
+    without = unpermitted(planner)
+    return [*by_permission(without), planner] if without else [planner]
+
+
+def _proposed_with_permission(planner: StepPlanner, without: StepPlanner, limit: int) -> StepOutcome | None:
+    """The cheapest that is predicted to fit, where that is nothing which is found without the permission."""
+    found, own = planner.predicted(limit).best, without.predicted(limit).best
+    return found.candidate if found and not (own and own.candidate is found.candidate) else None
+
+
+def _seconds(outcome: StepOutcome, report: MemoryReport) -> float:
+    return report.seconds or outcome.cost
 
 
 def fastest_of_alike(outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:

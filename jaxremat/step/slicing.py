@@ -21,6 +21,7 @@ from jaxremat.chunk.choice import Chunked
 from jaxremat.chunk.rewriting import program
 from jaxremat.chunk.rewriting.sliced import WHOLE, SliceFinder
 from jaxremat.chunk.rewriting.sliced_part import KIND
+from jaxremat.planning.chunks import rather_whole
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planning import StepPlanner, StepPlanning
 from jaxremat.step.program import StepProgram
@@ -72,9 +73,12 @@ def plan_in_slices(
         left = [planning for planning in (written, *tried) if planning not in refused]
         for planning in sorted(left, key=lambda planning: planning.promise(budget)):
             try:
-                return planning.plan(budget)
+                made = planning.plan(budget)
             except BudgetError as error:
                 refused[planning] = error
+                continue
+            is_whole = planning is written or written in refused or written.promise(budget)[0]
+            return made if is_whole else rather_whole(functools.partial(written.plan, budget), made)
     raise min(refused.values(), key=lambda error: error.min_peak_bytes)
 
 

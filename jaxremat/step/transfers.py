@@ -58,6 +58,11 @@ class HostPlanner:
         """The step as it stands."""
         return self._own.plain
 
+    @property
+    def unpermitted(self) -> ProgramPlanner:
+        """The planner without the host."""
+        return self._own
+
     def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
         correction = self._own.predicted(limit)
@@ -76,7 +81,7 @@ class HostPlanner:
     def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike."""
         hosted = self._allowed(self._with_host(SMALLEST_SHARE).smallest_few(number))
-        return sorted([*self._own.smallest_few(number), *hosted], key=by_peak)[:number]
+        return sorted([*self._own.smallest_few(number), *hosted], key=by_peak)
 
     def _with_host(self, share: float) -> ProgramPlanner:
         """The planner to which a copy takes a share of its time."""

@@ -32,7 +32,7 @@ def search_of(*least):
 
     planner = SimpleNamespace(plain=PLAIN, least=lambda: list(least))
     compilations = Compilations(compile, Stopwatch(), lambda outcome: outcome is PLAIN)
-    subject = SimpleNamespace(planner=planner, request=SimpleNamespace(refuses=True))
+    subject = SimpleNamespace(planner=planner, request=SimpleNamespace(refuses=True), unpermitted=None)
     return LeastSearch(subject, compilations), compilations
 
 
