@@ -50,15 +50,6 @@ def test_what_must_not_run_again_runs_once(seed):
     assert found.peak_bytes <= in_order(graph).peak_bytes
 
 
-def test_aims_follow_what_is_predicted_and_not_the_replay():
-    """A prediction that sees half as much again: the descent goes on until that fits."""
-    search = StepSearch(GRAPH, GRAPH.costs)
-    held = lambda schedule: (1.5 * replay(GRAPH, schedule.steps).live_bytes).astype(np.int64)
-    limit = int(1.5 * 0.6 * search.plain.peak_bytes)
-    found = search.descend(limit, held)
-    assert held(found).max() <= limit and found.peak_bytes <= 0.6 * search.plain.peak_bytes
-
-
 def test_a_step_turns_at_the_top_of_its_highest_hill():
     assert turn_of(gradient_chain(10), gradient_chain(10).costs) in (8, 9, 10)
 
