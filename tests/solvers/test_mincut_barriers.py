@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import gradient_chain, graphs, schedules
 
-from jaxremat.solvers.mincut.barriers import barriers_at_turns, barriers_between
+from jaxremat.solvers.mincut.barriers import barriers_at_turns, barriers_between, before_what_ends
 
 
 @st.composite
@@ -58,3 +58,17 @@ def test_schedules_turn_where_they_go_back_and_where_the_backward_begins(ends):
     assert found == (4, 6, 8), "the backward begins, layer 1 runs again, and the backward goes on"
     after = barriers_at_turns(graph, steps, np.isin(np.arange(8), (*ends, 4)))
     assert after == (4, 5, 6, 8)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(questions())
+def test_what_moves_behind_a_barrier_leads_nowhere_and_reads_nothing_else(question):
+    graph, steps, start, part = question
+    values_of = lambda nodes: {v for v in range(graph.num_values) if graph.producer[v] in nodes}
+    read_by = lambda nodes: {value for node in nodes for value in graph.values_read[node]}
+    for barrier in barriers_between(graph, steps, start, part):
+        place = before_what_ends(graph, steps, barrier)
+        assert min(start, barrier) <= place <= barrier
+        moved, behind = steps[place:barrier].tolist(), steps[barrier:].tolist()
+        assert values_of(moved).isdisjoint(read_by(behind))
+        assert read_by(moved) <= read_by(behind) | values_of(moved)

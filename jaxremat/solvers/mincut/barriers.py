@@ -57,6 +57,27 @@ def barriers_between(graph: Graph, steps: np.ndarray, start: int, part: np.ndarr
     return tuple(barriers)
 
 
+def before_what_ends(graph: Graph, steps: np.ndarray, barrier: int) -> int:
+    """The place of a barrier moved up to before steps that lead nowhere, such as sums of a cotangent, and read only
+    what is read behind the barrier as well: there they run with its other readers, as in `jax.checkpoint`.
+
+    Args:
+      graph: the graph.
+      steps: [T] the schedule.
+      barrier: the step before which a barrier stands.
+    """
+    read_behind = {value for node in steps[barrier:].tolist() for value in graph.values_read[node]}
+    place, read = barrier, set[int]()
+    for step in range(barrier - 1, -1, -1):
+        node = int(steps[step])
+        made = range(int(graph.value_start[node]), int(graph.value_start[node + 1]))
+        if not graph.backward[node] or not read_behind.isdisjoint(made):
+            break
+        read = (read - {*made}).union(graph.values_read[node])
+        place = step if read <= read_behind else place
+    return place
+
+
 def barriers_at_turns(graph: Graph, steps: np.ndarray, ends: np.ndarray) -> tuple[int, ...]:
     """Steps at which a schedule turns back to run something again, or from the forward to the backward, and those
     after nodes that end a stretch: a compiler that runs first what is ready first then follows it closely.
