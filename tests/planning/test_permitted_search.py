@@ -56,9 +56,9 @@ def predicted(fun, budget, allow):
 @pytest.mark.parametrize("fun", [unrolled, scanned, returning])
 @settings(max_examples=5, deadline=None)
 @given(allow=st.sampled_from(PERMISSIONS), share=st.sampled_from([0.85, 0.7, 0.55]))
-def test_no_permission_makes_what_is_predicted_slower(fun, allow, share):
+def test_no_permission_makes_what_is_predicted_to_fit_slower(fun, allow, share):
     without = predicted(fun, share, ())
-    if without:
+    if without and without.peak_bytes <= without.budget_bytes:
         assert predicted(fun, share, allow).overhead <= without.overhead + 1e-9
 
 
