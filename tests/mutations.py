@@ -37,7 +37,7 @@ _BROKEN_BY_TESTS = {
         ("cost/loop_fusion.py", '_LIBRARY_SUMS = ("reduce", "reduce_window")', '_LIBRARY_SUMS = ("reduce_window",)'),
         ("cost/hlo_elementwise.py", " and hlo.is_read_once(slot)", ""),
         ("cost/hlo_windows.py", " and all(size in (1, step) for size, step in zip(sizes, strides))", ""),
-        ("cost/hlo_products.py", "layout.is_canonical if hlo.backend.dot_copies else layout.fits", "layout.fits"),
+        ("cost/hlo_products.py", "return read if layout.is_canonical[side] else _copy(", "return read or _copy("),
         ("cost/loop_fusion.py", '_LIBRARY_ALONE = ("dot", "conv")', "_LIBRARY_ALONE = ()"),
         ("cost/loop_fusion.py", "_LIBRARY_MIN_ELEMENTS = 4096", "_LIBRARY_MIN_ELEMENTS = 1"),
         ("cost/loop_fusion.py", "op.splits_rows and (len(self.reads[index])", "(len(self.reads[index])"),
@@ -45,7 +45,7 @@ _BROKEN_BY_TESTS = {
         ("cost/loop_fusion.py", "op.kind in ELEMENTWISE - EXACT", "op.kind in ()"),
         ("cost/loop_fusion.py", 'op.kind in EXPENSIVE or op.kind in ("reduce", "gather")', "False"),
         ("cost/loop_fusion.py", "shared.add(producer)", "pass"),
-        ("cost/hlo_ops.py", "return leading and joined", "return True"),
+        ("cost/hlo_ops.py", "return leads and (is_matrix or", "return leads and (True or"),
         ("cost/hlo_products.py", "turned[side] = hlo.reads[read][0], (1 - contract[0],)", "pass"),
         ("cost/hlo_products.py", "and max(out[1], image[1]) > 16", ""),
         ("cost/hlo_ops.py", "op.kind in COMMUTATIVE)", "False)"),
@@ -62,6 +62,7 @@ _BROKEN_BY_TESTS = {
     "tests/backends/test_backend.py": (("backends/cpu.py", "expands_searches=True", "expands_searches=False"),),
     "tests/cost/test_priority_fusion.py": (
         ("cost/kernel_graph.py", "return kernel.by_rows and producer.by_rows", "return True"),
+        ("cost/kernel_graph.py", "return kernel.is_unary or not producer.reduces", "return True"),
         ("backends/cuda.py", '"tanh": 467', '"tanh": 7'),
         ("cost/hlo_model.py", 'hlo.ops[operands[0]].kind == "neg"', "False"),
     ),
@@ -83,7 +84,6 @@ _BROKEN_BY_TESTS = {
         ("cost/diamonds.py", "1 << (rows.shape[-1] - 1).bit_length()", "rows.shape[-1]"),
     ),
     "tests/cost/test_reductions.py": (
-        ("cost/kernel_graph.py", "return kernel.is_unary or not producer.reduces", "return True"),
         ("cost/reductions.py", "before * -(-after // _columns(after, read.size_bytes // read.elements))", "math.inf"),
     ),
     "tests/cost/test_loop_fusion.py": (
@@ -98,7 +98,6 @@ _BROKEN_BY_TESTS = {
         ("cost/memory.py", " * waste[~np.eye(len(shape), dtype=bool)].min()", ""),
         ("backends/tpu.py", "tile=(8, 128)", "tile=None"),
         ("cost/memory.py", "            occupied[room] |= steps", "            pass"),
-        ("cost/memory.py", "while kernel in self._updated:", "while False:"),
     ),
     "tests/compiled/test_roofline.py": (
         ("compiled/roofline.py", "& (at % gap == 0)", ""),

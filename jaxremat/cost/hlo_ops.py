@@ -123,7 +123,7 @@ class OperandLayout:
 
     Attributes:
       batches: the batch dimensions of both.
-      fits: for both, whether batch dimensions lead and contracted dimensions lie together.
+      batch_leads: for both, whether batch dimensions come before all others, but for those of size 1.
       is_canonical: for both, whether nothing moves when they become matrices: contracted dimensions come last in the
         first and first in the second, or there is one of them and one that is left (`dot_decomposer.cc`).
       contracts_rows: whether the last dimensions of the first are contracted.
@@ -131,7 +131,7 @@ class OperandLayout:
     """
 
     batches: tuple[tuple[int, ...], ...]
-    fits: tuple[bool, ...]
+    batch_leads: tuple[bool, ...]
     is_canonical: tuple[bool, ...]
     contracts_rows: bool
     is_matrix: bool
@@ -332,7 +332,7 @@ def _layout(eqn: Eqn, contracts: Sequence[Sequence[int]]) -> OperandLayout:
     rank = len(shape_of(eqn.invars[0]))
     return OperandLayout(
         batches=tuple(map(tuple, batches)),
-        fits=tuple(_lies_together(len(shape), contract, batch) for shape, contract, batch in operands),
+        batch_leads=tuple(_leads(batch, shape) for shape, _, batch in operands),
         is_canonical=tuple(
             _is_canonical(len(shape), contract, batch, last=side == 0)
             for side, (shape, contract, batch) in enumerate(operands)
@@ -342,11 +342,10 @@ def _layout(eqn: Eqn, contracts: Sequence[Sequence[int]]) -> OperandLayout:
     )
 
 
-def _lies_together(rank: int, contract: Sequence[int], batch: Sequence[int]) -> bool:
-    """Whether batch dimensions lead and contracted dimensions are not torn apart."""
-    leading, dims = list(batch) == list(range(len(batch))), sorted(contract)
-    joined = dims in (list(range(len(batch), len(batch) + len(dims))), list(range(rank - len(dims), rank)))
-    return leading and joined
+def _leads(batch: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    large = [dim for dim, size in enumerate(shape) if size > 1]
+    leading = [dim for dim in batch if shape[dim] > 1]
+    return large[: len(leading)] == leading
 
 
 def _is_canonical(rank: int, contract: Sequence[int], batch: Sequence[int], *, last: bool) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.hlo_builder import HloBuilder
-from jaxremat.cost.hlo_ops import Facts, Op, shape_of
+from jaxremat.cost.hlo_ops import Facts, Op, OperandLayout, shape_of
 from jaxremat.cost.reductions import partition
 from jaxremat.trace.listing import Slot
 
@@ -25,10 +25,9 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     if not batches[0]:
         reads, contracts = _turned(hlo, reads, contracts)
     layout = facts.layout(contracts)
-    stays = layout.is_canonical if hlo.backend.dot_copies else layout.fits
     operands = [
-        read if fits else _laid_out(hlo, facts, side, read, contract, batch)
-        for side, (read, fits, contract, batch) in enumerate(zip(reads, stays, contracts, layout.batches))
+        _laid_out(hlo, facts, side, read, contract, layout)
+        for side, (read, contract) in enumerate(zip(reads, contracts))
     ]
     plain = layout.contracts_rows or operands[0] != reads[0]
     if not batches[0]:
@@ -55,14 +54,14 @@ def _turned(hlo: HloBuilder, reads: tuple[int, ...], contracts: Contracts) -> tu
 
 
 def _laid_out(
-    hlo: HloBuilder, facts: Facts, side: int, read: int, contract: tuple[int, ...], batch: tuple[int, ...]
+    hlo: HloBuilder, facts: Facts, side: int, read: int, contract: tuple[int, ...], layout: OperandLayout
 ) -> int:
-    """An operand that does not lie as its product wants it, copied where the compiler does so."""
+    """An operand; copied where the compiler does so, since it does not lie as its product wants it."""
+    batch = layout.batches[side]
     if hlo.backend.dot_copies:
-        return _copy(hlo, facts, side, read, (contract, batch))
-    if not hlo.backend.batch_copies or _leads(batch, shape_of(facts.eqn.invars[side])):
-        return read
-    return _copy(hlo, facts, side, read, batch)
+        return read if layout.is_canonical[side] else _copy(hlo, facts, side, read, (contract, batch))
+    stays = layout.batch_leads[side] or not hlo.backend.batch_copies
+    return read if stays else _copy(hlo, facts, side, read, batch)
 
 
 def _copy(hlo: HloBuilder, facts: Facts, side: int, read: int, key: Hashable) -> int:
@@ -133,13 +132,6 @@ def _float32(hlo: HloBuilder, read: int) -> int:
     op = hlo.ops[read]
     wide = Op("convert_element_type", op.shape, "float32", 4 * op.elements)
     return hlo.merge(hlo.templates.merged(wide, "float32"), (read,))
-
-
-def _leads(batch: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether batch dimensions come before all others, but for those of size 1."""
-    large = [dim for dim, size in enumerate(shape) if size > 1]
-    leading = [dim for dim in batch if shape[dim] > 1]
-    return large[: len(leading)] == leading
 
 
 def _channels_last(dims: Any) -> tuple[int, ...]:

@@ -211,8 +211,7 @@ def _buffer_spans(fusion: Fusion, order: Sequence[int], aliased: Set[int] | None
     for kernel in order:
         if buffers.home[kernel] == kernel:
             buffers.write_over(kernel)
-    outputs = [] if aliased is None else buffers.outputs(aliased)
-    return buffers.spans(), outputs
+    return buffers.spans(), [] if aliased is None else buffers.outputs(aliased)
 
 
 class _Buffers:
@@ -224,7 +223,7 @@ class _Buffers:
       last: for each buffer, the last step that reads it.
       end: the same, but one less where what is written then takes its place.
       returned: buffers that the program returns.
-      elsewhere: buffers that lie in one of those all their lives.
+      elsewhere: of a loop's body, buffers that lie in one of those all their lives.
     """
 
     def __init__(self, fusion: Fusion, order: Sequence[int], *, is_body: bool) -> None:
@@ -237,7 +236,6 @@ class _Buffers:
         self.elsewhere: set[int] = set()
         self._is_body = is_body
         self._taken: set[int] = set()
-        self._updated: dict[int, int] = {}
 
     def _last_reads(self) -> dict[int, int]:
         step_of, home, last = self.step_of, self.home, dict(self.step_of)
@@ -257,8 +255,6 @@ class _Buffers:
                 buffer = self.home.get(read, read)
                 self._taken.add(buffer)
                 self.end[buffer] = self.step_of[kernel] - 1
-                if self.ops[kernel].kind in _UPDATES:
-                    self._updated[kernel] = buffer
                 if self._is_body and (kernel in self.returned or kernel in self.elsewhere):
                     self.elsewhere.add(buffer)
                 return
@@ -277,16 +273,8 @@ class _Buffers:
     def outputs(self, aliased: Set[int]) -> list[_Span]:
         """The same of what the program returns, until its end; those aside that take over the buffers of inputs."""
         outputs = [out for k, out in enumerate(self.fusion.program.outputs) if out in self.home and k not in aliased]
-        return [self._returned_span(kernel) for kernel in dict.fromkeys(self.home[out] for out in outputs)]
-
-    def _returned_span(self, kernel: int) -> _Span:
-        """Of an output, from where something is written first that is then updated in place."""
-        _, size_bytes, first, _ = self._span(kernel)
-        while kernel in self._updated:
-            kernel = self._updated[kernel]
-            self.elsewhere.add(kernel)
-            first = min(first, self._span(kernel)[2])
-        return kernel, size_bytes, first, len(self.order)
+        made = dict.fromkeys(self.home[out] for out in outputs)
+        return [(*self._span(kernel)[:3], len(self.order)) for kernel in made]
 
     def _span(self, kernel: int) -> _Span:
         op = self.ops[kernel]

@@ -66,20 +66,23 @@ def layout(fun, *shapes):
 
 
 @pytest.mark.parametrize(
-    ("equation", "shapes", "fits", "rows"),
+    ("equation", "shapes", "leads", "canonical", "rows"),
     [
-        ("ij,jk->ik", [(4, 6), (6, 5)], (True, True), True),
-        ("ji,jk->ik", [(6, 4), (6, 5)], (True, True), False),
-        ("bij,bjk->bik", [(3, 4, 6), (3, 6, 5)], (True, True), True),
-        ("ibj,bjk->bik", [(4, 3, 6), (3, 6, 5)], (False, True), True),
-        ("iaj,jbk->iabk", [(2, 3, 4), (4, 3, 2)], (True, True), True),
-        ("iajb,abk->ijk", [(2, 3, 4, 5), (3, 5, 2)], (False, True), False),
+        ("ij,jk->ik", [(4, 6), (6, 5)], (True, True), (True, True), True),
+        ("ji,jk->ik", [(6, 4), (6, 5)], (True, True), (True, True), False),
+        ("bij,bjk->bik", [(3, 4, 6), (3, 6, 5)], (True, True), (True, True), True),
+        ("ibj,bjk->bik", [(4, 3, 6), (3, 6, 5)], (False, True), (False, True), True),
+        ("ibj,bjk->bik", [(1, 3, 6), (3, 6, 5)], (True, True), (False, True), True),
+        ("iaj,jbk->iabk", [(2, 3, 4), (4, 3, 2)], (True, True), (True, True), True),
+        ("iaj,bkj->iabk", [(2, 3, 4), (3, 2, 4)], (True, True), (True, False), True),
+        ("jia,jk->iak", [(4, 2, 3), (4, 5)], (True, True), (False, True), False),
     ],
 )
-def test_operands_lie_as_a_product_reads_them(equation, shapes, fits, rows):
-    """Batch dimensions lead, and what is contracted lies together."""
+def test_operands_lie_as_a_product_reads_them(equation, shapes, leads, canonical, rows):
     found = layout(lambda a, b: jnp.einsum(equation, a, b), *shapes)
-    assert found.fits == fits and found.contracts_rows == rows
+    assert found.batch_leads == leads
+    assert found.is_canonical == canonical
+    assert found.contracts_rows == rows
 
 
 def test_a_product_of_one_row_is_no_matrix():
