@@ -205,7 +205,7 @@ def test_bytes_wait_outside_of_loops():
         for fun in (outcome.form.emitted(primal, device), primal.as_written)
     )
     assert report.temp_bytes <= 0.4 * plain.temp_bytes
-    assert report.peak_bytes <= outcome.peak_bytes
+    assert report.peak_bytes == pytest.approx(outcome.peak_bytes, rel=0.01)
     assert report.flops == plain.flops and report.seconds <= 1.15 * plain.seconds
 
 
