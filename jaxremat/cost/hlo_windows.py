@@ -21,15 +21,15 @@ def window(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     read = hlo.ops[operands[0]]
     pads = facts.name == "reduce_window_sum" and read.kind == "pad"
     if pads and hlo.ops[hlo.reads[operands[0]][1]].constant == "0.0":
-        return [_slid(hlo, facts, hlo.reads[operands[0]][0], (facts.params, read))]
-    return [_slid(hlo, facts, operands[0], (facts.params, None))]
+        return [_slid(hlo, facts, hlo.reads[operands[0]][0], read)]
+    return [_slid(hlo, facts, operands[0], None)]
 
 
-def _slid(hlo: HloBuilder, facts: Facts, read: int, key: tuple[int, Op | None]) -> int:
+def _slid(hlo: HloBuilder, facts: Facts, read: int, padding: Op | None) -> int:
     kind = "window" if hlo.backend.fuses_windows else "reduce_window"
+    library = padding is None and facts.once(_covers_once)
     combines, entries = WINDOWS[facts.name], facts.once(_entries)
-    library = key[1] is None and facts.once(_covers_once)
-    template = facts.template(kind, key, in_library=library, combines=combines, window=entries)
+    template = facts.template(kind, (facts.params, padding), in_library=library, combines=combines, window=entries)
     return hlo.merge(template, (read,))
 
 

@@ -111,7 +111,16 @@ def left_behind(outcome: Outcome) -> int:
     return int(outcome.problem.graph.value_bytes[outcome.program.saved].sum())
 
 
-def cheapest_within[O: Outcome](outcomes: Sequence[O], replayed_bytes: int) -> O:
+class Ranked(Protocol):
+    """What its replay ranks."""
+
+    @property
+    def replayed_bytes(self) -> int: ...
+    @property
+    def cost(self) -> float: ...
+
+
+def cheapest_within[O: Ranked](outcomes: Sequence[O], replayed_bytes: int) -> O:
     """The cheapest outcome whose replayed peak is within a number of bytes, or the one with the smallest peak."""
     within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
     if not within:

@@ -36,8 +36,9 @@ class PredictedSearch:
 
     def permitted(self, limit: int) -> Outcome | None:
         """The fastest outcome whose predicted peak is within the limit, where it takes the permission."""
-        best, without = self.within(limit).best, self.unpermitted.within(limit).best
-        return best.candidate if best and not (without and best.candidate is without.candidate) else None
+        without = self.unpermitted.within(limit)
+        found = _unless_it_pays(without, self._within(limit))
+        return found.best.candidate if found.best and found is not without else None
 
     def _within(self, limit: int) -> Correction[Outcome, None]:
         """The fastest of the planner's own: one that needs no new memory may be it."""
@@ -100,9 +101,10 @@ def _unless_it_pays(
     without: Correction[Outcome, None], permitted: Correction[Outcome, None]
 ) -> Correction[Outcome, None]:
     """What is found without a permission, unless what is found with it is faster by more than can be told apart."""
+    if without.best is None and permitted.best is None:
+        return min(without, permitted, key=lambda found: found.smallest.peak_bytes)
     if without.best is None or permitted.best is None:
-        smaller = min(without, permitted, key=lambda found: found.smallest.peak_bytes)
-        return without if without.best else permitted if permitted.best else smaller
+        return without if without.best else permitted
     pays = TOLD_APART * seconds_of(permitted.best.candidate, None) < seconds_of(without.best.candidate, None)
     return permitted if pays else without
 

@@ -17,6 +17,7 @@ from jaxremat.cost.pricing import shares
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.loops.decision import LoopDecision
+from jaxremat.planner.contract import cheapest_within
 from jaxremat.planner.correction import Correction, correct
 from jaxremat.planner.schedules import APART, LOOP_PRICES
 from jaxremat.planner.solver_schedules import require_graphs
@@ -105,7 +106,7 @@ class ProgramPlanner:
         aim = _in_grains(replayed_bytes, self.plain.replayed_bytes)
         if aim not in self._fits:
             each = dict.fromkeys([self._bodies_within(aim), self._bodies_that_fit(aim)])
-            self._fits[aim] = _cheapest_within([self._with_pairs(bodies, aim) for bodies in each], aim)
+            self._fits[aim] = cheapest_within([self._with_pairs(bodies, aim) for bodies in each], aim)
         return self._fits[aim]
 
     @functools.cached_property
@@ -255,7 +256,7 @@ class ProgramPlanner:
         one."""
         prices = self._prices_around(bodies, replayed_bytes) if self._pairs.found else [None]
         found = [self._fit_at(price, bodies, replayed_bytes) for price in prices]
-        return _cheapest_within(found, replayed_bytes)
+        return cheapest_within(found, replayed_bytes)
 
     def _prices_around(self, bodies: Bodies, replayed_bytes: int) -> Sequence[float]:
         """Two neighbouring prices of a byte, of which the higher one lets pairs and flat schedule fit with one cut; a
@@ -399,12 +400,6 @@ def _plannable(eqn: Eqn) -> list[int]:
 
 def _distinct(outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:
     return list({id(outcome): outcome for outcome in outcomes}.values())
-
-
-def _cheapest_within(outcomes: Sequence[StepOutcome], replayed_bytes: int) -> StepOutcome:
-    """The cheapest whose replayed peak is within a number of bytes, or the one with the smallest peak."""
-    within = [outcome for outcome in outcomes if outcome.replayed_bytes <= replayed_bytes]
-    return min(within, key=lambda outcome: outcome.cost) if within else min(outcomes, key=by_peak)
 
 
 def _in_grains(aim: int, plain_bytes: int) -> int:

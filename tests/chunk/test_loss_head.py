@@ -6,34 +6,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from loss_heads import VOCABULARY, WIDTH, cross_entropy, loss_head
 
 from jaxremat import chunk
 
-BATCH, LENGTH, WIDTH, VOCABULARY = 2, 7, 8, 40
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="module")
 def head():
-    rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(BATCH, LENGTH, WIDTH)), jnp.float32)
-    embedding = jnp.asarray(rng.normal(size=(WIDTH, VOCABULARY)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, VOCABULARY, (BATCH, LENGTH)))
-    return hidden, embedding, labels
-
-
-def plain(hidden, embedding, labels):
-    logits = (hidden @ embedding).astype(jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss_head()
 
 
 def integer_labels(h, e, y):
-    return plain(h, e, y).mean()
+    return cross_entropy(h, e, y).mean()
 
 
 def shifted_labels(h, e, y):
     return (
-        plain(h, e, y)[:, :-1].sum() + optax.softmax_cross_entropy_with_integer_labels((h @ e)[:, :-1], y[:, 1:]).mean()
+        cross_entropy(h, e, y)[:, :-1].sum()
+        + optax.softmax_cross_entropy_with_integer_labels((h @ e)[:, :-1], y[:, 1:]).mean()
     )
 
 
@@ -57,7 +49,7 @@ def smoothed_labels(h, e, y):
 def z_loss_and_accuracy(h, e, y):
     logits = h @ e
     accuracy = (logits.argmax(-1) == y).mean()
-    return plain(h, e, y).mean() + jnp.mean(jax.nn.logsumexp(logits, -1) ** 2) + jax.lax.stop_gradient(accuracy)
+    return cross_entropy(h, e, y).mean() + jnp.mean(jax.nn.logsumexp(logits, -1) ** 2) + jax.lax.stop_gradient(accuracy)
 
 
 def dense_with_bias(h, e, y):
@@ -72,11 +64,11 @@ def soft_capped_and_tied(h, e, y):
 
 def masked_tokens(h, e, y):
     weights = (y > 3).astype(jnp.float32)
-    return jnp.sum(plain(h, e, y) * weights) / jnp.sum(weights)
+    return jnp.sum(cross_entropy(h, e, y) * weights) / jnp.sum(weights)
 
 
 def flat_tokens(h, e, y):
-    return plain(h.reshape(-1, WIDTH), e, y.reshape(-1)).mean()
+    return cross_entropy(h.reshape(-1, WIDTH), e, y.reshape(-1)).mean()
 
 
 def inside_jit_and_checkpoint(h, e, y):
