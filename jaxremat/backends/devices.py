@@ -192,7 +192,9 @@ def target_of(device: jax.Device) -> str:
 
 
 def _nearest(name: str) -> str | None:
-    """A target that contains the name, or is spelt alike."""
+    """A target that contains the name or is spelt alike; of a platform, a common one."""
+    if name in _FALLBACK:
+        return _FALLBACK[name]
     plain = re.sub(r"[^a-z0-9]", "", name)
     inside = [known for known in DEVICES if plain and plain in re.sub(r"[^a-z0-9]", "", known)]
     return next(iter([*inside, *difflib.get_close_matches(name, DEVICES, 1)]), None)

@@ -142,8 +142,8 @@ def gradient_program(
     inputs = tuple(jax.tree.map(_abstract, tuple(args)))
     out = jax.eval_shape(fun, *inputs)
     primary = out[0] if has_aux else out
-    leaves = jax.tree.leaves(primary)
-    if len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.floating):
+    is_one_array = isinstance(primary, jax.ShapeDtypeStruct)
+    if is_one_array and primary.shape == () and jnp.issubdtype(primary.dtype, jnp.floating):
         return jax.value_and_grad(fun, argnums, has_aux), inputs
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 

@@ -26,7 +26,7 @@ from jaxremat.solvers.mincut.assemble import assemble
 from jaxremat.solvers.mincut.cut import cheapest_cut
 from jaxremat.solvers.mincut.structure import Structure, early_surcharge
 from jaxremat.trace.joint import Joint
-from jaxremat.trace.origins import trace_equations
+from jaxremat.trace.origins import mark_of, place_of, trace_equations
 from jaxremat.trace.primal import Primal
 
 _PIECES = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # benchmarks/constants.py
@@ -110,7 +110,7 @@ class PiecePlanner(PlansCheckpoints):
 
     def _labels(self, pieces: Pieces, kept: np.ndarray) -> tuple[tuple[int, int, str], ...]:
         named = [node for node in self._marks(kept) if self.outer or self._piece(pieces, node) < len(pieces.ends)]
-        return tuple((*_place(self.origins.marks[node]), self._label(node)) for node in named)
+        return tuple((*self._place(node), self._label(node)) for node in named)
 
     def _schedule(self, pieces: Pieces, kept: np.ndarray) -> np.ndarray:
         if self.outer:
@@ -165,7 +165,7 @@ class PiecePlanner(PlansCheckpoints):
         crosses = alone.crossing_values(np.asarray(pieces.ends, np.int64))
         places: set[str] = set()
         for node, values in enumerate(alone.graph.values_of):
-            places.update(f"{node}.{k}" for k, value in enumerate(values) if crosses[value])
+            places.update(mark_of(node, k) for k, value in enumerate(values) if crosses[value])
         nodes = np.asarray([mark in places for mark in self.origins.marks]) & ~self.graph.backward
         return nodes[self.graph.producer] & (self.nameable if self.outer else True)
 
@@ -184,13 +184,12 @@ class PiecePlanner(PlansCheckpoints):
         return int(self._node_piece(pieces)[node])
 
     def _label(self, node: int) -> str:
-        equation, k = _place(self.origins.marks[node])
+        equation, k = self._place(node)
         eqn = self.primal.jaxpr.eqns[equation]
         path = re.sub(r"\w+\(|\)", "", compat.name_stack(eqn))
         return "/".join(filter(None, (path, f"{eqn.primitive.name}:{equation}" + (f".{k}" if k else ""))))
 
-
-def _place(mark: str | None) -> tuple[int, int]:
-    assert mark is not None  # of a marked node
-    equation, k = mark.split(".")
-    return int(equation), int(k)
+    def _place(self, node: int) -> tuple[int, int]:
+        mark = self.origins.marks[node]
+        assert mark is not None  # of a marked node
+        return place_of(mark)

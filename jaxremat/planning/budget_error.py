@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxremat.base import compat
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.errors import BudgetError, Occupant
 from jaxremat.cost.pricing import resident_bytes
@@ -74,18 +75,26 @@ def _values_at_peak(outcome: Outcome) -> list[Occupant]:
     """Values that are live at the predicted peak, those of alike places as one, the largest first."""
     joint, graph, timeline = outcome.problem.joint, outcome.problem.graph, outcome.timeline
     value, first, last = timeline.spans.T
-    live = np.flatnonzero((first <= timeline.peak_step) & (timeline.peak_step <= last))
+    live = np.flatnonzero((first <= timeline.peak_step) & (timeline.peak_step <= last) & (timeline.span_bytes > 0))
     groups: dict[tuple[str, str, str], list[tuple[Origin, int]]] = {}
     for span in live.tolist():
-        origin = origin_of(joint.eqns[graph.producer[value[span]]])
+        origin = origin_of(joint.eqns[_behind_names(outcome, graph.producer[value[span]])])
         key = without_numbers(origin.path), origin.operation, origin.source
         groups.setdefault(key, []).append((origin, int(timeline.span_bytes[span])))
     return sorted(map(_occupant, groups.values()), key=lambda occupant: -occupant.bytes)
 
 
+def _behind_names(outcome: Outcome, node: int) -> int:
+    """The node that made what another one names."""
+    joint, graph = outcome.problem.joint, outcome.problem.graph
+    while compat.name_of(joint.eqns[node]) is not None and graph.values_read[node]:
+        node = int(graph.producer[graph.values_read[node][0]])
+    return node
+
+
 def _running(outcome: Outcome) -> str:
     timeline = outcome.timeline
-    node = int(timeline.schedule[timeline.peak_step])
+    node = _behind_names(outcome, int(timeline.schedule[timeline.peak_step]))
     part = "backward" if outcome.problem.graph.backward[node] else "forward"
     return f"while the {part} runs {_place(origin_of(outcome.problem.joint.eqns[node]))}, these are live"
 

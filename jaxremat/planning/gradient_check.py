@@ -16,6 +16,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.round_trips import STORAGES
 
+_SHOWS_NOTHING = "comparing would show nothing. Check with arguments for which the function is finite."
 _TINY_SHARE = 1e-3  # of the largest entry of all: what is smaller is compared by absolute difference
 
 
@@ -54,7 +55,7 @@ def check_gradients(joint: Joint, decision: Decision, args: Sequence[Any], rtol:
         wait in.
 
     Raises:
-      GradientError: if a result or a gradient differs by more, or is not a number.
+      GradientError: if a result or a gradient differs by more, holds NaN, or is infinite throughout.
     """
     primal = joint.primal
     rtol = _default_rtol(joint, decision) if rtol is None else rtol
@@ -75,15 +76,16 @@ def check_gradients(joint: Joint, decision: Decision, args: Sequence[Any], rtol:
 
 
 def _refuse_nan(joint: Joint, decision: Decision, plain: Sequence[Any], planned: Sequence[Any]) -> None:
-    """Raises GradientError where there is nothing to compare: a NaN is equal to nothing."""
+    """Raises GradientError where there is nothing to compare: a NaN is equal to nothing, and an infinite number hides
+    what is added to it."""
     for who, arrays in (("as it is written", plain), ("as it is planned", planned)):
         found = [i for i, array in enumerate(arrays) if np.isnan(_as_numbers(array)).any()]
         if found:
             count = int(np.isnan(_as_numbers(arrays[found[0]])).sum())
-            raise GradientError(
-                f"{_name(found[0], joint, decision)} holds {count} NaN, {who}: comparing would show nothing. Check with"
-                " arguments for which the function is finite."
-            )
+            raise GradientError(f"{_name(found[0], joint, decision)} holds {count} NaN, {who}: {_SHOWS_NOTHING}")
+        infinite = [i for i, array in enumerate(arrays) if array.size and np.isinf(_as_numbers(array)).all()]
+        if infinite:
+            raise GradientError(f"{_name(infinite[0], joint, decision)} is infinite, {who}: {_SHOWS_NOTHING}")
 
 
 def _gradient(run: Callable[..., list[Any]], joint: Joint) -> Callable[[list[Any]], list[Any]]:

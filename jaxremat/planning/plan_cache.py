@@ -27,6 +27,7 @@ from jaxremat.planning.plan import Plan
 from jaxremat.planning.request import Request
 from jaxremat.planning.signature import signature_of
 from jaxremat.planning.storage import StoredPlan, parse_plan, plan_text, stored_plan
+from jaxremat.planning.warnings import loss_warnings
 from jaxremat.solvers.registry import solver_parameters
 from jaxremat.trace.own_rules import own_rules
 
@@ -75,7 +76,8 @@ def _key(request: Request, bound: tuple[Budget | None, Budget | None]) -> str:
         jax.sharding.get_abstract_mesh(),
         request.argnums, request.has_aux, bound, rates, usable_bytes(device) if DEVICE in bound else None,
         request.solver.name, solver_parameters(request.solver), request.emit, request.verify, request.seed,
-        sorted(request.allow), request.host_budget_bytes, request.refuses, request.is_loss,
+        sorted(request.allow), request.host_budget_bytes, request.refuses,
+        loss_warnings(primal, request.has_aux) if request.is_loss else None,
         os.environ.get("XLA_FLAGS"), [_installed(name) for name in _DECIDE],
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()

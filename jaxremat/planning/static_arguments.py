@@ -9,6 +9,7 @@ from inspect import Parameter
 from typing import Any
 
 from jaxremat.base.errors import ArgumentError
+from jaxremat.base.near_miss import did_you_mean
 
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
@@ -83,5 +84,6 @@ def _require(
         name = getattr(fun, "__name__", type(fun).__name__)
         listed = ", ".join(f"{i}: {parameter}" for i, parameter in enumerate(parameters)) or "none"
         raise ArgumentError(
-            f"{option} names {', '.join(map(repr, unknown))}, which {name} does not have; its arguments are {listed}"
+            f"{option} names {', '.join(map(repr, unknown))}, which {name} does not have; its arguments are {listed}."
+            + did_you_mean(str(unknown[0]), parameters)
         )

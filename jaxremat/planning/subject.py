@@ -45,7 +45,7 @@ class Subject:
           EmissionError: if the program has nothing that the form could save.
         """
         primal = rewritten(request.primal, chunks)
-        loss = loss_warnings(primal) if request.is_loss else ()
+        loss = loss_warnings(primal, request.has_aux) if request.is_loss else ()
         in_chunks = (f"in chunks, so that values agree up to rounding: {chunk}" for chunk in chunks)
         return Subject(request, chunks, primal, (*loss, *in_chunks), _planner(request, primal))
 

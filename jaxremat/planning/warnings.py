@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 
 from jaxremat.base.budget import format_bytes
@@ -39,8 +40,12 @@ def budget_warnings(outcome: Outcome, report: MemoryReport | None, limit: int) -
         yield told
 
 
-def loss_warnings(primal: Primal) -> tuple[str, ...]:
+def loss_warnings(primal: Primal, has_aux: bool) -> tuple[str, ...]:
     """Warnings where `jax.grad` would refuse a function that `jax.vjp` takes.
+
+    Args:
+      primal: the program.
+      has_aux: whether auxiliary data stand beside the loss.
 
     Raises:
       ArgumentError: for a complex loss.
@@ -52,12 +57,16 @@ def loss_warnings(primal: Primal) -> tuple[str, ...]:
             f"the function returns {told}: a complex result has no gradient of one number. Return a real one, such as"
             " its absolute value"
         )
-    if len(results) == 1 and not results[0].shape:
+    tree = primal.out_tree.children()[0] if has_aux else primal.out_tree
+    is_alone = jax.tree_util.treedef_is_leaf(tree)
+    if is_alone and not results[0].shape:
         return ()
-    pair = " If only the first is the loss, plan with has_aux=True." if len(results) > 1 else ""
-    return (
-        f"the function returns {told}, and jax.grad takes one scalar: this plan is for jax.vjp.{pair or ' Or sum it.'}",
-    )
+    inside = "" if is_alone else f" in a {tree.node_data()[0].__name__}"
+    if tree.num_leaves > 1:
+        remedy = "If only the first is the loss, plan with has_aux=True."
+    else:
+        remedy = "Or sum it." if is_alone else "Or return it alone."
+    return (f"the function returns {told}{inside}, and jax.grad takes one scalar: this plan is for jax.vjp. {remedy}",)
 
 
 def _rounding(outcome: Outcome) -> Iterator[str]:

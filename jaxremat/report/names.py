@@ -9,6 +9,7 @@ from jaxremat.report.naming import LOSSES
 from jaxremat.report.origin import Origin, origins_of
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.origins import is_mark
 from jaxremat.trace.primitives import ALIASING
 
 _SAME_NUMBERS = ALIASING | {"convert_element_type", "transpose", "slice"}
@@ -27,7 +28,9 @@ class Names:
         self.origins = _with_logits(joint, origins_of(joint), self.maker)
         self._given: dict[Var, str] = {}
         for eqn in filter(_is_name, joint.eqns):
-            self._given.update((var, str(eqn.params["name"])) for var in jaxprs.vars_of([*eqn.invars, *eqn.outvars]))
+            name = str(eqn.params["name"])
+            if not is_mark(name):
+                self._given.update((var, name) for var in jaxprs.vars_of([*eqn.invars, *eqn.outvars]))
         self._eqns = joint.eqns
         self._source = {v: trip.source for trip in joint.round_trips for v in (*trip.waiting, trip.restored)}
         self._form = {v: trip.form for trip in joint.round_trips for v in trip.waiting}

@@ -164,7 +164,7 @@ class StepArguments:
         paths_of: Callable[[Any], Sequence[KeyPath]] = paths_in_tree,
     ) -> None:
         self._paths_of = paths_of
-        self._parameters, self._positional = _parameters(fun)
+        self._parameters = _Parameters.of(fun)
         self.placement = functools.partial(Placement.of, is_host_memory=is_host_memory)
         self._donated = self._resolved(donate_argnums, donate_argnames, "donate")
         self._static = self._resolved(static_argnums, static_argnames, "static")
@@ -211,7 +211,7 @@ class StepArguments:
         return tuple(kept(i, arg) for i, arg in enumerate(args)), {name: kept(name, kwargs[name]) for name in kwargs}
 
     def _name(self, path: KeyPath, where: Where) -> str:
-        first = self._parameters[where] if isinstance(where, int) and where < len(self._parameters) else str(where)
+        first = str(self._parameters.name(where))
         rest = jax.tree_util.keystr(tuple(path[2:]), simple=True, separator="/")
         return f"{first}/{rest}" if rest else first
 
@@ -220,13 +220,13 @@ class StepArguments:
 
     def _resolved(self, numbers: Any, names: Any, role: str) -> set[Where]:
         """Argument numbers and names; where only one kind is given, the other follows from it, as in `jax.jit`."""
-        given_names = (names,) if isinstance(names, str) else tuple(names or ())
-        self._require_known(given_names, role)
+        given_names = self._names(names, role)
         given_numbers = self._numbers(numbers, role)
+        positional = self._parameters.positional
         if not given_names:
-            given_names = tuple(self._positional[n] for n in given_numbers if 0 <= n < len(self._positional))
+            given_names = tuple(positional[n] for n in given_numbers if 0 <= n < len(positional))
         elif not given_numbers:
-            given_numbers = tuple(self._positional.index(name) for name in given_names if name in self._positional)
+            given_numbers = tuple(positional.index(name) for name in given_names if name in positional)
         return {*given_numbers, *given_names}
 
     def _numbers(self, numbers: Any, role: str) -> tuple[int, ...]:
@@ -236,32 +236,34 @@ class StepArguments:
         except TypeError:
             error = ArgumentError(f"{role}_argnums={numbers!r} must be numbers of arguments, such as 0 or (0, 1)")
             raise error from None
-        most = len(self._parameters)
-        bad = [n for n in wanted if most and not self._is_variadic and not -most <= n < most]
+        if self._parameters.takes_more_positions:
+            return wanted
+        most = len(self._parameters.positional)
+        bad = [n for n in wanted if not -most <= n < most]
         if bad:
-            raise ArgumentError(
-                f"{role}_argnums names argument {bad[0]}, but the function takes {most}: {', '.join(self._parameters)}"
-            )
-        return tuple(n % most if most and n < 0 and not self._is_variadic else n for n in wanted)
+            taken = ", ".join(self._parameters.positional) or "none"
+            raise ArgumentError(f"{role}_argnums names argument {bad[0]}, but by position the function takes {taken}")
+        return tuple(n % most for n in wanted)
 
-    def _require_known(self, names: Iterable[str], role: str) -> None:
-        for name in names:
-            if name not in self._parameters and not self._is_variadic:
-                hint = did_you_mean(name, self._parameters)
+    def _names(self, names: Any, role: str) -> tuple[str, ...]:
+        given = (names,) if isinstance(names, str) else names or ()
+        if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
+            raise ArgumentError(f'{role}_argnames={names!r} must be names of arguments, such as "state" or ("a", "b")')
+        wanted, known = tuple(given), self._parameters.names
+        for name in wanted:
+            if name not in known and not self._parameters.takes_more_names:
+                hint = did_you_mean(name, known)
                 raise ArgumentError(
-                    f"{role}_argnames names {name!r}, but the function takes {', '.join(self._parameters)}.{hint}"
+                    f"{role}_argnames names {name!r}, but the function takes {', '.join(known) or 'none'}.{hint}"
                 )
-
-    @functools.cached_property
-    def _is_variadic(self) -> bool:
-        return "*" in self._parameters
+        return wanted
 
     def _require_hashable(self, static: Mapping[Where, Any]) -> None:
         for place, value in static.items():
             try:
                 hash(value)
             except TypeError:
-                name = self._parameters[place] if isinstance(place, int) and place < len(self._parameters) else place
+                name = self._parameters.name(place)
                 raise ArgumentError(
                     f"static argument {name!r} is a {type(value).__name__}, which cannot be hashed, so that calls"
                     " cannot be told apart by it: pass a tuple, a string, a frozen dataclass, or leave it traced"
@@ -279,13 +281,38 @@ def _shape(leaf: Any, placement: Placement) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(getattr(aval, "weak_type", False)), **typed)
 
 
-def _parameters(fun: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of a function's parameters, a star for those that take any number; and those that may be positional."""
-    try:
-        parameters = tuple(inspect.signature(fun).parameters.values())
-    except (TypeError, ValueError):
-        return ("*",), ()
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = tuple("*" if p.kind in variadic else p.name for p in parameters)
-    return names, tuple(p.name for p in parameters if p.kind in positional)
+@dataclasses.dataclass(frozen=True)
+class _Parameters:
+    """What a function can be called with.
+
+    Attributes:
+      names: of its parameters, a star for those that take any number.
+      positional: those that may be given by position.
+      takes_more_positions, takes_more_names: whether others may be given, too.
+    """
+
+    names: tuple[str, ...] = ("*",)
+    positional: tuple[str, ...] = ()
+    takes_more_positions: bool = True
+    takes_more_names: bool = True
+
+    @staticmethod
+    def of(fun: Callable[..., Any]) -> _Parameters:
+        """Those of a function; what tells nothing takes everything."""
+        try:
+            parameters = tuple(inspect.signature(fun).parameters.values())
+        except (TypeError, ValueError):
+            return _Parameters()
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        more_positions, more_names = (any(p.kind == kind for p in parameters) for kind in variadic)
+        return _Parameters(
+            tuple("*" if p.kind in variadic else p.name for p in parameters),
+            tuple(p.name for p in parameters if p.kind in by_position),
+            more_positions,
+            more_names,
+        )
+
+    def name(self, where: Where) -> Where:
+        """Of an argument by position; where it has none, its number."""
+        return self.positional[where] if isinstance(where, int) and where < len(self.positional) else where

@@ -22,9 +22,10 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint, differentiate
+from jaxremat.trace.paths import number_of_scope, scope
 from jaxremat.trace.primal import Primal
 
-_SCOPE = re.compile(r"@(\d+)@")
+_MARK = re.compile(r"@(\d+)\.(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,15 +43,32 @@ class Origins:
     marks: tuple[str | None, ...]
 
 
+def mark_of(equation: int, result: int) -> str:
+    """The name of the mark that a result of an equation passes."""
+    return f"@{equation}.{result}"
+
+
+def is_mark(name: str) -> bool:
+    """Whether a name is such a mark's, and not of a program's author."""
+    return bool(_MARK.fullmatch(name))
+
+
+def place_of(mark: str) -> tuple[int, int]:
+    """The equation of the primal program, and its result, that pass a mark."""
+    found = _MARK.fullmatch(mark)
+    assert found, mark
+    return int(found[1]), int(found[2])
+
+
 def trace_equations(primal: Primal) -> Origins:
-    """Every equation of the primal is a group; result k of equation i passes the mark `i.k`."""
+    """Every equation of the primal is a group; result k of equation i passes the mark `mark_of(i, k)`."""
     number = {id(eqn): index for index, eqn in enumerate(primal.jaxpr.eqns)}
 
     def rule(eqn: Eqn, inputs: list[Any]) -> list[Any]:
         index = number[id(eqn)]
-        with jax.named_scope(f"@{index}@"):
+        with jax.named_scope(scope(index)):
             outputs = compat.bind(eqn, inputs)
-            return [compat.mark(x, f"{index}.{k}") if _can_be_named(x) else x for k, x in enumerate(outputs)]
+            return [compat.mark(x, mark_of(index, k)) if _can_be_named(x) else x for k, x in enumerate(outputs)]
 
     return _origins(differentiate(primal, lambda inputs: jaxprs.evaluate(primal.jaxpr, inputs, rule)))
 
@@ -71,15 +89,15 @@ def trace_regions(primal: Primal, raw: Jaxpr) -> Origins:
         if inside or not jaxprs.is_checkpoint(eqn):
             with compat.at_position_of(eqn):
                 return jaxprs.evaluate(body, inputs, functools.partial(rule, inside=inside))
-        with jax.named_scope(f"@{next(opened)}@"):
+        with jax.named_scope(scope(next(opened))):
             return jaxprs.evaluate(body, inputs, functools.partial(rule, inside=True))
 
     return _origins(differentiate(primal, lambda inputs: jaxprs.evaluate(raw, inputs, rule)))
 
 
 def _origins(joint: Joint) -> Origins:
-    found = [_SCOPE.search(compat.name_stack(eqn)) for eqn in joint.eqns]
-    group = np.asarray([int(match[1]) if match else -1 for match in found], np.int64)
+    found = [number_of_scope(compat.name_stack(eqn)) for eqn in joint.eqns]
+    group = np.asarray([-1 if number is None else number for number in found], np.int64)
     return Origins(joint, group, tuple(map(compat.name_of, joint.eqns)))
 
 

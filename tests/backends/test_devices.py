@@ -37,7 +37,16 @@ def test_unknown_names_list_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    ("given", "near"), [("v5e", "tpu-v5e"), ("H-200", "h200"), ("tpuv6e", "tpu-v6e"), ("a10", "a100")]
+    ("given", "near"),
+    {
+        "v5e": "tpu-v5e",
+        "H-200": "h200",
+        "tpuv6e": "tpu-v6e",
+        "a10": "a100",
+        "gpu": "h100",
+        "CUDA": "h100",
+        "tpu": "tpu-v5e",
+    }.items(),
 )
 def test_near_misses_are_suggested(given, near):
     with pytest.raises(ArgumentError, match=f"did you mean '{near}'"):

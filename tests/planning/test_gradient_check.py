@@ -60,6 +60,28 @@ def test_what_is_no_number_is_refused_by_name(loss, told):
         plan.check_grads(*args)
 
 
+INFINITE = {
+    "a result": (lambda w, x: jnp.exp(1e4 * jnp.abs(x @ w)).sum(), "result 0 is infinite"),
+    "a gradient alone": (lambda w, x: jnp.sum(jnp.sqrt(w - 1) * jnp.abs(x).mean()), "gradient of 0 .* is infinite"),
+    "of half precision": (lambda w, x: jnp.sum((300 * x.astype(jnp.float16) @ w.astype(jnp.float16)) ** 2), "infinite"),
+}
+
+
+@pytest.mark.parametrize(("loss", "told"), INFINITE.values(), ids=INFINITE)
+def test_what_is_infinite_throughout_is_refused_by_name(loss, told):
+    args = jnp.ones((8, 8)), jnp.ones((4, 8))
+    plan = jaxremat.plan(loss, *args, budget=1.0, verify="replay")
+    with pytest.raises(jaxremat.GradientError, match=told):
+        plan.check_grads(*args)
+
+
+def test_some_entries_may_be_infinite():
+    args = jnp.ones((8, 8)), jnp.ones((4, 8))
+    masked = jnp.where(jnp.tri(4, 8) > 0, 0.0, -jnp.inf)
+    plan = jaxremat.plan(lambda w, x: x @ w + masked, *args, budget=1.0, verify="replay")
+    assert plan.check_grads(*args).largest_difference == 0
+
+
 def test_auxiliary_results_may_be_anything():
     args = jnp.ones((8, 8)), jnp.ones((4, 8))
     plan = jaxremat.plan(measured, *args, budget=1.0, has_aux=True, verify="replay")

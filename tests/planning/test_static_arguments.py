@@ -27,7 +27,7 @@ def test_static_arguments_by_number_and_name_given_by_position_and_keyword(stati
     [
         ({"static_argnums": 6}, "static_argnums names 6"),
         ({"static_argnums": (0, -7)}, "static_argnums names -7"),
-        ({"static_argnames": "dpeth"}, "static_argnames names 'dpeth'"),
+        ({"static_argnames": "dpeth"}, "static_argnames names 'dpeth'.*Did you mean 'depth'"),
         ({"static_argnames": ("depth", "finale")}, "static_argnames names 'finale'"),
         ({"static_argnums": "depth"}, "static_argnums='depth' has to be int"),
         ({"static_argnames": 2}, "static_argnames=2 has to be str"),

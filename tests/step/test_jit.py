@@ -106,6 +106,16 @@ def test_static_argument_by_name_may_be_given_by_position():
     assert_same(planned(x, True), step(2 * x))
 
 
+@pytest.mark.parametrize("number", [1, -1])
+def test_numbers_count_what_may_be_given_by_position(number):
+    def step(x, double=False, *, scale=1.0, **more):
+        return scale * jnp.tanh(jnp.tanh(2 * x if double else x))
+
+    planned = jaxremat.jit(step, budget="least", static_argnums=number, verify="replay")
+    x = jnp.linspace(0, 1, 8)
+    assert_same(planned(x, True, scale=3.0), step(x, True, scale=3.0))
+
+
 @pytest.mark.parametrize("verify", ["compile", "replay"])
 def test_budget_below_arguments_and_results_is_refused_after_one_compilation_more(monkeypatch, verify):
     step, args, donated = step_programs.adam()
@@ -260,7 +270,9 @@ def test_plan_hangs_on_no_name_stack(monkeypatch):
         ({"budget": 0.5, "allow": "chunks"}, "Did you mean 'chunk'"),
         ({"budget": 0.5, "solver": "mincutt"}, "Did you mean 'mincut'"),
         ({"budget": 0.5, "donate_argnames": "parms"}, "Did you mean 'params'"),
-        ({"budget": 0.5, "donate_argnums": 5}, "takes 2"),
+        ({"budget": 0.5, "donate_argnums": 5}, "by position the function takes params, x"),
+        ({"budget": 0.5, "static_argnums": 2}, "by position the function takes params, x"),
+        ({"budget": 0.5, "static_argnames": 2}, "static_argnames=2 must be names"),
         ({"budget": 0.5, "static_argnums": 0, "donate_argnums": 0}, "both static and donated"),
         ({"budget": 0.5, "verify": "hope"}, "compile, replay"),
         ({"budget": 0.5, "allow": "magic"}, "'magic' is unknown"),
@@ -269,8 +281,8 @@ def test_plan_hangs_on_no_name_stack(monkeypatch):
     ],
 )
 def test_bad_options_are_refused_with_the_remedy(options, words):
-    def step(params, x):
-        return params + x
+    def step(params, x, *, scale=1.0):
+        return scale * (params + x)
 
     with pytest.raises(jaxremat.ArgumentError, match=words):
         jaxremat.jit(step, **options)(jnp.ones(3), jnp.ones(3))

@@ -8,7 +8,8 @@ from jax.ad_checkpoint import checkpoint_name
 from joint_programs import array, assert_all_close, compiled_joint, cotangents_for, primitives
 
 from jaxremat.trace.joint import trace_joint
-from jaxremat.trace.origins import names_in, trace_equations, trace_regions
+from jaxremat.trace.origins import is_mark, mark_of, names_in, place_of, trace_equations, trace_regions
+from jaxremat.trace.paths import clean_path, number_of_scope, scope
 from jaxremat.trace.primal import read_primal
 
 X, W = array(3, 4), array(4, 4, seed=1)
@@ -44,7 +45,7 @@ def test_floating_results_are_marked_once_in_the_forward():
     primal = read_primal(_program, (X,), 0, False)
     origins = trace_equations(primal)
     marks = [mark for mark, late in zip(origins.marks, origins.joint.backward) if mark is not None and not late]
-    floating = [f"{i}.0" for i, e in enumerate(primal.jaxpr.eqns) if e.outvars[0].aval.dtype == jnp.float32]
+    floating = [mark_of(i, 0) for i, e in enumerate(primal.jaxpr.eqns) if e.outvars[0].aval.dtype == jnp.float32]
     assert sorted(marks) == sorted(floating) and len(floating) < len(primal.jaxpr.eqns)
 
 
@@ -61,6 +62,14 @@ def _checkpointed(x):
 
 def test_names_that_checkpoints_can_save():
     assert tuple(names_in(read_primal(_checkpointed, (X,), 0, False).raw)) == ("first", "second")
+
+
+def test_marks_and_scopes_are_told_apart_from_what_people_write():
+    assert place_of(mark_of(12, 3)) == (12, 3)
+    assert is_mark(mark_of(12, 3)) and not any(map(is_mark, ("12.3", "@attention", "block@1.0", "")))
+    stack = f"transpose(jvp({scope(7)}))/GPT/block_0"
+    assert number_of_scope(stack) == 7 and number_of_scope("GPT/block_0") is None
+    assert clean_path(stack) == "GPT/block_0" and clean_path("user@7@/x") == "user@7@/x"
 
 
 def test_names_inside_loops_are_found():
