@@ -363,6 +363,16 @@ def is_ref(aval: Any) -> bool:
     return isinstance(aval, _state.AbstractRef)
 
 
+def held_by(aval: Any) -> Any:
+    """The abstract value that a `jax.Ref` holds, or the same of anything else."""
+    return aval.inner_aval if is_ref(aval) else aval
+
+
+def as_ref(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A shape that stands for a `jax.Ref` that holds such an array."""
+    return shape.update(is_ref=True)
+
+
 def with_refs_as_values(jaxpr: Jaxpr) -> Jaxpr:
     """The same program with the values of each `jax.Ref` that it makes in its place, as `jax.jit` lowers it; a Ref that
     comes from outside stays."""

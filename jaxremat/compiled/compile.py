@@ -188,7 +188,7 @@ def _place(inputs: tuple[Any, ...], devices: list[Any], here: bool) -> tuple[Any
         sharding: Any = SingleDeviceSharding(devices[0], memory_kind=kind)
         if isinstance(leaf.sharding, NamedSharding):
             sharding = NamedSharding(_rebuilt(leaf.sharding.mesh, devices), leaf.sharding.spec, memory_kind=kind)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return leaf.update(sharding=sharding)
 
     return jax.tree.map(place, inputs, is_leaf=lambda x: isinstance(x, Opaque))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.backends.memory import usable_bytes
-from jaxremat.base.budget import Budget, budget_bytes, format_bytes, parse_budget
+from jaxremat.base.budget import LEAST, Budget, budget_bytes, format_bytes, parse_budget
 from jaxremat.base.collecting import collected_seldom
 from jaxremat.base.errors import BudgetError
 from jaxremat.planner.by_hand import Policy, dots, nothing
@@ -66,11 +66,13 @@ class Front:
         """The plan of the curve with the least extra time whose peak is within a budget.
 
         Args:
-          budget: bytes, text such as "12GiB", or a fraction of the peak of the program as written.
+          budget: bytes, text such as "12GiB", a fraction of the peak of the program as written, or "least".
 
         Raises:
           BudgetError: if no point of the curve is within it.
         """
+        if budget == LEAST:
+            return min(self.points, key=lambda point: point.peak_bytes).plan
         first = self.points[0].plan
         limit = budget_bytes(budget, first.baseline_peak_bytes, usable_bytes(resolve_target(first.target)))
         within = [point for point in self.points if point.peak_bytes <= limit]
@@ -142,12 +144,14 @@ def pareto(
         verify="compile" if compile else "replay", seed=seed,
     )  # fmt: skip
     planning = Planning(request)
-    plans, refused = [planning.plan(1.0)], []
+    plans, refused, asked_bytes = [planning.plan(1.0)], [], []
     for budget in track(budgets, "planning"):
         try:
             plans.append(planning.plan(budget))
+            asked_bytes.append(plans[-1].budget_bytes)
         except BudgetError as error:
             refused.append(error)
+            asked_bytes.append(error.budget_bytes)
     presets = [Preset("none", plans[0].baseline_timeline.peak_bytes, 0.0, "the program as written")]
     for name, policy in {"full": nothing, "dots": dots, **(policies or {})}.items():
         device = planning.request.device
@@ -155,13 +159,12 @@ def pareto(
             evaluate_preset(name, policy, planning.baseline.outcome.problem, plans[0].baseline_timeline, device)
         )
     points = [Point(plan) for plan in plans]
-    device_bytes = usable_bytes(request.device)
     peaks = [*(point.peak_bytes for point in points), *(error.min_peak_bytes for error in refused)]
     return Front(
         points=_monotone(points),
         presets=tuple(presets),
         unmet=tuple(error.budget_bytes for error in refused),
-        budgets_bytes=tuple(budget_bytes(budget, plans[0].baseline_peak_bytes, device_bytes) for budget in budgets),
+        budgets_bytes=tuple(asked_bytes),
         least_bytes=min(peaks),
     )
 

@@ -72,11 +72,12 @@ class StepCall:
     """The arguments of one call.
 
     Attributes:
-      leaves: arrays, tracers or shapes that are traced, in order.
+      leaves: arrays, tracers, shapes or `jax.Ref`s that are traced, in order. To a plan a Ref is the value that it
+        holds: one leaf of the step, and one more result, which goes into its buffer.
       static: static arguments.
       tree: from `leaves` to (args, kwargs); other values that are not traced are part of it.
       names: path of each leaf, such as `state/params/w`.
-      donated: whether each leaf's buffer may be used for a result.
+      donated: whether each leaf's buffer may be used for a result; that of a Ref always is.
       placements: where each leaf lies.
     """
 
@@ -89,9 +90,24 @@ class StepCall:
     rebuild: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[Any, Any]]]
 
     @functools.cached_property
+    def refs(self) -> tuple[int, ...]:
+        """The leaves that are `jax.Ref`s."""
+        return tuple(k for k, leaf in enumerate(self.leaves) if compat.is_ref(jax.typeof(leaf)))
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The leaves, with what Refs hold in their place."""
+        return tuple(leaf[...] if k in self.refs else leaf for k, leaf in enumerate(self.leaves))
+
+    @functools.cached_property
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The leaves, abstract, with their shardings."""
         return tuple(map(_shape, self.leaves, self.placements))
+
+    @property
+    def abstract(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The leaves, abstract, Refs as Refs."""
+        return tuple(compat.as_ref(shape) if k in self.refs else shape for k, shape in enumerate(self.shapes))
 
     @property
     def avals(self) -> tuple[Any, ...]:
@@ -108,16 +124,7 @@ class StepCall:
     def key(self) -> tuple[Any, ...]:
         """Equal for calls that one plan serves."""
         types = ((s.shape, s.dtype, s.weak_type, *compat.placement(jax.typeof(s)).values()) for s in self.shapes)
-        return self.tree, self.static, tuple(types), self.placements
-
-    def require_values(self) -> None:
-        """Raises ArgumentError for a leaf that can be changed in place: what runs again would change it again."""
-        refs = (name for name, leaf in zip(self.names, self.leaves, strict=True) if compat.is_ref(jax.typeof(leaf)))
-        if name := next(refs, None):
-            raise ArgumentError(
-                f"{name} is a jax.Ref, which a planned step takes no argument of: pass its value, and return the new"
-                " one; donated, it is updated in place. A Ref that the step closes over or makes is taken."
-            )
+        return self.tree, self.static, tuple(types), self.placements, self.refs
 
     def require_pinned(self) -> None:
         """Raises ArgumentError for donated leaves in memory of the host that is not pinned: JAX gives out pinned
@@ -131,13 +138,26 @@ class StepCall:
             )
 
     def bind(self, fun: Callable[..., Any]) -> Callable[..., Any]:
-        """`fun` as a function of the leaves."""
+        """`fun` as a function of the values; where there are Refs, it returns what they hold in the end, too."""
 
-        def bound(*leaves: Any) -> Any:
+        def bound(*values: Any) -> Any:
+            leaves = [jax.new_ref(value) if k in self.refs else value for k, value in enumerate(values)]
             args, kwargs = self.rebuild(leaves)
-            return call_without_changes(fun, args, kwargs)
+            out = call_without_changes(fun, args, kwargs)
+            return (out, [jax.freeze(leaves[k]) for k in self.refs]) if self.refs else out
 
         return bound
+
+    def result(self, returned: Any) -> Any:
+        """The step's own part of what `bind(fun)` returns."""
+        return returned[0] if self.refs else returned
+
+    def completed(self, returned: Any) -> Any:
+        """The same, once the Refs of this call hold what they hold in the end."""
+        if self.refs:
+            for k, value in zip(self.refs, returned[1], strict=True):
+                self.leaves[k][...] = value
+        return self.result(returned)
 
 
 class StepArguments:
@@ -199,7 +219,9 @@ class StepArguments:
             static=tuple(fixed.values()),
             tree=tree,
             names=tuple(self._name(paths[k], where[k]) for k in traced),
-            donated=tuple(self._meant(where[k], self._donated, len(args)) for k in traced),
+            donated=tuple(
+                self._meant(where[k], self._donated, len(args)) or compat.is_ref(jax.typeof(flat[k])) for k in traced
+            ),
             placements=tuple(map(self.placement, leaves)),
             rebuild=rebuild,
         )
@@ -272,7 +294,7 @@ class StepArguments:
 
 def _shape(leaf: Any, placement: Placement) -> jax.ShapeDtypeStruct:
     """The leaf, abstract: over a mesh by its type, where the call is traced, or as it is placed."""
-    aval: Any = jax.typeof(leaf)
+    aval: Any = compat.held_by(jax.typeof(leaf))
     typed = compat.placement(aval)
     if placement.sharding is not None:
         typed["sharding"] = placement.sharding

@@ -93,7 +93,7 @@ class PlannedStep:
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes of the results; nothing is planned."""
         call = self._call(args, kwargs)
-        return jax.eval_shape(lambda *leaves: opaque(self._step(call)(*leaves)), *call.shapes)
+        return jax.eval_shape(lambda *values: opaque(call.result(self._step(call)(*values))), *call.shapes)
 
     def clear_cache(self) -> None:
         """Forgets plans and compiled programs."""
@@ -176,9 +176,10 @@ class PlannedStep:
         def planned(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs, placements)
             if not self._program(call).jaxpr.eqns or (plan := self._plan(call)).is_plain:
-                return opaque(self._step(call)(*call.leaves))
+                return opaque(call.completed(self._step(call)(*call.values)))
             captured = self._traced(call).captured if plan.program.captured else ()
-            return opaque(jax.tree.unflatten(plan.program.out_tree, plan.run([*captured, *call.leaves])))
+            results = plan.run([*captured, *call.values])
+            return opaque(call.completed(jax.tree.unflatten(plan.program.out_tree, results)))
 
         return self._plainly(functools.wraps(self._fun)(planned))
 
@@ -199,7 +200,6 @@ class PlannedStep:
             of_leaf = dict(zip(map(id, leaves), placements, strict=True))
             call = dataclasses.replace(call, placements=tuple(of_leaf[id(leaf)] for leaf in call.leaves))
         call = self._placed(call)
-        call.require_values()
         call.require_pinned()
         return call
 
@@ -297,9 +297,10 @@ class PlannedStep:
 
         @functools.wraps(self._fun)
         def as_called(*args: Any, **kwargs: Any) -> Any:
-            return opaque(jax.tree.unflatten(program.out_tree, run(self._arguments.call(args, kwargs).leaves)))
+            traced = self._arguments.call(args, kwargs)
+            return opaque(traced.completed(jax.tree.unflatten(program.out_tree, run(traced.values))))
 
-        args, kwargs = self._arguments.opaque(*call.rebuild(call.shapes))
+        args, kwargs = self._arguments.opaque(*call.rebuild(call.abstract))
         self._compilations += 1
         return compile_jitted(self._plainly(as_called), args, kwargs, self._options.device.name).report
 

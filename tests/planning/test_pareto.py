@@ -44,6 +44,15 @@ def test_best_takes_the_least_time_within_the_budget(front):
     assert refusal.value.min_peak_bytes == front.points[-1].peak_bytes
 
 
+def test_the_least_is_a_budget_like_others():
+    loss, args = show_programs.tower(layers=4)
+    front = jaxremat.pareto(loss, *args, budgets=(0.9, "least"))
+    smallest = front.points[-1]
+    assert front.best("least") is smallest.plan and smallest.peak_bytes == front.least_bytes
+    assert front.budgets_bytes[1] == smallest.plan.budget_bytes < front.budgets_bytes[0]
+    assert "by hand" in str(front) and front._repr_html_()
+
+
 def test_it_draws_itself(front):
     assert "by hand: projections" in str(front)
     assert "nothing was found within" in str(front)
