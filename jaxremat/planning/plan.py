@@ -28,7 +28,7 @@ from jaxremat.planning.chunkable import rewritten
 from jaxremat.planning.gradient_check import GradientCheck, check_gradients
 from jaxremat.planning.request import require_function
 from jaxremat.planning.signature import check_program, planned_call
-from jaxremat.planning.storage import write_plan
+from jaxremat.planning.storage import plan_text
 from jaxremat.planning.version_one import DecisionOne
 from jaxremat.report.explanation import MOST_PROBES, explain, matching, turning_budget
 from jaxremat.report.parts import Version
@@ -227,7 +227,11 @@ class Plan(Described):
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; `jaxremat.load_plan` reads it back where the function is at hand."""
-        write_plan(path, self, self._values)
+        Path(path).write_text(self._file_text)
+
+    @functools.cached_property
+    def _file_text(self) -> str:
+        return plan_text(self, self._values)
 
     def check_grads(self, *args: Any, rtol: float | None = None, **kwargs: Any) -> GradientCheck:
         """Runs the planned gradient against the plain one.
@@ -280,7 +284,8 @@ class Plan(Described):
     def __getstate__(self) -> dict[str, Any]:
         """What travels: decision, numbers and all that the display says; the program itself stays behind."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "outcome": None, "report": self.report, "_values": self._values}
+        told = {name: getattr(self, name) for name in ("report", "_values", "_file_text")}
+        return {**fields, "outcome": None, **told}
 
     def _turning_point(self, pattern: str | None) -> str:
         """The budget at which the largest value that a pattern matches changes its mind."""

@@ -69,13 +69,8 @@ def stored_plan(plan: Any) -> StoredPlan:
     )
 
 
-def write_plan(path: str | Path, plan: Any, values: Sequence[Value]) -> None:
-    """Writes a plan; `values` are what it decided about, for people who read the file."""
-    Path(path).write_text(plan_text(plan, values))
-
-
 def read_plan(path: str | Path) -> StoredPlan:
-    """Reads what `write_plan` wrote.
+    """Reads a file that holds what `plan_text` made.
 
     Raises:
       PlanMismatchError: if the file is damaged or of another format; the message says where.
@@ -84,7 +79,7 @@ def read_plan(path: str | Path) -> StoredPlan:
 
 
 def plan_text(plan: Any, values: Sequence[Value] = ()) -> str:
-    """A plan as JSON."""
+    """A plan as JSON; `values` are what it decided about, for people who read the file."""
     data = {
         "format": FORMAT,
         "version": VERSION,

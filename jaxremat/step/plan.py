@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxremat.base.budget import format_bytes
+from jaxremat.base.errors import JaxrematError
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import first_backward, in_order, schedule_program
@@ -24,9 +25,14 @@ from jaxremat.step.holders import ArgumentGroup, argument_groups, donation_warni
 from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.program import StepProgram
 from jaxremat.step.scheduling import turn_of
-from jaxremat.step.storage import write_step_plan
+from jaxremat.step.storage import step_plan_text
 from jaxremat.trace.round_trips import rounding
 
+_STAYS = ("program", "outcome", "plain")
+_TRAVELS = (
+    *("decision", "is_plain", "peak_bytes", "timeline", "overhead", "target", "arguments", "warnings", "report"),
+    *("_values", "_in_slices", "_file_text"),
+)
 _UNMEASURED = (
     "how far that takes gradients depends on the arguments: a plan of the loss with the same permission measures it,"
     " jaxremat.plan(loss, ...).measured(*args)"
@@ -59,32 +65,32 @@ class StepPlan(Described):
     solve_seconds: float
     solver: str
 
-    @property
+    @functools.cached_property
     def decision(self) -> ProgramDecision:
         """What to do; all that `save` needs."""
         return self.outcome.decision
 
-    @property
+    @functools.cached_property
     def is_plain(self) -> bool:
         """Whether the step is left as it is written."""
         return self.program.is_as_written(self.decision)
 
-    @property
+    @functools.cached_property
     def peak_bytes(self) -> int:
         """The predicted peak, in bytes."""
         return self.outcome.peak_bytes
 
-    @property
+    @functools.cached_property
     def timeline(self) -> Timeline:
         """What the compiled step is predicted to hold, kernel by kernel."""
         return self.outcome.timeline
 
-    @property
+    @functools.cached_property
     def overhead(self) -> float:
         """Extra time over the step as written, as a fraction, by the cost model."""
         return self.outcome.cost / self.plain.cost - 1
 
-    @property
+    @functools.cached_property
     def target(self) -> str:
         """Name of the device that was planned for."""
         return self.outcome.posed.device.name
@@ -94,7 +100,7 @@ class StepPlan(Described):
         """Who holds what of the arguments, by path, the largest first."""
         return argument_groups(self.program)
 
-    @property
+    @functools.cached_property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know: state that is not donated, above all, and what may be rounded."""
         told = rounding(self.decision.forms)
@@ -124,15 +130,35 @@ class StepPlan(Described):
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; `step.load_plan(path, *args)` of the jitted step reads it back."""
-        write_step_plan(path, self)
+        Path(path).write_text(self._file_text)
 
     def __str__(self) -> str:
-        in_slices = ["", *map(str, self.program.chunks)] if self.program.chunks else []
-        return "\n".join([super().__str__(), *in_slices, "", holders_text(self)])
+        return "\n".join([super().__str__(), *self._in_slices, "", holders_text(self)])
 
     def __repr__(self) -> str:
         budget, peak = format_bytes(self.budget_bytes), format_bytes(self.peak_bytes)
         return f"<StepPlan for {budget} on {self.target}: predicted {peak}, extra time {self.overhead:.1%}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: decision, numbers and all that the display says; the step itself stays behind."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _STAYS]
+        return {name: getattr(self, name) for name in (*names, *_TRAVELS)}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _STAYS:
+            raise JaxrematError(
+                "this plan was unpickled, and the step that it was made for did not travel with it: save it, and read"
+                " it with the jitted step, step.load_plan(path, *args)"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @functools.cached_property
+    def _in_slices(self) -> list[str]:
+        return ["", *map(str, self.program.chunks)] if self.program.chunks else []
+
+    @functools.cached_property
+    def _file_text(self) -> str:
+        return step_plan_text(self)
 
     @property
     def numbers(self) -> Numbers:

@@ -38,8 +38,8 @@ class StoredStepPlan:
     numbers: dict[str, Any]
 
 
-def write_step_plan(path: str | Path, plan: Any) -> None:
-    """Writes a `StepPlan`."""
+def step_plan_text(plan: Any) -> str:
+    """A `StepPlan` as JSON."""
     data = {
         "format": _FORMAT,
         "decision": plan.decision.to_json(),
@@ -50,11 +50,11 @@ def write_step_plan(path: str | Path, plan: Any) -> None:
         "numbers": {name: getattr(plan, name) for name in _NUMBERS},
         "arguments": [dataclasses.asdict(group) for group in plan.arguments],
     }
-    Path(path).write_text(json.dumps(data, indent=1))
+    return json.dumps(data, indent=1)
 
 
 def read_step_plan(path: str | Path) -> StoredStepPlan:
-    """Reads what `write_step_plan` wrote.
+    """Reads a file that holds what `step_plan_text` made.
 
     Raises:
       PlanMismatchError: if the file is damaged or holds something else.

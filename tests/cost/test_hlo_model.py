@@ -5,6 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from put_together import emitted_program
 
 from jaxremat.backends.cpu import CPU
@@ -30,6 +31,48 @@ def squares(times):
         return jnp.mean(x) * c
 
     return jax.make_jaxpr(loss)(jnp.ones((8, 8))).jaxpr
+
+
+def controlled(times):
+    """Steps of a solver of which each is as long as the one before allows."""
+
+    def loss(x):
+        now, step = jnp.float32(0), jnp.float32(0.1)
+        for _ in range(times):
+            x = x + step * jnp.tanh(x) * jnp.cos(now)
+            now, step = now + step, step * jnp.where(now > 1, 0.9, 1.1)
+        return jnp.mean(x)
+
+    return jax.make_jaxpr(loss)(jnp.ones((8, 8))).jaxpr
+
+
+def rotary(times):
+    """Tables of angles, which each layer makes anew."""
+
+    def loss(x):
+        for _ in range(times):
+            angles = jnp.arange(8.0)[:, None] / 10000.0 ** (jnp.arange(8.0)[None] / 8)
+            x = x * jnp.cos(angles) + x[:, ::-1] * jnp.sin(angles)
+        return jnp.mean(x)
+
+    return jax.make_jaxpr(loss)(jnp.ones((8, 8))).jaxpr
+
+
+def recurrence(times):
+    def loss(x):
+        a, b = jax.lax.full((), 1.0), jax.lax.full((), 0.5)
+        for _ in range(times):
+            a, b = b * a - a * a, a * b + b * b
+            x = jnp.tanh(x * a + b)
+        return jnp.mean(x)
+
+    return jax.make_jaxpr(loss)(jnp.ones((8, 8))).jaxpr
+
+
+@pytest.mark.parametrize("chain", [squares, controlled, rotary, recurrence], ids=lambda chain: chain.__name__)
+def test_twice_as_long_a_chain_is_at_most_twice_as_many_operations(chain):
+    short, long = (len(lower(chain(times), CPU).ops) for times in (20, 40))
+    assert short < long <= 2 * short
 
 
 def test_chains_of_constants_take_linear_time():

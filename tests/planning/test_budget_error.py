@@ -74,3 +74,31 @@ def test_a_plan_with_chunked_attention_loads(tmp_path):
     again = jaxremat.load_plan(tmp_path / "plan.json", attend, *args)
     assert again.decision.to_json() == plan.decision.to_json()
     assert jax.eval_shape(again.apply(attend), *args).shape == ()
+
+
+def layered(ws, x):
+    for w in ws:
+        x = x + jnp.tanh(x @ w)
+    return jnp.mean(x**2)
+
+
+def scanned(ws, x):
+    return jnp.mean(jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, jnp.stack(ws))[0] ** 2)
+
+
+def convolved(ws, x):
+    x = x.reshape(8, 8, 8, 32)
+    for w in ws:
+        x = x + jnp.tanh(jax.lax.conv(x.swapaxes(1, 3), w[:, :, None, None], (1, 1), "SAME")).swapaxes(1, 3)
+    return jnp.mean(x**2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("emit", ["schedule", "names", "segments"])
+@pytest.mark.parametrize("fun", [layered, scanned, convolved], ids=lambda fun: fun.__name__)
+def test_what_a_refusal_lists_is_its_minimum_and_never_above_the_plain_peak(fun, emit, dtype):
+    args = [jax.ShapeDtypeStruct((32, 32), dtype)] * 4, jax.ShapeDtypeStruct((512, 32), dtype)
+    plain = jaxremat.plan(fun, *args, budget=1.0).compiled.peak_bytes
+    error = refuse(fun, args, budget=1000, emit=emit)
+    assert sum(occupant.bytes for occupant in error.occupants) == error.min_peak_bytes <= plain
+    assert all(occupant.name and occupant.bytes > 0 for occupant in error.occupants)
