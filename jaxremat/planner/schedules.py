@@ -107,7 +107,8 @@ class SchedulePlanner:
         if self.plain.replayed_bytes <= aim:
             return self.plain
         if aim not in self._fits:
-            self._fits[aim] = cheapest_within([planner._fit(aim) for planner in self._both], aim)
+            found = cheapest_within([planner._fit(aim) for planner in self._both], aim)
+            self._fits[aim] = self._followed_closely(found) if self._follows else found
         return self._fits[aim]
 
     @functools.cached_property
@@ -116,6 +117,12 @@ class SchedulePlanner:
         computing again as long as that takes less."""
         rate = self.device.first_touch_seconds_per_byte
         return fastest_bytes(self.plain, self._at_price(rate))
+
+    @property
+    def _follows(self) -> bool:
+        """Whether schedules are followed closely: left alone, a compiler that runs first what is ready first holds more
+        at once, and takes no less time for it (`benchmarks/order.py`)."""
+        return self.device.backend.breadth_first
 
     def _at_price(self, price: float) -> list[ScheduleOutcome]:
         """Outcomes with loops, and what is outside of them, as one price decides."""
@@ -139,7 +146,9 @@ class SchedulePlanner:
             apart(list(by_size.values()), lambda outcome: outcome.replayed_bytes)[: _MOST_LEAST // len(BARRIER_SCOPES)]
             + self._in_checkpoints()
         )
-        return [*distinct, *map(self._with_sources_behind_barriers, distinct), *map(self._followed_closely, distinct)]
+        closely = list(map(self._followed_closely, distinct))
+        others = [*distinct, *map(self._with_sources_behind_barriers, distinct)]
+        return [*closely, *others] if self._follows else [*others, *closely]
 
     def leaving(self, saved_bytes: int) -> ScheduleOutcome:
         """The cheapest outcome whose forward leaves at most so many bytes to the backward, inputs aside; the one that
