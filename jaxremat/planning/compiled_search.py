@@ -46,11 +46,11 @@ class CompiledSearch:
         """The cheapest outcome whose compiled peak is within the limit.
 
         Raises:
-          BudgetError: if there is none. A budget below what arguments and results take, or far below all predictions
-            where these are trusted, is refused after one compilation beside that of the program as written.
+          BudgetError: if there is none. A budget far below all predictions, where these are trusted, is refused after
+            one compilation; one below what arguments and results take, after that of the program as written, too.
         """
         refuses = self._subject.request.refuses
-        is_hopeless = self.is_below_held(limit) or self._predicted.is_hopeless(limit)
+        is_hopeless = self._predicted.is_hopeless(limit) or self.is_below_held(limit)
         if not is_hopeless and (found := self.fitting(limit)):
             return self._fastest.without_waiting(found, limit)
         least = self._least.quickly() if is_hopeless and refuses else self._least.compiled(limit)

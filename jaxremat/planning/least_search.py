@@ -60,10 +60,8 @@ class LeastSearch:
         return self._smallest(list(in_order), 2, _MOST_LEAST, wanted_bytes)
 
     def quickly(self) -> Trial[Outcome, MemoryReport]:
-        """The program as written, or the smallest by replay where that is predicted, and compiled, to take less."""
-        first = self._planner.least()[0]
-        is_lower = first.peak_bytes < self._compilations.report(self._planner.plain).peak_bytes
-        return self._smallest([first] if is_lower else [], 1, 1)
+        """What is predicted to be the smallest, compiled."""
+        return self._compilations.trial(self.predicted())
 
     def _smallest_first(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """In the order of predicted peaks; of those that are next to the smallest, the smallest by replay leads."""

@@ -109,6 +109,8 @@ class Planning:
             return self._plan(self._least.predicted(), limit)
         logger.info("nothing is predicted to fit in %s; compiling to be sure", format_bytes(limit))
         try:
+            if self._predicted.is_hopeless(limit):
+                return self._plan(self._compiled.within(limit), limit)
             limit = max(limit, self._limit(budget, self.baseline.report.peak_bytes))
         except TargetError:
             return self._plan(self._least.predicted(), limit)
