@@ -60,8 +60,13 @@ class LeastSearch:
         return self._smallest(list(in_order), 2, _MOST_LEAST, wanted_bytes)
 
     def quickly(self) -> Trial[Outcome, MemoryReport]:
-        """What is predicted to be the smallest, compiled."""
-        return self._compilations.trial(self.predicted())
+        """What is predicted to be the smallest, compiled; or the program as written where that takes less."""
+        written = self._planner.plain
+        leading, *_ = self._smallest_first([*self._planner.least(), written])
+        least = self._compilations.trial(leading)
+        if least.peak_bytes <= written.peak_bytes and not self._compilations.known(written):
+            return least
+        return min(least, self._compilations.trial(written), key=lambda trial: trial.peak_bytes)
 
     def _smallest_first(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """In the order of predicted peaks; of those that are next to the smallest, the smallest by replay leads."""

@@ -40,10 +40,11 @@ def compilations(monkeypatch):
 
 @pytest.mark.parametrize("verify", ["compile", "replay"])
 @pytest.mark.parametrize("budget", [1000, 0.05])
-def test_a_budget_below_arguments_and_results_takes_one_compilation_more(compilations, monkeypatch, budget, verify):
+def test_a_budget_below_arguments_and_results_takes_one_compilation(compilations, monkeypatch, budget, verify):
+    """Beside that of the program as written, where every plan is compiled."""
     monkeypatch.setattr("jaxremat.planner.schedules.SchedulePlanner.fit", None)
     error = refuse(stack, stack_arguments(), budget=budget, verify=verify)
-    assert len(compilations) == 2 and error.min_peak_bytes == min(compilations) < compilations[0]
+    assert len(compilations) == (2 if verify == "compile" else 1) and error.min_peak_bytes == min(compilations)
     assert sum(occupant.bytes for occupant in error.occupants) == error.min_peak_bytes
     assert "no plan can go below them" in str(error) and 'budget="least"' in str(error)
 
@@ -61,8 +62,8 @@ def test_a_refusal_compiles_no_more_than_a_plan(compilations):
     assert error.min_peak_bytes <= 1.1 * least and len(compilations) <= 4
 
 
-def test_what_is_predicted_to_be_far_below_any_plan_takes_one_compilation_more(compilations):
+def test_what_is_predicted_to_be_far_below_any_plan_takes_one_compilation(compilations):
     args = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 6, jax.ShapeDtypeStruct((65536, 256), jnp.float32)
     error = refuse(stack, args, budget=0.05, verify="replay")
-    assert len(compilations) == 2 and error.min_peak_bytes == min(compilations)
+    assert compilations == [error.min_peak_bytes]
     assert sum(occupant.bytes for occupant in error.occupants) == error.min_peak_bytes

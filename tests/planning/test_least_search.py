@@ -3,8 +3,6 @@
 import dataclasses
 from types import SimpleNamespace
 
-import pytest
-
 from jaxremat.base.stopwatch import Stopwatch
 from jaxremat.compiled.compile import MemoryReport
 from jaxremat.planning.compilations import Compilations
@@ -64,11 +62,19 @@ def test_of_those_predicted_alike_the_smallest_by_replay_leads():
     assert compiled(compilations)[0] is small
 
 
-@pytest.mark.parametrize(("peak_bytes", "number"), [(1900, 1), (2100, 0)])
-def test_quickly_at_most_one_is_compiled_beside_the_program_as_written(peak_bytes, number):
-    search, compilations = search_of(Told(peak_bytes, 1800), Told(100, 100))
-    assert search.quickly().peak_bytes == (1800 if number else 2000)
-    assert len(compiled(compilations)) == number
+def test_quickly_the_smallest_by_prediction_alone_is_compiled():
+    smallest = Told(900, 1000)
+    search, compilations = search_of(Told(1900, 1800), smallest)
+    assert search.quickly().candidate is smallest
+    assert [trial.candidate for trial in compilations.trials] == [smallest]
+
+
+def test_quickly_nothing_is_larger_than_the_program_as_written():
+    search, compilations = search_of(Told(1500, 2500))
+    assert search.quickly().candidate is PLAIN and len(compilations.trials) == 2
+    search, compilations = search_of(Told(1500, 1900))
+    compilations.report(PLAIN)
+    assert search.quickly().peak_bytes == 1900
 
 
 def test_nothing_is_larger_than_the_program_as_written():
