@@ -83,6 +83,8 @@ class StepSearch:
     def fit(self, budget_bytes: int) -> FlatSchedule:
         """The cheapest schedule found whose replayed peak is within the budget, or one with a small peak: where one
         round of cuts is not enough, what it leaves too high is cut again."""
+        if self.plain.peak_bytes <= budget_bytes:
+            return self.plain
         best = self._first_round.fit(budget_bytes)
         if best.peak_bytes > budget_bytes and self.smallest.peak_bytes > budget_bytes:
             return self.smallest
@@ -97,7 +99,7 @@ class StepSearch:
 
     def fits_quickly(self, budget_bytes: int) -> bool:
         """Whether one cut of each hill is enough."""
-        return self._first_round.fits_quickly(budget_bytes)
+        return self.plain.peak_bytes <= budget_bytes or self._first_round.fits_quickly(budget_bytes)
 
     @functools.cached_property
     def smallest(self) -> FlatSchedule:

@@ -34,6 +34,12 @@ def test_what_fits_is_a_replayed_schedule_in_which_every_hill_fits(share):
     assert again.min() < 20 <= again.max(), "both hills are as high"
 
 
+def test_what_fits_as_it_stands_is_left_alone():
+    search = StepSearch(GRAPH, GRAPH.costs)
+    assert search.fit(search.plain.peak_bytes) is search.plain
+    assert search.fits_quickly(search.plain.peak_bytes)
+
+
 def test_nothing_runs_twice_between_two_barriers():
     found = StepSearch(GRAPH, GRAPH.costs).smallest
     for first, end in zip((0, *found.barriers), (*found.barriers, found.steps.size)):
