@@ -199,6 +199,8 @@ def checked_argnums(argnums: int | Sequence[int], number: int) -> int | tuple[in
     Raises:
       ArgumentError: for what is no number of an argument.
     """
+    if not number:
+        raise ArgumentError("no argument is given by position: pass the function's arguments, arrays or shapes of them")
     try:
         wanted = operator.index(argnums) if hasattr(argnums, "__index__") else tuple(map(operator.index, argnums))
     except TypeError:

@@ -19,6 +19,11 @@ def test_argnums_out_of_range(argnums):
         trace_joint(lambda x, y: jnp.sum(x * y), X, X, argnums=argnums)
 
 
+def test_a_call_without_arguments():
+    with pytest.raises(ArgumentError, match="no argument is given by position"):
+        jaxremat.plan(lambda x: jnp.sum(x), budget=1.0)
+
+
 @pytest.mark.parametrize("leaf,dtype", [(jnp.int32(2), "int32"), (X > 0, "bool"), (jax.random.key(0), "key<fry>")])
 def test_arguments_without_a_gradient(leaf, dtype):
     with pytest.raises(ArgumentError, match=f"argument 1 holds a leaf of dtype {dtype}"):
