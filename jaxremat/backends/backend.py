@@ -53,7 +53,10 @@ class Backend:
         see `benchmarks/results/prediction.md`.
       reorders_iterations: in a loop's body, kernels run in the order of the program, or as a search from its outputs
         finds them.
-      products_compute_operands: contractions compute what they read, whoever else does, and sum what they make.
+      products_compute_operands: contractions compute what they read, of any rank, whoever else does, and sum what they
+        make.
+      rounds_operands: contractions in float32, at default precision, read what was rounded to bfloat16: by what makes
+        it, where nobody reads all its bits.
       fuses_windows: windows that slide are computed in loops with what they read and with what reads them.
       rows_in_one_kernel: what normalises rows goes over them once.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
@@ -88,6 +91,7 @@ class Backend:
     predicts_closely: bool = False
     reorders_iterations: bool = False
     products_compute_operands: bool = False
+    rounds_operands: bool = False
     fuses_windows: bool = False
     rows_in_one_kernel: bool = False
     ties_transfers: bool = False

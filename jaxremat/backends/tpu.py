@@ -15,6 +15,7 @@ TPU = Backend(
     times_loops=True,
     smallest_modelled_bytes=32 * 2**20,
     products_compute_operands=True,
+    rounds_operands=True,
     tile=(8, 128),
     element_work={"random_bits": 300},  # transcendental functions have a unit of their own, and count as one operation
     pool_fraction=0.97,  # 15.75 of 16 GiB on a v5e, 31.25 of 32 on a v6e, by the compiler's own messages when full

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Container, Hashable, Sequence
 from typing import Any
 
+import numpy as np
+from jax.lax import Precision
+
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.hlo_builder import HloBuilder
 from jaxremat.cost.hlo_ops import Facts, Op, OperandLayout, shape_of
@@ -14,6 +17,7 @@ from jaxremat.trace.listing import Slot
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
 """Dtypes in which XLA:CPU hands contractions and reductions to its library."""
+_ROUNDED = "bfloat16"  # what a TPU multiplies at default precision (`jax.lax.Precision`)
 Contracts = tuple[tuple[int, ...], ...]
 _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 
@@ -29,8 +33,10 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
         _laid_out(hlo, facts, side, read, contract, layout)
         for side, (read, contract) in enumerate(zip(reads, contracts))
     ]
+    if hlo.backend.rounds_operands and _is_fast(facts.eqn):
+        operands = [_converted(hlo, read, _ROUNDED) if hlo.ops[read].dtype == "float32" else read for read in operands]
     plain = layout.contracts_rows or operands[0] != reads[0]
-    if not batches[0]:
+    if not batches[0] and not hlo.backend.products_compute_operands:
         operands = [_flattened(hlo, facts, side, read) for side, read in enumerate(operands)]
     return [_product(hlo, "dot", tuple(operands), facts, FLOATS if plain and layout.is_matrix else frozenset())]
 
@@ -123,15 +129,20 @@ def _product(hlo: HloBuilder, kind: str, reads: tuple[int, ...], facts: Facts, l
     dtype, widened = facts.dtype, hlo.backend.widened_products
     if not widened or dtype in library or widened.isdisjoint({dtype, *(hlo.ops[read].dtype for read in reads)}):
         return hlo.merge(facts.template(kind, facts.params, in_library=dtype in library), reads)
-    wide = tuple(_float32(hlo, read) if hlo.ops[read].dtype in widened else read for read in reads)
+    wide = tuple(_converted(hlo, read, "float32") if hlo.ops[read].dtype in widened else read for read in reads)
     made = hlo.merge(facts.wide_product(kind, in_library="float32" in library), wide)
     return made if dtype == "float32" else hlo.merge(facts.template("convert_element_type", dtype), (made,))
 
 
-def _float32(hlo: HloBuilder, read: int) -> int:
+def _is_fast(product: Eqn) -> bool:
+    """Whether a product may round its operands."""
+    return product.params["precision"] in (None, (Precision.DEFAULT,) * 2)
+
+
+def _converted(hlo: HloBuilder, read: int, dtype: str) -> int:
     op = hlo.ops[read]
-    wide = Op("convert_element_type", op.shape, "float32", 4 * op.elements)
-    return hlo.merge(hlo.templates.merged(wide, "float32"), (read,))
+    other = Op("convert_element_type", op.shape, dtype, np.dtype(dtype).itemsize * op.elements)
+    return hlo.merge(hlo.templates.merged(other, dtype), (read,))
 
 
 def _channels_last(dims: Any) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ def S(*dims, dtype=jnp.float32):
 
 WIDE, WEIGHTS = S(131072, 1024, dtype=jnp.bfloat16), S(1024, 1024, dtype=jnp.bfloat16)
 BESIDE, BEYOND, NARROW = S(4096, 1024), S(65536, 1024), S(2**24, 5)
+TOKENS = S(64, 2048, 1024, dtype=jnp.bfloat16)
+FLOATS, SQUARE = S(131072, 1024), S(1024, 1024)
 HEADS = S(16, 2048, 16, 128, dtype=jnp.bfloat16)
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 LAYERS = S(65536, 128, dtype=jnp.bfloat16), *[S(128, 128, dtype=jnp.bfloat16)] * 6
@@ -57,6 +59,21 @@ def by_two_products(key, x, w):
     return kept @ w, kept @ (w * 2)
 
 
+def by_two_products_more(x, w, v, u):
+    made = x @ w
+    return made @ v, made @ u
+
+
+def by_exact_products(x, w, v, u):
+    with jax.default_matmul_precision("highest"):
+        return by_two_products_more(x, w, v, u)
+
+
+def by_a_product_and_a_sum(x, w, v):
+    made = x @ w
+    return made @ v, made[::-1]
+
+
 def gradients_of_gelus(x, *weights):
     def loss(weights):
         h = x
@@ -71,6 +88,10 @@ RULES = {
     "a product computes what it reads": (lambda x, w: (jnp.tanh(x) * x) @ w, (WIDE, WEIGHTS), 0),
     "whoever else does": (lambda x, w: (jnp.tanh(x) @ w, jnp.tanh(x) @ (w * 2)), (WIDE, WEIGHTS), 0),
     "a product sums what it makes": (lambda x, w: jnp.sum((x @ w).astype(jnp.float32), 0), (WIDE, WEIGHTS), 0),
+    "of any rank": (lambda x, w: (jnp.tanh(x) @ w, jnp.tanh(x) @ (w * 2)), (TOKENS, WEIGHTS), 0),
+    "what only products read is written in half precision": (by_two_products_more, (FLOATS, *[SQUARE] * 3), 256 * MIB),
+    "but not for products of full precision": (by_exact_products, (FLOATS, *[SQUARE] * 3), 512 * MIB),
+    "nor where others read it": (by_a_product_and_a_sum, (FLOATS, *[SQUARE] * 2), 512 * MIB),
     "a product that two read is written": (
         lambda x, w: ((y := x @ w) * 2, jnp.tanh(y)[::-1]), (WIDE, WEIGHTS), 256 * MIB,
     ),

@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import pytest
 from fused_programs import TPU, written
 
+from jaxremat.cost.fusion import fuse
+from jaxremat.cost.hlo_model import lower
+
 X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
 
 
@@ -37,6 +40,30 @@ def test_a_product_of_a_tpu_computes_what_it_reads_and_sums_what_it_makes():
     summed = lambda x, w: (jnp.sum(jnp.tanh(x) @ w, 0), jnp.tanh(x) @ (w * 2))
     assert {"tanh", "dot_general", "reduce_sum"} <= set(written(summed, X, W))
     assert written(summed, X, W, device=TPU) == ["reduce_sum", "dot_general"]
+
+
+def test_a_product_of_a_tpu_reads_what_is_rounded_by_what_makes_it():
+    def made_bytes(precision, dtype):
+        def fun(x, w):
+            made = jnp.dot(x, w, precision=precision)
+            return jnp.dot(made, w, precision=precision), jnp.dot(made, w * 2, precision=precision)
+
+        args = (jax.ShapeDtypeStruct(like.shape, dtype) for like in (X, W))
+        fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, TPU.backend), TPU)
+        return fusion.program.ops[fusion.kernels[0]].size_bytes
+
+    halves = 2 * 2048 * 1024
+    assert made_bytes(None, jnp.float32) == made_bytes("default", jnp.float32) == halves
+    assert made_bytes("highest", jnp.float32) == 2 * halves
+    assert made_bytes("BF16_BF16_F32_X3", jnp.float32) == 2 * halves
+    assert made_bytes(None, jnp.bfloat16) == halves
+
+
+def test_a_product_of_a_tpu_computes_what_it_reads_of_any_rank():
+    tokens = jax.ShapeDtypeStruct((4, 512, 1024), jnp.float32)
+    twice = lambda x, w: (jnp.tanh(x) @ w, jnp.tanh(x) @ (w * 2))
+    fusion = fuse(lower(jax.make_jaxpr(twice)(tokens, W).jaxpr, TPU.backend), TPU)
+    assert [fusion.program.ops[kernel].kind for kernel in fusion.kernels] == ["dot", "dot"]
 
 
 ROW = jax.ShapeDtypeStruct((1, 1024), jnp.float32)
