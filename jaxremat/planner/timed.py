@@ -181,7 +181,8 @@ class TimedPlanner:
         """The range with barriers in their first places; of what is between two prices, all that can be the fastest
         within a number of bytes."""
         at = {point: self._at(point) for points in self._falling for point in _ends(points)}
-        others = self._by_hand if self._number_of_blocks else self._small
+        by_hand = self._by_hand if peak_bytes is None else self._as_people_do
+        others = by_hand if self._number_of_blocks else self._small
         known = [self.plain, *others, *at.values()]
         for _ in range(_ROUNDS):
             wanted = _Wanted.within(peak_bytes, known)
@@ -232,11 +233,14 @@ class TimedPlanner:
 
     @functools.cached_property
     def _by_hand(self) -> list[TimedOutcome]:
-        """What people keep by hand, with barriers where `jax.checkpoint` has them; the smallest also behind kernels, as
-        whatever is on the front."""
-        as_people_do = [self._between(self._blocks, self._predicted(program)) for program in self._programs_by_hand]
-        smallest = sorted(as_people_do, key=by_peak)[:1]
-        return [*as_people_do, *(self._emitted(outcome.program, self._blocks) for outcome in smallest)]
+        """What people keep by hand; the smallest also behind kernels, as whatever is on the front."""
+        smallest = sorted(self._as_people_do, key=by_peak)[:1]
+        return [*self._as_people_do, *(self._emitted(outcome.program, self._blocks) for outcome in smallest)]
+
+    @functools.cached_property
+    def _as_people_do(self) -> list[TimedOutcome]:
+        """What people keep by hand, with barriers where `jax.checkpoint` has them."""
+        return [self._between(self._blocks, self._predicted(program)) for program in self._programs_by_hand]
 
     @functools.cached_property
     def _programs_by_hand(self) -> list[ScheduledProgram]:
