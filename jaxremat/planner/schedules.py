@@ -24,6 +24,7 @@ from jaxremat.loops.decide import Loops, in_one_piece
 from jaxremat.loops.decision import LoopDecision
 from jaxremat.planner.contract import Outcome, Traits, cheapest_within, fastest_bytes, left_behind
 from jaxremat.planner.decision import Form, form_of
+from jaxremat.planner.prediction import is_below_model_threshold
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.solvers.mincut.barriers import barriers_at_turns
 from jaxremat.solvers.mincut.search import Candidate, Search
@@ -118,11 +119,13 @@ class SchedulePlanner:
         rate = self.device.first_touch_seconds_per_byte
         return fastest_bytes(self.plain, self._at_price(rate))
 
-    @property
+    @functools.cached_property
     def _follows(self) -> bool:
         """Whether schedules are followed closely: left alone, a compiler that runs first what is ready first holds more
-        at once, and takes no less time for it (`benchmarks/order.py`)."""
-        return self.device.backend.breadth_first
+        at once, and takes no less time for it (`benchmarks/order.py`). In toy programs buffers cost more than order."""
+        problem, _ = self._posed(())
+        is_toy = is_below_model_threshold(problem.joint, problem.graph, self.device)
+        return self.device.backend.breadth_first and not is_toy
 
     def _at_price(self, price: float) -> list[ScheduleOutcome]:
         """Outcomes with loops, and what is outside of them, as one price decides."""

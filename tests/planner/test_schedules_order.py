@@ -59,3 +59,11 @@ def test_only_where_a_compiler_runs_first_what_is_ready_first():
         assert planner.plain.program.barrier_scope == "all"
         assert planner.least()[0].program.barrier_scope == scope
         assert {outcome.program.barrier_scope for outcome in planner.least()} == {"all", "sources", "order"}
+
+
+def test_toy_programs_are_left_alone():
+    """There what waits at barriers takes more than order saves."""
+    toy = [(shape(3, 3, 8, 8), shape(1, 1, 8, 8))] * 4, shape(2, 16, 16, 8)
+    planner = SchedulePlanner(read_primal(two_branches, toy, 0, False), CPU)
+    assert planner.fit(int(0.6 * planner.plain.replayed_bytes)).program.barrier_scope == "all"
+    assert planner.least()[0].program.barrier_scope == "all"

@@ -45,6 +45,29 @@ def test_outcomes_fit_and_no_smaller_one_is_faster(planner):
     assert all(after <= 1.01 * before for before, after in itertools.pairwise(costs))
 
 
+def recurrent(weights, xs):
+    def step(carry, x):
+        state, cell = carry
+        into, keep, out, new = jnp.split(jnp.concatenate([x, state], -1) @ weights, 4, -1)
+        cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(into) * jnp.tanh(new)
+        state = jax.nn.sigmoid(out) * jnp.tanh(cell)
+        return (state, cell), state
+
+    zeros = jnp.zeros(xs.shape[1:])
+    return jnp.mean((lax.scan(step, (zeros, zeros), xs)[1] - xs) ** 2)
+
+
+def test_no_budget_of_a_recurrence_is_slower_than_a_smaller_one():
+    """Each asked of a planner of its own: what was found for another budget does not help."""
+    args = jax.ShapeDtypeStruct((256, 512), jnp.float32), jax.ShapeDtypeStruct((256, 256, 128), jnp.float32)
+    primal = read_primal(recurrent, args, 0, False)
+    costs = []
+    for share in (0.2, 0.22, 0.25, 0.27, 0.3, 0.35, 0.4, 0.5):
+        planner = TimedLoopPlanner(primal, H200)
+        costs.append(planner.fit(int(share * planner.plain.peak_bytes)).cost)
+    assert all(after <= 1.01 * before for before, after in itertools.pairwise(costs))
+
+
 def test_making_again_beats_stacking_where_kernels_make_it_on_the_way(planner):
     """Everything stacked is written and read once more: with half of the bytes the loop is faster than as written."""
     assert planner.fit(planner.plain.peak_bytes // 2).cost < planner.plain.cost
