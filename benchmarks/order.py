@@ -11,7 +11,9 @@ compiled peaks, and the median of the seconds, as parts of those of the program 
 
 import argparse
 import dataclasses
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +81,8 @@ def main() -> None:
     for name in options.models:
         lines += rows(name, options.shares, options.repeats)
         print("\n".join(lines[-1 - 2 * len(options.shares) :]), flush=True)
-    title = f"`python benchmarks/order.py`, jax {jax.__version__}, on a machine of two shared CPU cores.\n\n"
+    command = shlex.join(["python", "benchmarks/order.py", *sys.argv[1:]])
+    title = f"`{command}`, jax {jax.__version__}, on a machine of two shared CPU cores.\n\n"
     options.out.with_suffix(".md").write_text(title + "\n".join(lines) + "\n")
 
 
