@@ -143,6 +143,10 @@ class SchedulePlanner:
 
     def least(self) -> list[ScheduleOutcome]:
         """Outcomes of small replayed peak, no two alike, with barriers of every scope."""
+        return self._least
+
+    @functools.cached_property
+    def _least(self) -> list[ScheduleOutcome]:
         each = itertools.chain.from_iterable(planner._small_ones() for planner in self._both)
         by_size = {id(outcome): outcome for outcome in sorted(each, key=_by_peak)}
         distinct = (

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from layer_stacks import layered, scanned
 
 import jaxremat
 
@@ -74,16 +75,6 @@ def test_a_plan_with_chunked_attention_loads(tmp_path):
     again = jaxremat.load_plan(tmp_path / "plan.json", attend, *args)
     assert again.decision.to_json() == plan.decision.to_json()
     assert jax.eval_shape(again.apply(attend), *args).shape == ()
-
-
-def layered(ws, x):
-    for w in ws:
-        x = x + jnp.tanh(x @ w)
-    return jnp.mean(x**2)
-
-
-def scanned(ws, x):
-    return jnp.mean(jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, jnp.stack(ws))[0] ** 2)
 
 
 def convolved(ws, x):

@@ -43,6 +43,13 @@ def measured(w, x):
     return jnp.mean(jnp.tanh(x @ w)), jnp.sqrt(-1.0 - jnp.abs(x @ w))
 
 
+def refuse(loss, told):
+    args = jnp.ones((8, 8)), jnp.ones((4, 8))
+    plan = jaxremat.plan(loss, *args, budget=1.0, verify="replay")
+    with pytest.raises(jaxremat.GradientError, match=told):
+        plan.check_grads(*args)
+
+
 NOT_A_NUMBER = {
     "a result": (lambda w, x: jnp.sum(jnp.log(-1.0 - jnp.abs(x @ w))), "result 0 holds 1 NaN"),
     "a gradient alone": (lambda w, x: jnp.sum(jnp.sqrt(jnp.zeros(8) * (x @ w))), "gradient of 0 .* holds 64 NaN"),
@@ -54,10 +61,7 @@ NOT_A_NUMBER = {
 
 @pytest.mark.parametrize(("loss", "told"), NOT_A_NUMBER.values(), ids=NOT_A_NUMBER)
 def test_what_is_no_number_is_refused_by_name(loss, told):
-    args = jnp.ones((8, 8)), jnp.ones((4, 8))
-    plan = jaxremat.plan(loss, *args, budget=1.0, verify="replay")
-    with pytest.raises(jaxremat.GradientError, match=told):
-        plan.check_grads(*args)
+    refuse(loss, told)
 
 
 INFINITE = {
@@ -69,10 +73,7 @@ INFINITE = {
 
 @pytest.mark.parametrize(("loss", "told"), INFINITE.values(), ids=INFINITE)
 def test_what_is_infinite_throughout_is_refused_by_name(loss, told):
-    args = jnp.ones((8, 8)), jnp.ones((4, 8))
-    plan = jaxremat.plan(loss, *args, budget=1.0, verify="replay")
-    with pytest.raises(jaxremat.GradientError, match=told):
-        plan.check_grads(*args)
+    refuse(loss, told)
 
 
 def test_some_entries_may_be_infinite():

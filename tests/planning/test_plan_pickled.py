@@ -3,30 +3,14 @@
 import pickle
 
 import jax
-import jax.numpy as jnp
 import pytest
 from gradient_programs import assert_same
+from layer_stacks import attending, layered, scanned
 
 import jaxremat
 
 WS = tuple(0.1 * jax.random.normal(key, (32, 32)) for key in jax.random.split(jax.random.key(0), 6))
 X = jax.random.normal(jax.random.key(1), (512, 32))
-
-
-def layered(ws, x):
-    for w in ws:
-        x = x + jnp.tanh(x @ w)
-    return jnp.mean(x**2)
-
-
-def scanned(ws, x):
-    return jnp.mean(jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, jnp.stack(ws))[0] ** 2)
-
-
-def attending(ws, x):
-    for w in ws:
-        x = x + jax.nn.softmax((x @ w) @ x.T) @ x
-    return jnp.mean(x**2)
 
 
 PLANS = {

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layer_stacks import attending, scanned
 from random_programs import arguments, random_program
 
 import jaxremat
@@ -107,16 +108,6 @@ def test_a_plan_made_under_one_precision_runs_under_another():
     finally:
         jax.config.update("jax_debug_nans", before)
     np.testing.assert_allclose(jax.jit(jax.grad(fun))(w, x), ours, rtol=1e-3, atol=1e-5)
-
-
-def scanned(ws, x):
-    return jnp.mean(jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, jnp.stack(ws))[0] ** 2)
-
-
-def attending(ws, x):
-    for w in ws:
-        x = x + jax.nn.softmax((x @ w) @ x.T) @ x
-    return jnp.mean(x**2)
 
 
 def unrolled(ws, x):
