@@ -113,6 +113,12 @@ _BROKEN_BY_TESTS = {
         ("trace/late_writes.py", " and eqn.outvars[0] not in sums", ""),
         ("trace/late_writes.py", "program.put(late.get(position, eqn), inner)", "program.put(eqn, inner)"),
     ),
+    "tests/trace/test_projections.py": (
+        ("emit/script.py", "read[0].source in saved)", "False)"),
+        ("emit/transfers.py", " if not trip.only_estimates", ""),
+        ("trace/projections.py", " and all(_other(eqn, var) in self._views for eqn in with_weights)", ""),
+        ("trace/projections.py", " ^ lax.broadcast(seed, shape)", ""),
+    ),
     "tests/trace/test_round_trips.py": (("emit/script.py", " or (trip.stored in made and trip.source in before)", ""),),
     "tests/report/test_parts.py": (
         ("emit/script.py", "joint.values[value] for value in program.saved.tolist()", "v for v in ()"),

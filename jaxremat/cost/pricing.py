@@ -30,6 +30,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.primitives import ALIASING, LOOPS
+from jaxremat.trace.projections import PARTS
 from jaxremat.trace.round_trips import transferred_bytes
 
 _VIEWS = ALIASING | {"transpose"}
@@ -92,7 +93,8 @@ def _direct_seconds(joint: Joint, device: Device, known: KnownBodies) -> np.ndar
 
 
 def _trip_seconds(joint: Joint, device: Device) -> np.ndarray:
-    """[V] what a round trip takes, there and back, at what is stored: to memory and from it, or over the link.
+    """[V] what a round trip takes, there and back, at what is stored: to memory and from it, or over the link; and to
+    project what is projected, less what estimates take less than products.
 
     Early values wait the longest, and have the most computation to hide a copy behind: a copy of the first one counts
     half as much as one of the last, so that equal values do not all change their minds at one price.
@@ -105,6 +107,12 @@ def _trip_seconds(joint: Joint, device: Device) -> np.ndarray:
         late = 0.5 * (1 + value / joint.num_values) if over_link else 1.0
         there_and_back = 2 * jaxprs.array_bytes(trip.stored)
         seconds[value] = late * there_and_back / (over_link or device.bandwidth_bytes_per_second)
+    products = [eqn for eqn in joint.eqns if is_contraction(eqn)]
+    for trip in joint.round_trips:
+        if trip.only_estimates:
+            exact = sum(equation_flops(eqn) for eqn in products if trip.restored in eqn.invars)
+            more = equation_flops(trip.way_there, matrix_only=True) - (1 - 1 / PARTS) * exact
+            seconds[value_of[trip.stored]] += max(0.0, more) / device.matrix_flops(jaxprs.dtype_of(trip.source))
     return seconds
 
 

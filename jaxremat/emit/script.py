@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
+from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Literal, Var
 from jaxremat.emit.orders import Order
 from jaxremat.emit.transfers import Transfers
@@ -24,6 +25,8 @@ from jaxremat.emit.zeros import Zeros, with_own_zeros, zeros_written_into
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.projections import estimate
+from jaxremat.trace.round_trips import RoundTrip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +65,8 @@ class Script:
       same: for each variable of a round trip, the one that holds the same value once it is made.
       zeros: what stretches make for themselves to write into.
       orders: of what the forward keeps, in which order of axes it lies where that is not as written.
+      in_place_of: of what runs in the place of an equation of the program, and not with its own variables alone, that
+        equation.
     """
 
     forward: tuple[Segment, ...]
@@ -71,6 +76,7 @@ class Script:
     same: Mapping[Var, Var] = types.MappingProxyType({})
     zeros: tuple[Zeros, ...] = ()
     orders: Mapping[Var, Order] = types.MappingProxyType({})
+    in_place_of: Mapping[Eqn, Eqn] = types.MappingProxyType({})
 
     @property
     def forward_lines(self) -> int:
@@ -138,6 +144,7 @@ class ScriptWriter:
             constants=joint.constants,
             same=transfers.same,
             zeros=tuple(facts.zeros.values()),
+            in_place_of=facts.in_place_of,
         )
 
 
@@ -172,6 +179,7 @@ class _Facts:
       inputs: of the program.
       zeros: what stretches make for themselves to write into.
       reads: the variables that each equation reads.
+      in_place_of: as of a script.
     """
 
     def __init__(self, joint: Joint, unfenced: Set[Var]) -> None:
@@ -181,6 +189,22 @@ class _Facts:
         self.inputs = frozenset(joint.inputs)
         self.zeros = zeros_written_into(joint)
         self.reads = _ReadBy()
+        self.in_place_of: dict[Eqn, Eqn] = {}
+        self._products: dict[tuple[Eqn, bool], Eqn] = {}
+
+    def product_of(self, eqn: Eqn, trip: RoundTrip, of_source: bool) -> Eqn:
+        """A product with what comes back of a projection: with the source, or an estimate from what waits."""
+        if (eqn, of_source) not in self._products:
+            reads = [trip.source if atom is trip.restored else atom for atom in eqn.invars]
+            exact = compat.rewired(eqn, reads, eqn.outvars)
+            self._products[eqn, of_source] = made = exact if of_source else estimate(eqn, trip.restored, trip.waiting)
+            self.in_place_of[made] = eqn
+        return self._products[eqn, of_source]
+
+    @functools.cached_property
+    def estimated(self) -> dict[Var, RoundTrip]:
+        """By what comes back of them, round trips that are good for estimates only."""
+        return {trip.restored: trip for trip in self.joint.round_trips if trip.only_estimates}
 
     def read_by(self, eqns: Iterable[Eqn]) -> dict[Var, None]:
         """The variables that equations read, in order."""
@@ -367,9 +391,28 @@ def _without_idle_trips(facts: _Facts, stretches: Sequence[_Stretch], saved: Set
         return list(stretches)
     passes = itertools.groupby(stretches, lambda stretch: stretch.is_late)
     there = [stretch for _, of_pass in passes for stretch in _without_returns(facts, list(of_pass))]
+    there = list(_with_estimates(facts, there, saved)) if facts.estimated else there
     read = set(saved).union(*[facts.reads[eqn] for stretch in there for eqn in stretch.eqns if facts.is_on_trip[eqn]])
     idle = {trip.way_there for trip in trips if trip.stored not in read}
     return [_without(stretch, idle) for stretch in there]
+
+
+def _with_estimates(facts: _Facts, stretches: Iterable[_Stretch], saved: Set[Var]) -> Iterator[_Stretch]:
+    """The stretches with estimates in the place of the products of the backward that read what comes back of a
+    projection, which then does not come back; where the source is there, they read that."""
+    trips, same = facts.estimated, facts.joint.restored_of
+    back = {trip.way_back: trip.restored for trip in trips.values()}
+    comes_back: set[Var] = set()
+    for stretch in stretches:
+        eqns = []
+        for eqn in stretch.eqns if stretch.is_late else ():
+            comes_back.difference_update(same[v] for v in eqn.outvars if v in same)
+            read = [trips[v] for v in facts.reads[eqn] if v in comes_back]
+            if eqn in back:
+                comes_back.add(back[eqn])
+            else:
+                eqns.append(facts.product_of(eqn, read[0], read[0].source in saved) if read else eqn)
+        yield dataclasses.replace(stretch, eqns=tuple(eqns)) if stretch.is_late else stretch
 
 
 def _without_returns(facts: _Facts, stretches: Sequence[_Stretch]) -> Iterator[_Stretch]:

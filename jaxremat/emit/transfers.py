@@ -49,7 +49,8 @@ class Transfers:
     @functools.cached_property
     def same(self) -> dict[Var, Var]:
         """For each variable of a round trip, the one that holds the same value once it is made."""
-        return self.joint.restored_of | {trip.restored: trip.source for trip in self.taken}
+        back = {trip.restored: trip.source for trip in self.taken if not trip.only_estimates}
+        return self.joint.restored_of | back
 
     def left_waiting(self, eqns: Sequence[Eqn], stretches_until: Callable[[Var], int]) -> tuple[Var, ...]:
         """What a stretch makes that is to be there before the next one begins: copies, gradients, and what it makes

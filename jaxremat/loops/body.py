@@ -36,6 +36,7 @@ class Body:
         whether a gradient is wanted or not.
       loops: the differentiable loops inside.
       within: the shard_map equations around it, the outermost first; what it holds are shards.
+      weights: the inputs that an argument of the whole program is given to, in another shape or type, or in parts.
     """
 
     primal: Primal
@@ -45,6 +46,7 @@ class Body:
     constant_results: tuple[int, ...]
     loops: tuple[Loop, ...]
     within: tuple[Eqn, ...] = ()
+    weights: tuple[int, ...] = ()
 
     @property
     def active_consts(self) -> tuple[int, ...]:

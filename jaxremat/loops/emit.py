@@ -103,7 +103,7 @@ class Emitter:
         if (body, inner) not in self._joints:
             run = self.program(body.primal, body.loops, inner) if body.loops else None
             with compat.in_body_of(*body.within):
-                self._joints[body, inner] = differentiate(body.primal, run, self.storages)
+                self._joints[body, inner] = differentiate(body.primal, run, self.storages, body.weights)
         return self._joints[body, inner]
 
     def iteration(self, body: Body, decision: LoopDecision, piece: Piece) -> Iteration:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,13 +16,14 @@ from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import fingerprint
 from jaxremat.trace.primal import Primal
+from jaxremat.trace.projections import views_of
 
 _FEWEST_EQUATIONS = 3  # in a branch: of two, one makes what is kept and the other the result; benchmarks/constants.py
 
 
 def find(primal: Primal) -> tuple[Loop, ...]:
     """The loops of a program that its gradient passes through, without those that have effects."""
-    return _find(primal, _Bodies(primal.masks_before_loops))
+    return _find(primal, _Bodies(primal.masks_before_loops), range(len(primal.jaxpr.invars)))
 
 
 def with_masks_before_loops(primal: Primal) -> Primal:
@@ -37,15 +38,16 @@ def with_masks_before_loops(primal: Primal) -> Primal:
     return primal if bodies[0] == bodies[1] else moved
 
 
-def _find(primal: Primal, bodies: _Bodies) -> tuple[Loop, ...]:
+def _find(primal: Primal, bodies: _Bodies, weights: Sequence[int]) -> tuple[Loop, ...]:
     jaxpr = primal.jaxpr
+    views = views_of(jaxpr.eqns, (jaxpr.invars[i] for i in weights))
     perturbed = activity.perturbed_vars(jaxpr, [i in primal.wrt for i in range(len(jaxpr.invars))])
     wanted = activity.wanted_vars(jaxpr, [i in primal.cotangents_of for i in range(len(jaxpr.outvars))], perturbed)
     loops: list[Loop] = []
     for position, eqn in enumerate(jaxpr.eqns):
-        inputs = [isinstance(v, Var) and v in perturbed for v in eqn.invars]
+        inputs = [_given(v, perturbed, views) for v in eqn.invars]
         outputs = [v in wanted for v in eqn.outvars]
-        if jaxprs.has_effects(eqn) or not any(inputs) or not any(outputs):
+        if jaxprs.has_effects(eqn) or not any(given.is_perturbed for given in inputs) or not any(outputs):
             continue
         if eqn.primitive.name == "scan" and eqn.params["length"]:
             loop = _read_loop(position, eqn, inputs, outputs, bodies)
@@ -58,6 +60,22 @@ def _find(primal: Primal, bodies: _Bodies) -> tuple[Loop, ...]:
             with compat.in_body_of(eqn):
                 loops.extend(_read_once(position, eqn.params["jaxpr"], inputs, bodies.inside(eqn), "shard_map"))
     return tuple(loops)
+
+
+class _Given(NamedTuple):
+    """What a body is given.
+
+    Attributes:
+      is_perturbed: whether it depends on what is differentiated.
+      is_weight: whether it is an argument of the whole program, in another shape or type, or a part of one.
+    """
+
+    is_perturbed: bool
+    is_weight: bool
+
+
+def _given(atom: Any, perturbed: Set[Var], views: Set[Var]) -> _Given:
+    return _Given(isinstance(atom, Var) and atom in perturbed, isinstance(atom, Var) and atom in views)
 
 
 def _axes(jaxpr: Jaxpr, eqn: Eqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -90,7 +108,7 @@ def _moved_axis(eqn: Eqn | None, *, to_front: bool) -> int:
 
 
 def _read_once(
-    position: int, closed: Jaxpr, inputs: list[bool], bodies: _Bodies, kind: str, branch: int = 0
+    position: int, closed: Jaxpr, inputs: Sequence[_Given], bodies: _Bodies, kind: str, branch: int = 0
 ) -> Iterator[Loop]:
     """A loop of one iteration over what runs once, where that holds anything for its backward."""
     flat = jaxprs.inline_calls(closed)
@@ -102,13 +120,17 @@ def _read_once(
         yield Loop(position, 1, False, 1, same, body, kind, branch)
 
 
-def _read_loop(position: int, eqn: Eqn, inputs: list[bool], outputs: list[bool], bodies: _Bodies) -> Loop:
+def _read_loop(position: int, eqn: Eqn, inputs: Sequence[_Given], outputs: list[bool], bodies: _Bodies) -> Loop:
     num_consts, num_carry = compat.scan_arity(eqn)
     source = jaxprs.inline_calls(eqn.params["jaxpr"])
     invariants, flat, num_body_consts = _without_invariants(source, num_consts, bodies.masks_before_loops)
-    made = activity.perturbed_vars(invariants, inputs[:num_consts])
-    given = [isinstance(v, Var) and v in made for v in invariants.outvars] + inputs[num_consts:]
-    body = bodies.read(flat, num_body_consts, num_carry, given, outputs)
+    made = activity.perturbed_vars(invariants, [given.is_perturbed for given in inputs[:num_consts]])
+    weights = (v for v, given in zip(invariants.invars, inputs) if given.is_weight)
+    views = views_of(invariants.eqns, weights)
+    consts = [_given(v, made, views) for v in invariants.outvars]
+    carried, scanned = inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
+    entering = [given._replace(is_weight=False) for given in carried]
+    body = bodies.read(flat, num_body_consts, num_carry, [*consts, *entering, *scanned], outputs)
     params = eqn.params
     return Loop(position, params["length"], params["reverse"], int(params["unroll"]), invariants, body)
 
@@ -131,13 +153,16 @@ class _Bodies:
         """Those inside a shard_map equation."""
         return self._inside.setdefault(id(eqn), _Bodies(self.masks_before_loops, (*self.within, eqn)))
 
-    def read(self, flat: Jaxpr, num_consts: int, num_carry: int, inputs: list[bool], outputs: list[bool]) -> Body:
+    def read(self, flat: Jaxpr, num_consts: int, num_carry: int, inputs: Sequence[_Given], outputs: list[bool]) -> Body:
         """The body of a flat jaxpr, of which some inputs are perturbed and some outputs wanted."""
-        perturbed, produced = activity.scan_perturbed(flat, num_consts, num_carry, inputs)
+        weights = tuple(i for i, given in enumerate(inputs) if given.is_weight)
+        is_perturbed = [given.is_perturbed for given in inputs]
+        perturbed, produced = activity.scan_perturbed(flat, num_consts, num_carry, is_perturbed)
         used, received = activity.scan_wanted(flat, num_consts, num_carry, perturbed, outputs)
         wrt = tuple(i for i, (a, b) in enumerate(zip(perturbed, used)) if a and b)
         cotangents_of = tuple(i for i, (a, b) in enumerate(zip(produced, received)) if a and b)
-        key = fingerprint(flat), _identities(flat), num_consts, num_carry, wrt, cotangents_of, tuple(perturbed)
+        what = fingerprint(flat), _identities(flat), num_consts, num_carry
+        key = what, wrt, cotangents_of, tuple(perturbed), weights
         if key not in self._read:
             wrt = _with_matching_carries(wrt, cotangents_of, num_consts, num_carry)
             primal = Primal(flat, (), wrt, cotangents_of, None, None, masks_before_loops=self.masks_before_loops)
@@ -147,8 +172,9 @@ class _Bodies:
                 num_carry=num_carry,
                 perturbed=tuple(i for i, flag in enumerate(perturbed) if flag),
                 constant_results=tuple(i for i, flag in enumerate(produced) if not flag),
-                loops=_find(primal, self),
+                loops=_find(primal, self, weights),
                 within=self.within,
+                weights=weights,
             )
         return self._read[key]
 

@@ -27,6 +27,8 @@ def judged_by_kernels(joint: Joint, graph: Graph, device: Device, known: KnownBo
     moved = _times_moved(joint, fused(joint.jaxpr, device, known)) * graph.value_bytes
     keep_costs = graph.keep_costs + moved / device.bandwidth_bytes_per_second
     costs = seconds_again(joint.jaxpr, seconds, written, graph.costs)
+    estimated = {trip.way_back for trip in joint.round_trips if trip.only_estimates}
+    costs = np.where([eqn in estimated for eqn in joint.eqns], 0.0, costs)
     return dataclasses.replace(graph, costs=costs, keep_costs=keep_costs)
 
 

@@ -23,7 +23,7 @@ from jaxremat.solvers.auto import Auto
 from jaxremat.solvers.base import Solver
 from jaxremat.trace.origins import names_in
 from jaxremat.trace.primal import Primal
-from jaxremat.trace.round_trips import IN_BYTES, LOSSLESS, NARROW
+from jaxremat.trace.round_trips import IN_BYTES, LOSSLESS, PERMITTED, PROJECTED, permitted
 
 
 def planner_for(
@@ -43,13 +43,14 @@ def planner_for(
       emit: one of `decision.FORMS`.
       seed: for solvers that draw random numbers.
       allow: "offload" for values that may wait in the host's memory, at most `host_budget_bytes` of it; "narrow" for
-        values that may be rounded meanwhile, where they do not wait on the host.
+        values that may be rounded meanwhile, where they do not wait on the host; "project" for random projections of
+        what gradients of weights read.
 
     Raises:
       ArgumentError: for a solver that does not decide this form, or does not take this program.
       EmissionError: if the program has nothing that the form could save.
     """
-    for permission in sorted(allow & {"offload", "narrow"}):
+    for permission in sorted(allow & {"offload", *PERMITTED}):
         if emit != "schedule" or solver.name != Auto.name:
             raise ArgumentError(
                 f"allow={permission!r} takes emit='schedule' and solver='auto': in others values wait as they are"
@@ -60,9 +61,9 @@ def planner_for(
         return SolverPlanner(primal, device, solver, seed)
     if emit != "schedule":
         return {"names": _names_planner, "segments": _segments_planner}[emit](primal, device)
-    if "narrow" not in allow:
+    if allow.isdisjoint(PERMITTED):
         return _scheduling(primal, device, LOSSLESS, allow, host_budget_bytes)
-    forms = [LOSSLESS, *((*LOSSLESS, *narrow) for narrow in NARROW)]
+    forms = [LOSSLESS, *((*LOSSLESS, *inexact) for inexact in permitted(allow))]
     return NarrowPlanner([functools.partial(_scheduling, primal, device, f, allow, host_budget_bytes) for f in forms])
 
 
@@ -72,8 +73,9 @@ def _scheduling(
     """The planner of schedules whose values may wait in some forms, on the host too where that is allowed; outside of
     loops they wait rounded, or there."""
     tied = device.backend.ties_transfers and not find(primal)
-    if tied and not set(storages).isdisjoint(IN_BYTES):
-        return TimedBytesPlanner(primal, device)
+    packing = tuple(form for form in storages if form in (*IN_BYTES, PROJECTED.form))
+    if tied and packing:
+        return TimedBytesPlanner(primal, device, packing)
     if "offload" in allow and not tied:
         return TransferPlanner(primal, device, host_budget_bytes, storages)
     if "offload" in allow and storages == LOSSLESS:

@@ -107,6 +107,15 @@ class Hosting:
         """
         return _Rewriting(self, program, hosted, pace).program()
 
+    def read_as_it_is(self, program: ScheduledProgram) -> set[int]:
+        """Of a schedule of the program without round trips, values that what runs again in the backward reads, of those
+        of `bytes_of` whose trips are good for estimates only."""
+        again = program.steps[program.backward_start :]
+        early = ~self.problem.graph.backward[self.node[again]]
+        read = {v for node in self.node[again[early]].tolist() for v in self.problem.joint.values_read[node]}
+        sources = {v for v, trip in self._trip_of.items() if trip.only_estimates}
+        return {v for v in sources if int(self.value[v]) in read}
+
     @functools.cached_property
     def is_written(self) -> np.ndarray:
         """[N] whether what a node makes is written anyway: no kernel that reads it computes it on its way."""

@@ -70,7 +70,8 @@ class MovesValues:
         bytes_of, is_output = self._hosting.bytes_of, outcome.problem.graph.is_output
         room = self._most_bytes - sum(bytes_of[value] for value in hosted)
         waiting = self._waiting(outcome, self._peak_step(outcome, moved))
-        movable = [v for v in waiting if v in bytes_of and v not in hosted and not is_output[v]]
+        taken = hosted | self._hosting.read_as_it_is(outcome.program)
+        movable = [v for v in waiting if v in bytes_of and v not in taken and not is_output[v]]
         chosen: set[int] = set()
         while excess > 0 and (movable := [v for v in movable if bytes_of[v] <= room and v not in chosen]):
             enough = [v for v in movable if excess <= bytes_of[v] <= bytes_of[movable[0]]]

@@ -1,6 +1,6 @@
-"""Schedules whose saved values may wait rounded, and to no fewer bits than pays.
+"""Schedules whose saved values may wait rounded or projected, and no farther from exact than pays.
 
-Rounding costs accuracy, which no price of a byte knows. So narrower forms count only where the plan with wider ones, or
+That costs accuracy, which no price of a byte knows. So narrower forms count only where the plan with wider ones, or
 with none, takes more time, by more than times can be told apart.
 """
 
@@ -15,8 +15,8 @@ class NarrowPlanner:
     """The outcomes of several planners, which take ever narrower forms.
 
     Args:
-      planners: of one program and device, the one that rounds nothing first, then by falling width; each is made when
-        it is asked.
+      planners: of one program and device, the exact one first, then by falling width, projections last; each is made
+        when it is asked.
     """
 
     def __init__(self, planners: Iterable[Callable[[], Planner]]) -> None:
@@ -26,7 +26,7 @@ class NarrowPlanner:
 
     @property
     def unpermitted(self) -> Planner:
-        """The planner that rounds nothing."""
+        """The exact planner."""
         return self._made[0]
 
     @property

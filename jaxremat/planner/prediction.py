@@ -88,6 +88,7 @@ class Predictor:
         """[E] the joint program's node of each line."""
         others = {zeros.seeded: self._node_of[zeros.eqn] for zeros in script.zeros}
         others |= {eqn: node for node, eqn in late_writes.items()}
+        others |= {eqn: self._node_of[instead_of] for eqn, instead_of in script.in_place_of.items()}
         node_of = self._node_of | others if others else self._node_of
         return np.asarray([node_of[eqn] for eqn in listing.sources], np.int64)
 

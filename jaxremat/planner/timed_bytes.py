@@ -1,7 +1,7 @@
-"""The fastest schedules of an unrolled program whose values may wait as a byte per number.
+"""The fastest schedules of an unrolled program whose values may wait in fewer bytes: a byte per number, or projections.
 
 To round a value takes a kernel that reads it, and to widen it another: that is cheaper than most recomputation, and
-dearer than to keep it. So the schedules are those that keep too much, with as much of it in bytes as has to be.
+dearer than to keep it. So the schedules are those that keep too much, with as much of it packed as has to be.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ _MOST_FAILING = 12  # what packing takes besides is told by predictions alone; b
 
 
 class TimedBytesPlanner(MovesValues):
-    """Schedules with and without values in bytes, for any budget.
+    """Schedules with and without packed values, for any budget.
 
     Args:
       primal: a program without differentiable loops.
       device: what it runs on.
+      forms: names of storages, of which the first that takes a value packs it.
     """
 
-    def __init__(self, primal: Primal, device: Device) -> None:
-        super().__init__(primal, device, IN_BYTES)
+    def __init__(self, primal: Primal, device: Device, forms: Sequence[str] = IN_BYTES) -> None:
+        super().__init__(primal, device, forms)
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""

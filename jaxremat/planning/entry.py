@@ -58,7 +58,9 @@ def plan(
         "offload" lets values wait in the host's memory, where the target has a link to one. "narrow" lets float32
         values wait as bfloat16, each off by at most 2**-9 of itself, and where that takes more time what scans stack
         in a byte per number with a scale per row: exponentials and the like as float8_e4m3, to the nearest, the others
-        as int8, up or down at random, so that gradients are right on average.
+        as int8, up or down at random, so that gradients are right on average. "project" lets what only gradients of
+        weights read wait as random projections to a quarter of the width (CompAct, Shamshoum et al. 2024): in each call
+        those gradients are off by twice themselves, in norms, and right on average over calls; no other gradient is.
       host_budget: the most that may wait on the host, in bytes or text; any amount by default.
 
     Returns:

@@ -14,9 +14,11 @@ from jaxremat.base.errors import GradientError
 from jaxremat.planner.decision import Decision
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.projections import DEVIATION
 from jaxremat.trace.round_trips import STORAGES
 
 _SHOWS_NOTHING = "comparing would show nothing. Check with arguments for which the function is finite."
+_FARTHEST = 6.0  # deviations: of a normal distribution, two in a billion are off by more
 _TINY_SHARE = 1e-3  # of the largest entry of all: what is smaller is compared by absolute difference
 
 
@@ -52,7 +54,7 @@ def check_gradients(joint: Joint, decision: Decision, args: Sequence[Any], rtol:
       decision: what was decided for it.
       args: concrete arrays, in trees, as the plan's signature says.
       rtol: the largest relative difference allowed; None is eps ** 0.6 of the narrowest type that numbers are in, or
-        wait in.
+        wait in; where gradients may be estimates, far more than those are off by.
 
     Raises:
       GradientError: if a result or a gradient differs by more, holds NaN, or is infinite throughout.
@@ -116,7 +118,8 @@ def _default_rtol(joint: Joint, decision: Decision) -> float:
     dtypes = {atom.aval.dtype for atom in atoms if hasattr(atom.aval, "dtype")}
     eps = [float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
     eps += [2 * STORAGES[form].rounding for form in decision.form.storages]
-    return max(eps, default=0.0) ** 0.6
+    estimates = any(STORAGES[form].only_estimates for form in decision.form.storages)
+    return max(max(eps, default=0.0) ** 0.6, estimates * _FARTHEST * DEVIATION)
 
 
 def _largest(array: Any) -> float:

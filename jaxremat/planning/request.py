@@ -26,9 +26,9 @@ from jaxremat.trace.calls import called
 from jaxremat.trace.primal import Primal, read_primal
 
 VERIFICATIONS = ("compile", "replay")
-PERMISSIONS = ("chunk", "narrow", "offload")
+PERMISSIONS = ("chunk", "narrow", "offload", "project")
 """What may be allowed because it is not free of consequences: "chunk" changes values up to rounding, "narrow" rounds
-what waits for the backward, "offload" takes memory of the host."""
+what waits for the backward, "offload" takes memory of the host, "project" estimates gradients of weights."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,14 +16,14 @@ from jaxremat.planning.plan import UNMEASURED
 from jaxremat.planning.recompute_check import copies_undone
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.primal import Primal
-from jaxremat.trace.round_trips import rounding
+from jaxremat.trace.round_trips import inexactness
 
 logger = logging.getLogger("jaxremat")
 
 
 def storage_warnings(outcome: Outcome, report: MemoryReport | None) -> Iterator[str]:
     """Of the forms in which values wait: what may be rounded, and copies that the compiler undid."""
-    yield from _rounding(outcome)
+    yield from _inexactness(outcome)
     yield from copies_undone(outcome.problem.joint, outcome.program, report) if report else ()
 
 
@@ -69,8 +69,8 @@ def loss_warnings(primal: Primal, has_aux: bool) -> tuple[str, ...]:
     return (f"the function returns {told}{inside}, and jax.grad takes one scalar: this plan is for jax.vjp. {remedy}",)
 
 
-def _rounding(outcome: Outcome) -> Iterator[str]:
-    """Whether values may wait rounded, and how far that may take them."""
-    if told := rounding(outcome.form.storages):
+def _inexactness(outcome: Outcome) -> Iterator[str]:
+    """Whether values may wait rounded or projected, and how far that may take them."""
+    if told := inexactness(outcome.form.storages):
         yield told
         yield UNMEASURED

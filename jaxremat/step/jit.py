@@ -58,7 +58,8 @@ def jit(
         there. "chunk" lets large values (logits, scores, hidden values), or all that a batch leaves, be computed
         slice by slice, forward and backward: the same values up to the order of sums; not over a mesh. "narrow" lets
         what a scan stacks for its gradient wait rounded, to bfloat16 or to a byte per number: gradients are then
-        approximate.
+        approximate. "project" lets what only gradients of weights read wait there as random projections: in each step
+        those gradients are off by twice themselves, and right on average over steps.
       host_budget: the most of the host's memory that the step may take for one device, in bytes or text: arguments and
         results that lie there, and what waits there; any amount by default.
       seed: for solvers that draw random numbers; the default search draws none.

@@ -13,7 +13,7 @@ from jaxremat.base.compat import Jaxpr
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.joining import joined
 from jaxremat.step.outcome import StepOutcome, pose_program
-from jaxremat.step.pairs import emit_pairs, find_pairs
+from jaxremat.step.pairs import emit_pairs, find_pairs, weights_of
 from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
 from jaxremat.step.rewriting import Replacements, bodies_of, rewritten, with_bodies
 from jaxremat.step.scheduling import judged
@@ -42,7 +42,8 @@ def restored(
             new[position, k] = restored(bodies_of(eqn)[k], inner, device, is_body=True).jaxpr
     emitted: Replacements = {}
     if decision.pairs:
-        emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages), decision.pairs, device.backend)
+        weights = weights_of(jaxpr, is_body)
+        emitted = emit_pairs(jaxpr, find_pairs(jaxpr, decision.storages, weights), decision.pairs, device.backend)
     program = rewritten(jaxpr, {**emitted, **with_bodies(jaxpr, new)})
     posed = pose_program(program, device, shardings, aliased, is_body=is_body)
     steps = np.asarray(decision.steps or np.arange(posed.graph.num_nodes), np.int32)

@@ -1,6 +1,6 @@
-"""Outcomes of which pairs of scans may leave values rounded, between their first and their second scan.
+"""Outcomes of which pairs of scans may leave values rounded or projected, between their first and their second scan.
 
-Rounding costs accuracy, which no price of a byte knows. As in `planner.narrow`, narrower forms count only where the
+That costs accuracy, which no price of a byte knows. As in `planner.narrow`, narrower forms count only where the
 outcome with wider ones, or with none, takes more time, by more than times can be told apart.
 """
 
@@ -15,22 +15,27 @@ from jaxremat.planner.narrow import widest
 from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.planner import ProgramPlanner, by_peak
 from jaxremat.step.transfers import HostPlanner
-from jaxremat.trace.round_trips import LOSSLESS, NARROW
+from jaxremat.trace.round_trips import LOSSLESS
 
 
 class NarrowStepPlanner:
-    """Outcomes with and without rounding, for any budget.
+    """Outcomes with and without inexact forms, for any budget.
 
     Args:
-      exact: proposes what rounds nothing.
-      rounding: the planner whose pairs may leave values in some forms.
+      exact: proposes what is exact.
+      inexact: the planner whose pairs may leave values in some forms.
+      forms: sets of forms, the nearest to exact first.
     """
 
     def __init__(
-        self, exact: ProgramPlanner | HostPlanner, rounding: Callable[[tuple[str, ...]], ProgramPlanner]
+        self,
+        exact: ProgramPlanner | HostPlanner,
+        inexact: Callable[[tuple[str, ...]], ProgramPlanner],
+        forms: Sequence[tuple[str, ...]],
     ) -> None:
         self._exact = exact
-        self._rounding = rounding
+        self._inexact = inexact
+        self._forms = forms
 
     @property
     def plain(self) -> StepOutcome:
@@ -39,7 +44,7 @@ class NarrowStepPlanner:
 
     @property
     def unpermitted(self) -> ProgramPlanner | HostPlanner:
-        """The planner that rounds nothing."""
+        """The planner of what is exact."""
         return self._exact
 
     def predicted(self, limit: int) -> Correction[StepOutcome, None]:
@@ -60,8 +65,8 @@ class NarrowStepPlanner:
 
     @functools.cached_property
     def _narrow(self) -> Sequence[ProgramPlanner]:
-        """By falling width; none where no scans are paired."""
-        planners = (self._rounding((*LOSSLESS, *forms)) for forms in NARROW)
+        """The nearest to exact first; none where no scans are paired."""
+        planners = (self._inexact((*LOSSLESS, *forms)) for forms in self._forms)
         return [planner for planner in planners if planner.has_pairs]
 
     def _costs(self, correction: Correction[StepOutcome, None]) -> float:

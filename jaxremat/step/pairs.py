@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import jax
@@ -31,7 +31,8 @@ from jaxremat.step.rewriting import Replacements, rewritten
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.primal import Primal
-from jaxremat.trace.round_trips import STORAGES, with_round_trips
+from jaxremat.trace.projections import views_of
+from jaxremat.trace.round_trips import is_exact, with_round_trips
 from jaxremat.trace.stack import arrays_of, stacks
 
 
@@ -48,6 +49,7 @@ class Pair:
       links: for each slice that the second scan reads, the result of the first that it is, or None.
       num_consts, num_carry: of the second scan.
       storages: forms in which what an iteration makes may wait for the second scan.
+      weights: the inputs of an iteration that an argument of the step is given to, in another shape or type.
     """
 
     first: int
@@ -59,11 +61,12 @@ class Pair:
     num_consts: int
     num_carry: int
     storages: tuple[str, ...]
+    weights: tuple[int, ...]
 
     @functools.cached_property
     def inner(self) -> tuple[Pair, ...]:
         """The pairs inside one iteration."""
-        return find_pairs(self.joint.jaxpr, self.storages)
+        return find_pairs(self.joint.jaxpr, self.storages, self.weights)
 
     def decided(self, inner: Sequence[LoopDecision], backend: Backend) -> Joint:
         """One iteration of both, the pairs inside as decided or, without decisions, left alone."""
@@ -71,7 +74,8 @@ class Pair:
         joint = Joint(self.joint.primal, rewritten(self.joint.jaxpr, replacements))
         if not self.storages:
             return joint
-        return Joint(joint.primal, with_round_trips(joint.jaxpr, joint.backward, self.storages), joint)
+        weights = {joint.inputs[i] for i in self.weights}
+        return Joint(joint.primal, with_round_trips(joint.jaxpr, joint.backward, self.storages, weights), joint)
 
 
 class Pairs:
@@ -116,13 +120,15 @@ class Pairs:
         return self._hulls[pair, inner]
 
 
-def find_pairs(jaxpr: Jaxpr, storages: tuple[str, ...] = ()) -> tuple[Pair, ...]:
+def find_pairs(jaxpr: Jaxpr, storages: tuple[str, ...] = (), weights: Sequence[int] = ()) -> tuple[Pair, ...]:
     """The pairs of a flat program, each scan in one at most; the ones that share most bytes first.
 
     Args:
       jaxpr: the program.
       storages: forms in which values may wait inside of them.
+      weights: the inputs whose gradients may be estimated, where a form does that.
     """
+    views = views_of(jaxpr.eqns, (jaxpr.invars[i] for i in weights))
     readers: dict[Var, list[int]] = collections.defaultdict(list)
     for position, eqn in enumerate(jaxpr.eqns):
         for var in set(jaxprs.vars_of(eqn.invars)):
@@ -140,8 +146,14 @@ def find_pairs(jaxpr: Jaxpr, storages: tuple[str, ...] = ()) -> tuple[Pair, ...]
         partners = [second for second, size in shared.most_common() if size and second not in taken]
         if first not in taken and partners:
             taken |= {first, partners[0]}
-            pairs.append(_pair(jaxpr, first, partners[0], readers, outputs, storages))
+            pairs.append(_pair(jaxpr, first, partners[0], readers, outputs, storages, views))
     return tuple(pairs)
+
+
+def weights_of(jaxpr: Jaxpr, is_body: bool) -> Sequence[int]:
+    """The inputs of a program whose gradients may be estimated: a step's arguments. A body may be given what else has a
+    gradient, with which the rest of the backward goes on."""
+    return () if is_body else range(len(jaxpr.invars))
 
 
 def emit_pairs(
@@ -247,6 +259,7 @@ def _pair(
     readers: dict[Var, list[int]],
     outputs: set[Var],
     storages: tuple[str, ...],
+    views: Set[Var],
 ) -> Pair:
     source, target = jaxpr.eqns[first], jaxpr.eqns[second]
     num_consts, num_carry = compat.scan_arity(source)
@@ -259,14 +272,16 @@ def _pair(
     body = Body(early, num_consts, num_carry, (), (), ())
     params = source.params
     loop = Loop(first, params["length"], params["reverse"], int(params["unroll"]), params["jaxpr"], body)
-    return Pair(first, second, loop, joint, kept, links, late_consts, late_carry, _forms(target, storages))
+    given = (*range(num_consts), *range(num_consts + num_carry, len(source.invars)))
+    weights = tuple(i for i in given if not views.isdisjoint(jaxprs.vars_of(source.invars[i : i + 1])))
+    return Pair(first, second, loop, joint, kept, links, late_consts, late_carry, _forms(target, storages), weights)
 
 
 def _forms(second: Eqn, storages: tuple[str, ...]) -> tuple[str, ...]:
-    """The forms in which values may wait for a scan. Rounded only for one that a gradient transposed: any other that
-    runs in reverse, such as a smoother's or of an estimate of returns, computes values with them."""
+    """The forms in which values may wait for a scan. Inexact ones only for a scan that a gradient transposed: any other
+    that runs in reverse, such as a smoother's or of an estimate of returns, computes values with them."""
     is_gradient = "transpose(" in compat.name_stack(second)
-    return tuple(form for form in storages if is_gradient or not STORAGES[form].rounding)
+    return tuple(form for form in storages if is_gradient or is_exact(form))
 
 
 def _one_iteration(source: Eqn, target: Eqn, kept: Any, links: Any, num_carry: int) -> tuple[Primal, Joint]:

@@ -26,7 +26,7 @@ from jaxremat.step.outcome import StepOutcome
 from jaxremat.step.program import StepProgram
 from jaxremat.step.scheduling import turn_of
 from jaxremat.step.storage import step_plan_text
-from jaxremat.trace.round_trips import rounding
+from jaxremat.trace.round_trips import inexactness
 
 _STAYS = ("program", "outcome", "plain")
 _TRAVELS = (
@@ -103,7 +103,7 @@ class StepPlan(Described):
     @functools.cached_property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know: state that is not donated, above all, and what may be rounded."""
-        told = rounding(self.decision.forms)
+        told = inexactness(self.decision.forms)
         return *donation_warnings(self.arguments), *([f"{told}; {_UNMEASURED}"] if told else [])
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:

@@ -33,6 +33,7 @@ from jaxremat.step.slicing import plan_in_slices, sliced
 from jaxremat.step.storage import check_program, read_step_plan
 from jaxremat.step.transfers import HostPlanner
 from jaxremat.trace.arguments import is_traced_by_jit, may_hold_static_numbers, opaque
+from jaxremat.trace.round_trips import permitted
 
 logger = logging.getLogger("jaxremat")
 
@@ -283,7 +284,8 @@ class PlannedStep:
             exact: ProgramPlanner | HostPlanner = HostPlanner(program, options.device, search_for, most_bytes)
         else:
             exact = planner()
-        return NarrowStepPlanner(exact, lambda forms: planner(storages=forms)) if "narrow" in options.allow else exact
+        forms = permitted(options.allow)
+        return NarrowStepPlanner(exact, lambda storages: planner(storages=storages), forms) if forms else exact
 
     def _traced(self, call: StepCall) -> StepProgram:
         with telling_of_host_memory(call):

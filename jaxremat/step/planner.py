@@ -25,7 +25,7 @@ from jaxremat.solvers.base import Solver
 from jaxremat.step.decision import ProgramDecision
 from jaxremat.step.joining import joined
 from jaxremat.step.outcome import Posed, StepOutcome, pose_program
-from jaxremat.step.pairs import Pairs, emit_pairs, find_pairs
+from jaxremat.step.pairs import Pairs, emit_pairs, find_pairs, weights_of
 from jaxremat.step.program import NOT_ALIASED, Aliased, StepProgram
 from jaxremat.step.rewriting import bodies_of, rewritten, with_bodies
 from jaxremat.step.scheduling import FlatSchedule, SolverSearch, StepSearch
@@ -336,7 +336,7 @@ class ProgramPlanner:
 
     @functools.cached_property
     def _pairs(self) -> Pairs:
-        return Pairs(find_pairs(self.jaxpr, self._storages), self.device)
+        return Pairs(find_pairs(self.jaxpr, self._storages, weights_of(self.jaxpr, self._is_body)), self.device)
 
     @functools.cached_property
     def _pair_prices(self) -> list[float]:

@@ -149,7 +149,10 @@ class Joint:
 
 
 def differentiate(
-    primal: Primal, run: Callable[[Sequence[Any]], list[Any]] | None = None, storages: Sequence[str] = ()
+    primal: Primal,
+    run: Callable[[Sequence[Any]], list[Any]] | None = None,
+    storages: Sequence[str] = (),
+    weights: Sequence[int] | None = None,
 ) -> Joint:
     """The joint jaxpr of a primal program.
 
@@ -157,9 +160,13 @@ def differentiate(
       primal: the program.
       run: runs the primal on flat inputs in another way (with rewritten loops, say); as it stands by default.
       storages: forms in which forward values may wait for the backward; see `trace.round_trips`.
+      weights: the inputs whose gradients may be estimated, where a form does that; None for all.
     """
     joint = Joint(primal, jaxprs.inline_calls(gradient_jaxpr(primal, run)))
-    return Joint(primal, with_round_trips(joint.jaxpr, joint.backward, storages), joint) if storages else joint
+    if not storages:
+        return joint
+    chosen = frozenset(joint.inputs if weights is None else (joint.inputs[i] for i in weights))
+    return Joint(primal, with_round_trips(joint.jaxpr, joint.backward, storages, chosen), joint)
 
 
 def gradient_jaxpr(primal: Primal, run: Callable[[Sequence[Any]], list[Any]] | None = None) -> Jaxpr:

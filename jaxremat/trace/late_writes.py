@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxremat.base import compat
-from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
+from jaxremat.base.compat import Atom, Eqn, Jaxpr, Literal, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.splice import Splice, at
 from jaxremat.trace.stack import arrays_of, stacks
@@ -100,7 +100,7 @@ def _late(eqn: Eqn, begun: Mapping[Var, Any], free: Set[Var]) -> Eqn:
             return _with_stacks_carried(eqn, read, [env[v] for v in stacked])
         return compat.bind(eqn, read)
 
-    return _called(late_write, given, eqn)
+    return called_in_place_of(eqn, late_write, given)
 
 
 def _with_late_writes_inside(call: Eqn, body: Jaxpr, late: Mapping[int, Eqn]) -> Eqn:
@@ -115,10 +115,10 @@ def _with_late_writes_inside(call: Eqn, body: Jaxpr, late: Mapping[int, Eqn]) ->
         env = dict(zip(given, inputs))
         return jaxprs.evaluate(replaced, [jaxprs.value_of(env, atom) for atom in call.invars])
 
-    return _called(called, given, call)
+    return called_in_place_of(call, called, given)
 
 
-def _called(fun: Callable[..., list[Any]], given: list[Var], instead_of: Eqn) -> Eqn:
+def called_in_place_of(instead_of: Eqn, fun: Callable[..., list[Any]], given: Sequence[Atom]) -> Eqn:
     """A call of a function of some variables, in the place of an equation."""
     with compat.at_position_of(instead_of):
         (call,) = jax.make_jaxpr(jax.jit(fun))(*map(jaxprs.shape_of, given)).eqns

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import jax
@@ -22,7 +22,10 @@ import numpy as np
 from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
+from jaxremat.trace import projections
+from jaxremat.trace.mixing import mixed, scattered
 from jaxremat.trace.primitives import LOOPS
+from jaxremat.trace.projections import Readers
 from jaxremat.trace.splice import Splice, at
 
 BITS_PER_BYTE = 8  # so many masks in a byte
@@ -40,6 +43,8 @@ class Storage:
       restore: from those, and the shape and dtype of the value, to the value.
       rounding: the most that a number is off by: of itself, or where rows have scales of the largest in its row.
       for_any_reader: whether it stores what no late equation reads, too: an early one that reads it may run again late.
+      only_estimates: whether it stores what only gradients of weights are made of, which are then estimates, right on
+        average; anything else that reads a value reads the value itself.
     """
 
     form: str
@@ -48,6 +53,7 @@ class Storage:
     restore: Callable[[Sequence[jax.Array], jax.ShapeDtypeStruct], jax.Array]
     rounding: float = 0.0
     for_any_reader: bool = False
+    only_estimates: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +89,11 @@ class RoundTrip:
     def restored(self) -> Var:
         """What late readers read."""
         return self.way_back.outvars[0]
+
+    @property
+    def only_estimates(self) -> bool:
+        """Whether what comes back is good for estimates only; see `Storage`."""
+        return STORAGES[self.form].only_estimates
 
 
 def _is_mask(shape: jax.ShapeDtypeStruct, maker: str) -> bool:
@@ -171,13 +182,11 @@ def _to_int8(x: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _scattered(x: jax.Array) -> jax.Array:
-    """Numbers in [0, 1) that look random: the bits of each entry and its place in the row, mixed (Appleby's
-    MurmurHash3, `fmix32`). Equal arrays are rounded alike, so that what runs again gives the same."""
+    """Numbers in [0, 1) that look random: the bits of each entry and its place in the row, mixed. Equal arrays are
+    rounded alike, so that what runs again gives the same."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    mixed = bits ^ (jax.lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1) * np.uint32(0x9E3779B9))
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-        mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
-    return (mixed >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
+    spread = mixed(bits ^ scattered(jax.lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1)))
+    return (spread >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
 
 
 def _rescaled(waiting: Sequence[jax.Array], like: jax.ShapeDtypeStruct) -> jax.Array:
@@ -205,14 +214,33 @@ INT8 = Storage(
 """A byte per number and a scale per row: rounded up or down at random, so that gradients are right on average, as
 ActNN (Chen et al. 2021) asks of what is kept in few bits."""
 
+PROJECTED = Storage(
+    "projected",
+    lambda shape, maker: projections.is_worth_projecting(shape),
+    projections.stored,
+    projections.restored,
+    only_estimates=True,
+)
+"""A random projection to a quarter of the width, for what only gradients of weights read, as CompAct (Shamshoum et al.
+2024) keeps it: they are right on average."""
+
 NARROW = ((BFLOAT16.form,), (E4M3.form, INT8.form))
 """Forms that round, only with permission: sets that are used together, the widest first."""
 IN_BYTES = NARROW[1]
 """Those of a byte per number."""
+PERMITTED = {"narrow": NARROW, "project": ((PROJECTED.form,),)}
+"""Sets of inexact forms by permission."""
+
+
+def permitted(allow: Set[str]) -> Sequence[tuple[str, ...]]:
+    """The sets of forms that may be used together with some permissions, the nearest to exact first."""
+    both = ((PROJECTED.form, *IN_BYTES),) if allow >= PERMITTED.keys() else ()
+    return *(forms for permission in PERMITTED if permission in allow for forms in PERMITTED[permission]), *both
+
 
 ON_HOST_OUTSIDE = "host, outside of loops"
 """The name of `ANY_ON_HOST` among storages; to readers of a plan its form is that of `HOST`."""
-STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST, BFLOAT16, E4M3, INT8)} | {
+STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST, BFLOAT16, E4M3, INT8, PROJECTED)} | {
     ON_HOST_OUTSIDE: ANY_ON_HOST
 }
 UNDONE = tuple(name for name in STORAGES if name != BITS.form)
@@ -223,13 +251,24 @@ LOSSLESS = (BITS.form,)
 """Forms that need no permission."""
 
 
-def rounding(forms: Iterable[str]) -> str:
+def is_exact(form: str) -> bool:
+    """Whether values come back from a form as they were."""
+    return not (STORAGES[form].rounding or STORAGES[form].only_estimates)
+
+
+def inexactness(forms: Sequence[str]) -> str:
     """How far values that wait in some forms may be off, in words; empty where all come back as they were."""
-    used = [f"{form} (off by up to {STORAGES[form].rounding:.2g})" for form in forms if STORAGES[form].rounding]
-    return f"values may wait rounded to {' or '.join(used)}" if used else ""
+    rounded = [f"{form} (off by up to {STORAGES[form].rounding:.2g})" for form in forms if STORAGES[form].rounding]
+    told = [f"values may wait rounded to {' or '.join(rounded)}"] if rounded else []
+    if any(STORAGES[form].only_estimates for form in forms):
+        told.append(
+            f"gradients of weights may be estimates, off by {projections.DEVIATION:.2g} times themselves in each step"
+            " and right on average: what they read waits as random projections"
+        )
+    return "; ".join(told)
 
 
-def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Jaxpr:
+def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str], weights: Set[Var] = frozenset()) -> Jaxpr:
     """The same program with a round trip for every value that some storage takes and some late equation reads,
     or might read if it ran again.
 
@@ -237,13 +276,17 @@ def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str]) -> Ja
       jaxpr: a flat program.
       late: [E] bool, equations whose reads go through the round trips.
       forms: names of storages; the first one that takes a value stores it.
+      weights: inputs whose gradients may be estimates.
     """
+    readers = Readers(jaxpr, late, weights)
     read_late = {v for eqn, is_late in zip(jaxpr.eqns, late) if is_late for v in jaxprs.vars_of(eqn.invars)}
     chosen = {
         var: storage
         for eqn, is_late in zip(jaxpr.eqns, late)
         for var in eqn.outvars
-        if not is_late and not jaxprs.is_constant(eqn) and (storage := _storage_of(var, eqn, forms, var in read_late))
+        if not is_late
+        and not jaxprs.is_constant(eqn)
+        and (storage := _storage_of(var, eqn, forms, var in read_late, readers))
     }
     if not chosen:
         return jaxpr
@@ -297,12 +340,13 @@ def _host_bytes(atoms: Sequence[Atom]) -> int:
     return sum(jaxprs.array_bytes(v) for v in atoms if jaxprs.is_on_host(v))
 
 
-def _storage_of(var: Var, maker: Eqn, names: Sequence[str], is_read_late: bool) -> Storage | None:
+def _storage_of(var: Var, maker: Eqn, names: Sequence[str], is_read_late: bool, readers: Readers) -> Storage | None:
     if not hasattr(var.aval, "shape") or jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended):
         return None
     shape, by = jaxprs.shape_of(var), maker.primitive.name
     of_use = [each for each in map(STORAGES.__getitem__, names) if is_read_late or each.for_any_reader]
-    return next((storage for storage in of_use if storage.takes(shape, by)), None)
+    taking = (storage for storage in of_use if storage.takes(shape, by))
+    return next((each for each in taking if not each.only_estimates or readers.only_products(var)), None)
 
 
 def _traced_trip(shape: jax.ShapeDtypeStruct, storage: Storage) -> Jaxpr:

@@ -79,7 +79,7 @@ def test_other_solvers_decide_schedules_alone():
         planner(layered, ARGS, "cpu", "segments", solver=Chen())
 
 
-@pytest.mark.parametrize("allow", ["offload", "narrow"])
+@pytest.mark.parametrize("allow", ["offload", "narrow", "project"])
 @pytest.mark.parametrize("more", [{"emit": "segments"}, {"solver": Chen()}])
 def test_values_wait_in_other_forms_in_schedules_of_the_default_search_alone(allow, more):
     with pytest.raises(ArgumentError, match=f"allow='{allow}' takes emit='schedule' and solver='auto'"):

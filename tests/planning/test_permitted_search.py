@@ -18,7 +18,7 @@ from jaxremat.planning.compilations import Compilations
 from jaxremat.planning.least_search import LeastSearch
 from jaxremat.planning.permitted_search import PermittedSearch
 
-EACH = ("offload", "narrow", "chunk")
+EACH = ("offload", "narrow", "project", "chunk")
 PERMISSIONS = [allow for number in (1, 2, 3) for allow in itertools.combinations(EACH, number)]
 LAYERS, WIDTH, ROWS = 4, 512, 16384
 

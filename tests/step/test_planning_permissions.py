@@ -26,7 +26,7 @@ def planned(budget, allow, verify="replay"):
     return made.predicted(*ARGS) if verify == "replay" else made.plan(*ARGS)
 
 
-@pytest.mark.parametrize("allow", [("offload",), ("narrow",), ("chunk",), ("offload", "narrow")])
+@pytest.mark.parametrize("allow", [("offload",), ("narrow",), ("project",), ("chunk",), ("offload", "narrow")])
 def test_no_permission_makes_a_step_slower(allow):
     assert planned(0.85, allow).overhead <= planned(0.85, ()).overhead + 1e-9
 
