@@ -115,7 +115,6 @@ _BROKEN_BY_TESTS = {
     ),
     "tests/trace/test_projections.py": (
         ("emit/script.py", "read[0].source in saved)", "False)"),
-        ("emit/transfers.py", " if not trip.only_estimates", ""),
         ("trace/projections.py", " and all(_other(eqn, var) in self._views for eqn in with_weights)", ""),
         ("trace/projections.py", " ^ lax.broadcast(seed, shape)", ""),
     ),
