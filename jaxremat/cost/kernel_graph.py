@@ -23,7 +23,9 @@ from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits", "window"}) - {"bitcast"}
 """What can be computed where it is read."""
 
-CONSUMERS = PRODUCERS | {"reduce", "scatter", "scatter-add"}
+SCATTERS = frozenset({"scatter", "scatter-add"})
+
+CONSUMERS = PRODUCERS | {"reduce"} | SCATTERS
 """What can compute what it reads."""
 
 _LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead

@@ -21,7 +21,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Literal, Var
 from jaxremat.emit.orders import Order
 from jaxremat.emit.transfers import Transfers
-from jaxremat.emit.zeros import Zeros, with_own_zeros, zeros_written_into
+from jaxremat.emit.zeros import Zeros, parts_with_own_zeros, with_own_zeros, zeros_written_into
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
@@ -131,8 +131,8 @@ class ScriptWriter:
         given = _stretches(facts, program, late_writes)
         stretches = [stretch for stretch in _without_idle_trips(facts, given, transfers.saved) if stretch.eqns]
         fences = _Fences(facts, program, transfers, stretches)
-        segments = [fences.segment(number) for number in range(len(stretches))]
-        forward, backward = ([s for s, of in zip(segments, stretches) if of.is_late == late] for late in (False, True))
+        parts = [(of.is_late, part) for number, of in enumerate(stretches) for part in fences.segments(number)]
+        forward, backward = ([part for is_late, part in parts if is_late == late] for late in (False, True))
         residuals = _residuals(facts, program, [eqn for stretch in given if stretch.is_late for eqn in stretch.eqns])
         if program.barrier_scope == "order":
             forward = fences.in_order(forward, [*residuals, *jaxprs.vars_of(joint.outputs)])
@@ -275,11 +275,24 @@ class _Fences:
         self._waiting: tuple[Var, ...] = ()
         self._outside: dict[tuple[Eqn, ...], tuple[Var, ...]] = {}
 
-    def segment(self, number: int) -> Segment:
-        """A stretch with its barrier, after all those before it."""
+    def segments(self, number: int) -> list[Segment]:
+        """A stretch with its barrier, after all those before it; without one, in parts that make their own zeros."""
+        segment, zeros = self._segment(number), self._facts.zeros
+        is_done = segment.through or not self._is_changed
+        if is_done or zeros.keys().isdisjoint(self._facts.read_by(segment.eqns)):
+            return [segment]
+        parts = parts_with_own_zeros(segment.eqns, zeros, {*self._facts.inputs, *self._facts.free})
+        return [Segment(eqns, operands) for eqns, operands in parts]
+
+    @property
+    def _is_changed(self) -> bool:
+        """Whether anything runs again or waits in another form: else the program has no barrier."""
+        return bool(self._repeated or self._transfers.taken)
+
+    def _segment(self, number: int) -> Segment:
         stretch = self._stretches[number]
         made = Segment(stretch.eqns, ())
-        if not stretch.is_first and (self._repeated or self._transfers.taken):
+        if not stretch.is_first and self._is_changed:
             made = self._behind_barrier(number)
             self._waiting = () if made.through else self._waiting
         self._ran.update(stretch.eqns)

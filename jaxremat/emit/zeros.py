@@ -2,18 +2,25 @@
 
 They depend on nothing, so a compiler may well make them long before: XLA:GPU orders what a scatter reads operand by
 operand, zeros first, and on an H200 those of a U-Net's backward lay beside its peak, 84 of 337 MiB. Made from a number
-that has passed the barrier of a stretch, they are made in that stretch.
+that has passed the barrier of a stretch, they are made in that stretch. Where a stretch has none, the number waits for
+the last buffer on the way to what is written.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Literal, Var
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.late_writes import summed, written_into
+from jaxremat.trace.primitives import ALIASING, ELEMENTWISE, MOVING
+
+_MADE_WHERE_READ = ELEMENTWISE | MOVING | ALIASING
+"""Primitives whose results a compiler need not write."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +52,7 @@ def zeros_written_into(joint: Joint) -> dict[Var, Zeros]:
     }
 
 
-def with_own_zeros(eqns: Sequence[Eqn], zeros: dict[Var, Zeros]) -> tuple[tuple[Eqn, ...], tuple[Var, ...]]:
+def with_own_zeros(eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros]) -> tuple[tuple[Eqn, ...], tuple[Var, ...]]:
     """(equations of a stretch with what makes zeros right before they are written into, the seeds that they read)."""
     out: list[Eqn] = []
     seeds: dict[Var, None] = {}
@@ -55,6 +62,40 @@ def with_own_zeros(eqns: Sequence[Eqn], zeros: dict[Var, Zeros]) -> tuple[tuple[
             seeds[made.seed] = None
         out.append(eqn)
     return tuple(out), tuple(seeds)
+
+
+def parts_with_own_zeros(
+    eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros], given: Container[Var]
+) -> Iterator[tuple[tuple[Eqn, ...], tuple[Var, ...]]]:
+    """A stretch without a barrier in parts, and what goes through a barrier before each: the buffers that what is
+    written into zeros waits for anyway, and the seeds of those zeros. Nothing where there are none, or where all that
+    is written was `given` to the program."""
+    ties: dict[int, dict[Var, None]] = {}
+    makers = {var: place for place, eqn in enumerate(eqns) for var in eqn.outvars}
+    for eqn in eqns:
+        if not zeros.keys().isdisjoint(written_into(eqn)):
+            place, tie = max(_buffers_on_the_way(eqn, eqns, makers), default=(0, None), key=lambda found: found[0])
+            if tie is not None and (place or tie not in given):
+                ties.setdefault(place, {})[tie] = None
+    for first, end in itertools.pairwise(sorted({0, *ties, len(eqns)})):
+        part, seeds = with_own_zeros(eqns[first:end], zeros) if first in ties else (tuple(eqns[first:end]), ())
+        yield part, (*ties.get(first, ()), *seeds)
+
+
+def _buffers_on_the_way(writer: Eqn, eqns: Sequence[Eqn], makers: Mapping[Var, int]) -> Iterator[tuple[int, Var]]:
+    """(how many of some equations run until it is there, a buffer) that an equation, or what may be computed with it,
+    reads besides what it writes into."""
+    waiting = [var for var in jaxprs.vars_of(writer.invars) if var not in written_into(writer)]
+    seen = {*waiting}
+    while waiting:
+        var = waiting.pop()
+        place = makers.get(var)
+        if place is None or eqns[place].primitive.name not in _MADE_WHERE_READ:
+            yield (0 if place is None else place + 1), var
+            continue
+        read = [each for each in jaxprs.vars_of(eqns[place].invars) if each not in seen]
+        seen.update(read)
+        waiting += read
 
 
 def _seeded(eqn: Eqn) -> Zeros:

@@ -103,6 +103,42 @@ def test_a_program_in_order_makes_zeros_as_it_did():
     assert not any(eqn is zeros.seeded for zeros in script.zeros for part in script.backward for eqn in part.eqns)
 
 
+def skipping(ws, x):
+    """A decoder whose gradient is scattered into zeros, behind layers of which the first alone is planned."""
+    for w in ws:
+        x = jnp.tanh(x @ w)
+    return jnp.sum(jnp.sin(x[INDEX] @ ws[0]) ** 2)
+
+
+def first_layer_again():
+    """(joint, script) where nothing but the first tanh runs again, right before it is read."""
+    joint = trace_joint(skipping, W, X)
+    keep = np.ones(joint.num_values, bool)
+    first = next(node for node, eqn in enumerate(joint.eqns) if eqn.primitive.name == "tanh")
+    keep[joint.values.index(joint.eqns[first].outvars[0])] = False
+    steps, start = assemble_parts(price(joint), keep)
+    again = [t for t in range(start, len(steps)) if steps[t] == first]
+    return joint, write_script(
+        joint, schedule_program(joint, steps, backward_start=start, barriers=tuple(again[:1]), barrier_scope="sources")
+    )
+
+
+def test_zeros_of_a_stretch_without_a_barrier_wait_for_what_is_written():
+    joint, script = first_layer_again()
+    (wanted,) = scatters(joint)
+    (part,) = [segment for segment in script.backward if wanted in segment.eqns]
+    (zeros,) = script.zeros
+    assert zeros.seeded in part.eqns and zeros.seed in part.barrier_operands
+    made_before = {v for segment in script.backward for eqn in segment.eqns if segment is not part for v in eqn.outvars}
+    assert made_before.intersection(part.barrier_operands)
+
+    inputs, cotangents = jax.tree.leaves((W, X)), [jnp.ones(())]
+    outputs, residuals = run_forward(joint, script, inputs)
+    given = [*outputs, *run_backward(joint, script, residuals, cotangents)]
+    for a, b in zip(jaxprs.evaluate(joint.jaxpr, [*inputs, *cotangents]), given, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.aot
 def test_on_a_gpu_zeros_do_not_lie_beside_the_peak():
     """264 MiB, as predicted; 312 where zeros are made from nothing."""
