@@ -23,9 +23,7 @@ from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits", "window"}) - {"bitcast"}
 """What can be computed where it is read."""
 
-SCATTERS = frozenset({"scatter", "scatter-add"})
-
-CONSUMERS = PRODUCERS | {"reduce"} | SCATTERS
+CONSUMERS = PRODUCERS | {"reduce", "scatter", "scatter-add"}
 """What can compute what it reads."""
 
 _LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead

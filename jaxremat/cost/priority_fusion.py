@@ -18,7 +18,7 @@ from jaxremat.cost.fused import Fusion, written_bytes
 from jaxremat.cost.fused_before import FusedBefore, Islands
 from jaxremat.cost.gemm_fusion import fuse_products
 from jaxremat.cost.hlo_builder import HloProgram
-from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, SCATTERS, KernelGraph
+from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 
 _FUSIBLE = PRODUCERS | {"reduce"}
 
@@ -39,12 +39,11 @@ def fuse_by_priority(program: HloProgram, device: Device, before: FusedBefore) -
 
 
 def _fusible(graph: KernelGraph) -> set[int]:
-    """Producers that only kernels read which can take them, and nobody else asks for: scatters write into buffers that
-    are there (`CanEmitInputFusedScatter` in `gpu_fusible.cc`). Those that read nothing are fused before others:
-    whatever else is fused, that moves fewer bytes, and they would tie all that reads a number to one another."""
+    """Producers that only kernels read which can take them, and nobody else asks for. Those that read nothing are fused
+    before others: whatever else is fused, that moves fewer bytes, and they would tie all that reads a number to one
+    another."""
     ops, takers = graph.ops, graph.products if graph.computes_operands else ()
     read_by_others = set(graph.outputs)
-    read_by_others.update(graph.reads[index][0] for index in graph.left if ops[index].kind in SCATTERS)
     for index in graph.left:
         if not (index in takers or (ops[index].kind in CONSUMERS and index not in graph.products)):
             read_by_others.update(graph.buffers(index))
