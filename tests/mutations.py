@@ -74,7 +74,21 @@ _BROKEN_BY_TESTS = {
         ),
         ("cost/kernel_graph.py", "max((*(heroes & run),", "max((index,"),
     ),
+    "tests/cost/test_joined.py": (
+        ("cost/joined.py", "self._waits_for[a] & self._bits[b] or self._waits_for[b] & self._bits[a]", "False"),
+        ("cost/joined.py", "for kernel in self._members[b]) > 1", "for kernel in self._members[b]) > 9"),
+        ("cost/joined.py", "len(reduced) <= 1", "True"),
+    ),
+    "tests/cost/test_run_orders.py": (
+        ("cost/run_orders.py", "fusion.program.reads[kernel][0] if is_taken else kernel", "kernel"),
+        ("cost/run_orders.py", "return self._written[group] - freed,", "return self._written[group],"),
+        ("cost/run_orders.py", "            return _FIRST, 0", "            pass"),
+        ("cost/run_orders.py", "left and left.difference(", "left or left.difference("),
+    ),
     "tests/cost/test_gemm_fusion.py": (
+        ("cost/hlo_products.py", "facts.once(_is_undilated) and ", ""),
+        ("cost/hlo_products.py", "not is_turned or facts.once(_is_pointwise)", "True"),
+        ("cost/hlo_products.py", "hlo.backend.library_products and not batches[0]", "hlo.backend.library_products"),
         ("backends/tpu.py", "products_compute_operands=True", "products_compute_operands=False"),
         ("cost/gemm_fusion.py", 'op.kind == "reduce" and graph.computes_operands', "False"),
         ("cost/gemm_fusion.py", "or len(full) != 1", ""),
@@ -97,6 +111,7 @@ _BROKEN_BY_TESTS = {
         ("backends/backend.py", "joint.late_writes if self.breadth_first else {}", "{}"),
     ),
     "tests/cost/test_memory.py": (
+        ("cost/memory.py", "name in self._in_tuples or ", ""),
         ("cost/memory.py", " * waste[~np.eye(len(shape), dtype=bool)].min()", ""),
         ("backends/tpu.py", "tile=(8, 128)", "tile=None"),
         ("cost/memory.py", "            occupied[room] |= steps", "            pass"),

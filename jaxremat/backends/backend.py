@@ -32,6 +32,7 @@ class Backend:
       rolls_threefry: random bits are made by a loop that carries twice as many, and kept so; elsewhere they are
         element-wise arithmetic.
       breadth_first: instructions run as soon as they can, not in program order.
+      frees_first: outside of loops, of the kernels that are ready, the one that frees most bytes runs first.
       expands_searches: the gradient of a pooling maximum looks for the maxima again in arrays of indices, one per
         axis, each as large as what is searched, held from the start of the program until what is searched is there.
       scatters_maxima: the gradient of a pooling maximum looks for the maxima again, with one array of indices per axis,
@@ -57,6 +58,8 @@ class Backend:
         make.
       rounds_operands: contractions in float32, at default precision, read what was rounded to bfloat16: by what makes
         it, where nobody reads all its bits.
+      library_products: contractions of matrices are left to a library, which computes nothing but them.
+      returns_workspace: a library returns what it worked in beside its result.
       fuses_windows: windows that slide are computed in loops with what they read and with what reads them.
       rows_in_one_kernel: what normalises rows goes over them once.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
@@ -77,6 +80,7 @@ class Backend:
     spreads_reciprocals: bool = False
     rolls_threefry: bool = False
     breadth_first: bool = False
+    frees_first: bool = False
     expands_searches: bool = False
     scatters_maxima: bool = False
     fences_loop_bodies: bool = False
@@ -92,6 +96,8 @@ class Backend:
     reorders_iterations: bool = False
     products_compute_operands: bool = False
     rounds_operands: bool = False
+    library_products: bool = False
+    returns_workspace: bool = False
     fuses_windows: bool = False
     rows_in_one_kernel: bool = False
     ties_transfers: bool = False

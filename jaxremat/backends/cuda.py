@@ -6,12 +6,14 @@ Read in openxla/xla at `xla/backends/gpu/` and `xla/service/gpu/`: `softmax_rewr
 into stacks end after it).
 
 Kernels run in the one of three orders that takes the fewest bytes (`hlo_memory_scheduler.cc`, over whole modules). The
-first, a list by what each frees, is about the order of the program: in three gradients of `benchmarks/constants.py`
-within 2 %. The others are searches from the outputs; scanned transformers were found in such an order. So of a loop's
-body the larger of two orders counts (`tests/aot/test_gpu_rules.py` has a loop of either kind). Predicted over compiled
-peak of plans for half of it, before (products that are stacked ran last) and since: the scanned GPT of
-`benchmarks/models.py` .89 and 1.07, a scan of attention with eight heads .90 and .96, one of gated MLPs 1.16 and 1.12.
+first is a list by what each frees, which is followed outside of loops (`cost/run_orders.py`). The others are searches
+from the outputs; scanned transformers were found in such an order. So of a loop's body the larger of two orders counts
+(`tests/aot/test_gpu_rules.py` has a loop of either kind). Predicted over compiled peak of plans for half of it, before
+(products that are stacked ran last) and since: the scanned GPT of `benchmarks/models.py` .89 and 1.07, a scan of
+attention with eight heads .90 and .96, one of gated MLPs 1.16 and 1.12.
 """
+
+import dataclasses
 
 from jaxremat.backends.backend import Backend
 from jaxremat.trace.primitives import ELEMENTWISE
@@ -31,10 +33,12 @@ CUDA = Backend(
     barrier_parts=16,
     times_loops=True,
     predicts_closely=True,
+    frees_first=True,
     reorders_iterations=True,
     smallest_modelled_bytes=32 * 2**20,
     batch_copies=True,
     filter_copies=True,
+    returns_workspace=True,
     fuses_windows=True,
     rows_in_one_kernel=True,
     scatters_maxima=True,
@@ -44,3 +48,8 @@ CUDA = Backend(
     pool_fraction=0.75,  # JAX's page on GPU memory allocation
     pool_variable="XLA_PYTHON_CLIENT_MEM_FRACTION",
 )
+
+CUDA_TRIED = dataclasses.replace(CUDA, library_products=True)
+"""Where kernels can be tried out, cuBLAS wins: on an H200, of the products of a ViT and a LLaMA of
+`benchmarks/large.py` all without batch dimensions but the smallest and two kinds that turn what they read, and about
+half of the others."""

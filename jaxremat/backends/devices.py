@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxremat.backends.backend import Backend
 from jaxremat.backends.cpu import CPU
-from jaxremat.backends.cuda import CUDA
+from jaxremat.backends.cuda import CUDA, CUDA_TRIED
 from jaxremat.backends.measured import RATES, measured_rates
 from jaxremat.backends.tpu import TPU
 from jaxremat.base import compat
@@ -40,6 +40,7 @@ class Device:
       first_touch_seconds_per_byte: of memory that is new to a program, for the system to clear it; zero where a pool
         keeps what programs gave back, and of a CPU until it is measured.
       vector_memory_bytes: of the memory beside main memory in which the compiler places what fits; 0 where it has none.
+      product_workspace_bytes: what a library's product of matrices works in.
       cores, clock_ghz: of a GPU, its streaming multiprocessors and their highest rate.
       kind: pattern of `jax.Device.device_kind` for the real device.
     """
@@ -55,6 +56,7 @@ class Device:
     kind: str
     first_touch_seconds_per_byte: float = 0.0
     vector_memory_bytes: int = 0
+    product_workspace_bytes: int = 0
     cores: int = 0
     clock_ghz: float = 0.0
 
@@ -114,13 +116,16 @@ def _gpu(
     kind: str,
     cores: int,
     clock_ghz: float,
+    workspace_mib: int = 32,
 ) -> Device:
     """Dense rates, no sparsity; float32 contractions count at the TF32 rate. The least time of a
-    kernel is that of an empty one in a CUDA graph, where XLA puts its kernels: about 2 microseconds."""
+    kernel is that of an empty one in a CUDA graph, where XLA puts its kernels: about 2 microseconds. cuBLAS works in 32
+    MiB from Hopper on, in 4 before (openxla/xla: `gemm_rewriter.cc`)."""
     peaks = (tera[0] * 1e12, tera[1] * 1e12, tera[2] * 1e12, tera[3] * 1e12)
     memory = gigabytes * 10**9
-    rates = peaks, vector * 1e12, tbps * 1e12
-    return Device(name, CUDA, *rates, memory, 2e-6, link * 1e9, kind, cores=cores, clock_ghz=clock_ghz)
+    rates, worked_in = (peaks, vector * 1e12, tbps * 1e12), workspace_mib * 2**20
+    device = Device(name, CUDA, *rates, memory, 2e-6, link * 1e9, kind, product_workspace_bytes=worked_in)
+    return dataclasses.replace(device, cores=cores, clock_ghz=clock_ghz)
 
 
 def _tpu(
@@ -150,9 +155,9 @@ DEVICES: dict[str, Device] = {
         _gpu("h200", (1979, 989, 495, 67), 67, 4.8, 141, _PCIE5, r"\bH200", 132, 1.98),
         _gpu("h100", (1979, 989, 495, 67), 67, 3.35, 80, _PCIE5, r"\bH100|\bH800", 132, 1.98),
         _gpu("gh200", (1979, 989, 495, 67), 67, 4.0, 96, _NVLINK_C2C, "GH200", 132, 1.98),
-        _gpu("a100", (624, 312, 156, 19.5), 19.5, 2.04, 80, _PCIE4, "A100|A800", 108, 1.41),
+        _gpu("a100", (624, 312, 156, 19.5), 19.5, 2.04, 80, _PCIE4, "A100|A800", 108, 1.41, 4),
         _gpu("b200", (4500, 2250, 1125, 37), 75, 8.0, 180, _PCIE5, "B200|GB200", 148, 1.965),
-        _gpu("l4", (242, 121, 60, 0.49), 30, 0.3, 24, _PCIE4, r"L4\b", 58, 2.04),
+        _gpu("l4", (242, 121, 60, 0.49), 30, 0.3, 24, _PCIE4, r"L4\b", 58, 2.04, 4),
         _tpu("tpu-v5e", 394, 197, 6.1, 0.82, 16, 16, "v5 ?lite|v5e"),
         _tpu("tpu-v5p", 918, 459, 14.3, 2.76, 95, 16, r"v5p|v5\b"),
         _tpu("tpu-v6e", 1836, 918, 7.2, 1.64, 32, 32, "v6"),
@@ -179,7 +184,12 @@ def resolve_target(name: str | None = None) -> Device:
         raise ArgumentError(
             f"target={name!r} is not known: {hint}Use one of {', '.join(DEVICES)}, or None for this machine"
         )
-    return dataclasses.replace(DEVICES[key], **measured_rates(key))
+    backend = CUDA_TRIED if DEVICES[key].backend is CUDA and _is_here(key) else DEVICES[key].backend
+    return dataclasses.replace(DEVICES[key], backend=backend, **measured_rates(key))
+
+
+def _is_here(name: str) -> bool:
+    return target_of(jax.devices()[0]) == name
 
 
 def target_of(device: jax.Device) -> str:

@@ -51,6 +51,17 @@ class Fusion:
         return self._running(frozenset(index for index, op in enumerate(self.program.ops) if op.kind in CONTRACTIONS))
 
     @functools.cached_property
+    def by_library(self) -> dict[int, str]:
+        """Of the kernels that run a library's products, what those are: "dot" or "conv"."""
+        ops = self.program.ops
+        return {
+            kernel: ops[product].kind
+            for kernel, products in self.products.items()
+            for product in products
+            if ops[product].in_library
+        }
+
+    @functools.cached_property
     def reductions(self) -> dict[int, frozenset[int]]:
         """Of the kernels that reduce, the operations that do."""
         return self._running(frozenset(index for index, op in enumerate(self.program.ops) if op.kind == "reduce"))
@@ -115,3 +126,18 @@ def readers_of(program: HloProgram, live: Sequence[int]) -> list[list[int]]:
         for read in reads if len(reads) < 2 else set(reads):
             readers[read].append(index)
     return readers
+
+
+def value_of(fusion: Fusion, kernel: int) -> int:
+    """The kernel that wrote what is read under the name of another one: behind barriers and in other shapes."""
+    while fusion.program.ops[kernel := shaped_from(fusion, kernel)].kind == "fenced":
+        kernel = fusion.program.reads[kernel][1]
+    return kernel
+
+
+def shaped_from(fusion: Fusion, kernel: int) -> int:
+    """The buffer of which another one is the same entries in another shape."""
+    ops, reads = fusion.program.ops, fusion.program.reads
+    while ops[kernel].kind == "bitcast" and fusion.buffers_read.get(kernel, {}).keys() == set(reads[kernel]):
+        kernel = reads[kernel][0]
+    return kernel

@@ -12,11 +12,13 @@ from jaxremat.trace.primitives import ELEMENTWISE
 def fuse_products(graph: KernelGraph) -> None:
     """Lets every contraction and convolution take what it computes."""
     for index in graph.live:
-        if graph.ops[index].kind == "dot":
+        if graph.ops[index].kind == "dot" and graph.is_in_library(index):
+            graph.products.add(index)
+        elif graph.ops[index].kind == "dot":
             _take_operands(graph, index)
             graph.products.add(_take_followers(graph, index))
         elif graph.ops[index].kind == "conv" and not graph.computes_operands:
-            graph.products.add(_take_bias(graph, index))
+            graph.products.add(_take_addend(graph, index))
 
 
 def _take_operands(graph: KernelGraph, product: int) -> None:
@@ -41,17 +43,28 @@ def _take_followers(graph: KernelGraph, product: int) -> int:
     return product
 
 
-def _take_bias(graph: KernelGraph, convolution: int) -> int:
-    """The library's convolutions add a row to what alone reads them; returns the last of it."""
-    follower = _follower(graph, convolution)
-    if follower is None or graph.ops[follower].kind != "add":
+def _take_addend(graph: KernelGraph, convolution: int) -> int:
+    """The library's convolutions add a row, and some an array, to what alone reads them; returns the last of it."""
+    follower = _only_sum(graph, convolution)
+    if follower is None:
         return convolution
-    (row,) = (read for read in graph.reads[follower] if read != convolution)
-    if graph.ops[row].kind != "broadcast" or row not in graph.left:
+    (addend,) = (read for read in graph.reads[follower] if read != convolution)
+    is_row = graph.ops[addend].kind == "broadcast" and addend in graph.left
+    if not is_row and not graph.ops[convolution].takes_addend:
         return convolution
     graph.fuse(convolution)
-    graph.make_inside(row, follower)
+    if is_row:
+        graph.make_inside(addend, follower)
     return follower
+
+
+def _only_sum(graph: KernelGraph, convolution: int) -> int | None:
+    """The sum with something else that alone reads a convolution."""
+    if len(graph.users[convolution]) != 1 or convolution in graph.outputs:
+        return None
+    (follower,) = graph.users[convolution]
+    is_sum = graph.ops[follower].kind == "add" and graph.reads[follower].count(convolution) == 1
+    return follower if is_sum and follower in graph.left and follower not in graph.products else None
 
 
 def _follower(graph: KernelGraph, index: int) -> int | None:

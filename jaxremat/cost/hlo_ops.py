@@ -70,7 +70,8 @@ class Op:
     Attributes:
       kind: a primitive's name, or one of `input`, `broadcast`, `bitcast`, `reduce`, `dot`, `conv`, `part`, `barrier`.
       shape, dtype, size_bytes: of its result.
-      in_library: a contraction, reduction or window that XLA:CPU hands to its library.
+      in_library: a contraction, reduction or window that a library computes.
+      takes_addend: a convolution to whose result the library adds an array, if that is all that is done with it.
       constant: identity of a broadcast literal, or None.
       bodies: what it runs (loops, branches).
       splits_rows: a concatenation along the last dimension.
@@ -85,6 +86,7 @@ class Op:
     dtype: str
     size_bytes: int
     in_library: bool = False
+    takes_addend: bool = False
     constant: Hashable = None
     bodies: tuple[Computation, ...] = ()
     splits_rows: bool = False

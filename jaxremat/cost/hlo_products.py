@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Container, Hashable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxremat.cost.reductions import partition
 from jaxremat.trace.listing import Slot
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
-"""Dtypes in which XLA:CPU hands contractions and reductions to its library."""
+"""Dtypes in which XLA:CPU hands contractions and reductions to its library, and XLA:GPU products."""
 _ROUNDED = "bfloat16"  # what a TPU multiplies at default precision (`jax.lax.Precision`)
 Contracts = tuple[tuple[int, ...], ...]
 _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
@@ -38,7 +39,10 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     plain = layout.contracts_rows or operands[0] != reads[0]
     if not batches[0] and not hlo.backend.products_compute_operands:
         operands = [_flattened(hlo, facts, side, read) for side, read in enumerate(operands)]
-    return [_product(hlo, "dot", tuple(operands), facts, FLOATS if plain and layout.is_matrix else frozenset())]
+    by_library = plain and layout.is_matrix
+    if hlo.backend.returns_workspace:
+        by_library = hlo.backend.library_products and not batches[0]
+    return [_product(hlo, "dot", tuple(operands), facts, FLOATS if by_library else frozenset())]
 
 
 def _dimensions(product: Eqn) -> tuple[Contracts, Contracts]:
@@ -88,9 +92,14 @@ def conv(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     reads, eqn, dims = hlo.operands(facts, slots), facts.eqn, facts.eqn.params["dimension_numbers"]
     library = _LIBRARY_CONVOLUTIONS if _conv_in_library(eqn) else frozenset()
     if not hlo.backend.dot_copies:
+        is_turned = hlo.ops[reads[1]].kind == "rev"
         if hlo.backend.filter_copies and tuple(dims.lhs_spec) == _channels_last(dims):
             reads = reads[0], _filter(hlo, facts, reads[1])
-        return [_product(hlo, "conv", reads, facts, library)]
+        if not hlo.backend.returns_workspace:
+            return [_product(hlo, "conv", reads, facts, library)]
+        is_forward = facts.once(_is_undilated) and (not is_turned or facts.once(_is_pointwise))
+        key = facts.params, is_forward
+        return [hlo.merge(facts.template("conv", key, in_library=True, takes_addend=is_forward), reads)]
     specs = ((dims.lhs_spec, _channels_last(dims)), (dims.rhs_spec, _kernel_order(dims)))
     operands = tuple(
         read if tuple(spec) == wanted else _copy(hlo, facts, side, read, tuple(spec))
@@ -102,6 +111,16 @@ def conv(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     if tuple(dims.out_spec) == _channels_last(dims):
         return [made]
     return [hlo.merge(hlo.templates.resized(hlo.ops[made], "transpose", facts.shape, "result"), (made,))]
+
+
+def _is_undilated(convolution: Eqn) -> bool:
+    return math.prod(convolution.params["lhs_dilation"]) == 1
+
+
+def _is_pointwise(convolution: Eqn) -> bool:
+    """Whether a filter is one entry per pair of channels: reversed, it is the same."""
+    spatial = convolution.params["dimension_numbers"].rhs_spec[2:]
+    return math.prod(shape_of(convolution.invars[1])[dimension] for dimension in spatial) == 1
 
 
 def _between_all_groups(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...], groups: int) -> int:

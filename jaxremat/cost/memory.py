@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence, Set
 
 import numpy as np
 
-from jaxremat.backends.backend import Backend
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
 from jaxremat.base.remembering import while_alive
@@ -20,7 +19,9 @@ from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_model import lower_body, lower_listing
 from jaxremat.cost.hlo_ops import Computation, Op, alone
+from jaxremat.cost.joined import run_as_one
 from jaxremat.cost.kernels import kernel_seconds
+from jaxremat.cost.run_orders import Kernels, Order, run_orders
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing
 
@@ -101,31 +102,27 @@ def _estimate(
     program: HloProgram, body: Computation, device: Device, known: KnownBodies, aliased: Set[int] | None
 ) -> MemoryEstimate:
     fusion = fuse(program, device, known)
-    each = [_in_order(fusion, order, body, device, known, aliased) for order in _orders(fusion, body, device.backend)]
+    kernels = Kernels(fusion, run_as_one(fusion, device), device.backend)
+    orders = run_orders(kernels, body, device.backend)
+    each = [_in_order(kernels, order, body, device, known, aliased) for order in orders]
     return max(each, key=lambda estimate: estimate.temp_bytes)
 
 
-def _orders(fusion: Fusion, body: Computation, backend: Backend) -> list[tuple[int, ...]]:
-    """The orders in which a compiler may run the kernels; where there are several, nobody knows which it takes."""
-    if backend.breadth_first:
-        return [_breadth_first(fusion)]
-    return [fusion.kernels, *([_depth_first(fusion)] if backend.reorders_iterations and body.has_stacks else ())]
-
-
 def _in_order(
-    fusion: Fusion,
-    order: tuple[int, ...],
+    kernels: Kernels,
+    groups: Order,
     body: Computation,
     device: Device,
     known: KnownBodies,
     aliased: Set[int] | None,
 ) -> MemoryEstimate:
+    fusion, order = kernels.fusion, tuple(itertools.chain.from_iterable(groups))
     program, backend = fusion.program, device.backend
     inside = functools.partial(estimate_body, device=device, known=known)
-    own, returned = (_laid_out(spans, program.ops, backend.tile) for spans in _buffer_spans(fusion, order, aliased))
+    own, returned = (_laid_out(spans, program.ops, backend.tile) for spans in _buffer_spans(kernels, groups, aliased))
     spans = _in_main_memory(own, len(order), device.vector_memory_bytes)
     if returned:
-        place = {kernel: k for k, kernel in enumerate(_depth_first(fusion))}
+        place = {kernel: k for k, kernel in enumerate(itertools.chain.from_iterable(kernels.depth_first()))}
         spans = _beside_outputs(sorted(spans, key=lambda span: place[span[0]]), returned)
     rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in spans]
     bodies = {
@@ -135,6 +132,9 @@ def _in_order(
     }
     workspace_bytes = np.zeros(len(order), np.int64)
     workspace_bytes[list(bodies)] = [max(inner.temp_bytes for inner in each) for each in bodies.values()]
+    if backend.library_products:
+        multiplies = {kernel for kernel, kind in fusion.by_library.items() if kind == "dot"}
+        workspace_bytes[[kernel in multiplies for kernel in order]] = device.product_workspace_bytes
     in_bodies = sum(_inside(program.ops[order[step]], each) for step, each in bodies.items())
     argument_bytes, output_bytes = _given_and_returned_bytes(body.jaxpr)
     return MemoryEstimate(
@@ -142,7 +142,7 @@ def _in_order(
         output_bytes=output_bytes,
         steps=np.asarray([program.equations[kernel] for kernel in order], np.int64),
         workspace_bytes=workspace_bytes,
-        seconds=sum(kernel_seconds(fusion, device).values()) + in_bodies,
+        seconds=sum(kernel_seconds(fusion, groups, device).values()) + in_bodies,
         spans=np.asarray(rows, np.int64).reshape(-1, 4),
     )
 
@@ -168,47 +168,11 @@ def live_bytes(span_bytes: np.ndarray, spans: np.ndarray, workspace_bytes: np.nd
     return np.cumsum(change[:-1]) + workspace_bytes
 
 
-def _breadth_first(fusion: Fusion) -> tuple[int, ...]:
-    """Kernels in the order of XLA:CPU's scheduler: first ready, first run."""
-    readers: dict[int, list[int]] = collections.defaultdict(list)
-    waiting = {}
-    for kernel in fusion.kernels:
-        buffers = [b for b in fusion.buffers_read[kernel] if b in fusion.buffers_read]
-        waiting[kernel] = len(buffers)
-        for buffer in buffers:
-            readers[buffer].append(kernel)
-    queue = collections.deque(kernel for kernel in fusion.kernels if not waiting[kernel])
-    order = []
-    while queue:
-        order.append(queue.popleft())
-        for reader in readers[order[-1]]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                queue.append(reader)
-    return tuple(order)
-
-
-def _depth_first(fusion: Fusion) -> tuple[int, ...]:
-    """Kernels as a search from the outputs finds them, through what each reads, in order."""
-    read = {buffer for kernel in fusion.kernels for buffer in fusion.buffers_read[kernel]}
-    effects = [kernel for kernel in fusion.kernels if kernel not in read and kernel not in fusion.program.outputs]
-    stack = [*reversed([*effects, *fusion.program.outputs])]
-    order: dict[int, None] = {}
-    while stack:
-        reads = fusion.buffers_read.get(stack[-1])  # none of an input
-        waits_for = [buffer for buffer in reads or () if buffer in fusion.buffers_read and buffer not in order]
-        stack += reversed(waits_for)
-        if not waits_for:
-            kernel = stack.pop()
-            order.update({kernel: None} if reads is not None else {})
-    return tuple(order)
-
-
-def _buffer_spans(fusion: Fusion, order: Sequence[int], aliased: Set[int] | None) -> tuple[list[_Span], list[_Span]]:
+def _buffer_spans(kernels: Kernels, order: Order, aliased: Set[int] | None) -> tuple[list[_Span], list[_Span]]:
     """Rows (kernel, bytes, first step, last step) of the intermediate buffers, and of outputs in whose buffers those
     may wait before. Inputs are neither, and nothing waits where an input is."""
-    buffers = _Buffers(fusion, order, is_body=aliased is None)
-    for kernel in order:
+    buffers = _Buffers(kernels, order, is_body=aliased is None)
+    for kernel in buffers.order:
         if buffers.home[kernel] == kernel:
             buffers.write_over(kernel)
     return buffers.spans(), [] if aliased is None else buffers.outputs(aliased)
@@ -218,7 +182,7 @@ class _Buffers:
     """Who lies where, and until when.
 
     Attributes:
-      step_of: the step at which each kernel runs.
+      starts, ends: the first and the last of the steps at which each kernel runs: of all that run as one with it.
       home: for each kernel, the one whose buffer its result is in.
       last: for each buffer, the last step that reads it.
       end: the same, but one less where what is written then takes its place.
@@ -226,20 +190,26 @@ class _Buffers:
       elsewhere: of a loop's body, buffers that lie in one of those all their lives.
     """
 
-    def __init__(self, fusion: Fusion, order: Sequence[int], *, is_body: bool) -> None:
-        self.fusion, self.order, self.ops = fusion, order, fusion.program.ops
-        self.step_of = {kernel: step for step, kernel in enumerate(order)}
-        self.home = {kernel: _names(fusion, kernel)[-1] for kernel in order}
+    def __init__(self, kernels: Kernels, groups: Order, *, is_body: bool) -> None:
+        self.fusion, self.ops = kernels.fusion, kernels.fusion.program.ops
+        self.order = list(itertools.chain.from_iterable(groups))
+        self.starts: dict[int, int] = {}
+        self.ends: dict[int, int] = {}
+        for group in groups:
+            start = len(self.starts)
+            self.starts |= dict.fromkeys(group, start)
+            self.ends |= dict.fromkeys(group, start + len(group) - 1)
+        self.home = {kernel: _names(self.fusion, kernel)[-1] for kernel in self.order}
         self.last = self._last_reads()
         self.end = dict(self.last)
-        self.returned = {self.home.get(output, output) for output in fusion.program.outputs}
+        self.returned = {self.home.get(output, output) for output in self.fusion.program.outputs}
         self.elsewhere: set[int] = set()
-        self._is_body = is_body
+        self._is_body, self._in_tuples = is_body, kernels.in_tuples
         self._taken: set[int] = set()
 
     def _last_reads(self) -> dict[int, int]:
-        step_of, home, last = self.step_of, self.home, dict(self.step_of)
-        for kernel, step in step_of.items():
+        home, last = self.home, dict(self.ends)
+        for kernel, step in self.ends.items():
             for buffer in self.fusion.buffers_read[kernel]:
                 last[home.get(buffer, buffer)] = step  # steps only grow
         for kernel in self.order:
@@ -251,19 +221,25 @@ class _Buffers:
         reads = self.fusion.buffers_read[kernel]
         given_up = [read for read in reads if self._is_given_up(self.home.get(read, read), kernel)]
         for read in sorted(given_up, key=lambda read: self.home.get(read, read)):
-            if _writes_over(self.fusion, kernel, read) and not _lies_in_a_tuple(self.fusion, read):
+            if _writes_over(self.fusion, kernel, read) and not self._lies_in_a_tuple(read):
                 buffer = self.home.get(read, read)
                 self._taken.add(buffer)
-                self.end[buffer] = self.step_of[kernel] - 1
+                self.end[buffer] = self.starts[kernel] - 1
                 if self._is_body and (kernel in self.returned or kernel in self.elsewhere):
                     self.elsewhere.add(buffer)
                 return
 
     def _is_given_up(self, buffer: int, kernel: int) -> bool:
         """Whether a buffer is read for the last time, and as large as what a kernel writes."""
-        same = buffer in self.step_of and self.ops[buffer].size_bytes == self.ops[kernel].size_bytes
-        unread = same and self.last[buffer] == self.step_of[kernel]
+        same = buffer in self.starts and self.ops[buffer].size_bytes == self.ops[kernel].size_bytes
+        unread = same and self.last[buffer] == self.ends[kernel]
         return unread and buffer not in self._taken and buffer not in self.returned
+
+    def _lies_in_a_tuple(self, kernel: int) -> bool:
+        """Whether a result is one of several of a kernel, a loop or a branch: nobody writes over those
+        (heap_simulator.cc lets only direct users of what made a buffer share it)."""
+        names = _names(self.fusion, kernel)
+        return any(name in self._in_tuples or self.ops[name].kind == "part" for name in names)
 
     def spans(self) -> list[_Span]:
         here = [kernel for kernel in self.order if self.home[kernel] == kernel]
@@ -278,7 +254,7 @@ class _Buffers:
 
     def _span(self, kernel: int) -> _Span:
         op = self.ops[kernel]
-        start = self.step_of[self.fusion.program.reads[kernel][0] if op.kind == "part" else kernel]
+        start = self.starts[self.fusion.program.reads[kernel][0] if op.kind == "part" else kernel]
         return kernel, op.size_bytes, start, max(self.end[kernel], start)
 
 
@@ -335,12 +311,6 @@ def _writes_over(fusion: Fusion, kernel: int, buffer: int) -> bool:
     program = fusion.program
     updates = program.ops[kernel].kind in _UPDATES
     return program.reads[kernel][0] == buffer if updates else fusion.is_elementwise_on(kernel, buffer)
-
-
-def _lies_in_a_tuple(fusion: Fusion, kernel: int) -> bool:
-    """Whether a result is one of several of a loop or a branch: nobody writes over those (heap_simulator.cc lets only
-    direct users of what made a buffer share it)."""
-    return any(fusion.program.ops[name].kind == "part" for name in _names(fusion, kernel))
 
 
 def _names(fusion: Fusion, kernel: int) -> list[int]:

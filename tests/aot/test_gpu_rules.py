@@ -20,6 +20,7 @@ from jaxremat.compiled.roofline import roofline
 from jaxremat.compiled.targets import target_devices
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.joined import run_as_one
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.cost.memory import estimate_memory
 from jaxremat.cost.pricing import price
@@ -226,7 +227,8 @@ KERNELS = {
 def kernels(fun, args):
     """The seconds of the kernels of a program, as modelled and as compiled."""
     device = resolve_target("h200")
-    modelled = kernel_seconds(fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device), device)
+    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device)
+    modelled = kernel_seconds(fusion, run_as_one(fusion, device), device)
     compiled = roofline(compiled_text(fun, args), device).kernels
     return list(modelled.values()), [kernel.seconds for kernel in compiled]
 

@@ -89,3 +89,11 @@ def test_the_environment_sets_the_pool_of_a_gpu_and_of_nothing_else(monkeypatch)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     assert usable_bytes(gpu) == int((1 - MARGIN) * int(0.9 * gpu.memory_bytes))
     assert usable_bytes(tpu) == before
+
+
+@pytest.mark.parametrize(("kind", "tried"), [("NVIDIA H200", ("h200",)), ("NVIDIA L4", ("l4",)), ("cpu", ())])
+def test_kernels_are_tried_out_on_the_device_that_is_here(monkeypatch, kind, tried):
+    platform = "cpu" if kind == "cpu" else "gpu"
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform=platform, device_kind=kind)])
+    assert tuple(name for name in NAMES if resolve_target(name).backend.library_products) == tried
+    assert resolve_target(None) == resolve_target(kind.split()[-1].lower())

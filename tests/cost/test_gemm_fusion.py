@@ -1,10 +1,13 @@
 """What products of a GPU, and of a TPU, compute of what they read, and of what reads them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
-from fused_programs import TPU, written
+from fused_programs import H200, TPU, written
 
+from jaxremat.backends.cuda import CUDA_TRIED
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 
@@ -98,3 +101,37 @@ def test_a_convolution_takes_a_bias_and_what_is_done_to_both():
     image, kernel, bias = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     names = written(lambda x, k, b: conv(x, k) + b, image, kernel, bias)
     assert "conv_general_dilated" not in names
+
+
+DILATED = ((1, 2), (1, 2))
+
+
+def convolved(x, k, padding="SAME", **options):
+    return jax.lax.conv_general_dilated(x, k, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+
+@pytest.mark.parametrize(
+    ("fun", "names"),
+    [
+        (lambda x, k: convolved(x, k) + x, ["add"]),
+        (lambda x, k: convolved(x, k) + convolved(x, k[::-1]), ["conv_general_dilated", "add"]),
+        (lambda x, k: convolved(x, k) + jnp.tanh(x), ["tanh", "add"]),
+        (lambda x, k: convolved(x, jax.lax.rev(k, (0, 1))) + x, ["conv_general_dilated", "add"]),
+        (lambda x, k: convolved(x, jax.lax.rev(k[:1, :1], (0, 1))) + x, ["add"]),
+        (lambda x, k: convolved(x[:, ::2, ::2], k, DILATED, lhs_dilation=(2, 2)) + x, ["conv_general_dilated", "add"]),
+    ],
+    ids=["an array", "another one", "what a loop makes", "reversed", "one entry", "dilated"],
+)
+def test_the_library_adds_an_array_to_convolutions_as_a_forward_pass_has_them(fun, names):
+    image, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 64, 64, 32), (3, 3, 32, 32)))
+    assert [name for name in written(fun, image, kernel) if name not in ("rev", "slice")] == names
+
+
+def test_products_of_a_library_compute_nothing_else_where_kernels_are_tried_out():
+    """Those with batches may be compiled, and then compute what follows."""
+    tried = dataclasses.replace(H200, backend=CUDA_TRIED)
+    chain = lambda x, w: jnp.tanh((x * 2.0) @ w)
+    assert written(chain, X, W) == ["tanh"]
+    assert written(chain, X, W, device=tried) == ["mul", "dot_general", "tanh"]
+    batches = jax.ShapeDtypeStruct((8, 256, 128), jnp.float32), jax.ShapeDtypeStruct((8, 128, 64), jnp.float32)
+    assert written(chain, *batches, device=tried) == ["tanh"]

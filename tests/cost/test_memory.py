@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxremat.backends.cuda import CUDA_TRIED
 from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.fusion import materialised
 from jaxremat.cost.memory import estimate_memory
@@ -151,3 +152,29 @@ def test_nothing_waits_in_the_buffer_of_a_donated_input():
     for donated, predicted in ((), free), (0, held):
         compiled = jax.jit(fun, donate_argnums=donated).lower(shape(1024, 1024), shape(1024, 1024)).compile()
         assert predicted == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, abs=2**16)
+
+
+def temp_bytes(fun, *args, **changes):
+    device = dataclasses.replace(resolve_target("h200"), **changes)
+    return estimate_memory(jax.make_jaxpr(fun)(*args).jaxpr, device).temp_bytes
+
+
+def test_kernels_that_run_as_one_hold_all_that_they_read_and_write():
+    """One after the other, the second result would take the place of the first."""
+    norm = lambda x: jnp.linalg.norm(jax.lax.optimization_barrier(x))
+
+    def fun(x, y, w):
+        first, second = x @ w, y @ w
+        return norm(first * second) + norm(first + second)
+
+    args, tried = [shape(1024, 1024)] * 3, {"backend": CUDA_TRIED, "product_workspace_bytes": 0}
+    assert temp_bytes(fun, *args, **tried) == pytest.approx(4 * 4 * 1024**2, rel=0.01)
+
+
+def test_what_a_library_returns_beside_its_workspace_is_not_written_over():
+    """A product in a kernel computes what follows; the library's is kept until that is there."""
+    fun = lambda x, w: jnp.linalg.norm(jax.lax.optimization_barrier(jnp.tanh(x @ w)))
+    args, size = (shape(1024, 1024),) * 2, 4 * 1024**2
+    assert temp_bytes(fun, *args) == pytest.approx(size, rel=0.01)
+    assert temp_bytes(fun, *args, backend=CUDA_TRIED, product_workspace_bytes=0) == pytest.approx(2 * size, rel=0.01)
+    assert temp_bytes(fun, *args, backend=CUDA_TRIED) == pytest.approx(size + 32 * 2**20, rel=0.01)

@@ -129,7 +129,7 @@ def test_gradients_are_those_of_the_function(share, fun):
 def test_what_layers_begin_again_with_waits_on_the_host():
     """Recomputation keeps what enters each layer, which no equation of the backward reads."""
     planning = planner(fun=centred)
-    alone = planning.own.fit(planning.plain.peak_bytes // 2)
+    alone = planning.own.fit(5 * planning.plain.peak_bytes // 9)
     outcome = planning._moved(alone, 0)
     joint = planning.own._problem.joint
     may_move = {joint.values[value] for value in alone.program.saved.tolist() if value in planning._hosting.bytes_of}

@@ -166,5 +166,7 @@ def test_a_step_that_moves_its_state_itself_is_left_to_do_so():
     given = {**given, "opt": on_host(given["opt"])}
     for allow in ((), ("offload",)):
         step = planned(own, budget=1.0, allow=allow, donate_argnums=())
-        assert step.predicted_bytes(given, batch()) < planned(budget=1.0).predicted_bytes(state(), batch())
+        assert step.predicted_bytes(given, batch()) < planned(budget=1.0, donate_argnums=()).predicted_bytes(
+            state(), batch()
+        )
         assert kinds(step(given, batch())[0]["opt"]) == {"pinned_host"}

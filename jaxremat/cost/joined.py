@@ -1,0 +1,128 @@
+"""Which kernels a GPU runs as one.
+
+Loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel,
+unless that is a product's or made by rows; a reduction in few blocks computes nothing that is written, too
+(openxla/xla: `multi_output_fusion.cc`). An update in place is a kernel of its own.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+from collections.abc import Iterable
+
+from jaxremat.backends.devices import Device
+from jaxremat.cost.fused import Fusion, shaped_from
+from jaxremat.cost.reductions import blocks
+from jaxremat.trace.primitives import ELEMENTWISE, MOVING
+
+_LOOPS = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice", "bitcast"}
+
+
+def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
+    """All kernels, those together that run as one."""
+    if not device.backend.element_work:
+        return [(kernel,) for kernel in fusion.kernels]
+    joins = _Joins(fusion)
+    for readers in joins.readers.values():
+        for first, second in itertools.combinations(readers, 2):
+            joins.join_siblings(first, second)
+    for buffer, readers in joins.readers.items():
+        for reader in readers if buffer in joins.is_loop else ():
+            if not any(_reads_slowly(fusion, kernel, device) for kernel in joins.with_it(reader)):
+                joins.join_producer(buffer, reader)
+    groups: dict[int, list[int]] = collections.defaultdict(list)
+    for kernel in fusion.kernels:
+        groups[joins.leader(kernel)].append(kernel)
+    return [tuple(group) for group in groups.values()]
+
+
+def _reads_slowly(fusion: Fusion, kernel: int, device: Device) -> bool:
+    """Whether a kernel reduces in so few blocks that they read less than memory gives."""
+    ops, reads = fusion.program.ops, fusion.program.reads
+    reductions = fusion.reductions.get(kernel, ())
+    at_once = min([blocks(ops[index], ops[reads[index][0]]) for index in reductions], default=math.inf)
+    return at_once * device.core_bytes_per_second < device.bandwidth_bytes_per_second
+
+
+class _Joins:
+    """Kernels on their way to be joined.
+
+    Attributes:
+      elements: how many elements each kernel's loop goes through.
+      is_loop: kernels that may be joined.
+      readers: of each buffer, those of its readers that go through all of it.
+    """
+
+    def __init__(self, fusion: Fusion) -> None:
+        ops, self._reads = fusion.program.ops, fusion.buffers_read
+        loops = [kernel for kernel in fusion.kernels if ops[kernel].kind in _LOOPS and kernel not in fusion.custom]
+        self.is_loop = dict.fromkeys(kernel for kernel in loops if kernel not in fusion.products)
+        self.elements = {
+            kernel: max([ops[index].elements for index in (kernel, *fusion.buffers_read[kernel])])
+            for kernel in self.is_loop
+        }
+        self.readers: dict[int, list[int]] = collections.defaultdict(list)
+        self._shaped = {
+            kernel: {shaped_from(fusion, buffer) for buffer in fusion.buffers_read[kernel]} for kernel in self.is_loop
+        }
+        for kernel, shaped in self._shaped.items():
+            for buffer in shaped - fusion.custom:
+                if ops[buffer].elements == self.elements[kernel]:
+                    self.readers[buffer].append(kernel)
+        reduce = fusion.reductions
+        self._reduced = {kernel: {ops[kernel].shape} if kernel in reduce else set() for kernel in self.is_loop}
+        self._leader = {kernel: kernel for kernel in fusion.kernels}
+        self._members = {kernel: [kernel] for kernel in fusion.kernels}
+        self._bits: dict[int, int] = {}  # of a group's kernels, one for each
+        self._waits_for: dict[int, int] = {}  # bits of all kernels that must have run before
+        for k, kernel in enumerate(fusion.kernels):
+            self._bits[kernel] = 1 << k
+            self._waits_for[kernel] = self._before(fusion.buffers_read[kernel])
+
+    def leader(self, kernel: int) -> int:
+        while self._leader[kernel] != kernel:
+            kernel = self._leader[kernel]
+        return kernel
+
+    def with_it(self, kernel: int) -> list[int]:
+        """The kernels that run as one with a kernel so far, itself included."""
+        return self._members[self.leader(kernel)]
+
+    def join_siblings(self, first: int, second: int) -> None:
+        """Joins two kernels, if none of them waits for the other."""
+        a, b = self.leader(first), self.leader(second)
+        if a != b and not (self._waits_for[a] & self._bits[b] or self._waits_for[b] & self._bits[a]):
+            self._join(a, b)
+
+    def join_producer(self, buffer: int, reader: int) -> None:
+        """Joins a kernel with one that reads its result, if that waits for it only to read it: once, since all that
+        read it would compute it, which did not pay before."""
+        a, b = self.leader(buffer), self.leader(reader)
+        if sum(buffer in self._shaped[kernel] for kernel in self._members[b]) > 1:
+            return
+        others = (read for kernel in self._members[b] for read in self._reads[kernel] if self._leader_of(read) != a)
+        if a != b and not (self._waits_for[a] & self._bits[b] or self._before(others) & self._bits[a]):
+            self._join(a, b)
+
+    def _leader_of(self, buffer: int) -> int:
+        return self.leader(buffer) if buffer in self._leader else buffer
+
+    def _before(self, buffers: Iterable[int]) -> int:
+        """Bits of the kernels that must have run before buffers are there."""
+        found = 0
+        for buffer in buffers:
+            if buffer in self._bits:
+                leader = self.leader(buffer)
+                found |= self._bits[leader] | self._waits_for[leader]
+        return found
+
+    def _join(self, a: int, b: int) -> None:
+        """Joins groups that go through as many elements and whose reductions, if any, are alike."""
+        reduced = self._reduced[a] | self._reduced[b]
+        if self.elements[a] == self.elements[b] and len(reduced) <= 1:
+            self._leader[b], self._reduced[a] = a, reduced
+            self._members[a] += self._members[b]
+            self._bits[a] |= self._bits[b]
+            self._waits_for[a] |= self._waits_for[b]

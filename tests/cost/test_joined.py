@@ -1,0 +1,75 @@
+"""Which kernels a GPU runs as one."""
+
+import jax
+import jax.numpy as jnp
+from fused_programs import CPU, H200
+
+from jaxremat.cost.fusion import fuse
+from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.joined import run_as_one
+
+X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+
+
+def joined(fun, *args, device=H200):
+    """The kinds of kernels that run as one."""
+    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device)
+    ops = fusion.program.ops
+    return [sorted(ops[kernel].kind for kernel in group) for group in run_as_one(fusion, device) if len(group) > 1]
+
+
+def test_what_reads_the_same_runs_as_one_but_not_on_a_cpu():
+    both = lambda x: (jnp.exp(x), jnp.sin(x))
+    assert joined(both, X) == [["exp", "sin"]]
+    assert joined(both, X, device=CPU) == []
+
+
+def test_however_late_one_of_them_can_run():
+    """The second waits for two products more than the first does."""
+    late = lambda x, y, w: (jnp.exp(x), jnp.sin(x) * (y @ w @ w))
+    assert joined(late, X, X, W) == [["exp", "mul"]]
+
+
+def test_not_what_waits_for_the_other():
+    waits = lambda x, w: ((y := jnp.exp(x)), x * (y @ w))
+    assert joined(waits, X, W) == []
+
+
+def test_not_what_waits_for_the_other_by_way_of_a_third_that_was_joined():
+    def fun(x, w):
+        first = jnp.exp(x)
+        second = jnp.sin(x) * (first @ w)
+        return first, second, jnp.cos(x)
+
+    (group,) = joined(fun, X, W)
+    assert "cos" in group and len(group) == 2
+
+
+def test_a_sum_runs_with_what_it_reads_where_others_read_that_too():
+    def fun(x, w):
+        made = jnp.tanh(x) * 2.0
+        return made @ w, jnp.sum(made, 1), made
+
+    assert joined(fun, X, W) == [["mul", "reduce"]]
+
+
+def test_what_two_of_a_kernel_would_compute_is_written_before():
+    """A hyperbolic tangent that two loops read is dear; both read what it reads, too, and run as one."""
+
+    def fun(x, y, w):
+        product = x @ w
+        turned = jnp.tanh(product)
+        return turned * product, turned + product * y, product
+
+    assert joined(fun, X, X, W) == [["add", "mul"]]
+
+
+def test_nothing_is_joined_across_a_barrier():
+    def fun(x):
+        return jnp.exp(x), jnp.sin(jax.lax.optimization_barrier(x))
+
+    assert joined(fun, X) == []
+
+
+def test_reductions_of_different_shapes_stay_apart():
+    assert joined(lambda x: (x.sum(0), x.sum(1)), X) == []
