@@ -17,7 +17,8 @@ from jaxremat.cost.reductions import partition
 from jaxremat.trace.listing import Slot
 
 FLOATS = frozenset({"float32", "bfloat16", "float64"})
-"""Dtypes in which XLA:CPU hands contractions and reductions to its library, and XLA:GPU products."""
+"""Dtypes in which XLA:CPU hands contractions and reductions to its library."""
+_CUBLAS_FLOATS = FLOATS | {"float16"}
 _ROUNDED = "bfloat16"  # what a TPU multiplies at default precision (`jax.lax.Precision`)
 Contracts = tuple[tuple[int, ...], ...]
 _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
@@ -39,10 +40,10 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     plain = layout.contracts_rows or operands[0] != reads[0]
     if not batches[0] and not hlo.backend.products_compute_operands:
         operands = [_flattened(hlo, facts, side, read) for side, read in enumerate(operands)]
-    by_library = plain and layout.is_matrix
+    library = FLOATS if plain and layout.is_matrix else frozenset()
     if hlo.backend.returns_workspace:
-        by_library = hlo.backend.library_products and not batches[0]
-    return [_product(hlo, "dot", tuple(operands), facts, FLOATS if by_library else frozenset())]
+        library = _CUBLAS_FLOATS if hlo.backend.library_products and not batches[0] else frozenset()
+    return [_product(hlo, "dot", tuple(operands), facts, library)]
 
 
 def _dimensions(product: Eqn) -> tuple[Contracts, Contracts]:
