@@ -124,8 +124,10 @@ def _gpu(
     peaks = (tera[0] * 1e12, tera[1] * 1e12, tera[2] * 1e12, tera[3] * 1e12)
     memory = gigabytes * 10**9
     rates, worked_in = (peaks, vector * 1e12, tbps * 1e12), workspace_mib * 2**20
-    device = Device(name, CUDA, *rates, memory, 2e-6, link * 1e9, kind, product_workspace_bytes=worked_in)
-    return dataclasses.replace(device, cores=cores, clock_ghz=clock_ghz)
+    return Device(
+        name, CUDA, *rates, memory, 2e-6, link * 1e9, kind, product_workspace_bytes=worked_in, cores=cores,
+        clock_ghz=clock_ghz,
+    )  # fmt: skip
 
 
 def _tpu(
@@ -184,11 +186,12 @@ def resolve_target(name: str | None = None) -> Device:
         raise ArgumentError(
             f"target={name!r} is not known: {hint}Use one of {', '.join(DEVICES)}, or None for this machine"
         )
-    backend = CUDA_TRIED if DEVICES[key].backend is CUDA and _is_here(key) else DEVICES[key].backend
+    backend = CUDA_TRIED if DEVICES[key].backend is CUDA and is_this_machines(key) else DEVICES[key].backend
     return dataclasses.replace(DEVICES[key], backend=backend, **measured_rates(key))
 
 
-def _is_here(name: str) -> bool:
+def is_this_machines(name: str) -> bool:
+    """Whether a target is the device of the default backend."""
     return target_of(jax.devices()[0]) == name
 
 

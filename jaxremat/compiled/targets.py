@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from jaxremat.backends.devices import DEVICES, Device, resolve_target
+from jaxremat.backends.devices import DEVICES, Device, is_this_machines, resolve_target
 from jaxremat.base.errors import JaxrematError, TargetError
 from jaxremat.compiled.gpu_configs import target_config
 
@@ -53,7 +53,7 @@ def target_devices(target: str | None = None) -> list[jax.Device]:
 
 def is_here(device: Device) -> bool:
     """Whether this machine has the device: programs for it are compiled as they will run."""
-    return device.platform == "cpu" or (jax.default_backend() != "cpu" and resolve_target(None) == device)
+    return device.platform == "cpu" or is_this_machines(device.name)
 
 
 def list_targets() -> list[tuple[Device, str]]:

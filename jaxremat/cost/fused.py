@@ -130,14 +130,26 @@ def readers_of(program: HloProgram, live: Sequence[int]) -> list[list[int]]:
 
 def value_of(fusion: Fusion, kernel: int) -> int:
     """The kernel that wrote what is read under the name of another one: behind barriers and in other shapes."""
-    while fusion.program.ops[kernel := shaped_from(fusion, kernel)].kind == "fenced":
-        kernel = fusion.program.reads[kernel][1]
+    while (named := other_name(fusion, kernel)) is not None:
+        kernel = named
     return kernel
+
+
+def other_name(fusion: Fusion, kernel: int) -> int | None:
+    """Of what a result is but another name: what passed a barrier, or the same entries in another shape."""
+    if fusion.program.ops[kernel].kind == "fenced":
+        return fusion.program.reads[kernel][1]
+    return fusion.program.reads[kernel][0] if _is_reshaped(fusion, kernel) else None
 
 
 def shaped_from(fusion: Fusion, kernel: int) -> int:
     """The buffer of which another one is the same entries in another shape."""
-    ops, reads = fusion.program.ops, fusion.program.reads
-    while ops[kernel].kind == "bitcast" and fusion.buffers_read.get(kernel, {}).keys() == set(reads[kernel]):
-        kernel = reads[kernel][0]
+    while _is_reshaped(fusion, kernel):
+        kernel = fusion.program.reads[kernel][0]
     return kernel
+
+
+def _is_reshaped(fusion: Fusion, kernel: int) -> bool:
+    program = fusion.program
+    is_bitcast = program.ops[kernel].kind == "bitcast"
+    return is_bitcast and fusion.buffers_read.get(kernel, {}).keys() == set(program.reads[kernel])

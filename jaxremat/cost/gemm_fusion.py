@@ -12,7 +12,7 @@ from jaxremat.trace.primitives import ELEMENTWISE
 def fuse_products(graph: KernelGraph) -> None:
     """Lets every contraction and convolution take what it computes."""
     for index in graph.live:
-        if graph.ops[index].kind == "dot" and graph.is_in_library(index):
+        if graph.ops[index].kind == "dot" and graph.ops[index].in_library:
             graph.products.add(index)
         elif graph.ops[index].kind == "dot":
             _take_operands(graph, index)

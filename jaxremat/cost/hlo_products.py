@@ -40,9 +40,11 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     plain = layout.contracts_rows or operands[0] != reads[0]
     if not batches[0] and not hlo.backend.products_compute_operands:
         operands = [_flattened(hlo, facts, side, read) for side, read in enumerate(operands)]
-    library = FLOATS if plain and layout.is_matrix else frozenset()
-    if hlo.backend.returns_workspace:
-        library = _CUBLAS_FLOATS if hlo.backend.library_products and not batches[0] else frozenset()
+    library: Container[str] = ()
+    if hlo.backend.library_products:
+        library = () if batches[0] else _CUBLAS_FLOATS
+    elif hlo.backend.library_groups:
+        library = FLOATS if plain and layout.is_matrix else ()
     return [_product(hlo, "dot", tuple(operands), facts, library)]
 
 

@@ -102,12 +102,10 @@ class _Joins:
         a, b = self.leader(buffer), self.leader(reader)
         if sum(buffer in self._shaped[kernel] for kernel in self._members[b]) > 1:
             return
-        others = (read for kernel in self._members[b] for read in self._reads[kernel] if self._leader_of(read) != a)
+        own = set(self._members[a])
+        others = (read for kernel in self._members[b] for read in self._reads[kernel] if read not in own)
         if a != b and not (self._waits_for[a] & self._bits[b] or self._before(others) & self._bits[a]):
             self._join(a, b)
-
-    def _leader_of(self, buffer: int) -> int:
-        return self.leader(buffer) if buffer in self._leader else buffer
 
     def _before(self, buffers: Iterable[int]) -> int:
         """Bits of the kernels that must have run before buffers are there."""

@@ -205,7 +205,6 @@ class KernelGraph:
       left: the operations whose results kernels write.
       elements, sizes, written: of each operation: entries, bytes, bytes that it would write as a kernel.
       computes_operands: whether products compute what they read.
-      library_products: whether a library's products compute nothing else.
       rows_in_one_kernel: whether what normalises rows goes over them once.
     """
 
@@ -215,7 +214,6 @@ class KernelGraph:
         self._cores = max(device.cores, 1)
         self._core_bandwidth = device.core_bytes_per_second
         self.computes_operands = device.backend.products_compute_operands
-        self.library_products = device.backend.library_products
         self.rows_in_one_kernel = device.backend.rows_in_one_kernel
         self.outputs = set(program.outputs)
         self.products: set[int] = set()
@@ -434,13 +432,9 @@ class KernelGraph:
         kernel = self._opened.get(index)
         return self.single[index].reads(self.reads[index]) if kernel is None else kernel.reads
 
-    def is_in_library(self, product: int) -> bool:
-        """Whether a contraction is left to a library."""
-        return self.library_products and self.ops[product].in_library
-
     def _compiled_apart(self, inside: Mapping[int, frozenset[int]]) -> frozenset[int]:
         """Kernels that run a product, but for a library's, or by rows."""
-        products = {index for index in self.live if self.ops[index].kind == "dot" and not self.is_in_library(index)}
+        products = {index for index in self.live if self.ops[index].kind == "dot" and not self.ops[index].in_library}
         opened = self._opened
         return frozenset(
             index

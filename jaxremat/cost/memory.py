@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence, Set
 
 import numpy as np
@@ -14,14 +13,14 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr
 from jaxremat.base.remembering import while_alive
 from jaxremat.cost.bodies import KnownBodies
-from jaxremat.cost.fused import Fusion
+from jaxremat.cost.fused import Fusion, other_name
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_model import lower_body, lower_listing
 from jaxremat.cost.hlo_ops import Computation, Op, alone
 from jaxremat.cost.joined import run_as_one
 from jaxremat.cost.kernels import kernel_seconds
-from jaxremat.cost.run_orders import Kernels, Order, run_orders
+from jaxremat.cost.run_orders import Kernels, Order, flat, run_orders
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing
 
@@ -116,13 +115,13 @@ def _in_order(
     known: KnownBodies,
     aliased: Set[int] | None,
 ) -> MemoryEstimate:
-    fusion, order = kernels.fusion, tuple(itertools.chain.from_iterable(groups))
+    fusion, order = kernels.fusion, flat(groups)
     program, backend = fusion.program, device.backend
     inside = functools.partial(estimate_body, device=device, known=known)
     own, returned = (_laid_out(spans, program.ops, backend.tile) for spans in _buffer_spans(kernels, groups, aliased))
     spans = _in_main_memory(own, len(order), device.vector_memory_bytes)
     if returned:
-        place = {kernel: k for k, kernel in enumerate(itertools.chain.from_iterable(kernels.depth_first()))}
+        place = {kernel: k for k, kernel in enumerate(flat(kernels.depth_first()))}
         spans = _beside_outputs(sorted(spans, key=lambda span: place[span[0]]), returned)
     rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in spans]
     bodies = {
@@ -192,7 +191,7 @@ class _Buffers:
 
     def __init__(self, kernels: Kernels, groups: Order, *, is_body: bool) -> None:
         self.fusion, self.ops = kernels.fusion, kernels.fusion.program.ops
-        self.order = list(itertools.chain.from_iterable(groups))
+        self.order = flat(groups)
         self.starts: dict[int, int] = {}
         self.ends: dict[int, int] = {}
         for group in groups:
@@ -315,15 +314,13 @@ def _writes_over(fusion: Fusion, kernel: int, buffer: int) -> bool:
 
 def _names(fusion: Fusion, kernel: int) -> list[int]:
     """A kernel, and what its result is another name of, up to the one whose buffer it is."""
-    program, names = fusion.program, [kernel]
-    while True:
-        kind, reads = program.ops[kernel].kind, program.reads[kernel]
-        if kind == "fenced":
-            kernel = reads[1]
-        elif program.takes_over.get(kernel) in fusion.buffers_read:
-            kernel = program.takes_over[kernel]
-        elif kind == "bitcast" and fusion.buffers_read.get(kernel, {}).keys() == set(reads):
-            kernel = reads[0]
-        else:
-            return names
-        names.append(kernel)
+    names = [kernel]
+    while (named := _buffer_before(fusion, names[-1])) is not None:
+        names.append(named)
+    return names
+
+
+def _buffer_before(fusion: Fusion, kernel: int) -> int | None:
+    """Whose buffer a result is in: by another name, or since it takes it over."""
+    taken = fusion.program.takes_over.get(kernel)
+    return taken if taken in fusion.buffers_read else other_name(fusion, kernel)

@@ -27,6 +27,11 @@ def run_orders(kernels: Kernels, body: Computation, backend: Backend) -> list[Or
     return [kernels.as_written(), *([kernels.depth_first()] if backend.reorders_iterations and body.has_stacks else ())]
 
 
+def flat(order: Order) -> list[int]:
+    """The kernels one by one."""
+    return [kernel for group in order for kernel in group]
+
+
 class Kernels:
     """A fused program as a graph of what runs at once.
 

@@ -4,7 +4,7 @@ from fused_programs import program_of
 
 from jaxremat.backends.cuda import CUDA
 from jaxremat.cost.fused import Fusion, reachable, readers_of
-from jaxremat.cost.run_orders import ByFreedBytes, Kernels
+from jaxremat.cost.run_orders import ByFreedBytes, Kernels, flat
 
 # two large results of an input, what each is reduced to, and the sum of those
 PROGRAM = program_of(
@@ -25,10 +25,6 @@ def fusion_of(program):
 
 def alone(fusion):
     return Kernels(fusion, [(kernel,) for kernel in fusion.kernels], CUDA)
-
-
-def flat(order):
-    return [kernel for group in order for kernel in group]
 
 
 def test_orders_of_a_program():
