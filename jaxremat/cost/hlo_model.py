@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
+
 from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
@@ -250,6 +252,17 @@ def _swaps_product(hlo: HloBuilder, slot: Slot, read: int) -> bool:
     return op.kind == "dot" and len(op.shape) == 2 and hlo.is_read_once(slot)
 
 
+def _rounded(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+    return (_aliased if facts.once(_rounds_nothing) else elementwise)(hlo, facts, reads)
+
+
+def _rounds_nothing(rounding: Eqn) -> bool:
+    """Whether as many bits are asked for as there are: so JAX marks what a checkpoint saves."""
+    float_bits = jnp.finfo(jaxprs.dtype_of(rounding.outvars[0]))
+    asked = rounding.params["exponent_bits"], rounding.params["mantissa_bits"]
+    return asked == (float_bits.nexp, float_bits.nmant)
+
+
 def _transferred(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     """Copies over the link; from the host they are element-wise work where kernels read the host's memory."""
     eqn = facts.eqn
@@ -288,6 +301,7 @@ _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {
     "optimization_barrier": _barrier,
     "device_put": _transferred,
     "random_bits": _random_bits,
+    "reduce_precision": _rounded,
     "scan": _scanned,
     **dict.fromkeys(WINDOWS, window),
     "select_and_scatter_add": pooled_back,

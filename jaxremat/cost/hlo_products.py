@@ -70,11 +70,11 @@ def _laid_out(
     hlo: HloBuilder, facts: Facts, side: int, read: int, contract: tuple[int, ...], layout: OperandLayout
 ) -> int:
     """An operand; copied where the compiler does so, since it does not lie as its product wants it."""
-    batch = layout.batches[side]
     if hlo.backend.dot_copies:
-        return read if layout.is_canonical[side] else _copy(hlo, facts, side, read, (contract, batch))
+        key = contract, layout.batches[side]
+        return read if layout.is_canonical[side] else _copy(hlo, facts, side, read, key)
     stays = layout.batch_leads[side] or not hlo.backend.batch_copies
-    return read if stays else _copy(hlo, facts, side, read, batch)
+    return read if stays else _copy(hlo, facts, side, read, layout.copied[side])
 
 
 def _copy(hlo: HloBuilder, facts: Facts, side: int, read: int, key: Hashable) -> int:

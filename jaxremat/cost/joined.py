@@ -1,8 +1,8 @@
 """Which kernels a GPU runs as one.
 
-Loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel,
-unless that is a product's or made by rows; a reduction in few blocks computes nothing that is written, too
-(openxla/xla: `multi_output_fusion.cc`). An update in place is a kernel of its own.
+Loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel;
+for the sake of what a product or a kernel by rows makes, only transposes do. A reduction in few blocks computes nothing
+that is written, too (openxla/xla: `multi_output_fusion.cc`). An update in place is a kernel of its own.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
     if not device.backend.element_work:
         return [(kernel,) for kernel in fusion.kernels]
     joins = _Joins(fusion)
-    for readers in joins.readers.values():
+    for buffer, readers in joins.readers.items():
         for first, second in itertools.combinations(readers, 2):
-            joins.join_siblings(first, second)
+            joins.join_siblings(buffer, first, second)
     for buffer, readers in joins.readers.items():
         for reader in readers if buffer in joins.is_loop else ():
-            if not any(_reads_slowly(fusion, kernel, device) for kernel in joins.with_it(reader)):
+            is_slow = any(_reads_slowly(fusion, kernel, device) for kernel in joins.with_it(reader))
+            if joins.is_whole(buffer, reader) and not is_slow:
                 joins.join_producer(buffer, reader)
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for kernel in fusion.kernels:
@@ -52,11 +53,12 @@ class _Joins:
     Attributes:
       elements: how many elements each kernel's loop goes through.
       is_loop: kernels that may be joined.
-      readers: of each buffer, those of its readers that go through all of it.
+      readers: of each buffer of more than one entry, those that may be joined for its sake.
     """
 
     def __init__(self, fusion: Fusion) -> None:
         ops, self._reads = fusion.program.ops, fusion.buffers_read
+        self._ops = ops
         loops = [kernel for kernel in fusion.kernels if ops[kernel].kind in _LOOPS and kernel not in fusion.custom]
         self.is_loop = dict.fromkeys(kernel for kernel in loops if kernel not in fusion.products)
         self.elements = {
@@ -68,8 +70,8 @@ class _Joins:
             kernel: {shaped_from(fusion, buffer) for buffer in fusion.buffers_read[kernel]} for kernel in self.is_loop
         }
         for kernel, shaped in self._shaped.items():
-            for buffer in shaped - fusion.custom:
-                if ops[buffer].elements == self.elements[kernel]:
+            for buffer in shaped if ops[kernel].kind == "transpose" else shaped - fusion.custom:
+                if ops[buffer].elements > 1:
                     self.readers[buffer].append(kernel)
         reduce = fusion.reductions
         self._reduced = {kernel: {ops[kernel].shape} if kernel in reduce else set() for kernel in self.is_loop}
@@ -90,8 +92,17 @@ class _Joins:
         """The kernels that run as one with a kernel so far, itself included."""
         return self._members[self.leader(kernel)]
 
-    def join_siblings(self, first: int, second: int) -> None:
-        """Joins two kernels, if none of them waits for the other."""
+    def is_whole(self, buffer: int, reader: int) -> bool:
+        """Whether a kernel goes once through what it reads, and does not spread it."""
+        return self._ops[buffer].elements == self.elements[reader]
+
+    def join_siblings(self, buffer: int, first: int, second: int) -> None:
+        """Joins two kernels that read a buffer, if none of them waits for the other; where they spread it, one may be a
+        sum, with which nothing more is done."""
+        sums = [kernel for kernel in (first, second) if self._reduced[kernel]]
+        is_one_sum = len(sums) < 2 and all(self._ops[kernel].kind == "reduce" for kernel in sums)
+        if not (is_one_sum or self.is_whole(buffer, first)):
+            return
         a, b = self.leader(first), self.leader(second)
         if a != b and not (self._waits_for[a] & self._bits[b] or self._waits_for[b] & self._bits[a]):
             self._join(a, b)

@@ -30,8 +30,8 @@ _LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead
 _OVERLAP = 0.95  # kMemoryComputeParallelism
 _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _HEROES = {"dot", "conv", "reduce"}
-_BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice"}  # IsTritonSupportedInstruction
-_KEEP_ROWS = {"reduce", "transpose"}  # if they do
+_BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice", "transpose"}  # IsTritonSupportedInstruction
+_KEEP_ROWS = {"reduce"}  # if they do
 _PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather", "window"}  # that read entries more or less than once
 
 

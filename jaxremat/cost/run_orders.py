@@ -124,7 +124,8 @@ def _released(waits_for: Sequence[Sequence[int]], readers: Sequence[Sequence[int
 
 class ByFreedBytes:
     """XLA's list scheduler under way: of what is ready, what frees most bytes, less what it writes; then what most
-    others read; then what became ready last (`ListScheduler` in `hlo_memory_scheduler.cc`).
+    others read; then what became ready
+    last, of several at once the first (`ListScheduler` in `hlo_memory_scheduler.cc`).
 
     Attributes:
       waiting: for how many groups each waits.
@@ -181,7 +182,7 @@ class ByFreedBytes:
         for value in self.values[group]:
             self.unread[value] -= 1
             last_time += [value] if self.unread[value] == 1 else []
-        for reader in self._kernels.readers[group]:
+        for reader in reversed(self._kernels.readers[group]):
             self.waiting[reader] -= 1
             if not self.waiting[reader]:
                 self._put(reader)

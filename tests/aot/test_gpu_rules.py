@@ -133,6 +133,7 @@ def compiled_for_h200(fun, args):
 SCALE = jax.ShapeDtypeStruct((1024,), jnp.float32)
 ODD, LONG = jax.ShapeDtypeStruct((2048, 1365), jnp.float32), jax.ShapeDtypeStruct((128, 20000), jnp.float32)
 HEADS = jax.ShapeDtypeStruct((8, 512, 8, 64), jnp.bfloat16)
+TALL = jax.ShapeDtypeStruct((512, 8, 1024), jnp.float32)
 IMAGES, FILTERS = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 64, 64, 64), (3, 3, 64, 64)))
 BATCHES, SHORT = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 128, 2048), (16, 64, 2048)))
 BIAS, FEW = jax.ShapeDtypeStruct((64,), jnp.float32), jax.ShapeDtypeStruct((4, 4096, 16), jnp.float32)
@@ -214,6 +215,13 @@ KERNELS = {
     "sums of short columns read two arrays": (lambda x, y: jnp.sum(x * y, 0), (SHORT, SHORT)),
     "a convolution copies its filters and adds a row": (
         lambda x, w, row: convolved(x, w) + row, (IMAGES, FILTERS, BIAS),
+    ),
+    "what is saved as it is is not rounded": (lambda x: jnp.exp(lax.reduce_precision(jnp.tanh(x), 8, 23)), (X,)),
+    "what spreads and sums the same are one kernel": (
+        lambda part, x: (part[:, None] * jnp.sin(x), (part[:, None] * jnp.cos(x)).sum(-1)), (PART, TALL),
+    ),
+    "copies of a product in two orders are one kernel": (
+        lambda x, w: ((y := jnp.tanh(jnp.einsum("btc,cd->btd", x, w))), jnp.swapaxes(y, 1, 2)), (TOKENS, W),
     ),
     "a convolution adds nothing but a row": (lambda x, w: jnp.tanh(convolved(x, w)), (IMAGES, FILTERS)),
     "sums that read the same convolution are one kernel": (
@@ -328,6 +336,17 @@ def test_attention_keeps_scores_and_sums_for_its_gradient(monkeypatch):
     monkeypatch.setattr("jaxremat.compiled.roofline._ROWS_APART", 1.0)
     modelled, compiled = kernels(attention_and_its_gradient, (HEADS,) * 3)
     assert sum(modelled) == pytest.approx(sum(compiled), rel=0.03)
+
+
+def test_shares_of_queries_in_groups_are_made_again_in_the_order_in_which_their_gradient_reads_them(monkeypatch):
+    """Kept from the forward on, the second copy would be one more of the large arrays."""
+    monkeypatch.setattr("jaxremat.compiled.roofline._ROWS_APART", 1.0)
+    args = [jax.ShapeDtypeStruct((8, 512, heads, 64), jnp.float32) for heads in (8, 2, 2)]
+    modelled, compiled = kernels(attention_and_its_gradient, args)
+    assert sum(modelled) == pytest.approx(sum(compiled), rel=0.05)
+    program = jax.make_jaxpr(attention_and_its_gradient)(*args).jaxpr
+    held = compiled_for_h200(attention_and_its_gradient, args).memory_analysis().temp_size_in_bytes
+    assert estimate_memory(program, resolve_target("h200")).temp_bytes == pytest.approx(held, rel=0.02)
 
 
 LENGTH, ENTRY = 4, 4 * 2048 * 2048

@@ -1,5 +1,7 @@
 """Contractions and convolutions, with the copies that each compiler makes; compiled programs are asked elsewhere."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,6 +33,19 @@ def test_batches_that_do_not_lead_are_copied(backend, copied):
     heads = lambda q, k: jnp.einsum("bqhd,bkhd->bhqk", q, k)
     operands = product_of(heads, array(2, 8, 4, 16), array(2, 8, 4, 16), backend=backend)[1]
     assert operands == [copied, copied]
+
+
+@pytest.mark.parametrize(
+    ("shares", "values", "copies"),
+    [((4, 8, 2, 16, 32), "gbhts,bshd->bhtgd", 2), ((16, 8, 2, 32), "tbhs,bshd->bhtd", 1)],
+    ids=["groups and rows", "rows alone"],
+)
+def test_products_share_a_copy_whose_rows_are_one_dimension(shares, values, copies):
+    """What is several dimensions lies in the order in which one product reads it, and in another for the gradient."""
+    loss = lambda p, v: jnp.sum(jnp.einsum(values, jnp.sin(p), v) ** 2)
+    program = lower(jax.make_jaxpr(jax.grad(loss, 1))(array(*shares), array(8, 32, 2, 48)).jaxpr, CUDA)
+    of_shares = [op for op in program.ops if op.kind == "transpose" and op.elements == math.prod(shares)]
+    assert len(of_shares) == copies
 
 
 @pytest.mark.parametrize("backend", [CPU, CUDA])

@@ -71,5 +71,14 @@ def test_nothing_is_joined_across_a_barrier():
     assert joined(fun, X) == []
 
 
+def test_what_is_spread_joins_one_sum_to_a_loop():
+    part, tall = jax.ShapeDtypeStruct((512, 1024), jnp.float32), jax.ShapeDtypeStruct((512, 8, 1024), jnp.float32)
+    spread = lambda part, x: part[:, None] * x
+    summed = lambda part, x: spread(part, x).sum(-1)
+    assert joined(lambda part, x, y: (spread(part, x), summed(part, y)), part, tall, tall) == [["mul", "reduce"]]
+    assert joined(lambda part, x, y: (spread(part, x), -summed(part, y)), part, tall, tall) == []
+    assert joined(lambda part, x, y: (summed(part, x), summed(part, y)), part, tall, tall) == []
+
+
 def test_reductions_of_different_shapes_stay_apart():
     assert joined(lambda x: (x.sum(0), x.sum(1)), X) == []

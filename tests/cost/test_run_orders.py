@@ -41,6 +41,20 @@ def test_what_frees_most_runs_first():
     assert (first, then) in [(1, 3), (2, 4)]
 
 
+def test_of_what_is_ready_at_once_the_first_runs_first():
+    """As copies that the forward reads run before copies of the same that only the gradient reads."""
+    program = program_of(
+        ("input", (8,)),
+        ("exp", (8, 8), 0),
+        ("sin", (8, 8), 1),
+        ("cos", (8, 8), 1),
+        ("reduce", (4,), 2),
+        ("reduce", (4,), 3),
+        outputs=(1, 4, 5),
+    )
+    assert flat(ByFreedBytes(alone(fusion_of(program))).order()) == [1, 2, 4, 3, 5]
+
+
 def test_what_is_returned_is_read_once_more():
     """So it is never freed."""
     operations = [(op.kind, op.shape, *reads) for op, reads in zip(PROGRAM.ops, PROGRAM.reads)]
