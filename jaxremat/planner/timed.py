@@ -128,6 +128,7 @@ class TimedPlanner:
         wanted = _Wanted.within(replayed_bytes, self.made)
         others = [each for each in convex_front(known) if wanted.is_below(each, each)]
         self._mix([*known, *self._moved(others, self._places[1:])], replayed_bytes)
+        self._fill(replayed_bytes)
         found = fastest(self.made, replayed_bytes) or fastest(self.least(), replayed_bytes)
         return found or min(self.least(), key=by_peak)
 
@@ -255,10 +256,11 @@ class TimedPlanner:
         return schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
 
     def _known(self, peak_bytes: int) -> Sequence[TimedOutcome]:
-        """What is near a number of bytes, and where all of that takes too many what is small."""
+        """What is near a number of bytes, and where all of that takes too many the whole range and what is small: the
+        highest prices recompute so much at once that less may be live between them."""
         near = self._near(peak_bytes)
         is_enough = min(near, key=by_peak).peak_bytes <= peak_bytes
-        return near if is_enough else [*near, *self._small]
+        return near if is_enough else [*near, *self._range, *self._small]
 
     def _mix(self, known: Sequence[TimedOutcome], peak_bytes: int) -> None:
         """Equal blocks change at one price, all of them: predicts, between two that are known, schedules that keep as
@@ -269,6 +271,30 @@ class TimedPlanner:
             differing = np.unique(graph.producer[np.logical_xor(*self._kept_by(pair))])
             span = self._narrowed((-1, graph.num_nodes), self._block_starts, pair, peak_bytes)
             self._narrowed(span, differing, pair, peak_bytes)
+
+    def _fill(self, peak_bytes: int) -> None:
+        """Mixtures turn in the order of the program, and leave bytes where the next value is too large: predicts the
+        fastest that fits with more of what the next larger one keeps, all of it or what saves most for its bytes."""
+        best, pair = fastest(self.made, peak_bytes), likeliest_pair(self.made, peak_bytes)
+        if not best or not pair:
+            return
+        little, much = self._kept_by((best, pair[1]))
+        more = self._worth_keeping(much & ~little, peak_bytes - best.peak_bytes)
+        fits, number = 0, more.size
+        for _ in range(_MOST_MIXTURES):
+            if number == fits:
+                break
+            filled = self._keeping(little | np.isin(np.arange(little.size), more[:number]), best)
+            fits, too_many = (number, more.size) if filled.peak_bytes <= peak_bytes else (fits, number)
+            number = (fits + too_many) // 2
+
+    def _worth_keeping(self, values: np.ndarray, most_bytes: int) -> np.ndarray:
+        """Of some values ([V] bool) of so many bytes at most, those that cost more to make again than to keep, the one
+        that saves most for its bytes first, of equal ones the last, as in mixtures."""
+        graph, (run_seconds, keep_seconds) = self._problem.graph, self._again
+        saved = run_seconds[graph.producer] - keep_seconds
+        worth = np.flatnonzero(values & (saved > 0) & (graph.value_bytes > 0) & (graph.value_bytes <= most_bytes))
+        return worth[np.lexsort((-worth, -saved[worth] / graph.value_bytes[worth]))]
 
     def _narrowed(
         self, span: tuple[int, int], turns: np.ndarray, pair: tuple[TimedOutcome, TimedOutcome], peak_bytes: int
@@ -286,10 +312,14 @@ class TimedPlanner:
 
     def _turning(self, node: int, smaller: TimedOutcome, larger: TimedOutcome) -> TimedOutcome:
         """Keeps as much as the larger one from a node on, with barriers where the smaller one has them."""
-        graph = self._problem.graph
         little, much = self._kept_by((smaller, larger))
-        steps, start = assemble_parts(graph, np.where(graph.producer >= node, much, little))
-        return self._emitted(schedule_program(graph, steps, backward_start=start), self._parts_of.get(id(smaller)))
+        return self._keeping(np.where(self._problem.graph.producer >= node, much, little), smaller)
+
+    def _keeping(self, kept: np.ndarray, like: TimedOutcome) -> TimedOutcome:
+        """What keeps some values ([V] bool) for the backward, with barriers where another one has them."""
+        graph = self._problem.graph
+        steps, start = assemble_parts(graph, kept)
+        return self._emitted(schedule_program(graph, steps, backward_start=start), self._parts_of.get(id(like)))
 
     def _kept_by(self, pair: tuple[TimedOutcome, TimedOutcome]) -> list[np.ndarray]:
         """[V] bool, of each: what the forward leaves to the backward."""
@@ -392,12 +422,17 @@ class TimedPlanner:
     def _search(self) -> Search:
         """The search over kept values, with what the plain program's kernels take: what a kernel computes on the way
         costs nothing to compute again, and much to keep, since a kernel would have to write it, and others read it."""
+        return Search(self._problem.graph, *self._again)
+
+    @functools.cached_property
+    def _again(self) -> tuple[np.ndarray, np.ndarray]:
+        """[N] what making each node again is taken to cost; [V] what keeping each value does."""
         problem, graph = self._problem, self._problem.graph
         seconds, written = self._kernels
         run_seconds = seconds_again(problem.joint.jaxpr, seconds, written, problem.run_seconds)
         made = [var for eqn in problem.joint.eqns for var in eqn.outvars]
         extra = 2 * graph.value_bytes / self.device.bandwidth_bytes_per_second + self.device.launch_seconds
-        return Search(graph, run_seconds, graph.keep_costs + np.where([var in written for var in made], 0, extra))
+        return run_seconds, graph.keep_costs + np.where([var in written for var in made], 0, extra)
 
 
 @dataclasses.dataclass(frozen=True)

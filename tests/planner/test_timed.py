@@ -128,9 +128,21 @@ def test_a_fit_takes_few_predictions(share):
 def test_equal_blocks_need_not_all_do_the_same(share, monkeypatch):
     mixed, uniform = (TimedPlanner(read_primal(loss, (WEIGHTS, X), 0, False), H200) for _ in range(2))
     monkeypatch.setattr(uniform, "_mix", lambda *_: None)
+    monkeypatch.setattr(uniform, "_fill", lambda *_: None)
     budget = int(share * mixed.plain.peak_bytes)
     costs = [planner.fit(budget).cost for planner in (mixed, uniform)]
     assert costs[0] < costs[1] if share == 0.9 else costs[0] <= costs[1]
+
+
+@pytest.mark.parametrize(("name", "share"), [("norms", 0.85), ("gated", 0.9)])
+def test_what_mixtures_leave_of_the_bytes_is_filled(name, share, monkeypatch):
+    """Where the next value in the order of the program is too large, others may not be."""
+    fun, *args = PROGRAMS[name]
+    filled, mixed = (TimedPlanner(read_primal(fun, tuple(args), 0, False), H200) for _ in range(2))
+    monkeypatch.setattr(mixed, "_fill", lambda *_: None)
+    budget = int(share * filled.plain.peak_bytes)
+    more, less = (planner.fit(budget) for planner in (filled, mixed))
+    assert less.peak_bytes < more.peak_bytes <= budget and more.cost < 0.99 * less.cost
 
 
 @pytest.mark.parametrize("share", [0.55, 0.65, 0.75, 0.85])
