@@ -128,9 +128,8 @@ class OperandLayout:
       batch_leads: for both, whether batch dimensions come before all others, but for those of size 1.
       is_canonical: for both, whether nothing moves when they become matrices: contracted dimensions come last in the
         first and first in the second, or there is one of them and one that is left (`dot_decomposer.cc`).
-      copied: for both, the dimensions that decide how a copy lies that begins with the batch: those, and where
-        several become the rows or columns of a matrix, all in its order; else a product reads rows and columns in
-        either order, and products share the copy.
+      copy_order: for both, the dimensions that tell a copy from others, in its order: the batch, which leads; and all,
+        where several become the rows or columns of a matrix. Else products read rows and columns in either order.
       contracts_rows: whether the last dimensions of the first are contracted.
       is_matrix: whether rows and columns are left.
     """
@@ -138,7 +137,7 @@ class OperandLayout:
     batches: tuple[tuple[int, ...], ...]
     batch_leads: tuple[bool, ...]
     is_canonical: tuple[bool, ...]
-    copied: tuple[tuple[int, ...], ...]
+    copy_order: tuple[tuple[int, ...], ...]
     contracts_rows: bool
     is_matrix: bool
 
@@ -343,8 +342,9 @@ def _layout(eqn: Eqn, contracts: Sequence[Sequence[int]]) -> OperandLayout:
             _is_canonical(len(shape), contract, batch, last=side == 0)
             for side, (shape, contract, batch) in enumerate(operands)
         ),
-        copied=tuple(
-            _copied(shape, contract, batch, last=side == 0) for side, (shape, contract, batch) in enumerate(operands)
+        copy_order=tuple(
+            _copy_order(shape, contract, batch, last=side == 0)
+            for side, (shape, contract, batch) in enumerate(operands)
         ),
         contracts_rows=sorted(contracts[0]) == list(range(rank - len(contracts[0]), rank)),
         is_matrix=all(_free_size(shape_of(a), c, b) > 1 for a, c, b in zip(eqn.invars, given, batches)),
@@ -364,7 +364,7 @@ def _is_canonical(rank: int, contract: Sequence[int], batch: Sequence[int], *, l
     return leads and (is_matrix or list(contract) == list(range(first, first + len(contract))))
 
 
-def _copied(shape: Sequence[int], contract: Sequence[int], batch: Sequence[int], *, last: bool) -> tuple[int, ...]:
+def _copy_order(shape: Sequence[int], contract: Sequence[int], batch: Sequence[int], *, last: bool) -> tuple[int, ...]:
     sides = contract, [dim for dim in range(len(shape)) if dim not in contract and dim not in batch]
     rows, columns = reversed(sides) if last else sides
     merges = any(sum(shape[dim] > 1 for dim in side) > 1 for side in sides)

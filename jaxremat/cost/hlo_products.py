@@ -74,7 +74,7 @@ def _laid_out(
         key = contract, layout.batches[side]
         return read if layout.is_canonical[side] else _copy(hlo, facts, side, read, key)
     stays = layout.batch_leads[side] or not hlo.backend.batch_copies
-    return read if stays else _copy(hlo, facts, side, read, layout.copied[side])
+    return read if stays else _copy(hlo, facts, side, read, layout.copy_order[side])
 
 
 def _copy(hlo: HloBuilder, facts: Facts, side: int, read: int, key: Hashable) -> int:

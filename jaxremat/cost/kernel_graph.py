@@ -31,7 +31,6 @@ _OVERLAP = 0.95  # kMemoryComputeParallelism
 _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _HEROES = {"dot", "conv", "reduce"}
 _BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice", "transpose"}  # IsTritonSupportedInstruction
-_KEEP_ROWS = {"reduce"}  # if they do
 _PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather", "window"}  # that read entries more or less than once
 
 
@@ -163,7 +162,7 @@ def _single(op: Op, operands: Sequence[Op], device: Device) -> Single:
         sizes=_sizes(op, operands),
         shares=tuple(shares),
         work=float(work),
-        by_rows=kind in _BY_ROWS or (kind in _KEEP_ROWS and _keeps_rows(op, operands[0])),
+        by_rows=kind in _BY_ROWS or (reduces and operands[0].shape[:-1] == op.shape),
         is_unary=len(operands) == 1 and kind in ELEMENTWISE,
         reduces=reduces,
         blocks=split,
@@ -183,12 +182,6 @@ def _as_single(kernel: FusedKernel, before: Single) -> Single:
     sizes = *own, *[of_operands[place] for place in places]
     flags = kernel.by_rows, kernel.is_unary, kernel.reduces
     return Single(-1, places, sizes, shares, kernel.work, *flags, kernel.blocks, kernel.loop)
-
-
-def _keeps_rows(op: Op, read: Op) -> bool:
-    """Whether rows are reduced, or moved as they are."""
-    before = read.shape
-    return before[:-1] == op.shape if op.kind == "reduce" else before != op.shape and before[-1] == op.shape[-1]
 
 
 class KernelGraph:

@@ -124,8 +124,8 @@ def _released(waits_for: Sequence[Sequence[int]], readers: Sequence[Sequence[int
 
 class ByFreedBytes:
     """XLA's list scheduler under way: of what is ready, what frees most bytes, less what it writes; then what most
-    others read; then what became ready
-    last, of several at once the first (`ListScheduler` in `hlo_memory_scheduler.cc`).
+    others read; then what became ready last, of several at once the first (`ListScheduler` in
+    `hlo_memory_scheduler.cc`).
 
     Attributes:
       waiting: for how many groups each waits.

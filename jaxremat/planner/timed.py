@@ -280,18 +280,18 @@ class TimedPlanner:
             return
         little, much = self._kept_by((best, pair[1]))
         more = self._worth_keeping(much & ~little, peak_bytes - best.peak_bytes)
-        fits, number = 0, more.size
+        fits, number, too_many = 0, more.size, more.size + 1
         for _ in range(_MOST_MIXTURES):
             if number == fits:
                 break
             filled = self._keeping(little | np.isin(np.arange(little.size), more[:number]), best)
-            fits, too_many = (number, more.size) if filled.peak_bytes <= peak_bytes else (fits, number)
+            fits, too_many = (number, too_many) if filled.peak_bytes <= peak_bytes else (fits, number)
             number = (fits + too_many) // 2
 
     def _worth_keeping(self, values: np.ndarray, most_bytes: int) -> np.ndarray:
         """Of some values ([V] bool) of so many bytes at most, those that cost more to make again than to keep, the one
         that saves most for its bytes first, of equal ones the last, as in mixtures."""
-        graph, (run_seconds, keep_seconds) = self._problem.graph, self._again
+        graph, (run_seconds, keep_seconds) = self._problem.graph, self._run_and_keep_seconds
         saved = run_seconds[graph.producer] - keep_seconds
         worth = np.flatnonzero(values & (saved > 0) & (graph.value_bytes > 0) & (graph.value_bytes <= most_bytes))
         return worth[np.lexsort((-worth, -saved[worth] / graph.value_bytes[worth]))]
@@ -422,10 +422,10 @@ class TimedPlanner:
     def _search(self) -> Search:
         """The search over kept values, with what the plain program's kernels take: what a kernel computes on the way
         costs nothing to compute again, and much to keep, since a kernel would have to write it, and others read it."""
-        return Search(self._problem.graph, *self._again)
+        return Search(self._problem.graph, *self._run_and_keep_seconds)
 
     @functools.cached_property
-    def _again(self) -> tuple[np.ndarray, np.ndarray]:
+    def _run_and_keep_seconds(self) -> tuple[np.ndarray, np.ndarray]:
         """[N] what making each node again is taken to cost; [V] what keeping each value does."""
         problem, graph = self._problem, self._problem.graph
         seconds, written = self._kernels
