@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import math
 from collections.abc import Iterable
 
 from jaxremat.backends.devices import Device
@@ -24,14 +23,13 @@ def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
     """All kernels, those together that run as one."""
     if not device.backend.element_work:
         return [(kernel,) for kernel in fusion.kernels]
-    joins = _Joins(fusion)
+    joins = _Joins(fusion, device)
     for buffer, readers in joins.readers.items():
         for first, second in itertools.combinations(readers, 2):
             joins.join_siblings(buffer, first, second)
     for buffer, readers in joins.readers.items():
         for reader in readers if buffer in joins.is_loop else ():
-            is_slow = any(_reads_slowly(fusion, kernel, device) for kernel in joins.with_it(reader))
-            if joins.is_whole(buffer, reader) and not is_slow:
+            if joins.is_whole(buffer, reader) and joins.reads_slowly.isdisjoint(joins.with_it(reader)):
                 joins.join_producer(buffer, reader)
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for kernel in fusion.kernels:
@@ -39,11 +37,10 @@ def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _reads_slowly(fusion: Fusion, kernel: int, device: Device) -> bool:
+def _reads_slowly(fusion: Fusion, reductions: Iterable[int], device: Device) -> bool:
     """Whether a kernel reduces in so few blocks that they read less than memory gives."""
     ops, reads = fusion.program.ops, fusion.program.reads
-    reductions = fusion.reductions.get(kernel, ())
-    at_once = min([blocks(ops[index], ops[reads[index][0]]) for index in reductions], default=math.inf)
+    at_once = min(blocks(ops[index], ops[reads[index][0]]) for index in reductions)
     return at_once * device.core_bytes_per_second < device.bandwidth_bytes_per_second
 
 
@@ -53,10 +50,11 @@ class _Joins:
     Attributes:
       elements: how many elements each kernel's loop goes through.
       is_loop: kernels that may be joined.
+      reads_slowly: kernels that reduce in few blocks.
       readers: of each buffer of more than one entry, those that may be joined for its sake.
     """
 
-    def __init__(self, fusion: Fusion) -> None:
+    def __init__(self, fusion: Fusion, device: Device) -> None:
         ops, self._reads = fusion.program.ops, fusion.buffers_read
         self._ops = ops
         loops = [kernel for kernel in fusion.kernels if ops[kernel].kind in _LOOPS and kernel not in fusion.custom]
@@ -74,6 +72,7 @@ class _Joins:
                 if ops[buffer].elements > 1:
                     self.readers[buffer].append(kernel)
         reduce = fusion.reductions
+        self.reads_slowly = {kernel for kernel, found in reduce.items() if _reads_slowly(fusion, found, device)}
         self._reduced = {kernel: {ops[kernel].shape} if kernel in reduce else set() for kernel in self.is_loop}
         self._leader = {kernel: kernel for kernel in fusion.kernels}
         self._members = {kernel: [kernel] for kernel in fusion.kernels}
@@ -99,13 +98,15 @@ class _Joins:
     def join_siblings(self, buffer: int, first: int, second: int) -> None:
         """Joins two kernels that read a buffer, if none of them waits for the other; where they spread it, one may be a
         sum, with which nothing more is done."""
-        sums = [kernel for kernel in (first, second) if self._reduced[kernel]]
-        is_one_sum = len(sums) < 2 and all(self._ops[kernel].kind == "reduce" for kernel in sums)
-        if not (is_one_sum or self.is_whole(buffer, first)):
+        if not (self.is_whole(buffer, first) or self._is_one_sum_at_most(first, second)):
             return
         a, b = self.leader(first), self.leader(second)
         if a != b and not (self._waits_for[a] & self._bits[b] or self._waits_for[b] & self._bits[a]):
             self._join(a, b)
+
+    def _is_one_sum_at_most(self, first: int, second: int) -> bool:
+        sums = [kernel for kernel in (first, second) if self._reduced[kernel]]
+        return len(sums) < 2 and all(self._ops[kernel].kind == "reduce" for kernel in sums)
 
     def join_producer(self, buffer: int, reader: int) -> None:
         """Joins a kernel with one that reads its result, if that waits for it only to read it: once, since all that
