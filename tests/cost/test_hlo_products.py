@@ -48,6 +48,15 @@ def test_products_share_a_copy_whose_rows_are_one_dimension(shares, values, copi
     assert len(of_shares) == copies
 
 
+def test_products_share_a_copy_that_one_reads_by_rows_and_another_by_columns():
+    contracted = lambda p, x, dim: jax.lax.dot_general(p, x, (((dim,), (1,)), ((1, 2), (0, 2))))
+    both = lambda p, x, y: (contracted(jnp.sin(p), x, 3), contracted(jnp.sin(p), y, 0))
+    program = lower(jax.make_jaxpr(both)(array(16, 8, 2, 32), array(8, 32, 2, 48), array(8, 16, 2, 48)).jaxpr, CUDA)
+    assert [op.elements for op in program.ops if op.kind == "transpose" and len(op.shape) == 4].count(
+        16 * 8 * 2 * 32
+    ) == 1
+
+
 @pytest.mark.parametrize("backend", [CPU, CUDA])
 def test_rows_of_several_dimensions_are_seen_as_one(backend):
     operands = product_of(lambda x, w: x @ w, array(2, 8, 16), array(16, 4), backend=backend)[1]
