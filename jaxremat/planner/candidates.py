@@ -136,19 +136,19 @@ class PlansCheckpoints:
         """The replayed peak above which no outcome is faster."""
         return fastest_bytes(self.plain, self.outcomes)
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterator[CheckpointOutcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Iterator[CheckpointOutcome]:
         """Cheaper outcomes that may fit all the same: checkpoints leave little to predict by."""
-        return cheaper_that_may_fit(self.outcomes, best, peak_bytes)
+        return cheaper_that_may_fit(self.outcomes, best, cost, peak_bytes)
 
 
 def cheaper_that_may_fit(
-    outcomes: Sequence[CheckpointOutcome], best: Outcome, peak_bytes: int
+    outcomes: Sequence[CheckpointOutcome], best: Outcome, cost: float, peak_bytes: int
 ) -> Iterator[CheckpointOutcome]:
-    """Cheaper outcomes than one that fits: first those that are predicted to fit, the cheapest first, then those that
+    """Cheaper outcomes beside one that fits: first those that are predicted to fit, the cheapest first, then those that
     are predicted to take little more, the smallest first. What is replayed with far more is not predicted."""
     most = (1 + DOUBT) * peak_bytes
     room = max(most - best.peak_bytes, 0)
-    cheaper = [outcome for outcome in outcomes if outcome.cost < (1 - _ROUNDING) * best.cost]
+    cheaper = [outcome for outcome in outcomes if outcome.cost < (1 - _ROUNDING) * cost]
     near = [outcome for outcome in cheaper if outcome.replayed_bytes <= best.replayed_bytes + room]
     too_large = []
     for outcome in sorted(near, key=lambda outcome: outcome.cost):

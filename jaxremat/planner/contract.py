@@ -72,8 +72,9 @@ class Planner(Protocol):
         """Outcomes of small replayed peak, the smallest first, or the one that the compiler surely holds to: what is
         tried where the rest does not fit. The same ones whatever was asked before."""
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
-        """Cheaper outcomes than `best` that may fit in a number of bytes all the same, the likeliest first."""
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Iterable[Outcome]:
+        """Outcomes other than `best` that may cost less than is said and fit in a number of bytes all the same, the
+        likeliest first."""
 
 
 @runtime_checkable

@@ -49,9 +49,9 @@ class NarrowPlanner:
         each = [outcome for planner in self._all for outcome in planner.least()]
         return sorted(each, key=lambda outcome: (outcome.replayed_bytes, outcome.cost))
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Iterable[Outcome]:
         """Those of the planner of the widest forms."""
-        return self._made[0].near_misses(best, peak_bytes)
+        return self._made[0].near_misses(best, cost, peak_bytes)
 
     @property
     def _all(self) -> Sequence[Planner]:

@@ -177,7 +177,7 @@ class SchedulePlanner:
         problem, search = self._posed(self._loops.checkpointed(self._loops.found))
         return self._outcome(problem, search.plain)
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()
 

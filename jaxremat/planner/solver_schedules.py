@@ -73,7 +73,7 @@ class SolverPlanner:
         """The outcome with the smallest replayed peak that the solver reaches."""
         return [self.fit(1)]
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Sequence[Outcome]:
         """None: a solver has one answer per budget."""
         return ()
 

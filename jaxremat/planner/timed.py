@@ -162,11 +162,11 @@ class TimedPlanner:
                 break
         return found
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Sequence[Outcome]:
         """What people keep by hand, the fastest first, where it may be faster and fit all the same: what compilers make
         of barriers is told apart by what is compiled."""
         may_fit = [each for each in self._by_hand if each.peak_bytes <= (1 + PEAK_DOUBT) * peak_bytes]
-        may_be_faster = [each for each in may_fit if each is not best and each.cost < _HAND_DOUBT * best.cost]
+        may_be_faster = [each for each in may_fit if each is not best and each.cost < _HAND_DOUBT * cost]
         return sorted(may_be_faster, key=lambda each: each.cost)
 
     @functools.cached_property

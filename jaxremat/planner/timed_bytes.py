@@ -44,7 +44,7 @@ class TimedBytesPlanner(MovesValues):
         packed = [self._packed(outcome, 0) for outcome in own[:MOST_TRIED]]
         return [own[0], *sorted([*own[1:], *packed], key=by_peak)]
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Sequence[Outcome]:
         """None: the prediction tells schedules apart well enough."""
         return ()
 

@@ -74,13 +74,13 @@ class TimedLoopPlanner:
         """Outcomes of small predicted peak, the smallest first."""
         return self._least
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Iterable[Outcome]:
         """What checkpoints around every iteration do, where they may be faster and fit all the same: compilers are at
         their best on the simplest loops. Then the same with masks made inside, where they take no memory."""
         for schedules in (self._schedules, *self._smaller):
             by_hand = self._at_its_time(schedules.checkpointed)
             doubt = _TIMED_DOUBT if schedules.device.backend.barrier_parts else _REPLAYED_DOUBT
-            may_be_faster = by_hand.cost < doubt * best.cost
+            may_be_faster = by_hand.cost < doubt * cost
             may_fit = by_hand.peak_bytes <= (1 + _BODY_DOUBT) * peak_bytes
             if may_be_faster and may_fit:
                 yield by_hand

@@ -49,7 +49,7 @@ class TimedTransferPlanner(MovesValues):
         moved = [self._moved(outcome, 0) for outcome in (self.plain, *own[:MOST_TRIED])]
         return [own[0], *sorted([*own[1:], *moved], key=by_peak)]
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Sequence[Outcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Sequence[Outcome]:
         """The fastest with the host and the fastest without, whichever the best is not: what barriers for copies take,
         and what runs again, is told apart by what is compiled."""
         fastest_of_each = (self.own.fit(peak_bytes), fastest(self._with_host(peak_bytes), peak_bytes))

@@ -100,9 +100,9 @@ class TransferPlanner:
         each = self._allowed(self._at_share(SMALLEST_SHARE).least())
         return sorted([*self.own.least(), *each], key=lambda outcome: outcome.replayed_bytes)
 
-    def near_misses(self, best: Outcome, peak_bytes: int) -> Iterable[Outcome]:
+    def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Iterable[Outcome]:
         """Those without the host."""
-        return self.own.near_misses(best, peak_bytes)
+        return self.own.near_misses(best, cost, peak_bytes)
 
     def _at_share(self, share: float) -> Planner:
         """The planner to which a copy takes a share of its time."""

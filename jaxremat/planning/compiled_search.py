@@ -96,7 +96,7 @@ class CompiledSearch:
             return None
         best = correction.best.candidate
         left = _MOST_COMPILATIONS - correction.trials
-        for outcome in itertools.islice(self._planner.near_misses(best, limit), left):
+        for outcome in itertools.islice(self._planner.near_misses(best, best.cost, limit), left):
             if outcome.cost < best.cost and self._compilations.fits(outcome, limit):
                 best = outcome
         return best

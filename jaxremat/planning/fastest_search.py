@@ -61,16 +61,25 @@ class FastestSearch:
         return compiled.fastest_within(tried, limit) or outcome
 
     def _near_misses(self, best: Outcome, limit: int) -> Iterator[Outcome]:
-        """What the planner would have compiled as well: the first, and each other where the one before did not fit by
-        little."""
-        compiled, before = self.compilations, None
-        for outcome in self.planner.near_misses(best, limit):
-            if before and compiled.fits(before, limit):
-                return
-            if before and outcome.peak_bytes > (1 + CLOSE_ENOUGH) * compiled.learnt_bytes(before, limit):
+        """What the planner would have compiled as well, of all that is predicted to be faster than the best is as
+        predicted or as compiled: the first, and each other that may fit by what the one before says, where nothing that
+        fits is as fast as it is predicted to be."""
+        compiled, known = self.compilations, [best]
+        slowest = max(best.cost, compiled.report(best).seconds or 0.0)
+        for outcome in self.planner.near_misses(best, slowest, limit):
+            if len(known) > 1 and not self._may_be_faster(outcome, known, limit):
                 return
             yield outcome
-            before = outcome
+            known.append(outcome)
+
+    def _may_be_faster(self, outcome: Outcome, known: Sequence[Outcome], limit: int) -> bool:
+        """Whether an outcome is predicted to be faster than the fastest that is known to fit, and to fit as well, were
+        its prediction as far off as that of the last one."""
+        compiled, last = self.compilations, known[-1]
+        fastest = compiled.fastest_within(known, limit)
+        is_faster = fastest is None or outcome.cost < (compiled.report(fastest).seconds or fastest.cost)
+        fits = compiled.fits(last, limit)
+        return is_faster and (fits or outcome.peak_bytes <= (1 + CLOSE_ENOUGH) * compiled.learnt_bytes(last, limit))
 
     def _waits(self, outcome: Outcome) -> bool:
         """Whether an outcome takes more than running everything twice: recomputing is not all that takes time."""

@@ -30,7 +30,7 @@ BEST = Told(2.0, 900, 950)
     ],
 )
 def test_order(candidates, order):
-    found = list(cheaper_that_may_fit([BEST, *candidates], BEST, peak_bytes=1000))
+    found = list(cheaper_that_may_fit([BEST, *candidates], BEST, BEST.cost, peak_bytes=1000))
     assert found == [candidates[i] for i in order]
 
 
@@ -44,5 +44,5 @@ def test_no_more_is_predicted_than_is_asked_for():
         def peak_bytes(self, value):
             pass
 
-    candidates = cheaper_that_may_fit([BEST, Unpredicted(1.9, 950, 0), Told(1.5, 1000, 980)], BEST, 1000)
+    candidates = cheaper_that_may_fit([BEST, Unpredicted(1.9, 950, 0), Told(1.5, 1000, 980)], BEST, BEST.cost, 1000)
     assert next(candidates).cost == 1.5

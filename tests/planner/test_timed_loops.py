@@ -99,9 +99,10 @@ def test_checkpoints_are_proposed_where_they_may_be_faster(target, slower, propo
     planner = planner_for(primal, resolve_target(target), Auto(), "schedule", 0)
     assert isinstance(planner, TimedLoopPlanner)
     by_hand = planner._at_its_time(planner._schedules.checkpointed)
-    a_little_faster = planner.plain.at_cost(by_hand.cost / slower)
-    assert list(planner.near_misses(a_little_faster, by_hand.peak_bytes)) == ([by_hand] if proposed else [])
-    assert not list(planner.near_misses(a_little_faster, by_hand.peak_bytes // 2))
+    assert list(planner.near_misses(planner.plain, by_hand.cost / slower, by_hand.peak_bytes)) == (
+        [by_hand] if proposed else []
+    )
+    assert not list(planner.near_misses(planner.plain, by_hand.cost / slower, by_hand.peak_bytes // 2))
 
 
 def masked_loss(weights, x):
@@ -121,8 +122,7 @@ MASKED = jax.ShapeDtypeStruct((4, 64, 64), jnp.float32), jax.ShapeDtypeStruct((6
 @pytest.mark.parametrize(("target", "before"), [("h200", [True, False]), ("tpu-v5e", [False])])
 def test_masks_are_made_before_loops_on_gpus_and_inside_where_these_bytes_are_wanted(target, before):
     planner = planner_for(read_primal(masked_loss, MASKED, 0, False), resolve_target(target), Auto(), "schedule", 0)
-    slow = planner.plain.at_cost(10 * planner.plain.cost)
-    proposed = list(planner.near_misses(slow, planner.plain.peak_bytes))
+    proposed = list(planner.near_misses(planner.plain, 10 * planner.plain.cost, planner.plain.peak_bytes))
     assert [outcome.form.has_masks_before_loops for outcome in proposed] == before
 
 

@@ -152,9 +152,9 @@ def test_the_fastest_with_and_without_the_host_are_both_compiled(moved, monkeypa
     planning, hosted = moved
     alone = planning.own.fit(hosted.peak_bytes)
     monkeypatch.setattr(planning, "_with_host", lambda peak_bytes: [hosted])
-    assert list(planning.near_misses(alone, hosted.peak_bytes)) == [hosted]
-    assert list(planning.near_misses(hosted, hosted.peak_bytes)) == [alone]
-    assert list(planning.near_misses(alone, hosted.peak_bytes - 1)) == [], "the other one does not fit"
+    assert list(planning.near_misses(alone, alone.cost, hosted.peak_bytes)) == [hosted]
+    assert list(planning.near_misses(hosted, hosted.cost, hosted.peak_bytes)) == [alone]
+    assert list(planning.near_misses(alone, alone.cost, hosted.peak_bytes - 1)) == [], "the other one does not fit"
 
 
 def test_no_more_waits_on_the_host_than_makes_up_for_what_is_too_much():

@@ -38,8 +38,9 @@ class TellingPlanner:
     def least(self) -> list[Told]:
         return sorted(self.outcomes, key=lambda outcome: outcome.peak_bytes)
 
-    def near_misses(self, best: Told, peak_bytes: int) -> list[Told]:
-        return [outcome for outcome in self.by_hand if outcome.peak_bytes <= (1 + self.traits.peak_doubt) * peak_bytes]
+    def near_misses(self, best: Told, cost: float, peak_bytes: int) -> list[Told]:
+        may_fit = [each for each in self.by_hand if each.peak_bytes <= (1 + self.traits.peak_doubt) * peak_bytes]
+        return [outcome for outcome in may_fit if outcome.cost < 1.05 * cost]
 
 
 def search_of(outcomes, by_hand=()):
@@ -94,6 +95,16 @@ def test_what_is_far_too_large_says_where_to_look():
 def test_checkpoints_by_hand_are_compiled_where_they_may_be_faster():
     small, large, by_hand = Told(600, 1.3, 900, 1.6), Told(990, 1.1, 1500, 1.1), Told(1040, 1.31, 990, 1.2)
     assert fastest([small, large], [by_hand]) == (by_hand, 3)
+
+
+def test_checkpoints_by_hand_are_compiled_where_they_may_be_faster_than_what_the_fastest_is_as_compiled():
+    as_told, slow = Told(990, 1.0, 985, 1.02), Told(990, 1.0, 985, 1.2)
+    by_hand = Told(980, 1.1, 980, 1.05)
+    assert fastest([as_told], [by_hand]) == (as_told, 1)
+    assert fastest([slow], [by_hand]) == (by_hand, 2)
+    slower, faster = Told(980, 1.0, 980, 1.3), Told(980, 1.15, 980, 1.1)
+    assert fastest([slow], [slower, faster]) == (faster, 3), "what fits is slower than it was predicted to be"
+    assert fastest([slow], [slower, dataclasses.replace(faster, cost=1.21)]) == (slow, 2)
 
 
 def test_a_smaller_near_miss_is_compiled_where_the_one_before_did_not_fit_by_little():
