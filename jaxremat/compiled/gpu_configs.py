@@ -17,17 +17,16 @@ class GpuShape:
     threads_per_core_limit: int
     fpus_per_core: int
     memory_bandwidth: int
-    l2_cache_size: int
     device_memory_size: int
 
 
 GPU_SHAPES = {
-    "h200": GpuShape("NVIDIA H200", (9, 0), 233472, 2048, 128, 4_800_000_000_000, 52428800, 150_000_000_000),
-    "h100": GpuShape("NVIDIA H100", (9, 0), 233472, 2048, 128, 3_350_000_000_000, 52428800, 85_000_000_000),
-    "gh200": GpuShape("NVIDIA GH200 480GB", (9, 0), 233472, 2048, 128, 4_022_000_000_000, 62914560, 102_000_000_000),
-    "a100": GpuShape("NVIDIA A100", (8, 0), 167936, 2048, 64, 2_039_000_000_000, 41943040, 85_000_000_000),
-    "b200": GpuShape("NVIDIA B200", (10, 0), 233472, 2048, 128, 8_000_000_000_000, 132644864, 191_000_000_000),
-    "l4": GpuShape("NVIDIA L4", (8, 9), 102400, 1536, 128, 300_000_000_000, 50331648, 23_600_000_000),
+    "h200": GpuShape("NVIDIA H200", (9, 0), 233472, 2048, 128, 4_800_000_000_000, 150_000_000_000),
+    "h100": GpuShape("NVIDIA H100", (9, 0), 233472, 2048, 128, 3_350_000_000_000, 85_000_000_000),
+    "gh200": GpuShape("NVIDIA GH200 480GB", (9, 0), 233472, 2048, 128, 4_022_000_000_000, 102_000_000_000),
+    "a100": GpuShape("NVIDIA A100", (8, 0), 167936, 2048, 64, 2_039_000_000_000, 85_000_000_000),
+    "b200": GpuShape("NVIDIA B200", (10, 0), 233472, 2048, 128, 8_000_000_000_000, 191_000_000_000),
+    "l4": GpuShape("NVIDIA L4", (8, 9), 102400, 1536, 128, 300_000_000_000, 23_600_000_000),
 }
 
 
@@ -48,7 +47,7 @@ gpu_device_info {{
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
   memory_bandwidth: {shape.memory_bandwidth}
-  l2_cache_size: {shape.l2_cache_size}
+  l2_cache_size: {device.cache_bytes}
   clock_rate_ghz: {device.clock_ghz}
   device_memory_size: {shape.device_memory_size}
   shared_memory_per_block_optin: {shape.shared_memory_per_core - 1024}

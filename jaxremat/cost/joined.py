@@ -28,7 +28,7 @@ def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
         for first, second in itertools.combinations(readers, 2):
             joins.join_siblings(buffer, first, second)
     for buffer, readers in joins.readers.items():
-        for reader in readers if buffer in joins.is_loop else ():
+        for reader in readers if buffer in joins.is_loop and not fusion.program.ops[buffer].turns_rows else ():
             if joins.is_whole(buffer, reader) and joins.reads_slowly.isdisjoint(joins.with_it(reader)):
                 joins.join_producer(buffer, reader)
     groups: dict[int, list[int]] = collections.defaultdict(list)
@@ -77,7 +77,8 @@ class _Joins:
         self._leader = {kernel: kernel for kernel in fusion.kernels}
         self._members = {kernel: [kernel] for kernel in fusion.kernels}
         self._bits: dict[int, int] = {}  # of a group's kernels, one for each
-        self._waits_for: dict[int, int] = {}  # bits of all kernels that must have run before
+        self._waits_for: dict[int, int] = {}  # bits of all kernels that must have run before, had none been joined
+        self._joined: set[int] = set()  # leaders of several kernels, which wait for all that must have run before
         for k, kernel in enumerate(fusion.kernels):
             self._bits[kernel] = 1 << k
             self._waits_for[kernel] = self._before(fusion.buffers_read[kernel])
@@ -101,7 +102,9 @@ class _Joins:
         if not (self.is_whole(buffer, first) or self._is_one_sum_at_most(first, second)):
             return
         a, b = self.leader(first), self.leader(second)
-        if a != b and not (self._waits_for[a] & self._bits[b] or self._waits_for[b] & self._bits[a]):
+        if not self._are_alike(a, b):
+            return
+        if not (self._all_before(a) & self._bits[b] or self._all_before(b) & self._bits[a]):
             self._join(a, b)
 
     def _is_one_sum_at_most(self, first: int, second: int) -> bool:
@@ -116,8 +119,14 @@ class _Joins:
             return
         own = set(self._members[a])
         others = (read for kernel in self._members[b] for read in self._reads[kernel] if read not in own)
-        if a != b and not (self._waits_for[a] & self._bits[b] or self._before(others) & self._bits[a]):
+        if not self._are_alike(a, b):
+            return
+        if not (self._all_before(a) & self._bits[b] or self._before(others) & self._bits[a]):
             self._join(a, b)
+
+    def _are_alike(self, a: int, b: int) -> bool:
+        """Whether two groups go through as many elements, and their reductions, if any, are alike."""
+        return a != b and self.elements[a] == self.elements[b] and len(self._reduced[a] | self._reduced[b]) <= 1
 
     def _before(self, buffers: Iterable[int]) -> int:
         """Bits of the kernels that must have run before buffers are there."""
@@ -125,14 +134,26 @@ class _Joins:
         for buffer in buffers:
             if buffer in self._bits:
                 leader = self.leader(buffer)
-                found |= self._bits[leader] | self._waits_for[leader]
+                found |= self._bits[leader] | self._all_before(leader)
         return found
 
+    def _all_before(self, leader: int) -> int:
+        """Bits of all kernels that must have run before a group: who waits for one of those that were joined waits for
+        all of them."""
+        found = self._waits_for[leader]
+        for other in self._joined:
+            if found & self._bits[other]:
+                found |= self._bits[other] | self._waits_for[other]
+        return found & ~self._bits[leader]
+
     def _join(self, a: int, b: int) -> None:
-        """Joins groups that go through as many elements and whose reductions, if any, are alike."""
-        reduced = self._reduced[a] | self._reduced[b]
-        if self.elements[a] == self.elements[b] and len(reduced) <= 1:
-            self._leader[b], self._reduced[a] = a, reduced
-            self._members[a] += self._members[b]
-            self._bits[a] |= self._bits[b]
-            self._waits_for[a] |= self._waits_for[b]
+        before = self._all_before(a) | self._all_before(b)
+        self._leader[b] = a
+        self._reduced[a] |= self._reduced[b]
+        self._members[a] += self._members[b]
+        self._bits[a] |= self._bits[b]
+        self._waits_for[a] = before
+        self._joined = self._joined - {b} | {a}
+        for other in self._joined:
+            if self._waits_for[other] & self._bits[a]:
+                self._waits_for[other] |= self._bits[a] | before

@@ -11,7 +11,8 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fused import Fusion, Merged, reachable, readers_of, written_bytes
@@ -28,10 +29,29 @@ CONSUMERS = PRODUCERS | {"reduce", "scatter", "scatter-add"}
 
 _LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead
 _OVERLAP = 0.95  # kMemoryComputeParallelism
+_SHARED_SPEEDUP, _OWN_SPEEDUP = 2.5, 8.0  # kL2CacheSpeedup, kL1CacheSpeedup
+_OWN_CACHE_BYTES = 2048  # kL1CacheSizePerSM
 _MOST_READS = 96  # MaxOperandsAndOutputsPerFusion
 _HEROES = {"dot", "conv", "reduce"}
 _BY_ROWS = ELEMENTWISE | {"broadcast", "iota", "slice", "transpose"}  # IsTritonSupportedInstruction
 _PARTIAL = {"broadcast", "slice", "dynamic_slice", "gather", "window"}  # that read entries more or less than once
+
+
+class Traffic(NamedTuple):
+    """Bytes that a kernel moves.
+
+    Attributes:
+      memory: what it reads from memory, each byte once, and writes.
+      shared: what it reads again from the cache that all cores share.
+      own: what it reads again from their own caches.
+    """
+
+    memory: float
+    shared: float
+    own: float
+
+
+_NONE = Traffic(0.0, 0.0, 0.0)
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -45,11 +65,12 @@ class FusedKernel:
       by_rows: whether it can run in tiles of whole rows.
       is_unary: whether it does nothing but change one array entry by entry.
       reduces: whether it reduces anything.
+      elsewhere: what it reads not only where it computes an entry of its loop: each time more it is read, and computed,
+        again; what it reads there it reads once.
       padding: where it runs in tiles of whole rows, which are padded to powers of two, by how much; elsewhere 0.
-      moved_bytes: what it reads and writes.
+      traffic: what it moves.
       seconds: what it takes.
       blocks: of a reduction, of threads, into which it is split; elsewhere infinite.
-      loop: of a reduction, how many elements it goes through; elsewhere 0.
     """
 
     work: float
@@ -58,11 +79,11 @@ class FusedKernel:
     by_rows: bool
     is_unary: bool
     reduces: bool
+    elsewhere: set[int]
     padding: float = 0.0
-    moved_bytes: float = 0.0
+    traffic: Traffic = _NONE
     seconds: float = 0.0
     blocks: float = math.inf
-    loop: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -74,7 +95,8 @@ class Single:
       operands: the places of the operands that it reads; those aside that it computes itself.
       sizes: bytes that it writes; (bytes, entries) of its result and of each of these operands.
       shares: how much it reads of each of them.
-      work, by_rows, is_unary, reduces, blocks, loop: as in `FusedKernel`.
+      work, by_rows, is_unary, reduces, blocks: as in `FusedKernel`.
+      is_entrywise: whether it reads every entry of its operands once, where it computes one of its loop.
     """
 
     number: int
@@ -86,19 +108,20 @@ class Single:
     is_unary: bool
     reduces: bool
     blocks: float
-    loop: int
+    is_entrywise: bool
 
     def kernel(self, index: int, operands: Sequence[int]) -> FusedKernel:
         """The kernel of an operation that reads some operands."""
+        reads = self.reads(operands)
         return FusedKernel(
             self.work,
-            self.reads(operands),
+            reads,
             {index},
             self.by_rows,
             self.is_unary,
             self.reduces,
+            set() if self.is_entrywise else set(reads),
             blocks=self.blocks,
-            loop=self.loop,
         )
 
     def reads(self, operands: Sequence[int]) -> dict[int, float]:
@@ -147,7 +170,7 @@ def _decisive(op: Op) -> Hashable:
 
 def _single(op: Op, operands: Sequence[Op], device: Device) -> Single:
     kind, element_work = op.kind, device.backend.element_work or {}
-    reduces, loop, split = kind == "reduce", 0, math.inf
+    reduces, split = kind == "reduce", math.inf
     shares = [op.window * op.elements / max(read.elements, 1) if kind in _PARTIAL else 1.0 for read in operands]
     if kind == "dynamic_update_slice":
         shares[0] = 0.0
@@ -155,7 +178,7 @@ def _single(op: Op, operands: Sequence[Op], device: Device) -> Single:
     if reduces:
         work = operands[0].elements * element_work.get(op.combines, 1)
         if device.core_bytes_per_second < math.inf:
-            split, loop = blocks(op, operands[0]), operands[0].elements
+            split = blocks(op, operands[0])
     return Single(
         number=-1,
         operands=tuple(range(len(operands))),
@@ -166,7 +189,7 @@ def _single(op: Op, operands: Sequence[Op], device: Device) -> Single:
         is_unary=len(operands) == 1 and kind in ELEMENTWISE,
         reduces=reduces,
         blocks=split,
-        loop=loop,
+        is_entrywise=reduces or kind in ELEMENTWISE,
     )
 
 
@@ -181,7 +204,7 @@ def _as_single(kernel: FusedKernel, before: Single) -> Single:
     places, shares = tuple(kernel.reads), tuple(kernel.reads.values())
     sizes = *own, *[of_operands[place] for place in places]
     flags = kernel.by_rows, kernel.is_unary, kernel.reduces
-    return Single(-1, places, sizes, shares, kernel.work, *flags, kernel.blocks, kernel.loop)
+    return Single(-1, places, sizes, shares, kernel.work, *flags, kernel.blocks, before.is_entrywise)
 
 
 class KernelGraph:
@@ -206,6 +229,7 @@ class KernelGraph:
         self._bandwidth, self._flops = device.bandwidth_bytes_per_second, device.vector_flops_per_second
         self._cores = max(device.cores, 1)
         self._core_bandwidth = device.core_bytes_per_second
+        self._shared_bytes, self._own_bytes = device.cache_bytes, _OWN_CACHE_BYTES * device.cores
         self.computes_operands = device.backend.products_compute_operands
         self.rows_in_one_kernel = device.backend.rows_in_one_kernel
         self.outputs = set(program.outputs)
@@ -263,15 +287,10 @@ class KernelGraph:
 
     def time(self, root: int) -> None:
         """Works out what a kernel moves and takes."""
-        kernel, read, sizes = self.kernel(root), 0.0, self.sizes
-        for buffer, share in kernel.reads.items():
-            read += sizes[buffer] * share if share < 1.0 else sizes[buffer]
-        kernel.moved_bytes = self.written[root] + read
-        if kernel.loop and not kernel.padding:
-            again = self._read_again(kernel.reads, kernel.loop)
-            kernel.seconds = self._seconds_in_blocks(kernel.blocks, kernel.work, kernel.moved_bytes, again)
-        else:
-            kernel.seconds = self._seconds(kernel.work * (kernel.padding or 1.0), kernel.moved_bytes)
+        kernel, written = self.kernel(root), Traffic(self.written[root], 0.0, 0.0)
+        reads = [(buffer, 0.0, share) for buffer, share in kernel.reads.items()]
+        kernel.traffic = self._with(written, reads, kernel.padding)
+        kernel.seconds = self._seconds(kernel.work, kernel.traffic, kernel)
 
     def fuse(self, index: int) -> Collection[int]:
         """Fuses a producer into its readers; returns those."""
@@ -341,39 +360,52 @@ class KernelGraph:
 
     def _seconds_together(self, kernel: FusedKernel, index: int, producer: FusedKernel) -> float | None:
         """What a kernel takes that runs a producer of its own; None where it would read too many buffers."""
-        reads, sizes = kernel.reads, self.sizes
-        share, padding = reads[index], kernel.padding if kernel.padding > producer.padding else producer.padding
-        if padding:
-            share = min(share, 1.0)
-        moved, number = kernel.moved_bytes - sizes[index] * (share if share < 1.0 else 1.0), len(reads) - 1
+        reads, share = kernel.reads, kernel.reads[index]
+        padding = kernel.padding if kernel.padding > producer.padding else producer.padding
+        changes = [(index, share, 0.0)]
+        share = min(share, 1.0) if padding else share
+        is_elsewhere = index in kernel.elsewhere or producer.reduces
         for read, part in producer.reads.items():
-            before, part = reads.get(read), share * part
-            if before is None:
-                number += 1
-                moved += sizes[read] * (part if part < 1.0 else 1.0)
-            elif before < 1.0:
-                moved += sizes[read] * ((before + part if before + part < 1.0 else 1.0) - before)
-        if number > _MOST_READS:
+            before, part = reads.get(read, 0.0), share * part
+            if is_elsewhere or read in kernel.elsewhere or read in producer.elsewhere:
+                changes.append((read, before, before + part))
+            elif part > before:
+                changes.append((read, before, part))
+        if len(reads) - 1 + sum([read not in reads for read in producer.reads]) > _MOST_READS:
             return None
-        work = kernel.work + share * producer.work
-        if padding or not (kernel.loop or producer.loop):
-            return self._seconds(work * (padding or 1.0), moved)
-        again = self._read_again(_reads_together(reads, index, producer, share), kernel.loop or producer.loop)
-        return self._seconds_in_blocks(min(kernel.blocks, producer.blocks), work, moved, again)
+        traffic = self._with(kernel.traffic, changes, padding)
+        return self._seconds(kernel.work + share * producer.work, traffic, kernel, producer)
 
-    def _seconds(self, work: float, moved_bytes: float) -> float:
-        return _overlapped(moved_bytes / self._bandwidth, work / self._flops)
+    def _with(self, traffic: Traffic, changes: Iterable[tuple[int, float, float]], padding: float) -> Traffic:
+        """What a kernel moves that reads other shares of some buffers, each given as it was and as it is: from memory
+        once, unless no cache holds it, and rows that stay in a kernel in any case."""
+        memory, shared, own = traffic
+        for buffer, before, after in changes:
+            size = self.sizes[buffer]
+            memory += size * ((after if after < 1.0 else 1.0) - (before if before < 1.0 else 1.0))
+            if padding or (before <= 1.0 and after <= 1.0):
+                continue
+            again = size * ((after if after > 1.0 else 1.0) - (before if before > 1.0 else 1.0))
+            if size < self._own_bytes:
+                own += again
+            elif size < self._shared_bytes:
+                shared += again
+            else:
+                memory += again
+        return Traffic(memory, shared, own)
 
-    def _seconds_in_blocks(self, blocks: float, work: float, moved_bytes: float, again: float) -> float:
-        """What a kernel of some blocks takes: what it reads again comes from caches, but no faster than cores read."""
-        at_once = blocks * self._core_bandwidth
-        memory = moved_bytes / min(self._bandwidth, at_once) + again / at_once
-        return _overlapped(memory, work / (self._flops * min(blocks / self._cores, 1.0)))
-
-    def _read_again(self, reads: dict[int, float], loop: int) -> float:
-        """Bytes that a loop reads of arrays with fewer elements than it goes through, but for the first time."""
-        times = ((read, min(share, loop / max(self.elements[read], 1))) for read, share in reads.items())
-        return sum(self.sizes[read] * (share - 1.0) for read, share in times if share > 1.0)
+    def _seconds(self, work: float, traffic: Traffic, *kernels: FusedKernel) -> float:
+        """What kernels take that run as one: few blocks neither read nor compute as fast as all cores do."""
+        padding = max([kernel.padding for kernel in kernels])
+        memory, flops = self._bandwidth, self._flops
+        shared, own = _SHARED_SPEEDUP * memory, _SHARED_SPEEDUP * _OWN_SPEEDUP * memory
+        blocks = min([kernel.blocks for kernel in kernels])
+        if not padding and blocks < math.inf:
+            at_once = blocks * self._core_bandwidth
+            memory, shared, own = min(memory, at_once), min(shared, at_once), min(own, at_once)
+            flops *= min(blocks / self._cores, 1.0)
+        moving = traffic.memory / memory + traffic.shared / shared + traffic.own / own
+        return _overlapped(moving, work * (padding or 1.0) / flops)
 
     def merged(self, numbered: Sequence[int], size: int) -> tuple[Merged, ...]:
         """The kernels that are left of the first `size` of some operations, in the numbers that their places are."""
@@ -451,12 +483,20 @@ def _overlapped(memory: float, arithmetic: float) -> float:
     return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * (arithmetic if arithmetic < memory else memory)
 
 
-def _reads_together(reads: dict[int, float], index: int, producer: FusedKernel, share: float) -> dict[int, float]:
+def _reads_together(kernel: FusedKernel, index: int, producer: FusedKernel, share: float) -> dict[int, float]:
     """What a kernel reads that runs some share of a producer of its own."""
-    together = {read: part for read, part in reads.items() if read != index}
+    together = {read: part for read, part in kernel.reads.items() if read != index}
+    elsewhere = _elsewhere(kernel, index, producer)
     for read, part in producer.reads.items():
-        together[read] = together.get(read, 0.0) + share * part
+        before, part = together.get(read, 0.0), share * part
+        together[read] = before + part if read in elsewhere else max(before, part)
     return together
+
+
+def _elsewhere(kernel: FusedKernel, index: int, producer: FusedKernel) -> set[int]:
+    """What a kernel that runs a producer reads not only where it computes an entry (`FusionCalculateUtilizations`)."""
+    is_elsewhere = index in kernel.elsewhere or producer.reduces
+    return kernel.elsewhere.union(producer.reads if is_elsewhere else producer.elsewhere)
 
 
 def _may_run(kernel: FusedKernel, producer: FusedKernel) -> bool:
@@ -473,8 +513,11 @@ def _merge(kernel: FusedKernel, index: int, producer: FusedKernel) -> None:
         kernel.padding = producer.padding
     if kernel.padding:
         share = min(share, 1.0)
-    kernel.reads = _reads_together(kernel.reads, index, producer, share)
-    kernel.blocks, kernel.loop = min(kernel.blocks, producer.blocks), kernel.loop or producer.loop
+    kernel.reads, kernel.elsewhere = (
+        _reads_together(kernel, index, producer, share),
+        _elsewhere(kernel, index, producer) - {index},
+    )
+    kernel.blocks = min(kernel.blocks, producer.blocks)
     kernel.work += share * producer.work
     kernel.by_rows &= producer.by_rows
     kernel.is_unary &= producer.is_unary

@@ -21,6 +21,7 @@ from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 
 _FUSIBLE = PRODUCERS | {"reduce"}
+_IN_PLACE = {"scatter", "scatter-add"}  # that write into the first of what they read, which others have to write
 
 
 def fuse_by_priority(program: HloProgram, device: Device, before: FusedBefore) -> Fusion:
@@ -47,7 +48,10 @@ def _fusible(graph: KernelGraph) -> set[int]:
     for index in graph.left:
         if not (index in takers or (ops[index].kind in CONSUMERS and index not in graph.products)):
             read_by_others.update(graph.buffers(index))
-    found = {index for index in graph.left if ops[index].kind in _FUSIBLE} - graph.products - read_by_others
+        elif ops[index].kind in _IN_PLACE:
+            read_by_others.add(graph.reads[index][0])
+    found = {index for index in graph.left if ops[index].kind in _FUSIBLE and not ops[index].turns_rows}
+    found -= graph.products | read_by_others
     return {index for index in found if ops[index].kind != "reduce" or graph.may_end_in_readers(index)}
 
 
@@ -92,9 +96,10 @@ def _facts(graph: KernelGraph, island: list[int], fusible: set[int]) -> tuple[Ha
 def _opened_facts(graph: KernelGraph, index: int) -> Hashable:
     """What decides how a kernel is fused to which something has been done."""
     kernel = graph.kernel(index)
-    runs = kernel.work, kernel.by_rows, kernel.is_unary, kernel.reduces, kernel.padding, kernel.blocks, kernel.loop
+    runs = kernel.work, kernel.by_rows, kernel.is_unary, kernel.reduces, kernel.padding, kernel.blocks
     sizes = [(graph.ops[each].size_bytes, graph.ops[each].elements) for each in (index, *kernel.reads)]
-    return written_bytes(graph.program, index), *runs, *kernel.reads.values(), *sizes
+    elsewhere = [read in kernel.elsewhere for read in kernel.reads]
+    return written_bytes(graph.program, index), *runs, *kernel.reads.values(), *sizes, *elsewhere
 
 
 def _fuse_where_that_saves(graph: KernelGraph, island: list[int], fusible: set[int]) -> None:

@@ -15,20 +15,44 @@ from jaxremat.cost.hlo_ops import Op, Partition
 _WARP = 32  # threads, and columns of a tile
 _THREADS = 256  # kThreadsPerBlockTarget
 _PER_THREAD = 32  # kMinorReducedElementsPerThread
+Step = tuple[Partition, tuple[int, ...]]
+"""A reduction, and the shape of what it gives."""
+
 _MOST_ROWS, _LONGEST_ROW = 4096, 16384  # ReductionDimensionRaceFreeBound
 
 
 def partition(shape: Sequence[int], axes: Collection[int]) -> Partition:
-    """The sizes of what is before the longest run of reduced dimensions, of the run, and of what is after it: the other
-    dimensions are reduced in a second step."""
-    best = (math.prod(shape), 1, 1)
-    for start in axes:
+    """The sizes of what is before the longest run of reduced dimensions, of the run, and of what is after it."""
+    start, end = _longest_run(shape, axes)
+    return math.prod(shape[:start]), math.prod(shape[start:end]), math.prod(shape[end:])
+
+
+def steps(shape: Sequence[int], axes: Collection[int]) -> list[Step]:
+    """The reductions that become of one, with the shape of what each gives: the longest run of dimensions is reduced
+    first (`reduction_splitter.cc`), and what is too long for one kernel in two (`tree_reduction_rewriter.cc`)."""
+    found: list[Step] = []
+    while not found or any(shape[axis] > 1 for axis in axes):
+        start, end = _longest_run(shape, axes)
+        before, reduced, after = partition(shape, axes)
+        kept = [axis for axis in range(len(shape)) if axis not in axes or not start <= axis < end]
+        if reduced > (_LONGEST_ROW if after == 1 else _MOST_ROWS):
+            parts = math.isqrt(reduced)
+            found.append(((before * parts, reduced // parts, after), (before, parts, after)))
+            reduced = parts
+        shape, axes = [shape[axis] for axis in kept], [place for place, axis in enumerate(kept) if axis in axes]
+        found.append(((before, reduced, after), tuple(shape)))
+    last, _ = found[-1]
+    return [*found[:-1], (last, tuple(size for axis, size in enumerate(shape) if axis not in axes))]
+
+
+def _longest_run(shape: Sequence[int], axes: Collection[int]) -> tuple[int, int]:
+    best, size = (0, 0), 1
+    for start in sorted(axes):
         end = start
         while end in axes or (end < len(shape) and shape[end] == 1):
             end += 1
-        run = math.prod(shape[start:end])
-        if run > best[1]:
-            best = (math.prod(shape[:start]), run, math.prod(shape[end:]))
+        if math.prod(shape[start:end]) > size:
+            best, size = (start, end), math.prod(shape[start:end])
     return best
 
 
@@ -45,14 +69,10 @@ def blocks(op: Op, read: Op) -> float:
         return _blocks_of_rows(before, reduced)
     if _is_a_loop(reduced, after):
         return math.inf
-    if reduced > _MOST_ROWS:
-        before *= math.isqrt(reduced)  # summed in two steps
     return before * -(-after // _columns(after, read.size_bytes // read.elements))
 
 
 def _blocks_of_rows(rows: int, length: int) -> int:
-    if length > _LONGEST_ROW:
-        rows, length = rows * math.isqrt(length), math.isqrt(length)
     threads = min(-(-length // (_PER_THREAD * _WARP)) * _WARP, _THREADS)
     return -(-rows * threads // _THREADS)
 

@@ -45,6 +45,29 @@ def test_not_what_waits_for_the_other_by_way_of_a_third_that_was_joined():
     assert "cos" in group and len(group) == 2
 
 
+def test_of_two_pairs_that_would_wait_for_each_other_one_is_joined():
+    """What waits for one of two kernels that run as one waits for both."""
+
+    def fun(x, y, w):
+        first, fourth = jnp.exp(x), jnp.cos(y)
+        return first, jnp.sin(y) * (first @ w), fourth, jnp.tanh(x) * (fourth @ w)
+
+    assert [len(group) for group in joined(fun, X, X, W)] == [2]
+
+
+def test_what_was_turned_is_written_before_it_is_read():
+    """Scores that a product wrote with rows apart meet those of a later product, which are copied for two loops."""
+    q, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 256, 2, 4, 16), (8, 256, 2, 16)))
+
+    def fun(q, k, p, v):
+        first = jnp.einsum("bqkgd,bskd->bkgqs", q, k)
+        second = jax.lax.dot_general(p, v, (((3,), (3,)), ((0, 1), (0, 1)))).reshape(first.shape)
+        return jnp.sum(jnp.tanh(first) * second, -1), jnp.sum(jnp.cos(first) * second, (1, 2))
+
+    p, v = (jax.ShapeDtypeStruct((8, 2, size, 16), jnp.float32) for size in (1024, 256))
+    assert not [group for group in joined(fun, q, k, p, v) if "transpose" in group]
+
+
 def test_a_sum_runs_with_what_it_reads_where_others_read_that_too():
     def fun(x, w):
         made = jnp.tanh(x) * 2.0

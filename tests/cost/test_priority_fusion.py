@@ -104,3 +104,14 @@ def test_constants_are_made_where_they_are_read():
     constants = {index for index, op in enumerate(program.ops) if op.constant is not None}
     assert constants and constants.isdisjoint(fusion.kernels)
     assert all(constants.isdisjoint(read) for read in fusion.buffers_read.values())
+
+
+@pytest.mark.parametrize("kind", ["add", "set"])
+def test_what_is_scattered_into_is_written_before(kind):
+    """A scatter writes into a buffer that is there, even of zeros."""
+    places, rows = jax.ShapeDtypeStruct((64,), jnp.int32), jax.ShapeDtypeStruct((64, 1024), jnp.float32)
+    scattered = lambda places, rows: getattr(jnp.zeros((2048, 1024)).at[places], kind)(rows * 2.0)
+    program = lower(jax.make_jaxpr(scattered)(places, rows).jaxpr, H200.backend)
+    fusion = fuse(program, H200, KnownBodies())
+    zeros = [kernel for kernel in fusion.kernels if program.ops[kernel].shape == (2048, 1024)]
+    assert len(zeros) == 2 and program.ops[zeros[0]].kind == "broadcast"

@@ -34,4 +34,6 @@ def test_exponentials_that_someone_else_reads_are_written():
 
 
 def test_sums_of_exponentials_alone_write_nothing_large():
-    assert seconds(jax.nn.logsumexp) < 2.1 * TRAFFIC + 4 * H200.launch_seconds
+    assert (
+        seconds(jax.nn.logsumexp) < 2.1 * TRAFFIC + 6 * H200.launch_seconds
+    )  # two steps for each reduction to one number

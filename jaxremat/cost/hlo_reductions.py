@@ -1,0 +1,53 @@
+"""Reductions, in as many steps as their compiler takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jaxremat.base.compat import Eqn
+from jaxremat.cost.hlo_builder import HloBuilder
+from jaxremat.cost.hlo_ops import Facts, Partition, Template, shape_of
+from jaxremat.cost.hlo_views import View, places
+from jaxremat.cost.reductions import Step, steps
+from jaxremat.trace.listing import Slot
+
+_COMBINES = {"reduce_sum": "add", "reduce_prod": "mul"}
+
+
+def reduced(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+    """A reduction; of dimensions of one entry, what it reads."""
+    (read,) = hlo.as_it_lies(facts, reads)
+    if hlo.ops[read].elements == facts.elements > 0 and facts.name not in ("argmax", "argmin"):
+        return [read]
+    if not isinstance(read, View):
+        return [_reduction(hlo, facts, read, facts.once(_steps))]
+    shape = shape_of(facts.eqn.invars[0])
+    reduced = places(shape, facts.eqn.params["axes"])
+    made = _reduction(hlo, facts, read, steps(read.sizes, read.positions(reduced)))
+    return [read.without(reduced).of(made).in_order_or_turned]
+
+
+def _reduction(hlo: HloBuilder, facts: Facts, read: int, each: Sequence[Step]) -> int:
+    name, read = facts.name, int(read)
+    library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
+    if not hlo.backend.splits_reductions or name in ("argmax", "argmin"):
+        each = [(each[0][0], facts.shape)]
+    is_negated = name == "reduce_sum" and hlo.ops[read].kind == "neg"
+    read = hlo.reads[read][0] if is_negated else read
+    for parts, shape in each:
+        read = hlo.merge(_reducing(facts, parts, shape, in_library=library), (read,))
+    return hlo.merge(facts.template("neg"), (read,)) if is_negated else read
+
+
+def _reducing(facts: Facts, parts: Partition, shape: tuple[int, ...], *, in_library: bool) -> Template:
+    combines = _COMBINES.get(facts.name, facts.name.removeprefix("reduce_"))
+    size_bytes = math.prod(shape) * (facts.result.size_bytes // max(facts.elements, 1))
+    key = facts.name, facts.params, parts
+    return facts.template(
+        "reduce", key, in_library=in_library, combines=combines, partition=parts, shape=shape, size_bytes=size_bytes
+    )
+
+
+def _steps(reduction: Eqn) -> list[Step]:
+    return steps(shape_of(reduction.invars[0]), reduction.params["axes"])
