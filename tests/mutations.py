@@ -64,24 +64,35 @@ _BROKEN_BY_TESTS = {
         ("cost/kernel_graph.py", "return kernel.by_rows and producer.by_rows", "return True"),
         ("cost/kernel_graph.py", "return kernel.is_unary or not producer.reduces", "return True"),
         ("backends/cuda.py", '"tanh": 467', '"tanh": 7'),
-        ("cost/hlo_model.py", 'hlo.ops[operands[0]].kind == "neg"', "False"),
+        ("cost/hlo_reductions.py", 'hlo.ops[read].kind == "neg"', "False"),
+        ("cost/priority_fusion.py", "read_by_others.add(graph.reads[index][0])", "pass"),
     ),
     "tests/cost/test_kernel_graph.py": (
-        (
-            "cost/kernel_graph.py",
-            "read += sizes[buffer] * share if share < 1.0",
-            "read += sizes[buffer] if share < 1.0",
-        ),
+        ("cost/kernel_graph.py", "changes.append((read, before, part))", "pass"),
+        ("cost/kernel_graph.py", "if size < self._own_bytes:", "if size < 0:"),
+        ("cost/kernel_graph.py", "elif size < self._shared_bytes:", "elif size < 0:"),
+        ("cost/kernel_graph.py", "is_entrywise=reduces or kind in ELEMENTWISE", "is_entrywise=False"),
         ("cost/kernel_graph.py", "max((*(heroes & run),", "max((index,"),
     ),
     "tests/cost/test_hlo_products.py": (
         ("cost/hlo_ops.py", "(*batch, *rows, *columns) if merges else tuple(batch)", "tuple(batch)"),
         ("cost/hlo_ops.py", "(*batch, *rows, *columns) if merges else tuple(batch)", "(*batch, *rows, *columns)"),
     ),
+    "tests/cost/test_hlo_orders.py": (
+        ("cost/hlo_orders.py", "self.places.get(index, min(from_operands, default=_NEVER))", "_NEVER"),
+        ("cost/hlo_orders.py", "turns_rows = view.order[-1] != order[-1]", "turns_rows = False"),
+        ("cost/hlo_orders.py", 'kind != "broadcast" and index not in self.free and whole', 'kind != "broadcast"'),
+        ("cost/hlo_orders.py", "if self.is_free(view, read):", "if False:"),
+        ("cost/hlo_model.py", "outputs = [hlo.in_order(op_of[v]) for", "outputs = [op_of[v] for"),
+        ("cost/hlo_transposes.py", "== list(swapped[batch:])", "== []"),
+        ("cost/hlo_products.py", "if view.order in orders:", "if True:"),
+    ),
     "tests/cost/test_joined.py": (
-        ("cost/joined.py", "self._waits_for[a] & self._bits[b] or self._waits_for[b] & self._bits[a]", "False"),
+        ("cost/joined.py", "self._all_before(a) & self._bits[b] or self._all_before(b) & self._bits[a]", "False"),
+        ("cost/joined.py", "found |= self._bits[other] | self._waits_for[other]", "pass"),
+        ("cost/joined.py", " and not fusion.program.ops[buffer].turns_rows", ""),
         ("cost/joined.py", "for kernel in self._members[b]) > 1", "for kernel in self._members[b]) > 9"),
-        ("cost/joined.py", "len(reduced) <= 1", "True"),
+        ("cost/joined.py", "len(self._reduced[a] | self._reduced[b]) <= 1", "True"),
         ("cost/joined.py", "self.is_whole(buffer, first) or self._is_one_sum_at_most(first, second)", "True"),
         (
             "cost/joined.py",
@@ -111,6 +122,7 @@ _BROKEN_BY_TESTS = {
         ("cost/diamonds.py", "1 << (rows.shape[-1] - 1).bit_length()", "rows.shape[-1]"),
     ),
     "tests/cost/test_reductions.py": (
+        ("cost/reductions.py", "_LONGEST_ROW if after == 1 else _MOST_ROWS", "2**30"),
         ("cost/reductions.py", "before * -(-after // _columns(after, read.size_bytes // read.elements))", "math.inf"),
     ),
     "tests/cost/test_loop_fusion.py": (

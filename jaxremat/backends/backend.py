@@ -23,10 +23,12 @@ class Backend:
       library_groups: contractions and reductions gather element-wise neighbours before loops are fused.
       dot_copies: contractions and convolutions read transposed copies of operands that are not laid out for them.
       batch_copies: contractions of batches do so, one copy for all of them.
+      transposes_late: what is transposed lies as it was made, until something needs another order of its dimensions.
       filter_copies: convolutions of images with channels last read filters output by output.
       widened_products: dtypes whose contractions and convolutions, where no library takes them, run in float32 on
         copies of their operands.
       rounded_results: dtypes in which arithmetic runs in float32, every result rounded: too dear to compute twice.
+      splits_reductions: one of dimensions that are apart, or too long, becomes several kernels.
       spreads_reciprocals: what is divided by a row, spread, is multiplied by the reciprocals of the row; elsewhere only
         divisors that are constants are inverted.
       rolls_threefry: random bits are made by a loop that carries twice as many, and kept so; elsewhere they are
@@ -74,9 +76,11 @@ class Backend:
     library_groups: bool = False
     dot_copies: bool = False
     batch_copies: bool = False
+    transposes_late: bool = False
     filter_copies: bool = False
     widened_products: frozenset[str] = frozenset()
     rounded_results: frozenset[str] = frozenset()
+    splits_reductions: bool = False
     spreads_reciprocals: bool = False
     rolls_threefry: bool = False
     breadth_first: bool = False

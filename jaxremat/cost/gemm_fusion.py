@@ -33,8 +33,12 @@ def _take_operands(graph: KernelGraph, product: int) -> None:
 
 
 def _take_followers(graph: KernelGraph, product: int) -> int:
-    """A product computes what alone reads it, entry by entry, with what is there; returns the last of it."""
+    """A product computes what alone reads it, entry by entry, with what is there; returns the last of it. One that is
+    read in another order does no more than narrow its result: that comes before the order changes (ReshapeMover)."""
+    is_turned = graph.ops[product].is_turned
     while (follower := _follower(graph, product)) is not None:
+        if is_turned and graph.ops[follower].kind != "convert_element_type":
+            break
         graph.fuse(product)
         product = follower
         for read in set(graph.reads[product]) & graph.left:

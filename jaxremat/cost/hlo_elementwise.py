@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from jaxremat.cost.hlo_builder import HloBuilder
 from jaxremat.cost.hlo_ops import Facts, Op
+from jaxremat.cost.hlo_views import View
 from jaxremat.trace.listing import Slot
 
 _NEUTRAL = {
@@ -18,19 +19,41 @@ _ONE = "1.0"  # as literals of any floating type are written
 def elementwise(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     """An element-wise equation; one of constants is a constant, and what a constant changes nothing of is itself."""
     operands = _operands_of_size(hlo, facts, reads)
+    if not all(type(read) is int for read in operands):
+        return _of_views(hlo, facts, reads, operands)
+    return [_of_operands(hlo, facts, reads, operands)]
+
+
+def _of_views(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot], operands: tuple[int, ...]) -> list[int]:
+    """An equation some of whose operands lie in other orders: they follow that of the earliest product."""
+    moving = [read for read in operands if hlo.ops[read].kind != "broadcast"]
+    first = min(moving, key=lambda read: (hlo.origin(read), isinstance(read, View)), default=0)
+    if not isinstance(first, View):
+        return [_of_operands(hlo, facts, reads, tuple(map(hlo.in_order, operands)))]
+    alike = [hlo.like(first, read) for read in operands]
+    number = len(hlo.ops)
+    made = _of_operands(hlo, facts, reads, tuple(alike))
+    for index in range(number, len(hlo.ops)):
+        if hlo.ops[index].kind != "broadcast" and hlo.ops[index].elements == facts.elements:
+            hlo.ops[index] = hlo.templates.of_shape(hlo.ops[index], first.sizes)
+    return [first.of(made)]
+
+
+def _of_operands(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot], operands: tuple[int, ...]) -> int:
+    """An equation of operands that lie alike."""
     ops = hlo.ops
     constants = [ops[read].constant for read in operands]
     if any(constants):
         if None not in constants:
-            return [hlo.spread(hlo.expression((facts.kind, tuple(constants), facts.params)), facts)]
+            return hlo.spread(hlo.expression((facts.kind, tuple(constants), facts.params)), facts)
         for read, constant in zip(operands, reversed(constants)) if len(operands) == 2 else ():
             if constant in _NEUTRAL.get(facts.kind, ()):
-                return [read]
+                return read
     if facts.kind == "add" and (summed := _scattered(hlo, facts, reads, operands)) is not None:
-        return [summed]
+        return summed
     special = _SPECIAL.get(facts.name)
     made = special(hlo, facts, operands) if special else None
-    return [hlo.merge(facts.usual, operands) if made is None else made]
+    return hlo.merge(facts.usual, operands) if made is None else made
 
 
 def _operands_of_size(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> tuple[int, ...]:
@@ -38,7 +61,7 @@ def _operands_of_size(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> t
     found: list[int] = []
     at, ops, elements = hlo.at, hlo.ops, facts.elements
     for position, read in enumerate(reads):
-        index = at[read] if type(read) is int else hlo.operand(facts, position, read, facts.shape)
+        index = hlo.lying(at[read]) if type(read) is int else hlo.operand(facts, position, read, facts.shape)
         found.append(index if ops[index].elements == elements else hlo.widened(index, facts))
     return tuple(found)
 

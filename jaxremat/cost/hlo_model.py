@@ -17,15 +17,15 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.cost.hlo_builder import Beginning, HloBuilder, HloProgram
 from jaxremat.cost.hlo_elementwise import elementwise
-from jaxremat.cost.hlo_ops import Computation, Facts, Op, Partition, Templates, alone, shape_of
+from jaxremat.cost.hlo_ops import Computation, Facts, Op, Templates, alone
 from jaxremat.cost.hlo_products import conv, dot
+from jaxremat.cost.hlo_reductions import reduced
+from jaxremat.cost.hlo_transposes import transposed
+from jaxremat.cost.hlo_views import View
 from jaxremat.cost.hlo_windows import WINDOWS, pooled_back, window
-from jaxremat.cost.reductions import partition
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Line, Listing, Slot, listing_of
 from jaxremat.trace.primitives import ALIASING, CALLS, CHECKPOINTS, ELEMENTWISE, LOOPS, OWN_RULES, REDUCTIONS
-
-_COMBINES = {"reduce_sum": "add", "reduce_prod": "mul"}
 
 
 def lower(jaxpr: Jaxpr, backend: Backend, templates: Templates | None = None) -> HloProgram:
@@ -63,7 +63,7 @@ def lower_listing(
         )
     hlo = before.hlo.copy(readers)
     _lines(hlo, listing.lines[shared:], shared, None)
-    return hlo.program([hlo.at[slot] for slot in listing.outputs if isinstance(slot, int)])
+    return hlo.program([hlo.in_order(hlo.found(slot, hlo.at)) for slot in listing.outputs if isinstance(slot, int)])
 
 
 def _first_lines(listing: Listing, first: Sequence[Line], backend: Backend, templates: Templates) -> HloBuilder:
@@ -81,9 +81,9 @@ def lower_body(body: Computation, backend: Backend, templates: Templates) -> Hlo
     for k, var in enumerate(jaxpr.invars[body.own_inputs :], len(jaxpr.constvars) + body.own_inputs):
         at[k] = _slice_of(hlo, at[k], var)
     _run(hlo, listing, at, None)
-    op_of = {var: at[slot] for var, slot in slot_of.items() if isinstance(slot, int)}
-    outputs = [op_of[v] for v in jaxprs.vars_of(jaxpr.outvars[: body.own_outputs])]
-    stacked = [_stacked(hlo, op_of[v], v) for v in jaxprs.vars_of(jaxpr.outvars[body.own_outputs :])]
+    op_of = {var: hlo.found(slot, at) for var, slot in slot_of.items() if isinstance(slot, int)}
+    outputs = [hlo.in_order(op_of[v]) for v in jaxprs.vars_of(jaxpr.outvars[: body.own_outputs])]
+    stacked = [_stacked(hlo, hlo.in_order(op_of[v]), v) for v in jaxprs.vars_of(jaxpr.outvars[body.own_outputs :])]
     return hlo.program([*outputs, *stacked], op_of)
 
 
@@ -126,7 +126,7 @@ def _lines(hlo: HloBuilder, lines: Sequence[Line], start: int, equation: int | N
 def _call(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     assert facts.body is not None
     inner = [hlo.make_input(var) for var in facts.body.constvars]
-    given, params = hlo.operands(facts, reads), facts.eqn.params
+    given, params = hlo.as_it_lies(facts, reads), facts.eqn.params
     fenced = params.get("prevent_cse", False) and params.get("differentiated", False)
     inner += hlo.fenced(given, facts.body.invars) if fenced is True else given
     _run(hlo, facts.listing, inner, hlo.equation)
@@ -134,7 +134,7 @@ def _call(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
 
 
 def _barrier(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
-    return hlo.fenced(hlo.operands(facts, reads), facts.eqn.outvars)
+    return hlo.fenced(hlo.as_it_lies(facts, reads), facts.eqn.outvars)
 
 
 def _split(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
@@ -199,7 +199,10 @@ def _usual(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> int:
 def _aliased(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     read = hlo.operand(facts, 0, reads[0], facts.shape)
     constant = hlo.ops[read].constant
-    return [read if constant is None else hlo.spread(constant, facts)]
+    if constant is not None:
+        return [hlo.spread(constant, facts)]
+    stays = isinstance(read, View) and read.has_shape(facts.shape)
+    return [read if stays else hlo.in_order(read)]
 
 
 def _broadcast(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
@@ -207,49 +210,13 @@ def _broadcast(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int
     op = hlo.ops[read]
     if op.constant is not None:
         return [hlo.spread(op.constant, facts)]
-    return [read if op.elements == facts.elements else hlo.merge(facts.usual, (read,))]
-
-
-def _reduced(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
-    name, operands = facts.name, hlo.operands(facts, reads)
-    if hlo.ops[operands[0]].elements == facts.elements > 0 and name not in ("argmax", "argmin"):
-        return [operands[0]]
-    library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
-    combines = _COMBINES.get(name, name.removeprefix("reduce_"))
-    key = name, facts.params
-    template = facts.template("reduce", key, in_library=library, combines=combines, partition=facts.once(_partition))
-    if name == "reduce_sum" and hlo.ops[operands[0]].kind == "neg":
-        return [hlo.merge(facts.template("neg"), (hlo.merge(template, hlo.reads[operands[0]]),))]
-    return [hlo.merge(template, operands)]
-
-
-def _partition(reduction: Eqn) -> Partition:
-    return partition(shape_of(reduction.invars[0]), reduction.params["axes"])
+    return [read if op.elements == facts.elements else hlo.merge(facts.usual, (int(read),))]
 
 
 def _concatenated(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     rows = facts.eqn.params["dimension"] == len(facts.shape) - 1 > 0
     template = facts.template("concatenate", facts.params, splits_rows=rows)
     return [hlo.merge(template, hlo.operands(facts, reads))]
-
-
-def _transposed(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
-    (read,) = hlo.operands(facts, reads)
-    stays = facts.once(_keeps_order) or _swaps_product(hlo, reads[0], read)
-    return [read if stays else _usual(hlo, facts, (read,))]
-
-
-def _keeps_order(transpose: Eqn) -> bool:
-    """Whether nothing moves but dimensions of one entry."""
-    shape = shape_of(transpose.invars[0])
-    dims = [dim for dim in transpose.params["permutation"] if shape[dim] > 1]
-    return dims == sorted(dims)
-
-
-def _swaps_product(hlo: HloBuilder, slot: Slot, read: int) -> bool:
-    """Whether a transpose means a product of matrices that no one else reads: its operands change places."""
-    op = hlo.ops[read]
-    return op.kind == "dot" and len(op.shape) == 2 and hlo.is_read_once(slot)
 
 
 def _rounded(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
@@ -292,7 +259,7 @@ _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {
     **dict.fromkeys(LOOPS, _with_bodies),
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(ALIASING, _aliased),
-    **dict.fromkeys(REDUCTIONS, _reduced),
+    **dict.fromkeys(REDUCTIONS, reduced),
     **dict.fromkeys((*CALLS, *CHECKPOINTS, *OWN_RULES), _call),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenated,
@@ -306,5 +273,5 @@ _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {
     **dict.fromkeys(WINDOWS, window),
     "select_and_scatter_add": pooled_back,
     "split": _split,
-    "transpose": _transposed,
+    "transpose": transposed,
 }

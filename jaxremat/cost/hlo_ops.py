@@ -75,6 +75,8 @@ class Op:
       constant: identity of a broadcast literal, or None.
       bodies: what it runs (loops, branches).
       splits_rows: a concatenation along the last dimension.
+      turns_rows: a transpose of the last dimension.
+      is_turned: a product whose result is read in another order of its dimensions.
       combines: of a reduction or a window, the primitive by which two entries become one.
       partition: of a reduction, the sizes of what is before the dimensions that it reduces, of these, and after.
       window: how many entries lie in a window that slides.
@@ -90,6 +92,8 @@ class Op:
     constant: Hashable = None
     bodies: tuple[Computation, ...] = ()
     splits_rows: bool = False
+    turns_rows: bool = False
+    is_turned: bool = False
     combines: str = ""
     partition: Partition = (1, 1, 1)
     window: int = 1
@@ -149,11 +153,12 @@ class Facts:
       eqn: the equation.
       name: of its primitive.
       kind: of its usual operation.
+      place: among the equations, in the order in which they were met first: that of the program without recomputation.
       result: an array like its first result, of which shape, dtype and elements are taken.
     """
 
-    def __init__(self, eqn: Eqn, templates: Templates) -> None:
-        self.eqn, self.name, self._templates = eqn, compat.primitive_name(eqn), templates
+    def __init__(self, eqn: Eqn, place: int, templates: Templates) -> None:
+        self.eqn, self.place, self.name, self._templates = eqn, place, compat.primitive_name(eqn), templates
         self.kind = _KINDS.get(self.name, self.name)
         self.result = templates.like("broadcast", eqn.outvars[0]) if eqn.outvars else _NOTHING
         self.shape, self.dtype, self.elements = self.result.shape, self.result.dtype, self.result.elements
@@ -188,7 +193,7 @@ class Facts:
             more["flops"] = equation_flops(self.eqn)
         return dataclasses.replace(self.result, kind=kind, **more)
 
-    def template(self, kind: str, key: Hashable = "", **more: bool | int | str | Partition) -> Template:
+    def template(self, kind: str, key: Hashable = "", **more: bool | int | str | tuple[int, ...]) -> Template:
         """The same where equal ones are merged, told by a key from others of the kind."""
         made = kind, key, *more.values()
         if made not in self._made:
@@ -245,7 +250,7 @@ class _Known(dict[Eqn, Facts]):
         self._templates = templates
 
     def __missing__(self, eqn: Eqn) -> Facts:
-        self[eqn] = found = Facts(eqn, self._templates)
+        self[eqn] = found = Facts(eqn, len(self), self._templates)
         return found
 
 
@@ -263,6 +268,8 @@ class Templates:
         self._like: dict[tuple[str, Var], Op] = {}
         self._spread: dict[Hashable, Template] = {}
         self._inverse: dict[Op, Template] = {}
+        self._read_turned: dict[Op, Op] = {}
+        self._of_shape: dict[tuple[Op, tuple[int, ...]], Op] = {}
 
     def number(self, key: Hashable) -> int:
         """One number for all that is equal."""
@@ -278,13 +285,27 @@ class Templates:
             self._like[kind, var] = Op(kind, shape_of(var), dtype_of(var), jaxprs.size_bytes(var))
         return self._like[kind, var]
 
-    def resized(self, op: Op, kind: str, shape: tuple[int, ...], key: Hashable) -> Template:
+    def resized(
+        self, op: Op, kind: str, shape: tuple[int, ...], key: Hashable, *, turns_rows: bool = False
+    ) -> Template:
         """An operation whose result has the dtype of another's."""
-        made = op, kind, shape, key
+        made = op, kind, shape, key, turns_rows
         if made not in self._resized:
-            itemsize = op.size_bytes // max(op.elements, 1)
-            self._resized[made] = self.merged(Op(kind, shape, op.dtype, itemsize * math.prod(shape)), key)
+            size_bytes = op.size_bytes // max(op.elements, 1) * math.prod(shape)
+            self._resized[made] = self.merged(Op(kind, shape, op.dtype, size_bytes, turns_rows=turns_rows), key)
         return self._resized[made]
+
+    def of_shape(self, op: Op, shape: tuple[int, ...]) -> Op:
+        """An operation whose result has as many entries in another shape."""
+        if (op, shape) not in self._of_shape:
+            self._of_shape[op, shape] = dataclasses.replace(op, shape=shape)
+        return self._of_shape[op, shape]
+
+    def read_turned(self, op: Op) -> Op:
+        """A product whose result is read in another order."""
+        if op not in self._read_turned:
+            self._read_turned[op] = dataclasses.replace(op, is_turned=True)
+        return self._read_turned[op]
 
     def spread(self, like: Op, constant: Hashable) -> Template:
         """A constant over an array like the result of an operation."""

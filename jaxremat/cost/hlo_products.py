@@ -13,6 +13,7 @@ from jax.lax import Precision
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.hlo_builder import HloBuilder
 from jaxremat.cost.hlo_ops import Facts, Op, OperandLayout, shape_of
+from jaxremat.cost.hlo_views import View, places, view_of
 from jaxremat.cost.reductions import partition
 from jaxremat.trace.listing import Slot
 
@@ -26,7 +27,7 @@ _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 
 def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     """A contraction, with transposes of matrices folded in, and copies of operands that do not lie as it reads them."""
-    reads = hlo.operands(facts, slots)
+    reads = hlo.as_it_lies(facts, slots)
     contracts, batches = facts.once(_dimensions)
     if not batches[0]:
         reads, contracts = _turned(hlo, reads, contracts)
@@ -45,7 +46,21 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
         library = () if batches[0] else _CUBLAS_FLOATS
     elif hlo.backend.library_groups:
         library = FLOATS if plain and layout.is_matrix else ()
-    return [_product(hlo, "dot", tuple(operands), facts, library)]
+    made = _product(hlo, "dot", tuple(operands), facts, library)
+    if hlo.backend.transposes_late and not batches[0]:
+        hlo.free[made] = len(shape_of(facts.eqn.invars[0])) - len(contracts[0]), facts.place
+    else:
+        hlo.places[made] = facts.place
+    if len(facts.shape) == 2 or hlo.backend.transposes_late:
+        hlo.swapped[made] = facts.once(_swapped)
+    return [made]
+
+
+def _swapped(product: Eqn) -> tuple[int, ...]:
+    """How a product's result is transposed where its operands change places."""
+    (contracted, _), (batch, _) = product.params["dimension_numbers"]
+    columns, rank = len(shape_of(product.invars[0])) - len(contracted), len(shape_of(product.outvars[0]))
+    return (*range(len(batch)), *range(columns, rank), *range(len(batch), columns))
 
 
 def _dimensions(product: Eqn) -> tuple[Contracts, Contracts]:
@@ -56,12 +71,15 @@ def _dimensions(product: Eqn) -> tuple[Contracts, Contracts]:
 
 def _turned(hlo: HloBuilder, reads: tuple[int, ...], contracts: Contracts) -> tuple[tuple[int, ...], Contracts]:
     """Operands, and what is contracted of them, with transposes of matrices folded into the product."""
-    if all(hlo.ops[read].kind != "transpose" for read in reads):
+    if all(type(read) is int and hlo.ops[read].kind != "transpose" for read in reads):
         return reads, contracts
     turned = list(zip(reads, contracts))
     for side, (read, contract) in enumerate(turned):
         op = hlo.ops[read]
-        if op.kind == "transpose" and len(op.shape) == 2 and len(contract) == 1:
+        if isinstance(read, View):
+            if len(read.sizes) == 2 and len(contract) == 1:
+                turned[side] = int(read), (1 - contract[0],)
+        elif op.kind == "transpose" and len(op.shape) == 2 and len(contract) == 1:
             turned[side] = hlo.reads[read][0], (1 - contract[0],)
     return tuple(read for read, _ in turned), tuple(contract for _, contract in turned)
 
@@ -70,17 +88,37 @@ def _laid_out(
     hlo: HloBuilder, facts: Facts, side: int, read: int, contract: tuple[int, ...], layout: OperandLayout
 ) -> int:
     """An operand; copied where the compiler does so, since it does not lie as its product wants it."""
+    if isinstance(read, View):
+        return _of_view(hlo, facts, side, read, contract, layout)
     if hlo.backend.dot_copies:
         key = contract, layout.batches[side]
         return read if layout.is_canonical[side] else _copy(hlo, facts, side, read, key)
-    stays = layout.batch_leads[side] or not hlo.backend.batch_copies
-    return read if stays else _copy(hlo, facts, side, read, layout.copy_order[side])
+    if layout.batch_leads[side] or not hlo.backend.batch_copies:
+        return read
+    shape = shape_of(facts.eqn.invars[side])
+    view = view_of(read, shape).in_places(places(shape, layout.copy_order[side]))
+    if view is not None and hlo.is_free(view, read):
+        return hlo.like(view, read)
+    return _copy(hlo, facts, side, read, layout.copy_order[side])
+
+
+def _of_view(
+    hlo: HloBuilder, facts: Facts, side: int, view: View, contract: tuple[int, ...], layout: OperandLayout
+) -> int:
+    """An operand whose dimensions lie in another order: as it is where that is the order of a matrix."""
+    shape = shape_of(facts.eqn.invars[side])
+    batch = layout.batches[side]
+    free = [dim for dim in range(len(shape)) if dim not in (*batch, *contract)]
+    orders = [places(shape, dims) for dims in ((*batch, *contract, *free), (*batch, *free, *contract))]
+    if view.order in orders:
+        return int(view)
+    return hlo.in_order(view) if not batch else _copy(hlo, facts, side, view, (layout.copy_order[side], view.order))
 
 
 def _copy(hlo: HloBuilder, facts: Facts, side: int, read: int, key: Hashable) -> int:
     """An operand in another layout."""
     shape = shape_of(facts.eqn.invars[side])
-    return hlo.merge(hlo.templates.resized(hlo.ops[read], "transpose", shape, key), (read,))
+    return hlo.merge(hlo.templates.resized(hlo.ops[read], "transpose", shape, key), (int(read),))
 
 
 def _flattened(hlo: HloBuilder, facts: Facts, side: int, read: int) -> int:

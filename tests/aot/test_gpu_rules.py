@@ -45,6 +45,35 @@ PICTURES = jax.ShapeDtypeStruct((4, 64, 64, 128), jnp.float32)
 FILL = 4 * 2048 * 1024
 
 
+QUERIES = jax.ShapeDtypeStruct((16, 512, 2, 4, 64), jnp.bfloat16)
+SHARED_KEYS = jax.ShapeDtypeStruct((16, 512, 2, 64), jnp.bfloat16)
+UP, DOWN = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((4, 1024, 512), (4, 512, 1024)))
+GROUPS = jax.ShapeDtypeStruct((64, 1024, 8, 8), jnp.float32)
+
+
+def shares_of_groups(q, k):
+    """[B, K, G, Q, S], of scores that their product writes as [B, K, S, Q, G]."""
+    return jax.nn.softmax(jnp.einsum("bqkgd,bskd->bkgqs", q, k).astype(jnp.float32)).astype(q.dtype)
+
+
+def squared(x):
+    return jnp.sum(x.astype(jnp.float32) ** 2, tuple(range(1, x.ndim)))
+
+
+def grouped(q, k):
+    return squared(jnp.einsum("bkgqs,bskd->bqkgd", shares_of_groups(q, k), k))
+
+
+def grouped_twice(q, k):
+    shares = shares_of_groups(q, k)
+    products = jnp.einsum("bkgqs,bskd->bqkgd", shares, k), jnp.einsum("bkgqs,bqkgd->bskd", shares, q)
+    return tuple(map(squared, products))
+
+
+def experts(h, up, down):
+    return squared(jnp.einsum("btef,efd->bted", jnp.tanh(jnp.einsum("btd,edf->btef", h, up)), down))
+
+
 def exponentials_and_shares(x):
     exponentials = jnp.exp(x - x.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True), exponentials
@@ -211,6 +240,8 @@ KERNELS = {
     "a sum of columns reads one array": (lambda x, y: jnp.sum(x * y, 0), (X, X)),
     "a sum of columns computes nothing": (lambda x: jnp.sum(jnp.exp(x), 0), (X,)),
     "a sum of few columns reads one array": (lambda x, y: jnp.sum(x * y, 1), (FEW, FEW)),
+    "a product of matrices is written as the next one reads it": (experts, (TOKENS, UP, DOWN)),
+    "sums of dimensions that are apart take a kernel each": (lambda x: jnp.sum(x * x, (1, 3)), (GROUPS,)),
     "sums of columns in many blocks read two arrays": (lambda x, y: jnp.sum(x * y, 1), (BATCHES, BATCHES)),
     "sums of short columns read two arrays": (lambda x, y: jnp.sum(x * y, 0), (SHORT, SHORT)),
     "a convolution copies its filters and adds a row": (
@@ -246,6 +277,16 @@ def test_how_many_kernels_run_and_how_long(rule):
     modelled, compiled = kernels(*KERNELS[rule])
     assert len(modelled) == len(compiled)
     assert sum(modelled) == pytest.approx(sum(compiled), rel=0.01)
+
+
+@pytest.mark.parametrize(("fun", "within"), [(grouped, 0.01), (grouped_twice, 0.1)])
+def test_scores_of_groups_are_normalised_in_the_order_in_which_they_were_written(fun, within):
+    """And written before they are turned, where two products read them otherwise: in kernels that take more than 8
+    microseconds."""
+    modelled, compiled = (sorted(each) for each in kernels(fun, (QUERIES, SHARED_KEYS)))
+    large = [[second for second in each if second > 8e-6] for each in (modelled, compiled)]
+    assert len(large[0]) == len(large[1]) >= 5
+    assert sum(large[0]) == pytest.approx(sum(large[1]), rel=within)
 
 
 def test_a_product_leaves_what_a_barrier_takes_in_another_shape():
@@ -285,8 +326,8 @@ def test_pooled_maxima_are_found_again_with_indices_and_scattered_into_zeros(act
 def test_rows_that_do_not_fit_in_registers_are_read_twice():
     """Summed in two steps, of which the second takes a launch and no more."""
     modelled, compiled = kernels(lambda x: x / jnp.sum(x * x, -1, keepdims=True), (LONG,))
-    assert len(modelled) == 2 and len(compiled) == 3
-    assert sum(modelled) == pytest.approx(sum(compiled) - min(compiled), rel=0.01)
+    assert len(modelled) == len(compiled) == 3
+    assert sum(modelled) == pytest.approx(sum(compiled), rel=0.01)
 
 
 def masked_weights(scores, sums, mask):
