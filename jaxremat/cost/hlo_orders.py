@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from jaxremat.backends.backend import Backend
@@ -11,7 +12,7 @@ from jaxremat.cost.hlo_views import View, view_of
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _HANDS_ON = ELEMENTWISE | {"reduce", "fenced"}
-_NEVER = 2**63
+_NEVER = sys.maxsize
 
 
 class OrderedOperations(Operations):
