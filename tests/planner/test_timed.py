@@ -247,9 +247,7 @@ def test_gradients_are_those_of_the_program_as_written():
 @pytest.mark.aot
 def test_announced_time_is_the_roofline_of_what_is_compiled():
     plan = jaxremat.plan(loss, WEIGHTS, X, budget=0.6, target="h200")
-    assert (
-        plan.compilations <= 4
-    )  # as written, what misses the budget, what fits, and checkpoints by hand as near misses
+    assert plan.compilations <= 5  # as written, what misses the budget, what fits, and two checkpoints by hand
     assert plan.compiled.peak_bytes <= plan.budget_bytes
     plain = compile_for(loss, (WEIGHTS, X), target="h200").report
     assert plan.overhead == pytest.approx(plan.compiled.seconds / plain.seconds - 1)
