@@ -71,7 +71,11 @@ _BROKEN_BY_TESTS = {
         ("cost/kernel_graph.py", "changes.append((read, before, part))", "pass"),
         ("cost/kernel_graph.py", "if size < self._own_bytes:", "if size < 0:"),
         ("cost/kernel_graph.py", "elif size < self._shared_bytes:", "elif size < 0:"),
-        ("cost/kernel_graph.py", "is_entrywise=reduces or kind in ELEMENTWISE", "is_entrywise=False"),
+        (
+            "cost/kernel_graph.py",
+            "computes_entries_once and (reduces or kind in ELEMENTWISE)",
+            "computes_entries_once and False",
+        ),
         ("cost/kernel_graph.py", "max((*(heroes & run),", "max((index,"),
     ),
     "tests/cost/test_hlo_products.py": (

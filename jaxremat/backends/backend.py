@@ -63,6 +63,7 @@ class Backend:
       library_products: contractions of matrices are left to a library, which computes nothing but them.
       returns_workspace: a library returns what it worked in beside its result.
       fuses_windows: windows that slide are computed in loops with what they read and with what reads them.
+      computes_entries_once: a kernel that reads what it computes several times, at the same place, computes it once.
       rows_in_one_kernel: what normalises rows goes over them once.
       ties_transfers: barriers hold copies over the host's link, and rounding, to their places outside of loops, too.
       reads_host: element-wise kernels read the host's memory themselves: what they fetch takes no buffer.
@@ -103,6 +104,7 @@ class Backend:
     library_products: bool = False
     returns_workspace: bool = False
     fuses_windows: bool = False
+    computes_entries_once: bool = False
     rows_in_one_kernel: bool = False
     ties_transfers: bool = False
     reads_host: bool = False

@@ -42,6 +42,7 @@ CUDA = Backend(
     filter_copies=True,
     returns_workspace=True,
     fuses_windows=True,
+    computes_entries_once=True,
     rows_in_one_kernel=True,
     scatters_maxima=True,
     element_work=_ELEMENT_WORK,

@@ -96,7 +96,7 @@ class Single:
       sizes: bytes that it writes; (bytes, entries) of its result and of each of these operands.
       shares: how much it reads of each of them.
       work, by_rows, is_unary, reduces, blocks: as in `FusedKernel`.
-      is_entrywise: whether it reads every entry of its operands once, where it computes one of its loop.
+      is_entrywise: whether it reads an entry of its operands where it computes one of its loop, and computes that once.
     """
 
     number: int
@@ -189,7 +189,7 @@ def _single(op: Op, operands: Sequence[Op], device: Device) -> Single:
         is_unary=len(operands) == 1 and kind in ELEMENTWISE,
         reduces=reduces,
         blocks=split,
-        is_entrywise=reduces or kind in ELEMENTWISE,
+        is_entrywise=device.backend.computes_entries_once and (reduces or kind in ELEMENTWISE),
     )
 
 
@@ -378,12 +378,13 @@ class KernelGraph:
 
     def _with(self, traffic: Traffic, changes: Iterable[tuple[int, float, float]], padding: float) -> Traffic:
         """What a kernel moves that reads other shares of some buffers, each given as it was and as it is: from memory
-        once, unless no cache holds it, and rows that stay in a kernel in any case."""
+        once, unless no cache holds it; rows that stay in a kernel, and all on devices without caches, in any case."""
         memory, shared, own = traffic
+        in_place = padding or not self._shared_bytes
         for buffer, before, after in changes:
             size = self.sizes[buffer]
             memory += size * ((after if after < 1.0 else 1.0) - (before if before < 1.0 else 1.0))
-            if padding or (before <= 1.0 and after <= 1.0):
+            if in_place or (before <= 1.0 and after <= 1.0):
                 continue
             again = size * ((after if after > 1.0 else 1.0) - (before if before > 1.0 else 1.0))
             if size < self._own_bytes:
