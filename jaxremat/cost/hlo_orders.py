@@ -47,10 +47,8 @@ class OrderedOperations(Operations):
             return int(read) if read.order == view.order else self._turned(read, view.order)
         lying: dict[int, int] = {}
         for index in self._computed_lying(read):
-            op, operands = (
-                self.ops[index],
-                [lying.get(each) or self._lies_like(view, each) for each in self.reads[index]],
-            )
+            op = self.ops[index]
+            operands = [lying.get(each) or self._lies_like(view, each) for each in self.reads[index]]
             template = self.templates.merged(self.templates.of_shape(op, view.sizes), ("lying", op))
             lying[index] = self.merge(template, tuple(operands), self.equations[index])
         if self.is_free(view, read):
