@@ -35,7 +35,10 @@ class OrderedOperations(Operations):
 
     def lying(self, read: int) -> int:
         """What stands for an operation: the one that was computed in another order after all, if there is one."""
-        return self._moved.get(read, read)
+        moved = self._moved.get(read)
+        if moved is None:
+            return read
+        return read.through(moved) if isinstance(read, View) else moved
 
     def in_order(self, read: int) -> int:
         """An operand whose dimensions lie in the order of its variable: copied where they do not."""

@@ -41,6 +41,10 @@ class View(int):
         """The number alone where nothing is turned, else the view."""
         return int(self) if list(self.order) == sorted(self.order) else self
 
+    def through(self, moved: View) -> int:
+        """The variable, of what was computed anew: its operation, whose dimensions lie in another order now."""
+        return View(moved, [self.order[place] for place in moved.order], moved.sizes).in_order_or_turned
+
     def has_shape(self, shape: Sequence[int]) -> bool:
         """Whether the variable has a shape, dimensions of one entry aside."""
         return list(self.shape) == _wide(shape)

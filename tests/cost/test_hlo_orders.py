@@ -134,3 +134,16 @@ def test_what_was_read_one_way_is_copied_for_who_reads_it_otherwise():
     _, ops = lowered(both, *args)
     assert len([op for op in ops if op.kind == "dot" and op.elements == 8 * 16 * 4 * 64]) == 1
     assert [op.kind for op in ops if op.shape == (8, 16, 4, 64)] == ["transpose", "rev"]
+
+
+def test_a_transpose_of_what_is_written_otherwise_after_all_is_still_that():
+    args = array(8, 16, 32), array(4, 32, 64), array(4, 64, 32)
+
+    def both(h, up, down):
+        hidden = jnp.einsum("btd,edf->btef", h, up)
+        turned = hidden.transpose(2, 0, 1, 3)
+        return jnp.sum(jnp.einsum("btef,efd->bted", hidden, down)), jnp.sin(turned)
+
+    _, ops = lowered(both, *args)
+    (made,) = (op for op in ops if op.kind == "sin")
+    assert made.shape == (4, 64, 8, 16) and [op.shape for op in ops if op.kind == "transpose"][-1] == (4, 8, 16, 64)
