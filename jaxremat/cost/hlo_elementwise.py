@@ -35,7 +35,7 @@ def _of_views(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot], operands: tu
     made = _of_operands(hlo, facts, reads, tuple(alike))
     for index in range(number, len(hlo.ops)):
         if hlo.ops[index].kind != "broadcast" and hlo.ops[index].elements == facts.elements:
-            hlo.ops[index] = hlo.templates.of_shape(hlo.ops[index], first.sizes)
+            hlo.ops[index] = hlo.templates.changed(hlo.ops[index], shape=first.sizes)
     return [first.of(made)]
 
 

@@ -268,8 +268,7 @@ class Templates:
         self._like: dict[tuple[str, Var], Op] = {}
         self._spread: dict[Hashable, Template] = {}
         self._inverse: dict[Op, Template] = {}
-        self._read_turned: dict[Op, Op] = {}
-        self._of_shape: dict[tuple[Op, tuple[int, ...]], Op] = {}
+        self._changed: dict[Hashable, Op] = {}
 
     def number(self, key: Hashable) -> int:
         """One number for all that is equal."""
@@ -295,17 +294,12 @@ class Templates:
             self._resized[made] = self.merged(Op(kind, shape, op.dtype, size_bytes, turns_rows=turns_rows), key)
         return self._resized[made]
 
-    def of_shape(self, op: Op, shape: tuple[int, ...]) -> Op:
-        """An operation whose result has as many entries in another shape."""
-        if (op, shape) not in self._of_shape:
-            self._of_shape[op, shape] = dataclasses.replace(op, shape=shape)
-        return self._of_shape[op, shape]
-
-    def read_turned(self, op: Op) -> Op:
-        """A product whose result is read in another order."""
-        if op not in self._read_turned:
-            self._read_turned[op] = dataclasses.replace(op, is_turned=True)
-        return self._read_turned[op]
+    def changed(self, op: Op, **fields: bool | tuple[int, ...]) -> Op:
+        """An operation with other fields: of another shape of as many entries, or read otherwise."""
+        made = op, *fields.items()
+        if made not in self._changed:
+            self._changed[made] = dataclasses.replace(op, **fields)  # type: ignore[arg-type]
+        return self._changed[made]
 
     def spread(self, like: Op, constant: Hashable) -> Template:
         """A constant over an array like the result of an operation."""

@@ -21,14 +21,14 @@ class OrderedOperations(Operations):
     Attributes:
       swapped: of products, how their results are transposed where the operands change places.
       places: of products, that of their equation in the program without recomputation.
-      free: of products of matrices, whose results lie as they are read, how many dimensions are rows; and that place.
+      free: that place of products of matrices, whose results lie as they are read.
     """
 
     def __init__(self, backend: Backend, templates: Templates) -> None:
         super().__init__(backend, templates)
         self.swapped: dict[int, tuple[int, ...]] = {}
         self.places: dict[int, int] = {}
-        self.free: dict[int, tuple[int, int]] = {}
+        self.free: dict[int, int] = {}
         self._moved: dict[int, View] = {}
         self._origins: list[int] = []
         self._copied_whole: list[bool] = []
@@ -50,10 +50,8 @@ class OrderedOperations(Operations):
             return int(read) if read.order == view.order else self._turned(read, view.order)
         lying: dict[int, int] = {}
         for index in self._computed_lying(read):
-            op = self.ops[index]
             operands = [lying.get(each) or self._lies_like(view, each) for each in self.reads[index]]
-            template = self.templates.merged(self.templates.of_shape(op, view.sizes), ("lying", op))
-            lying[index] = self.merge(template, tuple(operands), self.equations[index])
+            lying[index] = self._again(index, view.sizes, tuple(operands))
         if self.is_free(view, read):
             self._moved |= {index: view.of(made) for index, made in lying.items()}
         return lying.get(read) or self._lies_like(view, read)
@@ -72,11 +70,7 @@ class OrderedOperations(Operations):
         return [each for each in dict.fromkeys(found) if each not in chain and self.ops[each].kind != "broadcast"]
 
     def _is_free_product(self, view: View, read: int) -> bool:
-        rows, _ = self.free.get(read, (0, 0))
-        if not rows or self.ops[read].shape != view.shape:
-            return False
-        number = len(view.order)
-        return view.order == (*range(rows, number), *range(rows))
+        return read in self.free and self.ops[read].shape == view.shape and view.order == self.swapped[read]
 
     def _computed_lying(self, read: int) -> list[int]:
         """The operations that are computed in another order, so that their result need not be copied."""
@@ -94,12 +88,15 @@ class OrderedOperations(Operations):
             return read
         if not self._is_free_product(view, read):
             return self._turned(view_of(read, view.shape), view.order)
-        op = self.ops[read]
-        lying = self.templates.merged(self.templates.of_shape(op, view.sizes), ("lying", op))
-        made = self.merge(lying, self.reads[read], self.equations[read])
-        self._moved[read] = view.of(made)
-        _, self.places[made] = self.free[read]
+        made = self._again(read, view.sizes, self.reads[read])
+        self._moved[read], self.places[made] = view.of(made), self.free[read]
         return made
+
+    def _again(self, index: int, sizes: tuple[int, ...], operands: tuple[int, ...]) -> int:
+        """An operation on operands that lie otherwise, as its result does then."""
+        op = self.ops[index]
+        template = self.templates.merged(self.templates.changed(op, shape=sizes), ("lying", op))
+        return self.merge(template, operands, self.equations[index])
 
     def _is_copied_whole(self, read: int) -> bool:
         """Whether what is copied into another order is a result, not what it is computed from: copies of all that it is

@@ -47,10 +47,8 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     elif hlo.backend.library_groups:
         library = FLOATS if plain and layout.is_matrix else ()
     made = _product(hlo, "dot", tuple(operands), facts, library)
-    if hlo.backend.transposes_late and not batches[0]:
-        hlo.free[made] = len(shape_of(facts.eqn.invars[0])) - len(contracts[0]), facts.place
-    else:
-        hlo.places[made] = facts.place
+    is_free = hlo.backend.transposes_late and not batches[0]
+    (hlo.free if is_free else hlo.places)[made] = facts.place
     if len(facts.shape) == 2 or hlo.backend.transposes_late:
         hlo.swapped[made] = facts.once(_swapped)
     return [made]

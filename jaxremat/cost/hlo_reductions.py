@@ -23,9 +23,9 @@ def reduced(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     if not isinstance(read, View):
         return [_reduction(hlo, facts, read, facts.once(_steps))]
     shape = shape_of(facts.eqn.invars[0])
-    reduced = places(shape, facts.eqn.params["axes"])
-    made = _reduction(hlo, facts, read, steps(read.sizes, read.positions(reduced)))
-    return [read.without(reduced).of(made).in_order_or_turned]
+    gone = places(shape, facts.eqn.params["axes"])
+    made = _reduction(hlo, facts, read, steps(read.sizes, read.positions(gone)))
+    return [read.without(gone).of(made).in_order_or_turned]
 
 
 def _reduction(hlo: HloBuilder, facts: Facts, read: int, each: Sequence[Step]) -> int:

@@ -21,11 +21,11 @@ def transposed(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int
     if _swaps_product(hlo, permutation, reads[0], read):
         swapped = hlo.swapped[read]
         shape, permutation = _permuted(shape, swapped), tuple(swapped.index(dim) for dim in permutation)
-        hlo.ops[read] = hlo.templates.of_shape(hlo.ops[read], shape)
+        hlo.ops[read] = hlo.templates.changed(hlo.ops[read], shape=shape)
     if hlo.backend.transposes_late:
         result = turned(read, shape, permutation)
         if isinstance(result, View) and hlo.ops[result].kind == "dot":
-            hlo.ops[result] = hlo.templates.read_turned(hlo.ops[result])
+            hlo.ops[result] = hlo.templates.changed(hlo.ops[result], is_turned=True)
         return [result]
     return [read if list(permutation) == sorted(permutation) else hlo.merge(facts.usual, (read,))]
 

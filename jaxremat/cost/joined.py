@@ -117,10 +117,10 @@ class _Joins:
         a, b = self.leader(buffer), self.leader(reader)
         if sum(buffer in self._shaped[kernel] for kernel in self._members[b]) > 1:
             return
-        own = set(self._members[a])
-        others = (read for kernel in self._members[b] for read in self._reads[kernel] if read not in own)
         if not self._are_alike(a, b):
             return
+        own = set(self._members[a])
+        others = (read for kernel in self._members[b] for read in self._reads[kernel] if read not in own)
         if not (self._all_before(a) & self._bits[b] or self._before(others) & self._bits[a]):
             self._join(a, b)
 

@@ -24,7 +24,10 @@ from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits", "window"}) - {"bitcast"}
 """What can be computed where it is read."""
 
-CONSUMERS = PRODUCERS | {"reduce", "scatter", "scatter-add"}
+SCATTERS = frozenset({"scatter", "scatter-add"})
+"""What writes into the first of what it reads."""
+
+CONSUMERS = PRODUCERS | SCATTERS | {"reduce"}
 """What can compute what it reads."""
 
 _LAUNCH_SECONDS = 1e-6  # kKernelLaunchOverhead
@@ -219,7 +222,7 @@ class KernelGraph:
       live: operations that are needed, in program order.
       users: for each operation, those that read it.
       left: the operations whose results kernels write.
-      elements, sizes, written: of each operation: entries, bytes, bytes that it would write as a kernel.
+      sizes, written: of each operation: bytes, bytes that it would write as a kernel.
       computes_operands: whether products compute what they read.
       rows_in_one_kernel: whether what normalises rows goes over them once.
     """
@@ -245,10 +248,6 @@ class KernelGraph:
         self.left = set(self.single)
         self._opened: dict[int, FusedKernel] = {}
         self._readers: dict[int, set[int]] = {}
-
-    @functools.cached_property
-    def elements(self) -> list[int]:
-        return [op.elements for op in self.ops]
 
     @functools.cached_property
     def sizes(self) -> list[float]:
@@ -360,20 +359,11 @@ class KernelGraph:
 
     def _seconds_together(self, kernel: FusedKernel, index: int, producer: FusedKernel) -> float | None:
         """What a kernel takes that runs a producer of its own; None where it would read too many buffers."""
-        reads, share = kernel.reads, kernel.reads[index]
-        padding = kernel.padding if kernel.padding > producer.padding else producer.padding
-        changes = [(index, share, 0.0)]
-        share = min(share, 1.0) if padding else share
-        is_elsewhere = index in kernel.elsewhere or producer.reduces
-        for read, part in producer.reads.items():
-            before, part = reads.get(read, 0.0), share * part
-            if is_elsewhere or read in kernel.elsewhere or read in producer.elsewhere:
-                changes.append((read, before, before + part))
-            elif part > before:
-                changes.append((read, before, part))
+        reads, padding = kernel.reads, max(kernel.padding, producer.padding)
         if len(reads) - 1 + sum([read not in reads for read in producer.reads]) > _MOST_READS:
             return None
-        traffic = self._with(kernel.traffic, changes, padding)
+        share, changes = _changes(kernel, index, producer)
+        traffic = self._with(kernel.traffic, [(index, reads[index], 0.0), *changes], padding)
         return self._seconds(kernel.work + share * producer.work, traffic, kernel, producer)
 
     def _with(self, traffic: Traffic, changes: Iterable[tuple[int, float, float]], padding: float) -> Traffic:
@@ -484,14 +474,21 @@ def _overlapped(memory: float, arithmetic: float) -> float:
     return _LAUNCH_SECONDS + arithmetic + memory - _OVERLAP * (arithmetic if arithmetic < memory else memory)
 
 
-def _reads_together(kernel: FusedKernel, index: int, producer: FusedKernel, share: float) -> dict[int, float]:
-    """What a kernel reads that runs some share of a producer of its own."""
-    together = {read: part for read, part in kernel.reads.items() if read != index}
+def _changes(kernel: FusedKernel, index: int, producer: FusedKernel) -> tuple[float, list[tuple[int, float, float]]]:
+    """(How much a kernel runs of a producer of its own; of which buffers it reads more then, each with how much it
+    reads without and with the producer): once what it reads where it computes an entry."""
+    reads, share = kernel.reads, kernel.reads[index]
+    if kernel.padding or producer.padding:
+        share = min(share, 1.0)
     elsewhere = _elsewhere(kernel, index, producer)
+    changes = []
     for read, part in producer.reads.items():
-        before, part = together.get(read, 0.0), share * part
-        together[read] = before + part if read in elsewhere else max(before, part)
-    return together
+        before, part = reads.get(read, 0.0), share * part
+        if read in elsewhere:
+            part += before
+        if part > before or read not in reads:
+            changes.append((read, before, part))
+    return share, changes
 
 
 def _elsewhere(kernel: FusedKernel, index: int, producer: FusedKernel) -> set[int]:
@@ -509,15 +506,11 @@ def _may_run(kernel: FusedKernel, producer: FusedKernel) -> bool:
 
 def _merge(kernel: FusedKernel, index: int, producer: FusedKernel) -> None:
     """Lets a kernel run a producer of its own instead of reading its result."""
-    share = kernel.reads[index]
-    if producer.padding > kernel.padding:
-        kernel.padding = producer.padding
-    if kernel.padding:
-        share = min(share, 1.0)
-    kernel.reads, kernel.elsewhere = (
-        _reads_together(kernel, index, producer, share),
-        _elsewhere(kernel, index, producer) - {index},
-    )
+    share, changes = _changes(kernel, index, producer)
+    kernel.padding = max(kernel.padding, producer.padding)
+    kernel.elsewhere = _elsewhere(kernel, index, producer) - {index}
+    kernel.reads = {read: part for read, part in kernel.reads.items() if read != index}
+    kernel.reads |= {read: part for read, _, part in changes}
     kernel.blocks = min(kernel.blocks, producer.blocks)
     kernel.work += share * producer.work
     kernel.by_rows &= producer.by_rows

@@ -18,10 +18,9 @@ from jaxremat.cost.fused import Fusion, written_bytes
 from jaxremat.cost.fused_before import FusedBefore, Islands
 from jaxremat.cost.gemm_fusion import fuse_products
 from jaxremat.cost.hlo_builder import HloProgram
-from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
+from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, SCATTERS, KernelGraph
 
 _FUSIBLE = PRODUCERS | {"reduce"}
-_IN_PLACE = {"scatter", "scatter-add"}  # that write into the first of what they read, which others have to write
 
 
 def fuse_by_priority(program: HloProgram, device: Device, before: FusedBefore) -> Fusion:
@@ -48,7 +47,7 @@ def _fusible(graph: KernelGraph) -> set[int]:
     for index in graph.left:
         if not (index in takers or (ops[index].kind in CONSUMERS and index not in graph.products)):
             read_by_others.update(graph.buffers(index))
-        elif ops[index].kind in _IN_PLACE:
+        elif ops[index].kind in SCATTERS:
             read_by_others.add(graph.reads[index][0])
     found = {index for index in graph.left if ops[index].kind in _FUSIBLE and not ops[index].turns_rows}
     found -= graph.products | read_by_others

@@ -15,15 +15,18 @@ from jaxremat.cost.hlo_ops import Op, Partition
 _WARP = 32  # threads, and columns of a tile
 _THREADS = 256  # kThreadsPerBlockTarget
 _PER_THREAD = 32  # kMinorReducedElementsPerThread
+_MOST_ROWS, _LONGEST_ROW = 4096, 16384  # ReductionDimensionRaceFreeBound
+
 Step = tuple[Partition, tuple[int, ...]]
 """A reduction, and the shape of what it gives."""
-
-_MOST_ROWS, _LONGEST_ROW = 4096, 16384  # ReductionDimensionRaceFreeBound
 
 
 def partition(shape: Sequence[int], axes: Collection[int]) -> Partition:
     """The sizes of what is before the longest run of reduced dimensions, of the run, and of what is after it."""
-    start, end = _longest_run(shape, axes)
+    return _parts(shape, *_longest_run(shape, axes))
+
+
+def _parts(shape: Sequence[int], start: int, end: int) -> Partition:
     return math.prod(shape[:start]), math.prod(shape[start:end]), math.prod(shape[end:])
 
 
@@ -33,7 +36,7 @@ def steps(shape: Sequence[int], axes: Collection[int]) -> list[Step]:
     found: list[Step] = []
     while not found or any(shape[axis] > 1 for axis in axes):
         start, end = _longest_run(shape, axes)
-        before, reduced, after = partition(shape, axes)
+        before, reduced, after = _parts(shape, start, end)
         kept = [axis for axis in range(len(shape)) if axis not in axes or not start <= axis < end]
         if reduced > (_LONGEST_ROW if after == 1 else _MOST_ROWS):
             parts = math.isqrt(reduced)

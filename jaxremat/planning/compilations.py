@@ -82,7 +82,11 @@ class Compilations[O: Predicted]:
     def fastest_within(self, outcomes: Iterable[O], limit: int) -> O | None:
         """The fastest, as compiled, of those whose compiled peak is within the limit."""
         fitting = [outcome for outcome in outcomes if self.fits(outcome, limit)]
-        return min(fitting, key=lambda outcome: self.report(outcome).seconds or outcome.cost, default=None)
+        return min(fitting, key=self.seconds, default=None)
+
+    def seconds(self, outcome: O) -> float:
+        """What an outcome takes as compiled; as predicted, where compiled programs are not timed."""
+        return self.report(outcome).seconds or outcome.cost
 
     def smallest(self) -> Trial[O, MemoryReport] | None:
         """The smallest that was compiled so far."""

@@ -65,7 +65,7 @@ class FastestSearch:
         predicted or as compiled: the first, and each other that may fit by what the one before says, where nothing that
         fits is as fast as it is predicted to be."""
         compiled, known = self.compilations, [best]
-        slowest = max(best.cost, compiled.report(best).seconds or 0.0)
+        slowest = max(best.cost, compiled.seconds(best))
         for outcome in self.planner.near_misses(best, slowest, limit):
             if len(known) > 1 and not self._may_be_faster(outcome, known, limit):
                 return
@@ -77,7 +77,7 @@ class FastestSearch:
         its prediction as far off as that of the last one."""
         compiled, last = self.compilations, known[-1]
         fastest = compiled.fastest_within(known, limit)
-        is_faster = fastest is None or outcome.cost < (compiled.report(fastest).seconds or fastest.cost)
+        is_faster = fastest is None or outcome.cost < compiled.seconds(fastest)
         fits = compiled.fits(last, limit)
         return is_faster and (fits or outcome.peak_bytes <= (1 + CLOSE_ENOUGH) * compiled.learnt_bytes(last, limit))
 

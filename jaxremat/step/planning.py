@@ -207,7 +207,8 @@ class StepPlanning:
         if own is None:
             return self._corrected(planner, limit).best
         propose = functools.partial(_proposed_with_permission, planner, without)
-        search = PermittedSearch(propose, _seconds, self._compilations, self.plain)
+        compiled = self._compilations
+        search = PermittedSearch(propose, lambda outcome, _: compiled.seconds(outcome), compiled, self.plain)
         return self._compilations.trial(search.beside(own.candidate, limit))
 
     def _corrected(self, planner: StepPlanner, limit: int) -> Correction[StepOutcome, MemoryReport]:
@@ -310,10 +311,6 @@ def _proposed_with_permission(planner: StepPlanner, without: StepPlanner, limit:
     """The cheapest that is predicted to fit, where that is nothing which is found without the permission."""
     found, own = planner.predicted(limit).best, without.predicted(limit).best
     return found.candidate if found and not (own and own.candidate is found.candidate) else None
-
-
-def _seconds(outcome: StepOutcome, report: MemoryReport) -> float:
-    return report.seconds or outcome.cost
 
 
 def fastest_of_alike(outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:

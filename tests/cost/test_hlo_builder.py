@@ -13,10 +13,6 @@ def lowered(fun, *args):
     return lower(jax.make_jaxpr(fun)(*args).jaxpr, CPU)
 
 
-def number(program, kind):
-    return sum(op.kind == kind for op in program.ops)
-
-
 def test_equations_are_those_of_the_program():
     program = lowered(lambda x: jnp.cos(jnp.sin(x)), X)
     assert [(op.kind, equation) for op, equation in zip(program.ops, program.equations)] == [

@@ -103,7 +103,7 @@ def test_few_blocks_read_slowly():
 
 
 def taken(fun, *shapes):
-    """Microseconds of every operation as a kernel of its own, with which of them it reads, by its kind."""
+    """Every operation of a function as a kernel of its own, timed; constants are made where they are read."""
     program = lower(jax.make_jaxpr(fun)(*shapes).jaxpr, DEVICE.backend)
     graph = graph_of(program)
     constants = {index for index in graph.left if not graph.reads[index]}
