@@ -85,10 +85,8 @@ def _direct_seconds(joint: Joint, device: Device, known: KnownBodies) -> np.ndar
     """[N] time of each equation in the program without round trips; those take nothing unless they are taken."""
     direct = joint.direct or joint
     written = materialised(direct.jaxpr, device, known)
-    trips = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
     seconds = np.zeros(len(joint.eqns))
-    direct_seconds = [_seconds(eqn, device, written, known) for eqn in direct.eqns]
-    seconds[[id(eqn) not in trips for eqn in joint.eqns]] = direct_seconds
+    seconds[~joint.on_a_trip] = [_seconds(eqn, device, written, known) for eqn in direct.eqns]
     return seconds
 
 

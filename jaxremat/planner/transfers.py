@@ -159,7 +159,7 @@ def _waited_seconds(outcome: Outcome, trips: Sequence[RoundTrip], rate: float) -
     value is read of those back."""
     program, joint = outcome.program, outcome.problem.joint
     seconds = _node_seconds(outcome)[program.steps]
-    seconds[np.isin(program.steps, _trip_nodes(outcome.problem.joint))] = 0
+    seconds[joint.on_a_trip[program.steps]] = 0
     clock = np.concatenate([[0.0], np.cumsum(seconds) * outcome.timeline.cost / max(seconds.sum(), 1e-30)])
     node_of = {id(eqn): node for node, eqn in enumerate(joint.eqns)}
     there = {node_of[id(trip.way_there)]: trip for trip in trips}
@@ -199,7 +199,7 @@ def _node_seconds(outcome: Outcome) -> np.ndarray:
     """[N] time of each equation, copies inside of loops aside."""
     problem = outcome.problem
     inside = np.asarray([sum(transferred_bytes(eqn)) for eqn in problem.joint.eqns], float)
-    inside[_trip_nodes(outcome.problem.joint)] = 0
+    inside[problem.joint.on_a_trip] = 0
     rate = problem.device.host_bytes_per_second or np.inf
     return np.maximum(problem.graph.costs - inside / rate, 0.0)
 
@@ -222,19 +222,13 @@ def _copied_bytes(outcome: Outcome) -> tuple[int, int]:
 
 def _copied_inside(joint: Joint) -> list[tuple[int, int]]:
     """(to the host, from it) of every equation that is on no round trip."""
-    trips = set(_trip_nodes(joint))
-    return [transferred_bytes(eqn) for node, eqn in enumerate(joint.eqns) if node not in trips]
+    return [transferred_bytes(eqn) for eqn, is_trip in zip(joint.eqns, joint.on_a_trip) if not is_trip]
 
 
 def _taken(joint: Joint, program: ScheduledProgram) -> list[RoundTrip]:
     """The round trips over the link, outside of loops, whose values wait on the host."""
     saved = {joint.values[value] for value in program.saved.tolist()}
     return [trip for trip in joint.round_trips if trip.form == HOST.form and trip.stored in saved]
-
-
-def _trip_nodes(joint: Joint) -> list[int]:
-    ways = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
-    return [node for node, eqn in enumerate(joint.eqns) if id(eqn) in ways]
 
 
 def at_share(device: Device, share: float) -> Device:

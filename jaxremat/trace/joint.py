@@ -131,6 +131,12 @@ class Joint:
         return round_trips_in(self.jaxpr)
 
     @functools.cached_property
+    def on_a_trip(self) -> np.ndarray:
+        """[N] bool: equations of round trips; the others are those of `direct`, one by one."""
+        ways = {id(eqn) for trip in self.round_trips for eqn in (trip.way_there, trip.way_back)}
+        return np.asarray([id(eqn) in ways for eqn in self.eqns], bool)
+
+    @functools.cached_property
     def restored_of(self) -> dict[Var, Var]:
         """For each value with a round trip, what late readers read in its place."""
         return {trip.source: trip.restored for trip in self.round_trips}

@@ -23,6 +23,8 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Atom, Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace import projections
+from jaxremat.trace.bounds import Bounds
+from jaxremat.trace.indices import Indices
 from jaxremat.trace.mixing import mixed, scattered
 from jaxremat.trace.primitives import LOOPS
 from jaxremat.trace.projections import Readers
@@ -33,27 +35,45 @@ _STORE, _RESTORE = "store_as_", "restore_from_"
 
 
 @dataclasses.dataclass(frozen=True)
+class Value:
+    """What is known of a value before it runs.
+
+    Attributes:
+      shape: and dtype.
+      maker: the name of the primitive that makes it.
+      bounds: of an index: between which numbers all of it lies.
+    """
+
+    shape: jax.ShapeDtypeStruct
+    maker: str
+    bounds: Bounds | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Storage:
     """A form in which values can be stored.
 
     Attributes:
       form: its name, such as "bits".
-      takes: whether it stores a value of this shape and dtype, made by a primitive of this name.
-      store: from the value to the arrays that wait: what is stored, and its scales where it has some.
-      restore: from those, and the shape and dtype of the value, to the value.
+      takes: whether it stores a value.
+      store: from the value, and what is known of it, to the arrays that wait: what is stored, and its scales where it
+        has some.
+      restore: from those, and what is known of the value, to the value.
       rounding: the most that a number is off by: of itself, or where rows have scales of the largest in its row.
       for_any_reader: whether it stores what no late equation reads, too: an early one that reads it may run again late.
       only_estimates: whether it stores what only gradients of weights are made of, which are then estimates, right on
         average; anything else that reads a value reads the value itself.
+      for_all_readers: whether early equations read what comes back, too, so that they can run again from what waits.
     """
 
     form: str
-    takes: Callable[[jax.ShapeDtypeStruct, str], bool]
-    store: Callable[[jax.Array], tuple[jax.Array, ...]]
-    restore: Callable[[Sequence[jax.Array], jax.ShapeDtypeStruct], jax.Array]
+    takes: Callable[[Value], bool]
+    store: Callable[[jax.Array, Value], tuple[jax.Array, ...]]
+    restore: Callable[[Sequence[jax.Array], Value], jax.Array]
     rounding: float = 0.0
     for_any_reader: bool = False
     only_estimates: bool = False
+    for_all_readers: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +116,57 @@ class RoundTrip:
         return STORAGES[self.form].only_estimates
 
 
-def _is_mask(shape: jax.ShapeDtypeStruct, maker: str) -> bool:
+def _is_mask(value: Value) -> bool:
     """Whether packing saves bytes: rows shorter than a byte's bits would take as many bytes as before."""
+    shape = value.shape
     return shape.dtype == jnp.bool_ and bool(shape.shape) and shape.shape[-1] >= BITS_PER_BYTE
 
 
 BITS = Storage(
     "bits",
     _is_mask,
-    lambda mask: (jnp.packbits(mask, axis=-1),),
-    lambda waiting, like: jnp.unpackbits(waiting[0], axis=-1, count=like.shape[-1]).astype(jnp.bool_),
+    lambda mask, value: (jnp.packbits(mask, axis=-1),),
+    lambda waiting, value: jnp.unpackbits(waiting[0], axis=-1, count=value.shape.shape[-1]).astype(jnp.bool_),
 )
 """Masks of one bit per element instead of one byte: lossless."""
 
 
-def is_worth_a_transfer(shape: jax.ShapeDtypeStruct, maker: str = "") -> bool:
+def _integers(stored: Any) -> Storage:
+    """Integers between known bounds as unsigned ones of fewer bits, counted from the lower bound: lossless.
+
+    A barrier holds them: else XLA narrows where it widens again, in one kernel, and keeps what is wide until then.
+    """
+    most = int(jnp.iinfo(stored).max)
+
+    def first(value: Value) -> Any:
+        """The number that is stored as zero."""
+        assert value.bounds is not None
+        low, high = value.bounds
+        return value.shape.dtype.type(0 if low >= 0 and high <= most else low)
+
+    def takes(value: Value) -> bool:
+        return (
+            value.bounds is not None
+            and value.bounds.high - value.bounds.low <= most
+            and np.dtype(stored).itemsize < value.shape.dtype.itemsize
+        )
+
+    def store(x: jax.Array, value: Value) -> tuple[jax.Array, ...]:
+        counted = x - first(value) if first(value) else x
+        return (jax.lax.optimization_barrier(counted.astype(stored)),)
+
+    def restore(waiting: Sequence[jax.Array], value: Value) -> jax.Array:
+        counted = waiting[0].astype(value.shape.dtype)
+        return counted + first(value) if first(value) else counted
+
+    return Storage(np.dtype(stored).name, takes, store, restore, for_any_reader=True, for_all_readers=True)
+
+
+INTEGERS = tuple(map(_integers, (jnp.uint8, jnp.uint16, jnp.uint32)))
+"""The narrowest first."""
+
+
+def is_worth_a_transfer(shape: jax.ShapeDtypeStruct) -> bool:
     """Arrays of numbers whose copy takes longer than to start it: at 64 GB/s a MiB takes 16 microseconds."""
     size_bytes = math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
     return jnp.issubdtype(shape.dtype, jnp.inexact) and size_bytes >= 2**20
@@ -123,17 +179,17 @@ def _as_rows(x: jax.Array) -> jax.Array:
 
 HOST = Storage(
     "host",
-    is_worth_a_transfer,
-    lambda x: (jax.device_put(x, jax.memory.Space.Host),),
-    lambda waiting, like: jax.device_put(waiting[0], jax.memory.Space.Device),
+    lambda value: is_worth_a_transfer(value.shape),
+    lambda x, value: (jax.device_put(x, jax.memory.Space.Host),),
+    lambda waiting, value: jax.device_put(waiting[0], jax.memory.Space.Device),
 )
 """The host's memory, over the link: only with permission, where the device has a link."""
 
 ANY_ON_HOST = Storage(
     HOST.form,
-    is_worth_a_transfer,
-    lambda x: HOST.store(_as_rows(x)),
-    lambda waiting, like: HOST.restore(waiting, like).reshape(like.shape),
+    HOST.takes,
+    lambda x, value: HOST.store(_as_rows(x), value),
+    lambda waiting, value: HOST.restore(waiting, value).reshape(value.shape.shape),
     for_any_reader=True,
 )
 """The same outside of loops, also for what only the forward reads: what runs again begins with it, as a layer does with
@@ -142,9 +198,9 @@ cannot have different memory spaces")."""
 
 BFLOAT16 = Storage(
     "bfloat16",
-    lambda shape, maker: shape.dtype == jnp.float32 and bool(shape.shape),
-    lambda x: (x.astype(jnp.bfloat16),),
-    lambda waiting, like: waiting[0].astype(like.dtype),
+    lambda value: value.shape.dtype == jnp.float32 and bool(value.shape.shape),
+    lambda x, value: (x.astype(jnp.bfloat16),),
+    lambda waiting, value: waiting[0].astype(value.shape.dtype),
     rounding=2.0**-9,
 )
 """Half the bytes of float32: rounded to the nearest of 8 bits."""
@@ -170,12 +226,12 @@ def _scales(x: jax.Array, largest: float) -> jax.Array:
     return jnp.where(most < largest * least, least, most / largest)
 
 
-def _to_e4m3(x: jax.Array) -> tuple[jax.Array, ...]:
+def _to_e4m3(x: jax.Array, value: Value) -> tuple[jax.Array, ...]:
     scales = _scales(x, _LARGEST_E4M3)
     return (x.astype(jnp.float32) / scales).astype(jnp.float8_e4m3fn), scales
 
 
-def _to_int8(x: jax.Array) -> tuple[jax.Array, ...]:
+def _to_int8(x: jax.Array, value: Value) -> tuple[jax.Array, ...]:
     scales = _scales(x, _LARGEST_INT8)
     steps = jnp.floor(x.astype(jnp.float32) / scales + _scattered(x))
     return jnp.minimum(steps, jnp.full_like(steps, _LARGEST_INT8)).astype(jnp.int8), scales
@@ -189,14 +245,14 @@ def _scattered(x: jax.Array) -> jax.Array:
     return (spread >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
 
 
-def _rescaled(waiting: Sequence[jax.Array], like: jax.ShapeDtypeStruct) -> jax.Array:
+def _rescaled(waiting: Sequence[jax.Array], value: Value) -> jax.Array:
     stored, scales = waiting
-    return (stored.astype(jnp.float32) * scales).astype(like.dtype)
+    return (stored.astype(jnp.float32) * scales).astype(value.shape.dtype)
 
 
 E4M3 = Storage(
     "float8_e4m3",
-    lambda shape, maker: _has_rows(shape) and maker in _SPREADING,
+    lambda value: _has_rows(value.shape) and value.maker in _SPREADING,
     _to_e4m3,
     _rescaled,
     rounding=2.0**-4,
@@ -206,7 +262,7 @@ of 4 bits, as COAT (Xi et al. 2024) keeps activations."""
 
 INT8 = Storage(
     "int8",
-    lambda shape, maker: _has_rows(shape) and maker not in _SPREADING,
+    lambda value: _has_rows(value.shape) and value.maker not in _SPREADING,
     _to_int8,
     _rescaled,
     rounding=1 / _LARGEST_INT8,
@@ -216,9 +272,9 @@ ActNN (Chen et al. 2021) asks of what is kept in few bits."""
 
 PROJECTED = Storage(
     "projected",
-    lambda shape, maker: projections.is_worth_projecting(shape),
-    projections.stored,
-    projections.restored,
+    lambda value: projections.is_worth_projecting(value.shape),
+    lambda x, value: projections.stored(x),
+    lambda waiting, value: projections.restored(waiting, value.shape),
     only_estimates=True,
 )
 """A random projection to a quarter of the width, for what only gradients of weights read, as CompAct (Shamshoum et al.
@@ -240,15 +296,15 @@ def permitted(allow: Set[str]) -> Sequence[tuple[str, ...]]:
 
 ON_HOST_OUTSIDE = "host, outside of loops"
 """The name of `ANY_ON_HOST` among storages; to readers of a plan its form is that of `HOST`."""
-STORAGES: dict[str, Storage] = {storage.form: storage for storage in (BITS, HOST, BFLOAT16, E4M3, INT8, PROJECTED)} | {
-    ON_HOST_OUTSIDE: ANY_ON_HOST
-}
-UNDONE = tuple(name for name in STORAGES if name != BITS.form)
+STORAGES: dict[str, Storage] = {
+    storage.form: storage for storage in (BITS, *INTEGERS, HOST, BFLOAT16, E4M3, INT8, PROJECTED)
+} | {ON_HOST_OUTSIDE: ANY_ON_HOST}
+LOSSLESS = (BITS.form, *(storage.form for storage in INTEGERS))
+"""Forms that need no permission."""
+UNDONE = tuple(name for name in STORAGES if name not in LOSSLESS)
 """Forms that XLA undoes outside of loops, unless they are tied to what runs around them: it cancels the way there with
 the way back, or keeps the source and goes there late. A form with scales is made by kernels of its own, and XLA:GPU
 joins all of them at the end of the forward, unless a barrier stands behind each (`planner/hosted`)."""
-LOSSLESS = (BITS.form,)
-"""Forms that need no permission."""
 
 
 def is_exact(form: str) -> bool:
@@ -278,31 +334,47 @@ def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str], weigh
       forms: names of storages; the first one that takes a value stores it.
       weights: inputs whose gradients may be estimates.
     """
-    readers = Readers(jaxpr, late, weights)
-    read_late = {v for eqn, is_late in zip(jaxpr.eqns, late) if is_late for v in jaxprs.vars_of(eqn.invars)}
-    chosen = {
-        var: storage
-        for eqn, is_late in zip(jaxpr.eqns, late)
-        for var in eqn.outvars
-        if not is_late
-        and not jaxprs.is_constant(eqn)
-        and (storage := _storage_of(var, eqn, forms, var in read_late, readers))
-    }
+    chosen = _choices(jaxpr, late, forms, Readers(jaxpr, late, weights))
     if not chosen:
         return jaxpr
 
     program, way = Splice(jaxpr), functools.cache(_traced_trip)
-    early, later = program.inputs, program.inputs
+    results, early, later = program.inputs, program.inputs, program.inputs
     for eqn, is_late in zip(jaxpr.eqns, late):
         env = later if is_late else early
         program.put(eqn, env)
         made = {v: env[v] for v in eqn.outvars}
-        early.update(made)
-        later.update(made)
+        for reader in (results, early, later):
+            reader.update(made)
         for var in filter(chosen.__contains__, eqn.outvars):
-            trip = way(jaxprs.shape_of(var), chosen[var])
-            later[var] = _put_trip(program, trip, made[var], eqn)
-    return program.program([at(early, atom) for atom in jaxpr.outvars])
+            storage, value = chosen[var]
+            later[var] = _put_trip(program, way(storage, value), made[var], eqn)
+            early[var] = later[var] if storage.for_all_readers else made[var]
+    return program.program([at(results, atom) for atom in jaxpr.outvars])
+
+
+def _choices(
+    jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str], readers: Readers
+) -> dict[Var, tuple[Storage, Value]]:
+    """What stores which values."""
+    read_late = {v for eqn, is_late in zip(jaxpr.eqns, late) if is_late for v in jaxprs.vars_of(eqn.invars)}
+    storages, indices = [STORAGES[form] for form in forms], Indices(jaxpr, late)
+    chosen = {}
+    for eqn, is_late in zip(jaxpr.eqns, late):
+        if is_late or jaxprs.is_constant(eqn):
+            continue
+        for var in filter(_is_array, eqn.outvars):
+            value = Value(jaxprs.shape_of(var), eqn.primitive.name, indices.bounds.get(var))
+            taking = (each for each in storages if (var in read_late or each.for_any_reader) and each.takes(value))
+            of_use = (each for each in taking if not each.only_estimates or readers.only_products(var))
+            if storage := next(of_use, None):
+                chosen[var] = storage, value
+    return chosen
+
+
+def _is_array(var: Var) -> bool:
+    """Whether it is one of numbers."""
+    return hasattr(var.aval, "shape") and not jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended)
 
 
 def _put_trip(program: Splice, trip: Jaxpr, source: Atom, maker: Eqn) -> Atom:
@@ -318,6 +390,11 @@ def round_trips_in(jaxpr: Jaxpr) -> tuple[RoundTrip, ...]:
     ways_there = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if _form(eqn, _STORE)}
     ways_back = ((form, eqn) for eqn in jaxpr.eqns if (form := _form(eqn, _RESTORE)))
     return tuple(RoundTrip(form, ways_there[jaxprs.vars_of(eqn.invars)[0]], eqn) for form, eqn in ways_back)
+
+
+def is_way_back(eqn: Eqn) -> bool:
+    """Whether an equation is one that `with_round_trips` put into a program, from what waited to the value."""
+    return bool(_form(eqn, _RESTORE))
 
 
 def transferred_bytes(eqn: Eqn) -> tuple[int, int]:
@@ -340,24 +417,13 @@ def _host_bytes(atoms: Sequence[Atom]) -> int:
     return sum(jaxprs.array_bytes(v) for v in atoms if jaxprs.is_on_host(v))
 
 
-def _storage_of(var: Var, maker: Eqn, names: Sequence[str], is_read_late: bool, readers: Readers) -> Storage | None:
-    if not hasattr(var.aval, "shape") or jnp.issubdtype(jaxprs.dtype_of(var), jax.dtypes.extended):
-        return None
-    shape, by = jaxprs.shape_of(var), maker.primitive.name
-    of_use = [each for each in map(STORAGES.__getitem__, names) if is_read_late or each.for_any_reader]
-    taking = (storage for storage in of_use if storage.takes(shape, by))
-    return next((each for each in taking if not each.only_estimates or readers.only_products(var)), None)
+def _traced_trip(storage: Storage, value: Value) -> Jaxpr:
+    return jax.make_jaxpr(lambda x: _there_and_back(x, storage, value))(value.shape)
 
 
-def _traced_trip(shape: jax.ShapeDtypeStruct, storage: Storage) -> Jaxpr:
-    return jax.make_jaxpr(lambda x: _there_and_back(x, storage))(shape)
-
-
-def _there_and_back(x: Any, storage: Storage) -> Any:
-    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    waiting = jax.jit(_named(storage.store, _STORE + storage.form))(x)
-    restore = _named(lambda *arrays: storage.restore(arrays, like), _RESTORE + storage.form)
-    return jax.jit(restore)(*waiting)
+def _there_and_back(x: Any, storage: Storage, value: Value) -> Any:
+    waiting = jax.jit(_named(lambda x: storage.store(x, value), _STORE + storage.form))(x)
+    return jax.jit(_named(lambda *arrays: storage.restore(arrays, value), _RESTORE + storage.form))(*waiting)
 
 
 def _named(fun: Callable[..., Any], name: str) -> Callable[..., Any]:
