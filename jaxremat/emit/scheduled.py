@@ -32,11 +32,17 @@ def run_forward(joint: Joint, script: Script, inputs: Sequence[Any]) -> tuple[li
 
 def run_backward(joint: Joint, script: Script, residuals: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
     """One gradient per differentiated input."""
-    env = _constants(joint, script) | dict(zip(script.residuals, residuals, strict=True))
+    env = _constants(joint, script) | _with_restored(joint, dict(zip(script.residuals, residuals, strict=True)))
     env.update(zip(joint.cotangents, cotangents, strict=True))
     _run(script.constants, env)
     run_segments(script.backward, env, script.same, frozenset(joint.inputs), script.orders)
     return [jaxprs.value_of(env, v) for v in joint.gradients]
+
+
+def _with_restored[Known](joint: Joint, residuals: dict[Var, Known]) -> dict[Var, Known]:
+    """What the forward left, known also as what would come back of it, had it waited in another form."""
+    restored = joint.restored_of
+    return residuals | {restored[v]: value for v, value in residuals.items() if v in restored}
 
 
 _NOTHING: Mapping[Var, Var] = types.MappingProxyType({})
@@ -93,7 +99,7 @@ def put_script[Stand](program: Puts[Stand], joint: Joint, script: Script) -> lis
     """
     forward = program.inputs | script.numbers
     put_segments(program, (Segment(script.constants, ()), *script.forward), forward, script.same)
-    backward = program.inputs | script.numbers | {v: forward[v] for v in script.residuals}
+    backward = program.inputs | script.numbers | _with_restored(joint, {v: forward[v] for v in script.residuals})
     put_segments(program, (Segment(script.constants, ()), *script.backward), backward, script.same)
     return [*(at(forward, atom) for atom in joint.outputs), *(at(backward, atom) for atom in joint.gradients)]
 

@@ -17,11 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
-from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Literal, Var
 from jaxremat.emit.orders import Order
 from jaxremat.emit.transfers import Transfers
-from jaxremat.emit.zeros import Zeros, parts_with_own_zeros, with_own_zeros, zeros_written_into
+from jaxremat.emit.zeros import Zeros, parts_with_own_zeros, zeros_written_into
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
@@ -190,16 +189,14 @@ class _Facts:
         self.zeros = zeros_written_into(joint)
         self.reads = _ReadBy()
         self.in_place_of: dict[Eqn, Eqn] = {}
-        self._products: dict[tuple[Eqn, bool], Eqn] = {}
+        self._estimates: dict[Eqn, Eqn] = {}
 
-    def product_of(self, eqn: Eqn, trip: RoundTrip, of_source: bool) -> Eqn:
-        """A product with what comes back of a projection: with the source, or an estimate from what waits."""
-        if (eqn, of_source) not in self._products:
-            reads = [trip.source if atom is trip.restored else atom for atom in eqn.invars]
-            exact = compat.rewired(eqn, reads, eqn.outvars)
-            self._products[eqn, of_source] = made = exact if of_source else estimate(eqn, trip.restored, trip.waiting)
-            self.in_place_of[made] = eqn
-        return self._products[eqn, of_source]
+    def estimate_of(self, product: Eqn, trip: RoundTrip) -> Eqn:
+        """A product with what would come back of a projection, from what waits."""
+        if product not in self._estimates:
+            self._estimates[product] = made = estimate(product, trip.restored, trip.waiting)
+            self.in_place_of[made] = product
+        return self._estimates[product]
 
     @functools.cached_property
     def estimated(self) -> dict[Var, RoundTrip]:
@@ -276,13 +273,14 @@ class _Fences:
         self._outside: dict[tuple[Eqn, ...], tuple[Var, ...]] = {}
 
     def segments(self, number: int) -> list[Segment]:
-        """A stretch with its barrier, after all those before it; without one, in parts that make their own zeros."""
+        """A stretch with its barrier, after all those before it, in parts that make their own zeros."""
         segment, zeros = self._segment(number), self._facts.zeros
-        is_done = segment.through or not self._is_changed
-        if is_done or zeros.keys().isdisjoint(self._facts.read_by(segment.eqns)):
+        if not self._is_changed or zeros.keys().isdisjoint(self._facts.read_by(segment.eqns)):
             return [segment]
-        parts = parts_with_own_zeros(segment.eqns, zeros, {*self._facts.inputs, *self._facts.free})
-        return [Segment(eqns, operands) for eqns, operands in parts]
+        given = {*self._facts.inputs, *self._facts.free}
+        (eqns, first), *later = parts_with_own_zeros(segment.eqns, zeros, given, has_barrier=bool(segment.through))
+        begun = dataclasses.replace(segment, eqns=eqns, barrier_operands=(*segment.barrier_operands, *first))
+        return [begun, *(Segment(part, operands) for part, operands in later)]
 
     @property
     def _is_changed(self) -> bool:
@@ -307,12 +305,7 @@ class _Fences:
         passed = self._transfers.passed(stretch.eqns, (*self._waiting, *self._tied(number, operands)))
         if not operands and self._transfers.waiting.issuperset(passed):
             passed = ()  # copies alone would be tied to nothing
-        eqns, seeds = self._with_own_zeros(stretch.eqns) if operands or passed else (stretch.eqns, ())
-        return Segment(eqns, (*operands, *seeds), passed, self._transfers.gradients.intersection(passed))
-
-    def _with_own_zeros(self, eqns: tuple[Eqn, ...]) -> tuple[tuple[Eqn, ...], tuple[Var, ...]]:
-        zeros = self._facts.zeros
-        return (eqns, ()) if zeros.keys().isdisjoint(self._facts.read_by(eqns)) else with_own_zeros(eqns, zeros)
+        return Segment(stretch.eqns, operands, passed, self._transfers.gradients.intersection(passed))
 
     def _entering(self, stretch: _Stretch) -> tuple[Var, ...]:
         """What enters the barrier of a stretch from outside: in the forward nothing, unless something runs again there;
@@ -403,16 +396,16 @@ def _without_idle_trips(facts: _Facts, stretches: Sequence[_Stretch], saved: Set
     if not trips:
         return list(stretches)
     passes = itertools.groupby(stretches, lambda stretch: stretch.is_late)
-    there = [stretch for _, of_pass in passes for stretch in _without_returns(facts, list(of_pass))]
-    there = list(_with_estimates(facts, there, saved)) if facts.estimated else there
+    there = [stretch for _, of_pass in passes for stretch in _without_returns(facts, list(of_pass), saved)]
+    there = list(_with_estimates(facts, there)) if facts.estimated else there
     read = set(saved).union(*[facts.reads[eqn] for stretch in there for eqn in stretch.eqns if facts.is_on_trip[eqn]])
     idle = {trip.way_there for trip in trips if trip.stored not in read}
     return [_without(stretch, idle) for stretch in there]
 
 
-def _with_estimates(facts: _Facts, stretches: Iterable[_Stretch], saved: Set[Var]) -> Iterator[_Stretch]:
+def _with_estimates(facts: _Facts, stretches: Iterable[_Stretch]) -> Iterator[_Stretch]:
     """The stretches with estimates in the place of the products of the backward that read what comes back of a
-    projection, which then does not come back; where the source is there, they read that."""
+    projection, which then does not come back."""
     trips, same = facts.estimated, facts.joint.restored_of
     back = {trip.way_back: trip.restored for trip in trips.values()}
     comes_back: set[Var] = set()
@@ -424,23 +417,29 @@ def _with_estimates(facts: _Facts, stretches: Iterable[_Stretch], saved: Set[Var
             if eqn in back:
                 comes_back.add(back[eqn])
             else:
-                eqns.append(facts.product_of(eqn, read[0], read[0].source in saved) if read else eqn)
+                eqns.append(facts.estimate_of(eqn, read[0]) if read else eqn)
         yield dataclasses.replace(stretch, eqns=tuple(eqns)) if stretch.is_late else stretch
 
 
-def _without_returns(facts: _Facts, stretches: Sequence[_Stretch]) -> Iterator[_Stretch]:
-    """Stretches of one pass without ways back to a value that the stretch makes, or stores after it was made before."""
+def _without_returns(facts: _Facts, stretches: Sequence[_Stretch], saved: Set[Var]) -> Iterator[_Stretch]:
+    """Stretches of one pass without ways back to a value that is there: saved, made in the stretch, or made before and
+    stored in the stretch."""
     trips = {trip.way_back: trip for trip in facts.joint.round_trips}
     before: set[Var] = set()
     for stretch in stretches:
         made, idle = set[Var](), set[Eqn]()
         for eqn in filter(facts.is_on_trip.__getitem__, stretch.eqns):
             trip = trips.get(eqn)
-            if trip and (trip.source in made or (trip.stored in made and trip.source in before)):
+            if trip and _is_there(trip, saved, made, before):
                 idle.add(eqn)
             made.update(eqn.outvars)
         yield _without(stretch, idle)
         before |= made
+
+
+def _is_there(trip: RoundTrip, saved: Set[Var], made: Set[Var], before: Set[Var]) -> bool:
+    """Whether the value of a round trip needs no way back in a stretch that has `made` some variables."""
+    return trip.source in saved or trip.source in made or (trip.stored in made and trip.source in before)
 
 
 def _without(stretch: _Stretch, idle: Set[Eqn]) -> _Stretch:

@@ -2,8 +2,8 @@
 
 They depend on nothing, so a compiler may well make them long before: XLA:GPU orders what a scatter reads operand by
 operand, zeros first, and on an H200 those of a U-Net's backward lay beside its peak, 84 of 337 MiB. Made from a number
-that has passed the barrier of a stretch, they are made in that stretch. Where a stretch has none, the number waits for
-the last buffer on the way to what is written.
+that has passed the barrier of a stretch, they are made in that stretch: those that are written first. Of others, and
+where a stretch has no barrier, the number waits for the last buffer on the way to what is written.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.late_writes import summed, written_into
 from jaxremat.trace.primitives import ALIASING, ELEMENTWISE, MOVING
+from jaxremat.trace.round_trips import is_way_back
 
-_MADE_WHERE_READ = ELEMENTWISE | MOVING | ALIASING
+_MADE_WHERE_READ = ELEMENTWISE | MOVING | ALIASING | {"broadcast_in_dim"}
 """Primitives whose results a compiler need not write."""
 
 
@@ -52,7 +53,7 @@ def zeros_written_into(joint: Joint) -> dict[Var, Zeros]:
     }
 
 
-def with_own_zeros(eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros]) -> tuple[tuple[Eqn, ...], tuple[Var, ...]]:
+def _with_own_zeros(eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros]) -> tuple[tuple[Eqn, ...], tuple[Var, ...]]:
     """(equations of a stretch with what makes zeros right before they are written into, the seeds that they read)."""
     out: list[Eqn] = []
     seeds: dict[Var, None] = {}
@@ -65,21 +66,30 @@ def with_own_zeros(eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros]) -> tuple[tup
 
 
 def parts_with_own_zeros(
-    eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros], given: Container[Var]
+    eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros], given: Container[Var], *, has_barrier: bool = False
 ) -> Iterator[tuple[tuple[Eqn, ...], tuple[Var, ...]]]:
-    """A stretch without a barrier in parts, and what goes through a barrier before each: the buffers that what is
-    written into zeros waits for anyway, and the seeds of those zeros. Nothing where there are none, or where all that
-    is written was `given` to the program."""
+    """A stretch in parts, and what goes through a barrier before each: the buffers that what is written into zeros
+    waits for anyway, and the seeds of those zeros. Nothing where there are none, or where all that is written was
+    `given` to the program. What goes through the stretch's own barrier, where it `has_barrier`, are seeds alone: of
+    the zeros that are written first, and of those that wait for nothing in the stretch."""
     ties: dict[int, dict[Var, None]] = {}
     makers = {var: place for place, eqn in enumerate(eqns) for var in eqn.outvars}
     for eqn in eqns:
         if not zeros.keys().isdisjoint(written_into(eqn)):
             place, tie = max(_buffers_on_the_way(eqn, eqns, makers), default=(0, None), key=lambda found: found[0])
-            if tie is not None and (place or tie not in given):
+            if has_barrier and not (place and ties):
+                ties.setdefault(0, {})
+            elif tie is not None and (place or tie not in given):
                 ties.setdefault(place, {})[tie] = None
     for first, end in itertools.pairwise(sorted({0, *ties, len(eqns)})):
-        part, seeds = with_own_zeros(eqns[first:end], zeros) if first in ties else (tuple(eqns[first:end]), ())
-        yield part, (*ties.get(first, ()), *seeds)
+        if first not in ties:
+            yield tuple(eqns[first:end]), ()
+            continue
+        part, seeds = _with_own_zeros(eqns[first:end], zeros)
+        waiting = (
+            dict.fromkeys(v for eqn in part if is_way_back(eqn) for v in jaxprs.vars_of(eqn.invars)) if first else ()
+        )
+        yield part, tuple(dict.fromkeys((*ties[first], *waiting, *seeds)))
 
 
 def _buffers_on_the_way(writer: Eqn, eqns: Sequence[Eqn], makers: Mapping[Var, int]) -> Iterator[tuple[int, Var]]:
@@ -90,7 +100,7 @@ def _buffers_on_the_way(writer: Eqn, eqns: Sequence[Eqn], makers: Mapping[Var, i
     while waiting:
         var = waiting.pop()
         place = makers.get(var)
-        if place is None or eqns[place].primitive.name not in _MADE_WHERE_READ:
+        if place is None or not (eqns[place].primitive.name in _MADE_WHERE_READ or is_way_back(eqns[place])):
             yield (0 if place is None else place + 1), var
             continue
         read = [each for each in jaxprs.vars_of(eqns[place].invars) if each not in seen]

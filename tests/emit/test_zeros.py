@@ -139,6 +139,21 @@ def test_zeros_of_a_stretch_without_a_barrier_wait_for_what_is_written():
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+def test_of_several_zeros_in_a_stretch_all_but_the_first_wait_for_what_is_written():
+    joint = trace_joint(upsampled, W, X)
+    products = [node for node, eqn in enumerate(joint.eqns) if eqn.primitive.name == "dot_general"]
+    keep = joint.producer <= products[2]  # what the last layer makes of its product runs again
+    steps, start = assemble_parts(price(joint), keep)
+    program = schedule_program(joint, steps, backward_start=start, barriers=(start,), barrier_scope="sources")
+    script = write_script(joint, program)
+    writers = scatters(joint)
+    first, second = (next(part for part in script.backward if eqn in part.eqns) for eqn in writers)
+    assert first is not second and script.backward.index(first) < script.backward.index(second)
+    made = {v for eqn in first.eqns if eqn.primitive.name == "dot_general" for v in eqn.outvars}
+    seeds = {zeros.seed for zeros in script.zeros}
+    assert made & {*second.barrier_operands} and all(seeds & {*part.barrier_operands} for part in (first, second))
+
+
 @pytest.mark.aot
 def test_on_a_gpu_zeros_do_not_lie_beside_the_peak():
     """264 MiB, as predicted; 312 where zeros are made from nothing."""

@@ -86,6 +86,30 @@ def test_a_mask_that_is_packed_only_where_it_is_read_is_not_packed():
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("saved", ["masks", "bits"])
+def test_a_value_that_is_saved_has_no_way_back(saved):
+    """In whatever form: what is saved as it is needs none, what is saved as bits comes back where it is read."""
+    joint = differentiate(read_primal(rectified, (W, X), 0, False), None, LOSSLESS)
+    graph = price(joint)
+    keep = np.ones(graph.num_values, bool)
+    for trip in joint.round_trips:
+        keep[[joint.values.index(v) for v in (trip.stored, trip.restored)]] = False
+        keep[joint.values.index(trip.source)] = saved == "masks"
+        keep[joint.values.index(trip.stored)] = saved == "bits"
+    steps, start = assemble_parts(graph, keep)
+    script = write_script(joint, schedule_program(graph, steps, backward_start=start))
+    ways = {id(eqn) for trip in joint.round_trips for eqn in (trip.way_there, trip.way_back)}
+    late = [id(eqn) for segment in script.backward for eqn in segment.eqns if id(eqn) in ways]
+    assert len(late) == (0 if saved == "masks" else len(joint.round_trips))
+
+    inputs, cotangents = jax.tree.leaves((W, X)), [jnp.ones(())]
+    outputs, residuals = run_forward(joint, script, inputs)
+    given = [*outputs, *run_backward(joint, script, residuals, cotangents)]
+    assert joint.direct is not None
+    for a, b in zip(jaxprs.evaluate(joint.direct.jaxpr, [*inputs, *cotangents]), given, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
 def test_a_plan_file_keeps_the_forms(tmp_path):
     made = jaxremat.plan(rectified, W, X, budget=0.75)
     made.save(tmp_path / "plan.json")
