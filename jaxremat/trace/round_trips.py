@@ -35,7 +35,7 @@ _STORE, _RESTORE = "store_as_", "restore_from_"
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
+class Source:
     """What is known of a value before it runs.
 
     Attributes:
@@ -67,9 +67,9 @@ class Storage:
     """
 
     form: str
-    takes: Callable[[Value], bool]
-    store: Callable[[jax.Array, Value], tuple[jax.Array, ...]]
-    restore: Callable[[Sequence[jax.Array], Value], jax.Array]
+    takes: Callable[[Source], bool]
+    store: Callable[[jax.Array, Source], tuple[jax.Array, ...]]
+    restore: Callable[[Sequence[jax.Array], Source], jax.Array]
     rounding: float = 0.0
     for_any_reader: bool = False
     only_estimates: bool = False
@@ -116,7 +116,7 @@ class RoundTrip:
         return STORAGES[self.form].only_estimates
 
 
-def _is_mask(value: Value) -> bool:
+def _is_mask(value: Source) -> bool:
     """Whether packing saves bytes: rows shorter than a byte's bits would take as many bytes as before."""
     shape = value.shape
     return shape.dtype == jnp.bool_ and bool(shape.shape) and shape.shape[-1] >= BITS_PER_BYTE
@@ -138,24 +138,24 @@ def _integers(stored: Any) -> Storage:
     """
     most = int(jnp.iinfo(stored).max)
 
-    def first(value: Value) -> Any:
+    def first(value: Source) -> Any:
         """The number that is stored as zero."""
         assert value.bounds is not None
         low, high = value.bounds
         return value.shape.dtype.type(0 if low >= 0 and high <= most else low)
 
-    def takes(value: Value) -> bool:
+    def takes(value: Source) -> bool:
         return (
             value.bounds is not None
             and value.bounds.high - value.bounds.low <= most
             and np.dtype(stored).itemsize < value.shape.dtype.itemsize
         )
 
-    def store(x: jax.Array, value: Value) -> tuple[jax.Array, ...]:
+    def store(x: jax.Array, value: Source) -> tuple[jax.Array, ...]:
         counted = x - first(value) if first(value) else x
         return (jax.lax.optimization_barrier(counted.astype(stored)),)
 
-    def restore(waiting: Sequence[jax.Array], value: Value) -> jax.Array:
+    def restore(waiting: Sequence[jax.Array], value: Source) -> jax.Array:
         counted = waiting[0].astype(value.shape.dtype)
         return counted + first(value) if first(value) else counted
 
@@ -226,12 +226,12 @@ def _scales(x: jax.Array, largest: float) -> jax.Array:
     return jnp.where(most < largest * least, least, most / largest)
 
 
-def _to_e4m3(x: jax.Array, value: Value) -> tuple[jax.Array, ...]:
+def _to_e4m3(x: jax.Array, value: Source) -> tuple[jax.Array, ...]:
     scales = _scales(x, _LARGEST_E4M3)
     return (x.astype(jnp.float32) / scales).astype(jnp.float8_e4m3fn), scales
 
 
-def _to_int8(x: jax.Array, value: Value) -> tuple[jax.Array, ...]:
+def _to_int8(x: jax.Array, value: Source) -> tuple[jax.Array, ...]:
     scales = _scales(x, _LARGEST_INT8)
     steps = jnp.floor(x.astype(jnp.float32) / scales + _scattered(x))
     return jnp.minimum(steps, jnp.full_like(steps, _LARGEST_INT8)).astype(jnp.int8), scales
@@ -245,7 +245,7 @@ def _scattered(x: jax.Array) -> jax.Array:
     return (spread >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
 
 
-def _rescaled(waiting: Sequence[jax.Array], value: Value) -> jax.Array:
+def _rescaled(waiting: Sequence[jax.Array], value: Source) -> jax.Array:
     stored, scales = waiting
     return (stored.astype(jnp.float32) * scales).astype(value.shape.dtype)
 
@@ -355,7 +355,7 @@ def with_round_trips(jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str], weigh
 
 def _choices(
     jaxpr: Jaxpr, late: np.ndarray, forms: Sequence[str], readers: Readers
-) -> dict[Var, tuple[Storage, Value]]:
+) -> dict[Var, tuple[Storage, Source]]:
     """What stores which values."""
     read_late = {v for eqn, is_late in zip(jaxpr.eqns, late) if is_late for v in jaxprs.vars_of(eqn.invars)}
     storages, indices = [STORAGES[form] for form in forms], Indices(jaxpr, late)
@@ -364,7 +364,7 @@ def _choices(
         if is_late or jaxprs.is_constant(eqn):
             continue
         for var in filter(_is_array, eqn.outvars):
-            value = Value(jaxprs.shape_of(var), eqn.primitive.name, indices.bounds.get(var))
+            value = Source(jaxprs.shape_of(var), eqn.primitive.name, indices.bounds.get(var))
             taking = (each for each in storages if (var in read_late or each.for_any_reader) and each.takes(value))
             of_use = (each for each in taking if not each.only_estimates or readers.only_products(var))
             if storage := next(of_use, None):
@@ -417,11 +417,11 @@ def _host_bytes(atoms: Sequence[Atom]) -> int:
     return sum(jaxprs.array_bytes(v) for v in atoms if jaxprs.is_on_host(v))
 
 
-def _traced_trip(storage: Storage, value: Value) -> Jaxpr:
+def _traced_trip(storage: Storage, value: Source) -> Jaxpr:
     return jax.make_jaxpr(lambda x: _there_and_back(x, storage, value))(value.shape)
 
 
-def _there_and_back(x: Any, storage: Storage, value: Value) -> Any:
+def _there_and_back(x: Any, storage: Storage, value: Source) -> Any:
     waiting = jax.jit(_named(lambda x: storage.store(x, value), _STORE + storage.form))(x)
     return jax.jit(_named(lambda *arrays: storage.restore(arrays, value), _RESTORE + storage.form))(*waiting)
 

@@ -22,7 +22,7 @@ from jaxremat.planning.plan import UNMEASURED
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.primal import apply_flat, read_primal
-from jaxremat.trace.round_trips import IN_BYTES, LOSSLESS, NARROW, STORAGES, Value
+from jaxremat.trace.round_trips import IN_BYTES, LOSSLESS, NARROW, STORAGES, Source
 
 LAYERS = 8
 
@@ -95,7 +95,7 @@ def test_half_precision_stays_as_it_is():
 
 @pytest.mark.parametrize("form", IN_BYTES)
 def test_a_byte_per_number_is_off_by_what_its_form_says(form):
-    storage, value = STORAGES[form], Value(jax.ShapeDtypeStruct((64, 256), jnp.float32), "add")
+    storage, value = STORAGES[form], Source(jax.ShapeDtypeStruct((64, 256), jnp.float32), "add")
     x = jax.random.normal(jax.random.key(0), value.shape.shape).at[3].set(0.0).at[9].set(1e-38)
     x = x.at[5, 7].set(jnp.nan).at[6, 1].set(jnp.inf)
     waiting = jax.jit(lambda x: storage.store(x, value))(x)
@@ -110,7 +110,7 @@ def test_a_byte_per_number_is_off_by_what_its_form_says(form):
 
 def test_int8_is_right_on_average_and_floats_keep_small_numbers():
     x = jnp.full((64, 256), 0.3).at[:, 0].set(40.0)  # 0.3 is less than a step of 40 / 127
-    value, storages = Value(jax.ShapeDtypeStruct(x.shape, x.dtype), "add"), map(STORAGES.__getitem__, IN_BYTES)
+    value, storages = Source(jax.ShapeDtypeStruct(x.shape, x.dtype), "add"), map(STORAGES.__getitem__, IN_BYTES)
     back = {each.form: each.restore(each.store(x, value), value)[:, 1:] for each in storages}
     assert set(np.unique(np.round(back["int8"] * 127 / 40))) == {0.0, 1.0}
     assert abs(back["int8"].mean() - 0.3) < 0.01
