@@ -103,7 +103,9 @@ class Merged(NamedTuple):
 def written_bytes(program: HloProgram, index: int) -> int:
     """What an operation writes, were it a kernel: of what is updated in place, the update."""
     op = program.ops[index]
-    return program.ops[program.reads[index][1]].size_bytes if op.kind == "dynamic_update_slice" else op.size_bytes
+    if op.kind == "dynamic_update_slice":
+        return program.ops[program.reads[index][1]].size_bytes
+    return op.size_bytes + op.unread_bytes
 
 
 def reachable(program: HloProgram) -> list[int]:

@@ -17,7 +17,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.cost.hlo_builder import Beginning, HloBuilder, HloProgram
 from jaxremat.cost.hlo_elementwise import elementwise
-from jaxremat.cost.hlo_ops import Computation, Facts, Op, Templates, alone
+from jaxremat.cost.hlo_ops import Computation, Facts, Op, Templates, alone, shape_of
 from jaxremat.cost.hlo_products import conv, dot
 from jaxremat.cost.hlo_reductions import reduced
 from jaxremat.cost.hlo_transposes import transposed
@@ -219,6 +219,23 @@ def _concatenated(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[
     return [hlo.merge(template, hlo.operands(facts, reads))]
 
 
+_AT_INDICES = ("gather", "scatter", *(f"scatter-{name}" for name in ("add", "sub", "mul", "min", "max")))
+
+
+def _indexed(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+    """What is read or written at indices. Those of batches are counted, and joined with the others
+    (`gather_scatter_utils.cc`, `batched_gather_scatter_normalizer.cc`)."""
+    operands = hlo.operands(facts, reads)
+    batches = len(facts.eqn.params["dimension_numbers"].operand_batching_dims)
+    if batches:
+        given, index, *updates = operands
+        *places, length = shape_of(facts.eqn.invars[1])
+        key = "indices", facts.params
+        whole = hlo.templates.resized(hlo.ops[index], "concatenate", (*places, length + batches), key)
+        operands = (given, hlo.merge(whole, (index,)), *updates)
+    return [_usual(hlo, facts, operands)]
+
+
 def _rounded(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     return (_aliased if facts.once(_rounds_nothing) else elementwise)(hlo, facts, reads)
 
@@ -265,6 +282,7 @@ _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {
     "concatenate": _concatenated,
     "conv_general_dilated": conv,
     "dot_general": dot,
+    **dict.fromkeys(_AT_INDICES, _indexed),
     "optimization_barrier": _barrier,
     "device_put": _transferred,
     "random_bits": _random_bits,

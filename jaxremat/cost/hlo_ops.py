@@ -80,6 +80,7 @@ class Op:
       combines: of a reduction or a window, the primitive by which two entries become one.
       partition: of a reduction, the sizes of what is before the dimensions that it reduces, of these, and after.
       window: how many entries lie in a window that slides.
+      unread_bytes: of another result, which is written and nobody reads.
       flops, runs: of a contraction, the FLOPs; of a loop, how often its body runs.
     """
 
@@ -97,6 +98,7 @@ class Op:
     combines: str = ""
     partition: Partition = (1, 1, 1)
     window: int = 1
+    unread_bytes: int = 0
     flops: float = 0.0
     runs: int = 1
 

@@ -10,15 +10,17 @@ from jaxremat.cost.hlo_builder import HloBuilder
 from jaxremat.cost.hlo_ops import Facts, Partition, Template, shape_of
 from jaxremat.cost.hlo_views import View, places
 from jaxremat.cost.reductions import Step, steps
+from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Slot
 
 _COMBINES = {"reduce_sum": "add", "reduce_prod": "mul"}
+_INDICES = ("argmax", "argmin")
 
 
 def reduced(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     """A reduction; of dimensions of one entry, what it reads."""
     (read,) = hlo.as_it_lies(facts, reads)
-    if hlo.ops[read].elements == facts.elements > 0 and facts.name not in ("argmax", "argmin"):
+    if hlo.ops[read].elements == facts.elements > 0 and facts.name not in _INDICES:
         return [read]
     if not isinstance(read, View):
         return [_reduction(hlo, facts, read, facts.once(_steps))]
@@ -31,7 +33,7 @@ def reduced(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
 def _reduction(hlo: HloBuilder, facts: Facts, read: int, each: Sequence[Step]) -> int:
     name, read = facts.name, int(read)
     library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
-    if not hlo.backend.splits_reductions or name in ("argmax", "argmin"):
+    if not hlo.backend.splits_reductions or name in _INDICES:
         each = [(each[0][0], facts.shape)]
     is_negated = name == "reduce_sum" and hlo.ops[read].kind == "neg"
     read = hlo.reads[read][0] if is_negated else read
@@ -45,8 +47,21 @@ def _reducing(facts: Facts, parts: Partition, shape: tuple[int, ...], *, in_libr
     size_bytes = math.prod(shape) * (facts.result.size_bytes // max(facts.elements, 1))
     key = facts.name, facts.params, parts
     return facts.template(
-        "reduce", key, in_library=in_library, combines=combines, partition=parts, shape=shape, size_bytes=size_bytes
+        "reduce",
+        key,
+        in_library=in_library,
+        combines=combines,
+        partition=parts,
+        shape=shape,
+        size_bytes=size_bytes,
+        unread_bytes=facts.once(_extreme_bytes),
     )
+
+
+def _extreme_bytes(reduction: Eqn) -> int:
+    """An index is found with the number that lies there, which is written beside it."""
+    found = reduction.primitive.name in _INDICES
+    return math.prod(shape_of(reduction.outvars[0])) * jaxprs.dtype_of(reduction.invars[0]).itemsize if found else 0
 
 
 def _steps(reduction: Eqn) -> list[Step]:

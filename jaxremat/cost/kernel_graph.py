@@ -333,6 +333,11 @@ class KernelGraph:
         if not self._readers[index] and index not in self.outputs:
             self.fuse(index)
 
+    def written_for_scatter(self, index: int) -> tuple[int, ...]:
+        """Of what a scatter reads, what is there before: what it writes into, and indices that are joined."""
+        into, *others = self.reads[index]
+        return into, *(read for read in others[:1] if self.ops[read].kind == "concatenate")
+
     def may_end_in_readers(self, index: int) -> bool:
         """Whether all readers of a reduction may ever run it: those that do more than change its result entry by entry
         never do, whatever else they run, unless it goes by rows as they do."""

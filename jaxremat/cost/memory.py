@@ -243,7 +243,12 @@ class _Buffers:
     def spans(self) -> list[_Span]:
         here = [kernel for kernel in self.order if self.home[kernel] == kernel]
         own = [kernel for kernel in here if kernel not in self.returned and kernel not in self.elsewhere]
-        return [self._span(kernel) for kernel in own]
+        return [*self._unread(), *map(self._span, own)]
+
+    def _unread(self) -> list[_Span]:
+        """Results that are written beside others, and that nobody reads."""
+        sizes = ((kernel, self.ops[kernel].unread_bytes) for kernel in self.order)
+        return [(kernel, size, self.starts[kernel], self.ends[kernel]) for kernel, size in sizes if size]
 
     def outputs(self, aliased: Set[int]) -> list[_Span]:
         """The same of what the program returns, until its end; those aside that take over the buffers of inputs."""

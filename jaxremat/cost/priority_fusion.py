@@ -48,7 +48,7 @@ def _fusible(graph: KernelGraph) -> set[int]:
         if not (index in takers or (ops[index].kind in CONSUMERS and index not in graph.products)):
             read_by_others.update(graph.buffers(index))
         elif ops[index].kind in SCATTERS:
-            read_by_others.add(graph.reads[index][0])
+            read_by_others.update(graph.written_for_scatter(index))
     found = {index for index in graph.left if ops[index].kind in _FUSIBLE and not ops[index].turns_rows}
     found -= graph.products | read_by_others
     return {index for index in found if ops[index].kind != "reduce" or graph.may_end_in_readers(index)}

@@ -307,6 +307,23 @@ def test_what_sums_over_images_read_in_few_blocks_is_written_before():
     assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.02)
 
 
+def gradients_of_rows_with_maxima(x, w):
+    """Of the largest of four neighbours in what a product makes."""
+
+    def loss(w):
+        windows = (x @ w).reshape(*x.shape[:-1], -1, 4)
+        return jnp.sum(jnp.take_along_axis(windows, jnp.argmax(windows, -1)[..., None], -1) ** 2)
+
+    return jax.grad(loss)(w)
+
+
+def test_indices_are_found_with_maxima_and_joined_with_those_of_batches_before_a_scatter():
+    args = X, jax.ShapeDtypeStruct((X.shape[1], 2048), X.dtype)
+    modelled = estimate_memory(jax.make_jaxpr(gradients_of_rows_with_maxima)(*args).jaxpr, resolve_target("h200"))
+    compiled = compiled_for_h200(gradients_of_rows_with_maxima, args).memory_analysis()
+    assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.01)
+
+
 def gradients_of_pooled_convolutions(act, images, filters):
     def loss(filters):
         hidden = act(convolved(images, filters[0]))

@@ -239,6 +239,9 @@ LIVE = {
         functools.partial(idle, carried=True), (S(9, 64, 128),), 2 * FILL,
     ),
     "what two read lives until the second has": (twice(jnp.exp), (X,), FILL),
+    "an index of a maximum is found with the maximum": (
+        lambda x: jnp.argmax(x.reshape(64, 32, 4), -1), (X,), FILL // 4,
+    ),
     "random bits are made in halves, of halves": (lambda key: jax.random.bits(key, X.shape), (KEY,), 3 * FILL),
     "the halves of random bits are joined where they are read": (
         lambda key, x: jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x, 0.0) * 2.0, (KEY, X), 3 * FILL,
