@@ -232,9 +232,11 @@ class StepPlanning:
         return Trial(least, None, least.peak_bytes)
 
     def _compiled_least(self) -> Measured:
-        """The smallest compiled peak that is found; of those that are next to it, the fastest."""
-        smallest = self._compiled_within(None)
-        tried = self._compilations
+        """The smallest compiled peak that is found: as a budget, a little less finds nothing. Of those that are next to
+        it, the fastest."""
+        smallest, tried = self._compiled_within(None), self._compilations
+        while lower := self._fitting(self.planner, int(smallest.peak_bytes / APART)):
+            smallest = lower
         alike = tried.fastest_within([trial.candidate for trial in tried.trials], int(APART * smallest.peak_bytes))
         return tried.trial(alike) if alike else smallest
 
