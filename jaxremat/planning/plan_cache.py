@@ -8,16 +8,19 @@ processes may share it; one that is damaged is passed over, with a warning, and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from jaxremat.backends.devices import Device
 from jaxremat.backends.memory import usable_bytes
 from jaxremat.base.budget import DEVICE, Budget
 from jaxremat.base.errors import JaxrematError
@@ -28,6 +31,7 @@ from jaxremat.planning.request import Request
 from jaxremat.planning.signature import signature_of
 from jaxremat.planning.storage import StoredPlan, parse_plan, plan_text, stored_plan
 from jaxremat.planning.warnings import loss_warnings
+from jaxremat.solvers.base import Solver
 from jaxremat.solvers.registry import solver_parameters
 from jaxremat.trace.own_rules import own_rules
 
@@ -35,6 +39,23 @@ logger = logging.getLogger("jaxremat")
 
 FOLDER = "JAXREMAT_PLAN_CACHE"
 _DECIDE = ("jax", "jaxlib", "jaxremat", "scipy")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept[P, S]:
+    """How plans of a kind are kept.
+
+    Attributes:
+      stored: from a plan to data, which keeps no program alive.
+      restored: from that to the plan of the program that is asked for.
+      text: from a plan to what its file holds.
+      read: from that, and the path of the file, to the plan.
+    """
+
+    stored: Callable[[P], S]
+    restored: Callable[[S], P]
+    text: Callable[[P], str]
+    read: Callable[[str, str], P]
 
 
 def cached(request: Request, bound: tuple[Budget | None, Budget | None], make: Callable[[], Plan]) -> Plan:
@@ -45,41 +66,66 @@ def cached(request: Request, bound: tuple[Budget | None, Budget | None], make: C
       bound: its budget, and what it may keep.
       make: makes the plan.
     """
-    key, folder = _key(request, bound), os.environ.get(FOLDER)
+    kept = Kept[Plan, StoredPlan](
+        stored=stored_plan,
+        restored=functools.partial(restored_for, request),
+        text=plan_text,
+        read=lambda text, path: checked(restored_for(request, parse_plan(text, path))),
+    )
+    return remembered(_question(request, bound), request.solver, kept, make)
+
+
+def remembered[P, S](question: Sequence[Any], solver: Solver, kept: Kept[P, S], make: Callable[[], P]) -> P:
+    """A plan as it was made before; otherwise, the one that `make` makes.
+
+    Args:
+      question: all that decides about the plan, the versions of libraries and XLA's flags aside.
+      solver: what solves: one that is defined again is asked again.
+      kept: how such plans are kept.
+      make: makes the plan.
+    """
+    key, folder = _digest(question), os.environ.get(FOLDER)
     path = Path(folder).expanduser() / f"{key}.json" if folder else None
-    here: list[Plan] = []
+    here: list[P] = []
 
-    def decided() -> StoredPlan:
-        here.append(_from(path, request, make) if path else make())
-        return stored_plan(here[0])
+    def decided() -> S:
+        here.append(_from(path, kept, make) if path else make())
+        return kept.stored(here[0])
 
-    stored = PLANS.get((key, path, type(request.solver)), decided)
-    return here[0] if here else restored_for(request, stored)
+    stored = PLANS.get((key, path, type(solver)), decided)
+    return here[0] if here else kept.restored(stored)
 
 
-def _from(path: Path, request: Request, make: Callable[[], Plan]) -> Plan:
+def rates(device: Device) -> list[tuple[str, Any]]:
+    """All that is known of a device, its backend aside."""
+    return [
+        (field.name, getattr(device, field.name)) for field in dataclasses.fields(device) if field.name != "backend"
+    ]
+
+
+def _from[P, S](path: Path, kept: Kept[P, S], make: Callable[[], P]) -> P:
     """The plan in a file; where there is none, it is made and written."""
-    found = _read(path, request)
+    found = _read(path, kept)
     if found is None:
         found = make()
-        _write(path, plan_text(found))
+        _write(path, kept.text(found))
     return found
 
 
-def _key(request: Request, bound: tuple[Budget | None, Budget | None]) -> str:
+def _question(request: Request, bound: tuple[Budget | None, Budget | None]) -> Sequence[Any]:
     primal, device = request.primal, request.device
-    rates = [
-        (field.name, getattr(device, field.name)) for field in dataclasses.fields(device) if field.name != "backend"
-    ]
-    parts = (
+    return (
         primal.fingerprint, list(own_rules(primal.jaxpr.eqns)), primal.shardings, signature_of(request.args),
         jax.sharding.get_abstract_mesh(),
-        request.argnums, request.has_aux, bound, rates, usable_bytes(device) if DEVICE in bound else None,
+        request.argnums, request.has_aux, bound, rates(device), usable_bytes(device) if DEVICE in bound else None,
         request.solver.name, solver_parameters(request.solver), request.emit, request.verify, request.seed,
         sorted(request.allow), request.host_budget_bytes, request.refuses,
         loss_warnings(primal, request.has_aux) if request.is_loss else None,
-        os.environ.get("XLA_FLAGS"), [_installed(name) for name in _DECIDE],
     )  # fmt: skip
+
+
+def _digest(question: Sequence[Any]) -> str:
+    parts = *question, os.environ.get("XLA_FLAGS"), [_installed(name) for name in _DECIDE]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -90,9 +136,9 @@ def _installed(name: str) -> str:
         return "unknown"
 
 
-def _read(path: Path, request: Request) -> Plan | None:
+def _read[P, S](path: Path, kept: Kept[P, S]) -> P | None:
     try:
-        return checked(restored_for(request, parse_plan(path.read_text(), str(path))))
+        return kept.read(path.read_text(), str(path))
     except FileNotFoundError:
         return None
     except (JaxrematError, OSError, UnicodeDecodeError) as error:

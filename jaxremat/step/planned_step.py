@@ -13,24 +13,24 @@ from typing import Any
 
 import jax
 
-from jaxremat.backends.devices import resolve_target
 from jaxremat.base import compat
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.collecting import collected_seldom
 from jaxremat.base.errors import ArgumentError
 from jaxremat.compiled.compile import MemoryReport, compile_jitted
+from jaxremat.planning.plan_cache import remembered
 from jaxremat.planning.request import host_budget_bytes
 from jaxremat.step.arguments import KeyPath, Placement, StepArguments, StepCall
 from jaxremat.step.hosting import telling_of_host_memory, with_state_on_host
-from jaxremat.step.load import restored_step
+from jaxremat.step.load import kept_for, restored_plan
 from jaxremat.step.narrow import NarrowStepPlanner
 from jaxremat.step.options import StepOptions
 from jaxremat.step.plan import StepPlan
 from jaxremat.step.planner import ProgramPlanner, search_by, step_planner
 from jaxremat.step.planning import Compile, StepPlanner, StepPlanning
 from jaxremat.step.program import StepProgram, trace_step
-from jaxremat.step.slicing import plan_in_slices, sliced
-from jaxremat.step.storage import check_program, read_step_plan
+from jaxremat.step.slicing import plan_in_slices
+from jaxremat.step.storage import parse_step_plan
 from jaxremat.step.transfers import HostPlanner
 from jaxremat.trace.arguments import is_traced_by_jit, may_hold_static_numbers, opaque
 from jaxremat.trace.round_trips import permitted
@@ -141,20 +141,7 @@ class PlannedStep:
           PlanMismatchError: if the file is damaged, or the step or its arguments have changed; with the difference.
         """
         call = self._call(args, kwargs)
-        stored = read_step_plan(path)
-        program = self._traced(call)
-        check_program(stored, program)
-        program = sliced(program, stored.chunks)
-        device = resolve_target(stored.numbers["target"])
-        outcome = restored_step(program, stored.decision, device)
-        numbers = {name: value for name, value in stored.numbers.items() if name != "target"}
-        plan = StepPlan(
-            program,
-            outcome,
-            step_planner(program.written or program, device).plain,
-            compiled=stored.compiled,
-            **numbers,
-        )
+        plan = restored_plan(parse_step_plan(Path(path).read_text(), path), self._traced(call))
         with self._lock:
             self._plans[self._key(call)] = plan
         return plan
@@ -244,8 +231,10 @@ class PlannedStep:
         if not program.jaxpr.eqns:
             raise ArgumentError("this step computes nothing: its results are its arguments; there is nothing to plan")
         compile = functools.partial(self._compiled, call, program) if program.stands_alone else None
+        question = *self._options.question, *program.question, most_trials, sorted(self._shardings.items())
         try:
-            return self._planned_by(self._planning(call, compile, most_trials))
+            make = lambda: self._planned_by(self._planning(call, compile, most_trials))
+            return remembered(question, self._options.solver, kept_for(program), make)
         finally:
             self._planners.pop(self._key(call), None)
 

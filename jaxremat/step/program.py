@@ -84,6 +84,12 @@ class StepProgram:
         """A digest of the program and of what is donated."""
         return self.written.fingerprint if self.written else fingerprint(self.jaxpr, str(self.donated))
 
+    @property
+    def question(self) -> tuple[Any, ...]:
+        """All that decides about a plan, the options aside."""
+        where = self.shardings, jax.sharding.get_abstract_mesh(), self.stands_alone
+        return "step", self.fingerprint, self.names, *where
+
     @functools.cached_property
     def input_bytes(self) -> tuple[int, ...]:
         """Bytes of each input on one device."""

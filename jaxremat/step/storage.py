@@ -53,14 +53,26 @@ def step_plan_text(plan: Any) -> str:
     return json.dumps(data, indent=1)
 
 
-def read_step_plan(path: str | Path) -> StoredStepPlan:
-    """Reads a file that holds what `step_plan_text` made.
+def stored_step_plan(plan: Any) -> StoredStepPlan:
+    """What is kept of a `StepPlan`."""
+    return StoredStepPlan(
+        decision=plan.decision,
+        chunks=plan.program.chunks,
+        fingerprint=plan.program.fingerprint,
+        names=_inputs(plan.program),
+        compiled=plan.compiled,
+        numbers={name: getattr(plan, name) for name in _NUMBERS},
+    )
+
+
+def parse_step_plan(text: str, path: str | Path) -> StoredStepPlan:
+    """Reads what `step_plan_text` made.
 
     Raises:
-      PlanMismatchError: if the file is damaged or holds something else.
+      PlanMismatchError: if it is damaged or something else; `path` says where it was.
     """
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(text)
         if data["format"] != _FORMAT:
             raise PlanMismatchError(
                 f"{path} holds no plan of a step: {data['format']!r}; plan again and save the result"

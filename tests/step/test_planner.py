@@ -8,6 +8,7 @@ import step_programs
 
 import jaxremat
 from jaxremat.planner.schedules import APART
+from jaxremat.planning.memory import PLANS
 from jaxremat.step.planner import ProgramPlanner
 from jaxremat.step.scheduling import StepSearch
 
@@ -45,6 +46,7 @@ def normalized_within(share):
 
 def test_what_fits_but_for_the_order_runs_in_another(monkeypatch):
     found = normalized_within(0.55)
+    PLANS.clear()
     monkeypatch.setattr(ProgramPlanner, "_in_order_that_fits", lambda self, outcome, limit: outcome)
     assert found.overhead < 0.7 * normalized_within(0.55).overhead
 
