@@ -19,6 +19,7 @@ from jaxremat.trace.bounds import Bounds, bounds_in
 from jaxremat.trace.primitives import ALIASING, ELEMENTWISE, MOVING
 
 _STEPS = ELEMENTWISE | MOVING | ALIASING | {"broadcast_in_dim"}
+_WORTH = 1 / 256  # of the largest array beside it: what is saved of less, predictions cannot tell: `schedules.APART`
 
 
 class Indices:
@@ -46,9 +47,14 @@ class Indices:
             for var in eqn.outvars:
                 if start is not None and (not start or _is_no_smaller(var, found, start, chosen)):
                     starts[var] = start
-                elif var in self._wanted and _is_wide(var):
+                elif var in self._wanted and _is_wide(var) and jaxprs.array_bytes(var) >= self._least_bytes:
                     chosen[var] = found[var]
         return chosen
+
+    @functools.cached_property
+    def _least_bytes(self) -> float:
+        """What an index must take to be worth another form."""
+        return _WORTH * max(jaxprs.array_bytes(v) for eqn in self._early for v in eqn.outvars)
 
     @functools.cached_property
     def _wanted(self) -> set[Var]:

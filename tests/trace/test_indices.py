@@ -100,12 +100,21 @@ def test_what_follows_from_an_index_is_not_stored_beside_it():
 
 
 def test_what_follows_from_an_index_is_stored_where_it_takes_fewer_bytes():
-    def loss(w, x):
-        return jnp.sum(jnp.sin(jnp.argmax(x @ w, axis=-1) & 255)[:, None] * w[:, 0] * x)
+    def loss(w, tokens):
+        return jnp.sum(jnp.sin(jnp.clip(tokens, 0, 256) & 255) * w)
 
-    joint = trace_joint(loss, jnp.ones((4, 257)), jnp.ones((7, 4)))
+    joint = trace_joint(loss, jnp.ones(7), jnp.arange(7))
     trips = round_trips_in(with_round_trips(joint.jaxpr, joint.backward, LOSSLESS))
     assert [trip.form for trip in trips] == ["uint16", "uint8"]
+
+
+@pytest.mark.parametrize(("width", "number"), [(64, 1), (1024, 0)])
+def test_an_index_that_is_small_beside_what_it_is_found_in_stays_as_it_is(width, number):
+    def loss(w, x):
+        return jnp.sum(w[jnp.argmax(jnp.tanh(x), axis=-1)] ** 2)
+
+    joint = trace_joint(loss, jnp.ones((width,)), jnp.ones((32, width)))
+    assert len(round_trips_in(with_round_trips(joint.jaxpr, joint.backward, LOSSLESS))) == number
 
 
 def test_an_index_that_no_gradient_needs_is_not_stored():
