@@ -133,12 +133,23 @@ class ProgramPlanner:
             expected=lambda outcome: outcome.replayed_bytes,
         )
         if correction.best:
-            return correction
+            return correction.with_more(self._higher(correction.best.candidate, limit), predict, limit)
         correction = correction.with_more(self._lower(correction.smallest.candidate, limit), predict, limit)
         if correction.best is None and self._joined:
             found = self._joined.predicted(limit)
             correction = correction.with_more([(found.best or found.smallest).candidate], predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
+
+    def _higher(self, start: StepOutcome, limit: int) -> Iterator[StepOutcome]:
+        """Outcomes of ever higher rungs, up to the first that is not predicted to fit: in another order, what is
+        replayed higher may be predicted lower."""
+        aim = start.replayed_bytes / _RUNG
+        while aim < self.plain.replayed_bytes:
+            outcome = self._in_order_that_fits(self.fit(int(aim)), limit)
+            yield outcome
+            if outcome.peak_bytes > limit:
+                return
+            aim = max(aim, outcome.replayed_bytes) / _RUNG
 
     def _lower(self, start: StepOutcome, limit: int) -> Iterator[StepOutcome]:
         """Outcomes of ever lower rungs, up to the first that is predicted to fit: where one hill cannot be replayed any
