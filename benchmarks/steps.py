@@ -1,6 +1,6 @@
 """Whole steps at equal peaks: the loss planned inside a step, as one had to do it, against the step planned as one.
 
-    python benchmarks/steps.py          # all programs: a quarter of an hour on two cores
+    python benchmarks/steps.py          # all programs: three minutes on two cores
     python benchmarks/steps.py gated    # those whose name contains a word
 
 For each program and share: `jaxremat.remat(loss, budget=share)` inside the step, compiled, takes so many bytes. The

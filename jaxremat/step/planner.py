@@ -37,6 +37,7 @@ _REFINEMENTS = 6  # halvings of the ratio between two prices, 1.8: to 1 %; bench
 _STRIDE = 4  # of the prices, at first: a whole order of magnitude; benchmarks/constants.py
 _MOST_PREDICTIONS = 6  # as compilations
 _RUNG = 0.9  # of the last aim: as coarse as predictions are off, prediction.md
+_BETWEEN = (0.25, 0.5, 0.75)  # of a ratio: half way, and half way again
 _LOW_RUNGS = 4  # benchmarks/constants.py
 _MOST_SMALL = 6  # predicted where nothing else fits; benchmarks/constants.py
 
@@ -132,24 +133,22 @@ class ProgramPlanner:
             first_aim=max(1, limit + offset),
             expected=lambda outcome: outcome.replayed_bytes,
         )
+        if correction.best is None:
+            correction = correction.with_more(self._lower(correction.smallest.candidate, limit), predict, limit)
         if correction.best:
             return correction.with_more(self._higher(correction.best.candidate, limit), predict, limit)
-        correction = correction.with_more(self._lower(correction.smallest.candidate, limit), predict, limit)
-        if correction.best is None and self._joined:
+        if self._joined:
             found = self._joined.predicted(limit)
             correction = correction.with_more([(found.best or found.smallest).candidate], predict, limit)
         return correction if correction.best else correction.with_more(self.smallest_few(_MOST_SMALL), predict, limit)
 
     def _higher(self, start: StepOutcome, limit: int) -> Iterator[StepOutcome]:
-        """Outcomes of ever higher rungs, up to the first that is not predicted to fit: in another order, what is
+        """Where what fits is replayed far below a limit, outcomes between that and a rung above the limit: what is
         replayed higher may be predicted lower."""
-        aim = start.replayed_bytes / _RUNG
-        while aim < self.plain.replayed_bytes:
-            outcome = self._in_order_that_fits(self.fit(int(aim)), limit)
-            yield outcome
-            if outcome.peak_bytes > limit:
-                return
-            aim = max(aim, outcome.replayed_bytes) / _RUNG
+        low, high = start.replayed_bytes, limit / _RUNG
+        if low <= _RUNG * limit:
+            for part in _BETWEEN:
+                yield self._in_order_that_fits(self.fit(int(low * (high / low) ** part)), limit)
 
     def _lower(self, start: StepOutcome, limit: int) -> Iterator[StepOutcome]:
         """Outcomes of ever lower rungs, up to the first that is predicted to fit: where one hill cannot be replayed any
