@@ -1,7 +1,7 @@
 """How good predictions are: the predicted peak of plans, made without compiling, over the compiled one.
 
     python benchmarks/prediction.py                          # cpu, and h200 and tpu-v5e where their compilers are
-    python benchmarks/prediction.py --target h200 GPT U-Net  # one target, some models
+    python benchmarks/prediction.py --target a100 GPT U-Net  # one target, some models
 
 Writes benchmarks/results/prediction.json and prediction.md after every model; rows that are there already are kept.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from models import MODELS
 
 import jaxremat
+from jaxremat.backends.devices import DEVICES
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TARGETS = ("cpu", "h200", "tpu-v5e")
@@ -61,7 +62,7 @@ def table(rows: dict[str, dict[str, dict[str, float | None]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=NAMES, help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--target", choices=TARGETS, help="one target only")
+    parser.add_argument("--target", choices=DEVICES, help="one target only")
     options = parser.parse_args()
     path = RESULTS / "prediction.json"
     for target in [options.target] if options.target else TARGETS:
