@@ -68,10 +68,29 @@ def _with_own_zeros(eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros]) -> tuple[tu
 def parts_with_own_zeros(
     eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros], given: Container[Var], *, has_barrier: bool = False
 ) -> Iterator[tuple[tuple[Eqn, ...], tuple[Var, ...]]]:
-    """A stretch in parts, and what goes through a barrier before each: the buffers that what is written into zeros
-    waits for anyway, and the seeds of those zeros. Nothing where there are none, or where all that is written was
-    `given` to the program. What goes through the stretch's own barrier, where it `has_barrier`, are seeds alone: of
-    the zeros that are written first, and of those that wait for nothing in the stretch."""
+    """A stretch in parts, and what goes through a barrier before each: what its zeros wait for, the seeds of those, and
+    what comes back of another form in it, which would else be there as soon.
+
+    Args:
+      eqns: the stretch.
+      zeros: what is written into.
+      given: what the program begins with.
+      has_barrier: whether the stretch has one of its own, which seeds alone go through.
+    """
+    ties = _ties(eqns, zeros, given, has_barrier=has_barrier)
+    for first, end in itertools.pairwise(sorted({0, *ties, len(eqns)})):
+        part, seeds = _with_own_zeros(eqns[first:end], zeros) if first in ties else (tuple(eqns[first:end]), ())
+        ways_back = filter(is_way_back, part) if first else ()
+        waiting = [var for eqn in ways_back for var in jaxprs.vars_of(eqn.invars)]
+        yield part, tuple(dict.fromkeys((*ties.get(first, ()), *waiting, *seeds)))
+
+
+def _ties(
+    eqns: Sequence[Eqn], zeros: Mapping[Var, Zeros], given: Container[Var], *, has_barrier: bool
+) -> dict[int, dict[Var, None]]:
+    """By the place of the equation before which a barrier stands, the buffers that what is written into zeros waits for
+    anyway. Where all that is written was given to the program there is none. A stretch's own barrier holds the zeros
+    that are written first, and those that wait for nothing in the stretch."""
     ties: dict[int, dict[Var, None]] = {}
     makers = {var: place for place, eqn in enumerate(eqns) for var in eqn.outvars}
     for eqn in eqns:
@@ -81,15 +100,7 @@ def parts_with_own_zeros(
                 ties.setdefault(0, {})
             elif tie is not None and (place or tie not in given):
                 ties.setdefault(place, {})[tie] = None
-    for first, end in itertools.pairwise(sorted({0, *ties, len(eqns)})):
-        if first not in ties:
-            yield tuple(eqns[first:end]), ()
-            continue
-        part, seeds = _with_own_zeros(eqns[first:end], zeros)
-        waiting = (
-            dict.fromkeys(v for eqn in part if is_way_back(eqn) for v in jaxprs.vars_of(eqn.invars)) if first else ()
-        )
-        yield part, tuple(dict.fromkeys((*ties[first], *waiting, *seeds)))
+    return ties
 
 
 def _buffers_on_the_way(writer: Eqn, eqns: Sequence[Eqn], makers: Mapping[Var, int]) -> Iterator[tuple[int, Var]]:
