@@ -8,6 +8,7 @@ import show_programs
 
 import jaxremat
 from jaxremat.planning.memory import PLANS
+from jaxremat.planning.plan_cache import FOLDER
 
 ROOMS_OF_USERS = (
     "adapters",
@@ -104,3 +105,10 @@ def remat3(request):
     jax.config.update("jax_remat3", request.param)
     yield request.param
     jax.config.update("jax_remat3", before)
+
+
+@pytest.fixture
+def plan_folder(tmp_path, monkeypatch):
+    """Where plans are kept on disk."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "plans"))
+    return tmp_path / "plans"

@@ -17,11 +17,8 @@ from jaxremat.base.compat import Eqn, Literal, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.late_writes import summed, written_into
-from jaxremat.trace.primitives import ALIASING, ELEMENTWISE, MOVING
+from jaxremat.trace.primitives import MADE_WHERE_READ
 from jaxremat.trace.round_trips import is_way_back
-
-_MADE_WHERE_READ = ELEMENTWISE | MOVING | ALIASING | {"broadcast_in_dim"}
-"""Primitives whose results a compiler need not write."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +108,7 @@ def _buffers_on_the_way(writer: Eqn, eqns: Sequence[Eqn], makers: Mapping[Var, i
     while waiting:
         var = waiting.pop()
         place = makers.get(var)
-        if place is None or not (eqns[place].primitive.name in _MADE_WHERE_READ or is_way_back(eqns[place])):
+        if place is None or not (eqns[place].primitive.name in MADE_WHERE_READ or is_way_back(eqns[place])):
             yield (0 if place is None else place + 1), var
             continue
         read = [each for each in jaxprs.vars_of(eqns[place].invars) if each not in seen]

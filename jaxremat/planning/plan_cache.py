@@ -72,19 +72,22 @@ def cached(request: Request, bound: tuple[Budget | None, Budget | None], make: C
         text=plan_text,
         read=lambda text, path: checked(restored_for(request, parse_plan(text, path))),
     )
-    return remembered(_question(request, bound), request.solver, kept, make)
+    return remembered(_question(request, bound), request.solver, request.device, kept, make)
 
 
-def remembered[P, S](question: Sequence[Any], solver: Solver, kept: Kept[P, S], make: Callable[[], P]) -> P:
+def remembered[P, S](
+    question: Sequence[Any], solver: Solver, device: Device, kept: Kept[P, S], make: Callable[[], P]
+) -> P:
     """A plan as it was made before; otherwise, the one that `make` makes.
 
     Args:
-      question: all that decides about the plan, the versions of libraries and XLA's flags aside.
+      question: all that decides about the plan, the solver, the device, versions of libraries and XLA's flags aside.
       solver: what solves: one that is defined again is asked again.
+      device: what is planned for.
       kept: how such plans are kept.
       make: makes the plan.
     """
-    key, folder = _digest(question), os.environ.get(FOLDER)
+    key, folder = _digest(question, solver, device), os.environ.get(FOLDER)
     path = Path(folder).expanduser() / f"{key}.json" if folder else None
     here: list[P] = []
 
@@ -96,11 +99,9 @@ def remembered[P, S](question: Sequence[Any], solver: Solver, kept: Kept[P, S], 
     return here[0] if here else kept.restored(stored)
 
 
-def rates(device: Device) -> list[tuple[str, Any]]:
-    """All that is known of a device, its backend aside."""
-    return [
-        (field.name, getattr(device, field.name)) for field in dataclasses.fields(device) if field.name != "backend"
-    ]
+def asked(device: Device, *budgets: Budget | None) -> tuple[Any, ...]:
+    """Budgets, and what one of all of the device means."""
+    return budgets, usable_bytes(device) if DEVICE in budgets else None
 
 
 def _from[P, S](path: Path, kept: Kept[P, S], make: Callable[[], P]) -> P:
@@ -113,19 +114,21 @@ def _from[P, S](path: Path, kept: Kept[P, S], make: Callable[[], P]) -> P:
 
 
 def _question(request: Request, bound: tuple[Budget | None, Budget | None]) -> Sequence[Any]:
-    primal, device = request.primal, request.device
+    primal = request.primal
     return (
         primal.fingerprint, list(own_rules(primal.jaxpr.eqns)), primal.shardings, signature_of(request.args),
         jax.sharding.get_abstract_mesh(),
-        request.argnums, request.has_aux, bound, rates(device), usable_bytes(device) if DEVICE in bound else None,
-        request.solver.name, solver_parameters(request.solver), request.emit, request.verify, request.seed,
+        request.argnums, request.has_aux, *asked(request.device, *bound), request.emit, request.verify, request.seed,
         sorted(request.allow), request.host_budget_bytes, request.refuses,
         loss_warnings(primal, request.has_aux) if request.is_loss else None,
     )  # fmt: skip
 
 
-def _digest(question: Sequence[Any]) -> str:
-    parts = *question, os.environ.get("XLA_FLAGS"), [_installed(name) for name in _DECIDE]
+def _digest(question: Sequence[Any], solver: Solver, device: Device) -> str:
+    names = (field.name for field in dataclasses.fields(device))
+    rates = [(name, getattr(device, name)) for name in names if name != "backend"]
+    versions = [_installed(name) for name in _DECIDE]
+    parts = *question, solver.name, solver_parameters(solver), rates, os.environ.get("XLA_FLAGS"), versions
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -32,7 +32,7 @@ def restored_plan(stored: StoredStepPlan, written: StepProgram) -> StepPlan:
     """
     check_program(stored, written)
     program, device = sliced(written, stored.chunks), resolve_target(stored.numbers["target"])
-    outcome = restored_step(program, stored.decision, device)
+    outcome = restored(program.jaxpr, stored.decision, device, program.shardings, program.aliased)
     numbers = {name: value for name, value in stored.numbers.items() if name != "target"}
     return StepPlan(program, outcome, step_planner(written, device).plain, compiled=stored.compiled, **numbers)
 
@@ -45,11 +45,6 @@ def kept_for(written: StepProgram) -> Kept[StepPlan, StoredStepPlan]:
         text=step_plan_text,
         read=lambda text, path: restored_plan(parse_step_plan(text, path), written),
     )
-
-
-def restored_step(program: StepProgram, decision: ProgramDecision, device: Device) -> StepOutcome:
-    """The outcome of a decision that was made before, for the same step; nothing is searched."""
-    return restored(program.jaxpr, decision, device, program.shardings, program.aliased)
 
 
 def restored(

@@ -7,13 +7,11 @@ import functools
 from typing import Any
 
 from jaxremat.backends.devices import Device, resolve_target
-from jaxremat.backends.memory import usable_bytes
-from jaxremat.base.budget import DEVICE, Budget, parse_budget
+from jaxremat.base.budget import Budget, parse_budget
 from jaxremat.planner.solver_schedules import require_graphs
-from jaxremat.planning.plan_cache import rates
+from jaxremat.planning.plan_cache import asked
 from jaxremat.planning.request import VERIFICATIONS, host_budget_bytes, require_one_of
 from jaxremat.solvers.base import Solver
-from jaxremat.solvers.registry import solver_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +42,9 @@ class StepOptions:
 
     @property
     def question(self) -> tuple[Any, ...]:
-        """All that decides about a plan, the step aside."""
-        usable = usable_bytes(self.device) if self.budget == DEVICE else None
-        solver = self.solver.name, solver_parameters(self.solver)
+        """All that decides about a plan, the step, solver and device aside."""
         allowed = sorted(self.allow), self.host_budget
-        return self.budget, rates(self.device), usable, *solver, self.verify, *allowed, self.seed
+        return *asked(self.device, self.budget), self.verify, *allowed, self.seed
 
     def is_host_memory(self, kind: str | None) -> bool:
         """Whether a kind of memory is the host's, seen from the target."""

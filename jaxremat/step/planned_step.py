@@ -234,7 +234,7 @@ class PlannedStep:
         question = *self._options.question, *program.question, most_trials, sorted(self._shardings.items())
         try:
             make = lambda: self._planned_by(self._planning(call, compile, most_trials))
-            return remembered(question, self._options.solver, kept_for(program), make)
+            return remembered(question, self._options.solver, self._options.device, kept_for(program), make)
         finally:
             self._planners.pop(self._key(call), None)
 

@@ -38,21 +38,6 @@ class StoredStepPlan:
     numbers: dict[str, Any]
 
 
-def step_plan_text(plan: Any) -> str:
-    """A `StepPlan` as JSON."""
-    data = {
-        "format": _FORMAT,
-        "decision": plan.decision.to_json(),
-        "chunks": [chunk.to_json() for chunk in plan.program.chunks],
-        "fingerprint": plan.program.fingerprint,
-        "inputs": list(_inputs(plan.program)),
-        "compiled": None if plan.compiled is None else dataclasses.asdict(plan.compiled),
-        "numbers": {name: getattr(plan, name) for name in _NUMBERS},
-        "arguments": [dataclasses.asdict(group) for group in plan.arguments],
-    }
-    return json.dumps(data, indent=1)
-
-
 def stored_step_plan(plan: Any) -> StoredStepPlan:
     """What is kept of a `StepPlan`."""
     return StoredStepPlan(
@@ -63,6 +48,22 @@ def stored_step_plan(plan: Any) -> StoredStepPlan:
         compiled=plan.compiled,
         numbers={name: getattr(plan, name) for name in _NUMBERS},
     )
+
+
+def step_plan_text(plan: Any) -> str:
+    """A `StepPlan` as JSON."""
+    stored = stored_step_plan(plan)
+    data = {
+        "format": _FORMAT,
+        "decision": stored.decision.to_json(),
+        "chunks": [chunk.to_json() for chunk in stored.chunks],
+        "fingerprint": stored.fingerprint,
+        "inputs": list(stored.names),
+        "compiled": None if stored.compiled is None else dataclasses.asdict(stored.compiled),
+        "numbers": stored.numbers,
+        "arguments": [dataclasses.asdict(group) for group in plan.arguments],
+    }
+    return json.dumps(data, indent=1)
 
 
 def parse_step_plan(text: str, path: str | Path) -> StoredStepPlan:

@@ -7,18 +7,15 @@ index waits, and the steps run again.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.bounds import Bounds, bounds_in
-from jaxremat.trace.primitives import ALIASING, ELEMENTWISE, MOVING
+from jaxremat.trace.primitives import MADE_WHERE_READ
 
-_STEPS = ELEMENTWISE | MOVING | ALIASING | {"broadcast_in_dim"}
 _WORTH = 1 / 256  # of the largest array beside it: what is saved of less, predictions cannot tell: `schedules.APART`
 
 
@@ -61,14 +58,14 @@ class Indices:
         """What the backward reads, at once or in steps that cost next to nothing."""
         wanted = {v for eqn in self._late for v in jaxprs.vars_of(eqn.invars)}
         for eqn in reversed(self._early):
-            if eqn.primitive.name in _STEPS and not wanted.isdisjoint(eqn.outvars):
+            if eqn.primitive.name in MADE_WHERE_READ and not wanted.isdisjoint(eqn.outvars):
                 wanted.update(jaxprs.vars_of(eqn.invars))
         return wanted
 
 
 def _start(eqn: Eqn, starts: Mapping[Var, frozenset[Var]]) -> frozenset[Var] | None:
     """What the results of a step start from: nothing, if it reads constants only. None for any other equation."""
-    if eqn.primitive.name not in _STEPS:
+    if eqn.primitive.name not in MADE_WHERE_READ:
         return None
     return frozenset[Var]().union(*(starts.get(v, {v}) for v in jaxprs.vars_of(eqn.invars)))
 
@@ -83,15 +80,10 @@ def _is_no_smaller(var: Var, found: Mapping[Var, Bounds], start: frozenset[Var],
 def _is_wide(var: Var) -> bool:
     """Whether it is an array of integers of more than a byte."""
     dtype = getattr(var.aval, "dtype", None)
-    return isinstance(dtype, np.dtype) and dtype.kind in "iu" and dtype.itemsize > 1 and _size(var) > 1
+    return isinstance(dtype, np.dtype) and dtype.kind in "iu" and dtype.itemsize > 1 and jaxprs.shape_of(var).size > 1
 
 
 def _narrow_bytes(var: Var, bounds: Bounds) -> int:
     """Bytes of unsigned integers that are as small as bounds let them be."""
     span = bounds.high - bounds.low
-    return _size(var) * next(size for size in (1, 2, 4, 8) if span < 1 << (8 * size))
-
-
-def _size(var: Var) -> int:
-    aval: Any = var.aval
-    return math.prod(aval.shape)
+    return jaxprs.shape_of(var).size * next(size for size in (1, 2, 4, 8) if span < 1 << (8 * size))

@@ -46,6 +46,9 @@ CUMULATIVE = _names("cumsum cumprod cummax cummin cumlogsumexp")
 ALIASING = _names("reshape squeeze expand_dims stop_gradient copy name sharding_constraint pvary")
 """The same bytes under another name or shape."""
 
+MADE_WHERE_READ = ELEMENTWISE | MOVING | ALIASING | {"broadcast_in_dim"}
+"""What a compiler need not write: readers can make it."""
+
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",

@@ -27,12 +27,6 @@ def loss(ws, x):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path / "plans"))
-    return tmp_path / "plans"
-
-
-@pytest.fixture
 def searches(monkeypatch):
     """One entry per program that is searched."""
     made = []
@@ -152,9 +146,9 @@ def test_what_is_remembered_is_data():
     assert len(pickle.dumps(stored)) < 20_000
 
 
-def test_a_plan_is_found_again_and_computes_the_same(folder, searches):
+def test_a_plan_is_found_again_and_computes_the_same(plan_folder, searches):
     first, again = planned(), in_another_process()
-    assert len(searches) == 1 and len(list(folder.iterdir())) == 1
+    assert len(searches) == 1 and len(list(plan_folder.iterdir())) == 1
     assert again.summary() == first.summary()
     np.testing.assert_array_equal(again.schedule, first.schedule)
     for a, b in zip(jax.grad(again.apply(loss))(W, X), jax.grad(loss)(W, X), strict=True):
@@ -171,21 +165,21 @@ def test_a_plan_is_found_again_and_computes_the_same(folder, searches):
         {"emit": "segments"},
     ],
 )
-def test_another_question_is_another_plan(folder, searches, other):
+def test_another_question_is_another_plan(plan_folder, searches, other):
     planned()
     in_another_process(**other)
-    assert len(searches) == len(list(folder.iterdir())) == 2
+    assert len(searches) == len(list(plan_folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "jaxremat plan", "version": 2}'])
-def test_a_damaged_file_is_passed_over_with_a_warning_and_written_again(folder, searches, caplog, text):
+def test_a_damaged_file_is_passed_over_with_a_warning_and_written_again(plan_folder, searches, caplog, text):
     planned()
-    (path,) = folder.iterdir()
+    (path,) = plan_folder.iterdir()
     whole = path.read_text()
     path.write_text(text)
     in_another_process()
     assert len(searches) == 2 and "passed over" in caplog.text
-    assert len(path.read_text()) > 0.9 * len(whole) and list(folder.iterdir()) == [path]
+    assert len(path.read_text()) > 0.9 * len(whole) and list(plan_folder.iterdir()) == [path]
 
 
 def test_a_folder_that_cannot_be_written_costs_no_plan(tmp_path, monkeypatch, caplog):
@@ -195,10 +189,10 @@ def test_a_folder_that_cannot_be_written_costs_no_plan(tmp_path, monkeypatch, ca
     assert "not kept" in caplog.text
 
 
-def test_several_may_write_at_once(folder):
+def test_several_may_write_at_once(plan_folder):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         plans = list(pool.map(lambda _: planned(), range(3)))
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(plan_folder.iterdir())) == 1
     assert len({plan.peak_bytes for plan in plans}) == 1
 
 
@@ -209,8 +203,8 @@ jaxremat.plan(loss, jnp.ones((8, 8)), jnp.ones((64, 8)), budget=0.9, verify="rep
 """
 
 
-def test_a_process_finds_what_another_one_wrote(folder):
+def test_a_process_finds_what_another_one_wrote(plan_folder):
     for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"}
         subprocess.run([sys.executable, "-c", PROGRAM], check=True, env=env)
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(plan_folder.iterdir())) == 1

@@ -9,7 +9,6 @@ import step_programs
 
 import jaxremat
 from jaxremat.planning.memory import PLANS
-from jaxremat.planning.plan_cache import FOLDER
 from jaxremat.step import planned_step
 
 
@@ -25,12 +24,6 @@ def searches(monkeypatch):
 
     monkeypatch.setattr(planned_step, "StepPlanning", Counted)
     return made
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path / "plans"))
-    return tmp_path / "plans"
 
 
 STEP, ARGS = step_programs.deep(6, 512)
@@ -94,17 +87,17 @@ def test_what_is_remembered_is_data():
     assert len(pickle.dumps(stored)) < 20_000
 
 
-def test_a_plan_is_found_again_on_disk(folder, searches):
+def test_a_plan_is_found_again_on_disk(plan_folder, searches):
     _, first = planned()
     PLANS.clear()
     _, again = planned()
-    assert len(searches) == 1 and len(list(folder.iterdir())) == 1
+    assert len(searches) == 1 and len(list(plan_folder.iterdir())) == 1
     assert again.summary() == first.summary()
 
 
-def test_a_damaged_file_is_passed_over_with_a_warning_and_written_again(folder, searches, caplog):
+def test_a_damaged_file_is_passed_over_with_a_warning_and_written_again(plan_folder, searches, caplog):
     planned()
-    (path,) = folder.iterdir()
+    (path,) = plan_folder.iterdir()
     whole = path.read_text()
     path.write_text(whole[:100])
     PLANS.clear()
