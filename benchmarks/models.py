@@ -285,3 +285,9 @@ MODELS: dict[str, Callable[[Wrap], tuple[Callable, tuple]]] = {
     "LSTM": _lstm,
 }
 """Makers of (loss, its arguments as shapes); the gradient is that of the first argument."""
+
+
+def enlarged(problem: tuple[Callable, tuple], times: int) -> tuple[Callable, tuple]:
+    """The same loss, with `times` its batch."""
+    loss, (params, *data) = problem
+    return loss, (params, *(jax.ShapeDtypeStruct((times * d.shape[0], *d.shape[1:]), d.dtype) for d in data))

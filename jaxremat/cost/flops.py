@@ -6,7 +6,7 @@ The compiler's own count sees a loop body once and misses library calls, so it i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -42,6 +42,11 @@ def equation_flops(eqn: Eqn, *, matrix_only: bool = False) -> float:
 def is_contraction(eqn: Eqn) -> bool:
     """Whether matrix units do the work: dots and convolutions."""
     return eqn.primitive.name in _MATRIX
+
+
+def contractions(eqns: Sequence[Eqn]) -> np.ndarray:
+    """[N] bool: equations that are contractions."""
+    return np.asarray([is_contraction(eqn) for eqn in eqns], bool)
 
 
 def equation_bytes(eqn: Eqn) -> int:

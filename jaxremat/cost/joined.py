@@ -112,10 +112,10 @@ class _Joins:
         return len(sums) < 2 and all(self._ops[kernel].kind == "reduce" for kernel in sums)
 
     def join_producer(self, buffer: int, reader: int) -> None:
-        """Joins a kernel with one that reads its result, if that waits for it only to read it: once, since all that
-        read it would compute it, which did not pay before."""
+        """Joins a kernel with one that reads its result, if that waits for it only to read it. Loops that read it
+        several times compute it once; a reduction among them goes through it in another order: it is written before."""
         a, b = self.leader(buffer), self.leader(reader)
-        if sum(buffer in self._shaped[kernel] for kernel in self._members[b]) > 1:
+        if self._reduced[b] and sum(buffer in self._shaped[kernel] for kernel in self._members[b]) > 1:
             return
         if not self._are_alike(a, b):
             return

@@ -23,11 +23,13 @@ _OVER_LINK = frozenset({"device_put", "copy"})  # beside kernels: what a schedul
 _UNPAID = _FREE | _OVER_LINK
 
 
-def kernel_seconds(fusion: Fusion, groups: Iterable[Sequence[int]], device: Device) -> dict[int, float]:
-    """Seconds of each kernel that runs, by the first of the operations whose results it writes; `groups`: of those that
-    run as one."""
+def kernel_seconds(
+    fusion: Fusion, groups: Iterable[Sequence[int]], device: Device, unwritten: Set[int] = frozenset()
+) -> dict[int, float]:
+    """Seconds of each kernel that runs, by the first of the operations whose results it makes; `groups`: of those that
+    run as one; `unwritten`: those whose results nobody else reads."""
     paid = ([kernel for kernel in group if _is_paid(fusion.program.ops[kernel])] for group in groups)
-    return {group[0]: _seconds(fusion, group, device) for group in paid if group}
+    return {group[0]: _seconds(fusion, group, device, unwritten) for group in paid if group}
 
 
 def seconds_by_equation(
@@ -73,10 +75,10 @@ def _is_paid(op: Op) -> bool:
     return op.kind not in _UNPAID and not op.bodies
 
 
-def _seconds(fusion: Fusion, group: list[int], device: Device) -> float:
+def _seconds(fusion: Fusion, group: list[int], device: Device, unwritten: Set[int] = frozenset()) -> float:
     ops = fusion.program.ops
     read = fusion.buffers_read[group[0]] if len(group) == 1 else _read_together(fusion, group)
-    moved: float = sum(map(fusion.written_bytes, group))
+    moved: float = sum([fusion.written_bytes(kernel) for kernel in group if kernel not in unwritten])
     moved += sum([ops[index].size_bytes * (share if share < 1.0 else 1.0) for index, share in read.items()])
     products = [index for kernel in group if kernel in fusion.products for index in fusion.products[kernel]]
     arithmetic = sum(ops[product].flops / _rate(fusion.program, product, device) for product in products)

@@ -141,7 +141,7 @@ def _in_order(
         output_bytes=output_bytes,
         steps=np.asarray([program.equations[kernel] for kernel in order], np.int64),
         workspace_bytes=workspace_bytes,
-        seconds=sum(kernel_seconds(fusion, groups, device).values()) + in_bodies,
+        seconds=sum(kernel_seconds(fusion, groups, device, kernels.unwritten).values()) + in_bodies,
         spans=np.asarray(rows, np.int64).reshape(-1, 4),
     )
 
@@ -203,7 +203,7 @@ class _Buffers:
         self.end = dict(self.last)
         self.returned = {self.home.get(output, output) for output in self.fusion.program.outputs}
         self.elsewhere: set[int] = set()
-        self._is_body, self._in_tuples = is_body, kernels.in_tuples
+        self._is_body, self._in_tuples, self._unwritten = is_body, kernels.in_tuples, kernels.unwritten
         self._taken: set[int] = set()
 
     def _last_reads(self) -> dict[int, int]:
@@ -241,7 +241,7 @@ class _Buffers:
         return any(name in self._in_tuples or self.ops[name].kind == "part" for name in names)
 
     def spans(self) -> list[_Span]:
-        here = [kernel for kernel in self.order if self.home[kernel] == kernel]
+        here = [kernel for kernel in self.order if self.home[kernel] == kernel and kernel not in self._unwritten]
         own = [kernel for kernel in here if kernel not in self.returned and kernel not in self.elsewhere]
         return [*self._unread(), *map(self._span, own)]
 

@@ -40,6 +40,7 @@ class Kernels:
         way of others, every kernel by itself.
       waits_for: for each group, the groups whose results it reads, in the order in which it does.
       readers: for each group, those that read its results.
+      unwritten: kernels whose result only those read that run as one with them.
       in_tuples: kernels whose result is one of several of what makes it.
     """
 
@@ -49,7 +50,9 @@ class Kernels:
         if stuck := self._waiting_for_each_other():
             alone = ([(kernel,) for kernel in group] if k in stuck else [group] for k, group in enumerate(groups))
             self._connect(list(itertools.chain.from_iterable(alone)))
-        self.in_tuples = {kernel for group in self.groups if len(group) > 1 for kernel in group}
+        self.unwritten = self._read_inside_alone()
+        written = ([kernel for kernel in group if kernel not in self.unwritten] for group in self.groups)
+        self.in_tuples = {kernel for several in written if len(several) > 1 for kernel in several}
         self.in_tuples |= fusion.by_library.keys() if backend.returns_workspace else set()
 
     def _connect(self, groups: Sequence[tuple[int, ...]]) -> None:
@@ -63,6 +66,15 @@ class Kernels:
         for k, waits in enumerate(self.waits_for):
             for each in waits:
                 self.readers[each].append(k)
+
+    def _read_inside_alone(self) -> set[int]:
+        """Kernels that others read, none of which runs apart from them."""
+        inside, elsewhere = set[int](), {*self.fusion.program.outputs}
+        for reader, read in self.fusion.buffers_read.items():
+            group = self.group_of.get(reader)
+            for buffer in read:
+                (inside if group is not None and self.group_of.get(buffer) == group else elsewhere).add(buffer)
+        return inside - elsewhere
 
     def _waiting_for_each_other(self) -> set[int]:
         """Groups that wait for each other, or lie between such."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.bodies import KnownBodies
-from jaxremat.cost.flops import is_contraction
+from jaxremat.cost.flops import contractions, is_contraction
 from jaxremat.cost.memory import MemoryEstimate, estimate_listing, live_bytes
 from jaxremat.cost.pricing import shares
 from jaxremat.emit.scheduled import put_script
@@ -103,7 +103,7 @@ class Timelines:
     def __init__(self, joint: Joint, graph: Graph) -> None:
         self._graph, self._shares = graph, shares(joint)
         self._made_bytes = np.asarray([max(map(jaxprs.size_bytes, eqn.outvars), default=0) for eqn in joint.eqns])
-        self._contracts = np.asarray([is_contraction(eqn) for eqn in joint.eqns], bool)
+        self._contracts = contractions(joint.eqns)
 
     def of(self, estimate: MemoryEstimate, node_of: np.ndarray, cost: float) -> Timeline:
         """A timeline from an estimate and the node that each emitted equation stems from."""

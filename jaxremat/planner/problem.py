@@ -11,6 +11,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.base.budget import format_bytes
 from jaxremat.base.telling import tell
 from jaxremat.cost.bodies import KnownBodies
+from jaxremat.cost.flops import contractions
 from jaxremat.cost.pricing import price
 from jaxremat.cost.sharding import again_seconds
 from jaxremat.graph.graph import Graph
@@ -61,6 +62,11 @@ class Problem:
             if self.graph.pinned[node] or decided or not unfenced.isdisjoint(eqn.outvars):
                 seconds[node] = np.inf
         return seconds
+
+    @property
+    def contracts(self) -> np.ndarray:
+        """[N] bool: equations that are contractions."""
+        return contractions(self.joint.eqns)
 
     def predicted(self, program: ScheduledProgram) -> Timeline:
         """The timeline of a schedule as compiled."""

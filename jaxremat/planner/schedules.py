@@ -17,7 +17,6 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.chunk.rewriting.epilogue import with_epilogues_inside
 from jaxremat.cost.bodies import KnownBodies
-from jaxremat.cost.flops import is_contraction
 from jaxremat.graph.replay import Timeline
 from jaxremat.graph.scheduled import BARRIER_SCOPES, ScheduledProgram
 from jaxremat.loops.decide import Loops, in_one_piece
@@ -152,6 +151,7 @@ class SchedulePlanner:
         distinct = (
             apart(list(by_size.values()), lambda outcome: outcome.replayed_bytes)[: _MOST_LEAST // len(BARRIER_SCOPES)]
             + self._in_checkpoints()
+            + self._in_layers
         )
         closely = list(map(self._followed_closely, distinct))
         others = [*distinct, *map(self._with_sources_behind_barriers, distinct)]
@@ -178,8 +178,9 @@ class SchedulePlanner:
         return self._outcome(problem, search.plain)
 
     def near_misses(self, best: Outcome, cost: float, peak_bytes: int) -> Sequence[Outcome]:
-        """None: the prediction tells schedules apart well enough."""
-        return ()
+        """Layers that run again, where that is cheaper and predicted to fit: a search by replayed bytes misses it."""
+        cheaper = sorted((each for each in self._in_layers if each.cost < cost), key=_by_cost)
+        return [each for each in cheaper if each.peak_bytes <= peak_bytes]
 
     @functools.cached_property
     def _both(self) -> Sequence[SchedulePlanner]:
@@ -206,6 +207,14 @@ class SchedulePlanner:
         once = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed()]
         twice = [self._outcome(problem, each) for problem, search in posed for each in search.checkpointed_twice()]
         return [each for found in (once, twice) for each in sorted(found, key=_by_peak)[:MOST_IN_CHECKPOINTS]]
+
+    @functools.cached_property
+    def _in_layers(self) -> list[ScheduleOutcome]:
+        """Layers that run again one by one: replayed value by value, what kernels compute on the way counts in full,
+        and none of it looks small."""
+        posed = [planner._small[0] for planner in self._both]
+        found = [(problem, each) for problem, search in posed for each in search.in_layers(problem.contracts)]
+        return [self._outcome(problem, each) for problem, each in found]
 
     @functools.cached_property
     def _small(self) -> list[tuple[Problem, Search]]:
@@ -294,8 +303,7 @@ class SchedulePlanner:
     def _followed_closely(self, outcome: ScheduleOutcome) -> ScheduleOutcome:
         """The outcome with barriers that let the compiler choose little of the order, and join no contraction with what
         reads it: a reduction that takes whole chains in needs what they read, constants in full among that."""
-        contractions = np.asarray([is_contraction(eqn) for eqn in outcome.problem.joint.eqns])
-        turns = barriers_at_turns(outcome.problem.graph, outcome.program.steps, contractions)
+        turns = barriers_at_turns(outcome.problem.graph, outcome.program.steps, outcome.problem.contracts)
         program = dataclasses.replace(outcome.program, barriers=turns, barrier_scope="order")
         return self._once(dataclasses.replace(outcome, program=program))
 

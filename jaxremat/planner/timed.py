@@ -35,6 +35,7 @@ from jaxremat.planner.schedules import SchedulePlanner, apart
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.barriers import barriers_between, before_what_ends
 from jaxremat.solvers.mincut.boundary import SearchPoint
+from jaxremat.solvers.mincut.layers import layers_of
 from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.solvers.mincut.structure import Structure
 from jaxremat.trace.primal import Primal
@@ -124,10 +125,13 @@ class TimedPlanner:
         known = self._known(replayed_bytes)
         smaller = (likeliest_pair(known, replayed_bytes) or ())[:1]
         known = [*known, *self._moved(smaller, self._places[1:])]
-        self._mix(known, replayed_bytes)
+        self._mix(likeliest_pair(known, replayed_bytes), replayed_bytes)
         wanted = _Wanted.within(replayed_bytes, self.made)
         others = [each for each in convex_front(known) if wanted.is_below(each, each)]
-        self._mix([*known, *self._moved(others, self._places[1:])], replayed_bytes)
+        known = [*known, *self._moved(others, self._places[1:])]
+        likeliest = likeliest_pair(known, replayed_bytes)
+        self._mix(likeliest, replayed_bytes)
+        self._mix(likeliest_pair(known, likeliest[1].peak_bytes) if likeliest else None, replayed_bytes)
         self._fill(replayed_bytes)
         found = fastest(self.made, replayed_bytes) or fastest(self.least(), replayed_bytes)
         return found or min(self.least(), key=by_peak)
@@ -154,10 +158,12 @@ class TimedPlanner:
     def _small(self) -> list[TimedOutcome]:
         """Outcomes of small replayed peak, the smallest first, up to one that is predicted to take no less than what is
         known without a search: more are larger still."""
-        enough = min(outcome.peak_bytes for outcome in (self.plain, *self._by_hand))
+        known = [self.plain, *(self._around_blocks if self._has_names else ())]
+        enough = min(outcome.peak_bytes for outcome in known)
+        place = self._blocks if self._has_names else self._other_parts[0]
         found: list[TimedOutcome] = []
         for candidate in self._search.small_ones(_MOST_LEAST):
-            found.append(self._emitted(candidate.without_barriers, self._places[0]))
+            found.append(self._emitted(candidate.without_barriers, place))
             if found[-1].peak_bytes >= enough:
                 break
         return found
@@ -182,9 +188,9 @@ class TimedPlanner:
         """The range with barriers in their first places; of what is between two prices, all that can be the fastest
         within a number of bytes."""
         at = {point: self._at(point) for points in self._falling for point in _ends(points)}
-        by_hand = self._by_hand if peak_bytes is None else self._as_people_do
-        others = by_hand if self._number_of_blocks else self._small
-        known = [self.plain, *others, *at.values()]
+        by_hand = self._by_hand if peak_bytes is None else [*self._in_blocks, *self._in_layers]
+        others = () if self._has_names else self._small
+        known = [self.plain, *by_hand, *others, *at.values()]
         for _ in range(_ROUNDS):
             wanted = _Wanted.within(peak_bytes, known)
             finer = {point: self._at(point) for point in self._beside(at, convex_front(known), wanted)}
@@ -232,15 +238,26 @@ class TimedPlanner:
                 if high > low + 1 and is_wanted and (larger in front or smaller in front):
                     yield points[(low + high) // 2]
 
-    @functools.cached_property
+    @property
     def _by_hand(self) -> list[TimedOutcome]:
-        """What people keep by hand; the smallest also behind kernels, as whatever is on the front."""
-        smallest = sorted(self._as_people_do, key=by_peak)[:1]
-        return [*self._as_people_do, *(self._emitted(outcome.program, self._blocks) for outcome in smallest)]
+        """What people keep by hand who put checkpoints around blocks, and around layers."""
+        return [*self._around_blocks, *self._in_layers]
 
     @functools.cached_property
-    def _as_people_do(self) -> list[TimedOutcome]:
-        """What people keep by hand, with barriers where `jax.checkpoint` has them."""
+    def _around_blocks(self) -> list[TimedOutcome]:
+        """Checkpoints around blocks; the smallest also behind kernels, as whatever is on the front."""
+        smallest = sorted(self._in_blocks, key=by_peak)[:1]
+        return [*self._in_blocks, *(self._emitted(outcome.program, self._blocks) for outcome in smallest)]
+
+    @functools.cached_property
+    def _in_layers(self) -> list[TimedOutcome]:
+        """Checkpoints around layers, with what they read behind kernels."""
+        layers = self._search.in_layers(self._problem.contracts)
+        return [self._emitted(layer.without_barriers, self._layers) for layer in layers]
+
+    @functools.cached_property
+    def _in_blocks(self) -> list[TimedOutcome]:
+        """Checkpoints around blocks, with barriers where `jax.checkpoint` has them."""
         return [self._between(self._blocks, self._predicted(program)) for program in self._programs_by_hand]
 
     @functools.cached_property
@@ -262,10 +279,10 @@ class TimedPlanner:
         is_enough = min(near, key=by_peak).peak_bytes <= peak_bytes
         return near if is_enough else [*near, *self._range, *self._small]
 
-    def _mix(self, known: Sequence[TimedOutcome], peak_bytes: int) -> None:
+    def _mix(self, pair: tuple[TimedOutcome, TimedOutcome] | None, peak_bytes: int) -> None:
         """Equal blocks change at one price, all of them: predicts, between two that are known, schedules that keep as
-        much as the larger one from some node on; as many blocks as fit, and a part of one more."""
-        pair = likeliest_pair(known, peak_bytes)
+        much as the larger one from some node on; as many blocks as fit, and a part of one more. Even of two that take
+        more: what keeps a part of a layer at either end may take less than both."""
         if pair:
             graph = self._problem.graph
             differing = np.unique(graph.producer[np.logical_xor(*self._kept_by(pair))])
@@ -386,8 +403,21 @@ class TimedPlanner:
 
     @functools.cached_property
     def _blocks(self) -> np.ndarray:
-        """[N] the numbered module of each forward node, -1 outside of them."""
+        """[N] the block of each forward node, -1 outside of them: numbered modules, or else what memory tells apart."""
+        return self._named_blocks if self._has_names else self._structure.blocks
+
+    @functools.cached_property
+    def _named_blocks(self) -> np.ndarray:
         return blocks_of(self._problem.joint)
+
+    @property
+    def _has_names(self) -> bool:
+        return bool((self._named_blocks >= 0).any())
+
+    @functools.cached_property
+    def _layers(self) -> np.ndarray:
+        """[N] the layer of each forward node, -1 where there are none."""
+        return layers_of(self._problem.graph, self._problem.contracts)
 
     @functools.cached_property
     def _block_starts(self) -> np.ndarray:

@@ -1,5 +1,4 @@
-"""Where memory rises and falls in a program: its hills (Liu, SIAM J. Algebraic Discrete Methods 8(3), 1987, of trees),
-and for each the place at which to cut it.
+"""The hills of a step's memory as programs of their own, and for each the place at which to cut it.
 
 A gradient is a hill: values pile up, then are read in turn. A step may hold several, one after another (two
 players, several losses), and inside one others (gradients of gradients). What was made before a place and is read after
@@ -39,36 +38,6 @@ class Section:
         return steps[steps > 0] + self.first - 1
 
 
-def hills(live_bytes: np.ndarray) -> list[tuple[int, int]]:
-    """Ranges [first, end) that cover all steps, each around one hill.
-
-    Two hills are told apart where memory falls to half of the lower of them, as two lines of a spectrum are; what
-    never reaches half of the highest is not one, and a slope that goes up and down around that half is not several.
-
-    Args:
-      live_bytes: [T] at each step, without what is live throughout.
-    """
-    least_bytes = live_bytes.max(initial=0) / 2
-    ranges, found = [(0, live_bytes.size)], []
-    while ranges:
-        first, end = ranges.pop()
-        valley = _deepest_valley(live_bytes[first:end], least_bytes)
-        if valley is None:
-            found.append((first, end))
-        else:
-            ranges += [(first + valley + 1, end), (first, first + valley + 1)]
-    return found
-
-
-def _deepest_valley(live_bytes: np.ndarray, least_bytes: float) -> int | None:
-    """The lowest step between two hills that are told apart there; None where there is one hill."""
-    before = np.maximum.accumulate(live_bytes)
-    after = np.maximum.accumulate(live_bytes[::-1])[::-1]
-    lower = np.minimum(before, after)
-    valley = np.flatnonzero((live_bytes <= lower / 2) & (live_bytes < lower) & (lower >= least_bytes))
-    return int(valley[live_bytes[valley].argmin()]) if valley.size else None
-
-
 def section(graph: Graph, first: int, end: int) -> Section:
     """The nodes [first, end) as a graph: what they read from before is made by one node that never runs again; what
     later nodes read stays to the end; what only passes by is resident."""
@@ -106,7 +75,7 @@ def cut_at(graph: Graph, node: int) -> Graph:
     return dataclasses.replace(graph, backward=np.arange(graph.num_nodes) >= node)
 
 
-def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> Graph:
+def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray, behind: np.ndarray | None = None) -> Graph:
     """A hill cut at the node where making values again gains the most.
 
     At the mean price of a byte, a minimum cut says what the values that pass a node cost when each is kept or made
@@ -118,9 +87,12 @@ def best_cut(graph: Graph, run_seconds: np.ndarray, live_bytes: np.ndarray) -> G
       graph: a section.
       run_seconds: [N] what running each node again is taken to cost.
       live_bytes: [N] when it runs in order.
+      behind: [N] bool, nodes right behind which a cut may lie: it moves up to there; anywhere by default.
     """
     price = graph.mean_price
     places = [first + int(live_bytes[first:end].argmax()) for first, end in _parts(graph.num_nodes)]
+    if behind is not None:
+        places = [1 + int(np.flatnonzero(behind[:place]).max(initial=0)) for place in places]
     gains = {place: _gain(cut_at(graph, place), price, run_seconds) for place in dict.fromkeys(places) if place > 1}
     most = max(gains.values(), default=0.0)
     good = [place for place, gain in gains.items() if gain >= _AS_MUCH * most]

@@ -13,6 +13,7 @@ from jaxremat.base.budget import format_bytes
 from jaxremat.base.compat import Jaxpr
 from jaxremat.base.telling import tell
 from jaxremat.cost.bodies import KnownBodies
+from jaxremat.cost.flops import contractions
 from jaxremat.cost.memory import MemoryEstimate, estimate_listing
 from jaxremat.cost.pricing import price, shares
 from jaxremat.emit.orders import orders_for
@@ -66,6 +67,11 @@ class Posed:
         done = np.zeros(made.size)
         done[last] = np.diff(np.cumsum(made * own)[last], prepend=0)
         return _in_parts(made * shares(self.joint).summed) | _in_parts(done)
+
+    @property
+    def contracts(self) -> np.ndarray:
+        """[N] bool: equations that are contractions."""
+        return contractions(self.joint.eqns)
 
     def run_seconds(self, *, again_scans: bool = True) -> np.ndarray:
         """[N] what running each node again is taken to cost; `again_scans`: whether loops may."""

@@ -118,8 +118,9 @@ class ProgramPlanner:
     def smallest_few(self, number: int) -> list[StepOutcome]:
         """Outcomes of small replayed peak, no two alike: what to try where the prediction finds the rest too large."""
         small = _distinct(sorted(self._small, key=by_peak))[:number]
+        layered = self._in_layers(self._own_smallest)
         joined = self._joined.smallest_few(number) if self._joined else ()
-        return _distinct([*self._lowest(number), *small, *self._in_checkpoints, *joined])
+        return _distinct([*self._lowest(number), *small, *self._in_checkpoints, *layered, *joined])
 
     def predicted(self, limit: int) -> Correction[StepOutcome, None]:
         """The cheapest outcome whose predicted peak is within a limit."""
@@ -136,7 +137,9 @@ class ProgramPlanner:
         if correction.best is None:
             correction = correction.with_more(self._lower(correction.smallest.candidate, limit), predict, limit)
         if correction.best:
-            return correction.with_more(self._higher(correction.best.candidate, limit), predict, limit)
+            best = correction.best.candidate
+            layered = [each for each in self._in_layers(best) if each.cost < best.cost]
+            return correction.with_more([*layered, *self._higher(best, limit)], predict, limit)
         if self._joined:
             found = self._joined.predicted(limit)
             correction = correction.with_more([(found.best or found.smallest).candidate], predict, limit)
@@ -254,6 +257,14 @@ class ProgramPlanner:
         bodies = self._bodies_within(1)
         checkpointed = [self._outcome((), bodies, schedule) for schedule in self._posed((), bodies)[1].in_checkpoints()]
         return [ordered for outcome in checkpointed for ordered in self._in_each_order(outcome)]
+
+    def _in_layers(self, like: StepOutcome) -> list[StepOutcome]:
+        """Outcomes with the loops of another one that run layers again one by one, in each order: replayed value by
+        value, what kernels compute on the way counts in full, and none of it looks small."""
+        pairs, bodies = self._loops_of[like.decision]
+        posed, search = self._posed(pairs, bodies)
+        layered = [self._outcome(pairs, bodies, schedule) for schedule in search.in_layers(posed.contracts)]
+        return [ordered for outcome in layered for ordered in self._in_each_order(outcome)]
 
     @functools.cached_property
     def _pair_decisions(self) -> list[tuple[LoopDecision, ...]]:

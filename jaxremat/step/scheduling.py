@@ -16,6 +16,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.graph.scheduled import first_runs
 from jaxremat.graph.unrolled import unrolled
+from jaxremat.graph.valleys import hills
 from jaxremat.planner.schedules import MOST_IN_CHECKPOINTS
 from jaxremat.planner.solver_schedules import GRAINS, require_size, steps_within
 from jaxremat.solvers.base import Solver
@@ -23,7 +24,7 @@ from jaxremat.solvers.mincut.barriers import PARTS, barriers_between
 from jaxremat.solvers.mincut.boundary import in_two_parts
 from jaxremat.solvers.mincut.search import Candidate, Search
 from jaxremat.solvers.mincut.structure import Structure
-from jaxremat.step.hills import Section, best_cut, cut_at, hills, last_reader, section
+from jaxremat.step.hills import Section, best_cut, cut_at, last_reader, section
 
 _MOST_ROUNDS = 3  # benchmarks/constants.py
 _GAIN = 0.02  # of the peak: what another round of cuts must gain for one more; benchmarks/constants.py
@@ -120,6 +121,11 @@ class StepSearch:
         """Schedules in which whole segments of each hill run again behind one barrier, and groups of them."""
         return self._first_round.in_checkpoints()
 
+    def in_layers(self, contracts: np.ndarray) -> list[FlatSchedule]:
+        """Schedules in which each hill runs again layer by layer, contractions ([N] bool) among what is made again, and
+        without them."""
+        return self._first_round.in_layers(contracts)
+
     @functools.cached_property
     def _first_round(self) -> Round:
         return self._round(self.plain, 0)
@@ -183,6 +189,10 @@ class SolverSearch:
         """None: the solver decides."""
         return []
 
+    def in_layers(self, contracts: np.ndarray) -> list[FlatSchedule]:
+        """None: the solver decides."""
+        return []
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Round:
@@ -220,6 +230,18 @@ class Round:
         twice = [search.checkpointed_twice() or found for (_, search), found in zip(self.parts, once, strict=True)]
         each = (sorted(self._side_by_side(found), key=_by_peak) for found in (once, twice))
         return [schedule for found in each for schedule in found[:MOST_IN_CHECKPOINTS]]
+
+    def in_layers(self, contracts: np.ndarray) -> list[FlatSchedule]:
+        """Schedules in which each hill runs again layer by layer; [N] bool, the nodes that are contractions.
+
+        Hills are cut behind contractions here: where a layer runs again, all that reads what it makes does so late.
+        """
+        found = []
+        for part, search in self.parts:
+            inside = np.concatenate([[False], contracts[self.schedule.steps[part.first : part.end]]])
+            cut = best_cut(search.graph, search.graph.rerun_costs, _live_bytes(search.graph), behind=inside)
+            found.append(Search(cut).in_layers(inside))
+        return self._side_by_side(found) if all(found) else []
 
     def _side_by_side(self, each: Sequence[Sequence[Candidate]]) -> list[FlatSchedule]:
         """The first candidates of all hills, the second ones, and so on; the last again where there are fewer."""

@@ -7,6 +7,8 @@ from fused_programs import CPU, H200
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.joined import run_as_one
+from jaxremat.cost.memory import estimate_memory
+from jaxremat.cost.run_orders import Kernels
 
 X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
 
@@ -76,7 +78,7 @@ def test_a_sum_runs_with_what_it_reads_where_others_read_that_too():
     assert joined(fun, X, W) == [["mul", "reduce"]]
 
 
-def test_what_two_of_a_kernel_would_compute_is_written_before():
+def test_what_two_loops_of_a_kernel_read_is_computed_in_it_and_not_written():
     """A hyperbolic tangent that two loops read is dear; both read what it reads, too, and run as one."""
 
     def fun(x, y, w):
@@ -84,7 +86,22 @@ def test_what_two_of_a_kernel_would_compute_is_written_before():
         turned = jnp.tanh(product)
         return turned * product, turned + product * y, product
 
-    assert joined(fun, X, X, W) == [["add", "mul"]]
+    assert joined(fun, X, X, W) == [["add", "mul", "tanh"]]
+    fusion = fuse(lower(jax.make_jaxpr(fun)(X, X, W).jaxpr, H200.backend), H200)
+    kernels = Kernels(fusion, run_as_one(fusion, H200), H200.backend)
+    assert [fusion.program.ops[kernel].kind for kernel in kernels.unwritten] == ["tanh"]
+    assert estimate_memory(jax.make_jaxpr(fun)(X, X, W).jaxpr, H200).temp_bytes < X.size * 4
+
+
+def test_what_a_loop_and_a_sum_read_is_written_before():
+    """A gradient of a normalised layer, which its sum and two loops read: a ResNet was predicted 12 % too high."""
+
+    def fun(x, y, w):
+        product = x @ w
+        turned = jnp.tanh(product)
+        return turned * product, turned + product * y, (turned * y).sum(0), product
+
+    assert not any("tanh" in group for group in joined(fun, X, X, W) if "reduce" in group)
 
 
 def test_nothing_is_joined_across_a_barrier():

@@ -120,28 +120,30 @@ def test_a_fit_takes_few_predictions(share):
     planner = TimedPlanner(read_primal(loss, (WEIGHTS, X), 0, False), H200)
     budget = int(share * planner.plain.peak_bytes)
     found = planner.fit(budget)
-    assert len(planner.made) <= 24
+    assert len(planner.made) <= 28
     assert found.cost == min(each.cost for each in planner.made if each.peak_bytes <= budget)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("share", [0.5, 0.85])
 def test_equal_blocks_need_not_all_do_the_same(share, monkeypatch):
     mixed, uniform = (TimedPlanner(read_primal(loss, (WEIGHTS, X), 0, False), H200) for _ in range(2))
     monkeypatch.setattr(uniform, "_mix", lambda *_: None)
     monkeypatch.setattr(uniform, "_fill", lambda *_: None)
     budget = int(share * mixed.plain.peak_bytes)
     costs = [planner.fit(budget).cost for planner in (mixed, uniform)]
-    assert costs[0] < costs[1] if share == 0.9 else costs[0] <= costs[1]
+    assert costs[0] < costs[1] if share == 0.85 else costs[0] <= costs[1]
 
 
-@pytest.mark.parametrize(("name", "share"), [("norms", 0.9)])
-def test_what_mixtures_leave_of_the_bytes_is_filled(name, share, monkeypatch):
+@pytest.mark.parametrize(("name", "share"), [("norms", 0.85), ("gated", 0.8), ("skips", 0.6)])
+def test_what_is_left_of_the_bytes_is_filled(name, share, monkeypatch):
     """Where the next value in the order of the program is too large, others may not be."""
     fun, *args = PROGRAMS[name]
-    filled, mixed = (TimedPlanner(read_primal(fun, tuple(args), 0, False), H200) for _ in range(2))
-    monkeypatch.setattr(mixed, "_fill", lambda *_: None)
+    filled, fitted = (TimedPlanner(read_primal(fun, tuple(args), 0, False), H200) for _ in range(2))
+    monkeypatch.setattr(fitted, "_fill", lambda *_: None)
+    for planner in (filled, fitted):
+        monkeypatch.setattr(planner, "_mix", lambda *_: None)
     budget = int(share * filled.plain.peak_bytes)
-    more, less = (planner.fit(budget) for planner in (filled, mixed))
+    more, less = (planner.fit(budget) for planner in (filled, fitted))
     assert less.peak_bytes < more.peak_bytes <= budget and more.cost < 0.99 * less.cost
 
 
@@ -261,3 +263,37 @@ def test_what_people_keep_by_hand_is_compiled_where_times_cannot_tell_it_from_th
     assert fastest not in planner.near_misses(planner.plain, fastest.cost / 1.07, fastest.peak_bytes)
     assert fastest not in planner.near_misses(planner.plain, fastest.cost / 1.05, fastest.peak_bytes // 2)
     assert fastest not in planner.near_misses(fastest, fastest.cost, fastest.peak_bytes)
+
+
+def residual(layers, x):
+    """A residual stream without names of modules."""
+    for up, down in layers:
+        x = x + jax.nn.gelu(jax.nn.standardize(x) @ up) @ down
+    return (x**2).mean()
+
+
+def test_without_names_blocks_are_what_memory_tells_apart():
+    """Four layers that widen fourfold: checkpoints around them took .30 of the peak and 11 % more time as compiled; the
+    least of all schedules took .39."""
+    layers = [(array(256, 1024), array(1024, 256))] * 4
+    planner = TimedPlanner(read_primal(residual, (layers, array(4096, 256)), 0, False), H200)
+    assert planner._number_of_blocks == 4 and not planner._has_names
+    plain = planner.plain
+    found = planner.fit(int(0.35 * plain.peak_bytes))
+    assert found.peak_bytes <= 0.35 * plain.peak_bytes and found.cost < 1.2 * plain.cost
+
+
+def test_layers_of_different_sizes_run_again_one_by_one():
+    """Replayed value by value the widest layer, with all it computes on the way, is the peak whatever runs again."""
+    sizes = (128, 512, 256, 128, 64, 128)
+
+    def loss(weights, x):
+        made = x
+        for w in weights:
+            made = jax.nn.gelu(made @ w)
+        return ((made - x) ** 2).mean()
+
+    weights = [array(*pair) for pair in itertools.pairwise(sizes)]
+    planner = TimedPlanner(read_primal(loss, (weights, array(16384, 128)), 0, False), H200)
+    found = planner.fit(int(0.55 * planner.plain.peak_bytes))
+    assert found.peak_bytes <= 0.55 * planner.plain.peak_bytes and found.cost < 1.1 * planner.plain.cost

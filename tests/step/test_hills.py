@@ -3,7 +3,8 @@ import pytest
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
-from jaxremat.step.hills import best_cut, hills, section
+from jaxremat.graph.valleys import hills
+from jaxremat.step.hills import best_cut, section
 from jaxremat.step.scheduling import StepSearch
 
 

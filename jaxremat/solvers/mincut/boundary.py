@@ -23,6 +23,7 @@ from jaxremat.graph.graph import Graph
 from jaxremat.graph.replay import replay
 from jaxremat.solvers.mincut.assemble import Level, assemble_nested, assemble_parts
 from jaxremat.solvers.mincut.cut import CutNetwork, cuts_at_each
+from jaxremat.solvers.mincut.layers import entering_layers
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, lay_out
 from jaxremat.solvers.mincut.structure import SEGMENTS, Structure, early_surcharge, ends_of_groups
 
@@ -100,12 +101,26 @@ class BoundarySearch:
         nested = [(ends_of_groups(ends, math.isqrt(ends.size + 1)), ends) for ends in each if ends.size > 2]
         return sorted((self._checkpointed(*ends) for ends in nested), key=by_peak)
 
+    def in_layers(self, layer: np.ndarray, contracts: np.ndarray) -> list[Layout]:
+        """What checkpoints around layers do: what enters a layer is kept, or that and what contractions make.
+
+        Args:
+          layer: [N] the layer that each node lies in; see `layers_of`.
+          contracts: [N] bool, the nodes that are contractions.
+        """
+        entering = entering_layers(self.graph, layer) | self._made_once
+        made = contracts[self.graph.producer] & self.structure.is_forward_value
+        return [self._assembled(*assemble_parts(self.graph, kept)) for kept in (entering, entering | made)]
+
+    @functools.cached_property
+    def _made_once(self) -> np.ndarray:
+        """[V] bool: what is read of forward nodes that must not run again."""
+        runs_once = np.isinf(self._run_costs)[self.graph.producer]
+        return runs_once & self.structure.is_read & self.structure.is_forward_value
+
     def _checkpointed(self, *levels: np.ndarray) -> Layout:
         """By the nodes that end segments, of the outermost checkpoints first."""
-        runs_once = np.isinf(self._run_costs)[self.graph.producer] & self.structure.is_read
-        across = [
-            self.structure.crossing_values(ends) | (runs_once & self.structure.is_forward_value) for ends in levels
-        ]
+        across = [self.structure.crossing_values(ends) | self._made_once for ends in levels]
         kept = [*across[1:], self.structure.needed]
         segment = [np.searchsorted(ends, np.arange(self.graph.num_nodes)) for ends in levels]
         return self._assembled(*assemble_nested(self.graph, list(map(Level, kept, segment)), across[0]))

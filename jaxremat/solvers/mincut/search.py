@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxremat.graph.graph import Graph
 from jaxremat.graph.scheduled import ScheduledProgram
-from jaxremat.solvers.mincut.barriers import with_barriers
+from jaxremat.solvers.mincut.barriers import barriers_between, with_barriers
 from jaxremat.solvers.mincut.boundary import BoundarySearch, SearchPoint
+from jaxremat.solvers.mincut.layers import layers_of
 from jaxremat.solvers.mincut.layout import Layout, by_cost, by_peak, in_order
 from jaxremat.solvers.mincut.leaving import layout_leaving
 from jaxremat.solvers.mincut.peaks import PeakSearch
@@ -143,6 +144,17 @@ class Search:
     def checkpointed_twice(self) -> list[Candidate]:
         """The same with checkpoints around groups of them."""
         return list(map(self._candidate, self.boundary.checkpointed_twice()))
+
+    def in_layers(self, contracts: np.ndarray) -> list[Candidate]:
+        """What checkpoints around every layer do, with a barrier where each one begins again; see `layers`.
+
+        Args:
+          contracts: [N] bool, the nodes that are contractions.
+        """
+        graph = self.boundary.graph
+        layer = layers_of(graph, contracts)
+        layouts = self.boundary.in_layers(layer, contracts) if layer.max() >= 0 else ()
+        return [Candidate(self.graph, each, barriers_between(graph, each.steps, each.start, layer)) for each in layouts]
 
     def small_ones(self, most: int | None = None) -> list[Candidate]:
         """Candidates that no other beats in both peak and cost, smallest first; at most so many, spread evenly."""

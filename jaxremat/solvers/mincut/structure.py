@@ -8,6 +8,7 @@ import functools
 import numpy as np
 
 from jaxremat.graph.graph import Graph
+from jaxremat.graph.valleys import hills
 
 SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # about half as many again each time; benchmarks/constants.py
 _CHEAP_FRACTION = 2e-3  # benchmarks/constants.py
@@ -88,6 +89,19 @@ class Structure:
         np.add.at(change, self.graph.producer[counted], self.graph.value_bytes[counted])
         np.add.at(change, self.last_forward_read[counted], -self.graph.value_bytes[counted])
         return np.cumsum(change)[self.forward_nodes]
+
+    @functools.cached_property
+    def blocks(self) -> np.ndarray:
+        """[N] number of the block that each forward node lies in; -1 for backward nodes, and where there are not two.
+
+        Blocks end where half as much passes on as inside of those on both sides: a residual stream, what one layer
+        hands to the next.
+        """
+        block = np.full(self.graph.num_nodes, -1)
+        found = hills(self.crossing_bytes)
+        for number, (first, end) in enumerate(found if len(found) > 1 else ()):
+            block[self.forward_nodes[first:end]] = number
+        return block
 
     def boundaries(self, segments: int) -> np.ndarray:
         """Forward nodes that end all but the last of about `segments` parts of equal bytes, at the narrowest places."""
