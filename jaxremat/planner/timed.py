@@ -267,7 +267,8 @@ class TimedPlanner:
 
     def _keeping_by_hand(self, policy: Policy) -> ScheduledProgram:
         graph = self._problem.graph
-        steps, start = assemble_parts(graph, kept_by_hand(self._problem.joint, graph, self._blocks, policy))
+        kept = kept_by_hand(self._problem.joint, graph, self._blocks, policy) | self._search.boundary.made_once
+        steps, start = assemble_parts(graph, kept)
         again = barriers_between(graph, steps, start, self._blocks)
         barriers = sorted({before_what_ends(graph, steps, barrier) for barrier in again})
         return schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 import jaxremat
 from jaxremat.backends.devices import resolve_target
@@ -297,3 +298,20 @@ def test_layers_of_different_sizes_run_again_one_by_one():
     planner = TimedPlanner(read_primal(loss, (weights, array(16384, 128)), 0, False), H200)
     found = planner.fit(int(0.55 * planner.plain.peak_bytes))
     assert found.peak_bytes <= 0.55 * planner.plain.peak_bytes and found.cost < 1.1 * planner.plain.cost
+
+
+def test_what_has_effects_runs_once_in_checkpoints_by_hand_too():
+    """What comes from outside, and is read by both passes, inside of a block."""
+
+    def loss(layers, x):
+        for up, down in layers:
+            scale = io_callback(lambda: jnp.bfloat16(2.0), array())
+            x = x + jax.nn.gelu(scale * (x @ up)) @ down
+        return (x**2).mean()
+
+    layers = [(array(256, 1024), array(1024, 256))] * 4
+    planner = TimedPlanner(read_primal(loss, (layers, array(4096, 256)), 0, False), H200)
+    pinned = planner.plain.problem.graph.pinned
+    assert pinned.sum() == 4 and planner._number_of_blocks == 4
+    for outcome in planner._by_hand:
+        assert (np.bincount(outcome.program.steps, minlength=pinned.size)[pinned] == 1).all()
