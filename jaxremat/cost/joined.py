@@ -113,9 +113,13 @@ class _Joins:
 
     def join_producer(self, buffer: int, reader: int) -> None:
         """Joins a kernel with one that reads its result, if that waits for it only to read it. Loops that read it
-        several times compute it once; a reduction among them goes through it in another order: it is written before."""
+        several times compute it once; where sums or transposes among them go through it in another order, it is written
+        before."""
         a, b = self.leader(buffer), self.leader(reader)
-        if self._reduced[b] and sum(buffer in self._shaped[kernel] for kernel in self._members[b]) > 1:
+        reads_it = sum(buffer in self._shaped[kernel] for kernel in self._members[b])
+        if reads_it > 1 and (
+            self._reduced[b] or any(self._ops[kernel].kind == "transpose" for kernel in self._members[b])
+        ):
             return
         if not self._are_alike(a, b):
             return
