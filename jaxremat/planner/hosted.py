@@ -18,7 +18,6 @@ import numpy as np
 
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Eqn
-from jaxremat.cost.flops import is_contraction
 from jaxremat.graph.scheduled import ScheduledProgram, schedule_program
 from jaxremat.planner.problem import Problem, pose
 from jaxremat.trace import jaxpr as jaxprs
@@ -124,12 +123,7 @@ class Hosting:
         is_elementwise = np.asarray([eqn.primitive.name in ELEMENTWISE for eqn in joint.eqns], bool)
         on_the_way = np.zeros(len(joint.eqns), bool)
         on_the_way[joint.producer[value[is_elementwise[reader]]]] = True
-        return ~on_the_way | self.is_contraction
-
-    @functools.cached_property
-    def is_contraction(self) -> np.ndarray:
-        """[N]"""
-        return np.asarray([is_contraction(eqn) for eqn in self.problem.joint.eqns], bool)
+        return ~on_the_way | self.problem.contracts
 
     @functools.cached_property
     def _trip_of(self) -> dict[Any, Any]:
@@ -224,7 +218,7 @@ class _Rewriting:
 
     def _places(self, among: range) -> Iterator[int]:
         """Places for barriers that take no kernel apart: behind contractions, or what else is written anyway."""
-        is_place = self.hosting.is_contraction if self.hosting.is_contraction.any() else self.hosting.is_written
+        is_place = self.hosting.problem.contracts if self.hosting.problem.contracts.any() else self.hosting.is_written
         return (step for step in among if step > among.start and is_place[self.nodes[step - 1]])
 
     def _ends(self) -> Iterator[int]:
@@ -232,7 +226,7 @@ class _Rewriting:
         product that is a gradient, or it would wait, and what it reads with it."""
         yield from (steps[-1] + 1 for steps in self._readers(self.late).values())
         gradients = set(jaxprs.vars_of(self.joint.gradients))
-        products = [step for step in self.late if self.hosting.is_contraction[self.nodes[step]]]
+        products = [step for step in self.late if self.hosting.problem.contracts[self.nodes[step]]]
         yield from (step + 1 for step in products if not gradients.isdisjoint(self._eqn(step).outvars))
 
     def _cuts(self) -> list[int]:

@@ -63,7 +63,7 @@ class Problem:
                 seconds[node] = np.inf
         return seconds
 
-    @property
+    @functools.cached_property
     def contracts(self) -> np.ndarray:
         """[N] bool: equations that are contractions."""
         return contractions(self.joint.eqns)

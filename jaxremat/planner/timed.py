@@ -179,8 +179,8 @@ class TimedPlanner:
 
     @functools.cached_property
     def _range(self) -> Sequence[TimedOutcome]:
-        """The whole range, from everything kept to next to nothing, and what people keep by hand, or where there are no
-        blocks what a search for small peaks does: the same whatever is asked for. Those on the front have barriers in
+        """The whole range, from everything kept to next to nothing, what people keep by hand, and where no module is
+        named what a search for small peaks does: the same whatever is asked for. Those on the front have barriers in
         other places too."""
         known = self._near(None)
         moved = self._moved(convex_front(known), self._places[1:])
@@ -269,8 +269,7 @@ class TimedPlanner:
 
     def _keeping_by_hand(self, policy: Policy) -> ScheduledProgram:
         graph = self._problem.graph
-        kept = kept_by_hand(self._problem.joint, graph, self._blocks, policy) | self._search.boundary.made_once
-        steps, start = assemble_parts(graph, kept)
+        steps, start = assemble_parts(graph, kept_by_hand(self._problem.joint, graph, self._blocks, policy))
         again = barriers_between(graph, steps, start, self._blocks)
         barriers = sorted({before_what_ends(graph, steps, barrier) for barrier in again})
         return schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")

@@ -86,6 +86,7 @@ class ProgramPlanner:
         self._posed_as: dict[tuple[Any, ...], tuple[Posed, Schedules]] = {}
         self._outcomes: dict[ProgramDecision, StepOutcome] = {}
         self._loops_of: dict[ProgramDecision, tuple[tuple[LoopDecision, ...], Bodies]] = {}
+        self._layered: dict[tuple[Any, ...], list[StepOutcome]] = {}
         self._fits: dict[int, StepOutcome] = {}
         self._within: dict[int, StepOutcome] = {}
         self._inside: dict[tuple[int, int], ProgramPlanner] = {}
@@ -261,10 +262,12 @@ class ProgramPlanner:
     def _in_layers(self, like: StepOutcome) -> list[StepOutcome]:
         """Outcomes with the loops of another one that run layers again one by one, in each order: replayed value by
         value, what kernels compute on the way counts in full, and none of it looks small."""
-        pairs, bodies = self._loops_of[like.decision]
-        posed, search = self._posed(pairs, bodies)
-        layered = [self._outcome(pairs, bodies, schedule) for schedule in search.in_layers(posed.contracts)]
-        return [ordered for outcome in layered for ordered in self._in_each_order(outcome)]
+        loops = self._loops_of[like.decision]
+        if loops not in self._layered:
+            posed, search = self._posed(*loops)
+            layered = [self._outcome(*loops, schedule) for schedule in search.in_layers(posed.contracts)]
+            self._layered[loops] = [ordered for outcome in layered for ordered in self._in_each_order(outcome)]
+        return self._layered[loops]
 
     @functools.cached_property
     def _pair_decisions(self) -> list[tuple[LoopDecision, ...]]:

@@ -300,7 +300,7 @@ def test_layers_of_different_sizes_run_again_one_by_one():
     assert found.peak_bytes <= 0.55 * planner.plain.peak_bytes and found.cost < 1.1 * planner.plain.cost
 
 
-def test_what_has_effects_runs_once_in_checkpoints_by_hand_too():
+def test_what_has_effects_runs_once_in_checkpoints_by_hand_and_in_mixtures():
     """What comes from outside, and is read by both passes, inside of a block."""
 
     def loss(layers, x):
@@ -313,5 +313,6 @@ def test_what_has_effects_runs_once_in_checkpoints_by_hand_too():
     planner = TimedPlanner(read_primal(loss, (layers, array(4096, 256)), 0, False), H200)
     pinned = planner.plain.problem.graph.pinned
     assert pinned.sum() == 4 and planner._number_of_blocks == 4
-    for outcome in planner._by_hand:
+    planner.fit(int(0.6 * planner.plain.peak_bytes))
+    for outcome in (*planner._by_hand, *planner.made):
         assert (np.bincount(outcome.program.steps, minlength=pinned.size)[pinned] == 1).all()

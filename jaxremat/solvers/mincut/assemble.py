@@ -60,13 +60,14 @@ class Level:
 
 def assemble_nested(graph: Graph, levels: Sequence[Level], across: np.ndarray) -> tuple[np.ndarray, int]:
     """As `assemble_parts`, on any number of levels: the outermost first, each group inside of one of the level before.
+    What pinned nodes make is left in any case: they run once.
 
     Args:
       graph: a joint graph.
       levels: at least one.
       across: [V] bool, forward values that are kept from the forward on.
     """
-    left = across & ~graph.backward[graph.producer]
+    left = (across | graph.pinned[graph.producer]) & ~graph.backward[graph.producer]
     for level in levels:
         left = left | (level.kept & (level.group[graph.producer] == level.last))
     forward = forward_part(graph, left)

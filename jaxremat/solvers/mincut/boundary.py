@@ -108,19 +108,19 @@ class BoundarySearch:
           layer: [N] the layer that each node lies in; see `layers_of`.
           contracts: [N] bool, the nodes that are contractions.
         """
-        entering = entering_layers(self.graph, layer) | self.made_once
+        entering = entering_layers(self.graph, layer) | self._made_once
         made = contracts[self.graph.producer] & self.structure.is_forward_value
         return [self._assembled(*assemble_parts(self.graph, kept)) for kept in (entering, entering | made)]
 
     @functools.cached_property
-    def made_once(self) -> np.ndarray:
+    def _made_once(self) -> np.ndarray:
         """[V] bool: what is read of forward nodes that must not run again."""
         runs_once = np.isinf(self._run_costs)[self.graph.producer]
         return runs_once & self.structure.is_read & self.structure.is_forward_value
 
     def _checkpointed(self, *levels: np.ndarray) -> Layout:
         """By the nodes that end segments, of the outermost checkpoints first."""
-        across = [self.structure.crossing_values(ends) | self.made_once for ends in levels]
+        across = [self.structure.crossing_values(ends) | self._made_once for ends in levels]
         kept = [*across[1:], self.structure.needed]
         segment = [np.searchsorted(ends, np.arange(self.graph.num_nodes)) for ends in levels]
         return self._assembled(*assemble_nested(self.graph, list(map(Level, kept, segment)), across[0]))
