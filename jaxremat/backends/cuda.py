@@ -38,6 +38,7 @@ CUDA = Backend(
     smallest_modelled_bytes=32 * 2**20,
     batch_copies=True,
     transposes_late=True,
+    splits_products=True,
     splits_reductions=True,
     filter_copies=True,
     returns_workspace=True,

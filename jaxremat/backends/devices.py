@@ -42,6 +42,7 @@ class Device:
       vector_memory_bytes: of the memory beside main memory in which the compiler places what fits; 0 where it has none.
       product_workspace_bytes: what a library's product of matrices works in.
       cores, clock_ghz: of a GPU, its streaming multiprocessors and their highest rate.
+      compute_capability: of a GPU, the major number of what NVIDIA calls so: 8 is Ampere, 9 Hopper, 10 Blackwell.
       cache_bytes: of a GPU, what all of its cores share.
       kind: pattern of `jax.Device.device_kind` for the real device.
     """
@@ -60,6 +61,7 @@ class Device:
     product_workspace_bytes: int = 0
     cores: int = 0
     clock_ghz: float = 0.0
+    compute_capability: int = 0
     cache_bytes: int = 0
 
     @property
@@ -106,6 +108,7 @@ class Device:
 
 
 Rates = tuple[float, float, float, float]
+_HOPPER = 9  # compute capability
 
 
 def _gpu(
@@ -119,17 +122,17 @@ def _gpu(
     cores: int,
     clock_ghz: float,
     cache_mib: float,
-    workspace_mib: int = 32,
+    compute_capability: int,
 ) -> Device:
     """Dense rates, no sparsity; float32 contractions count at the TF32 rate. The least time of a
     kernel is that of an empty one in a CUDA graph, where XLA puts its kernels: about 2 microseconds. cuBLAS works in 32
     MiB from Hopper on, in 4 before (openxla/xla: `gemm_rewriter.cc`)."""
     peaks = (tera[0] * 1e12, tera[1] * 1e12, tera[2] * 1e12, tera[3] * 1e12)
     memory = gigabytes * 10**9
-    rates, worked_in = (peaks, vector * 1e12, tbps * 1e12), workspace_mib * 2**20
+    rates, worked_in = (peaks, vector * 1e12, tbps * 1e12), (32 if compute_capability >= _HOPPER else 4) * 2**20
     return Device(
         name, CUDA, *rates, memory, 2e-6, link * 1e9, kind, product_workspace_bytes=worked_in, cores=cores,
-        clock_ghz=clock_ghz, cache_bytes=int(cache_mib * 2**20),
+        clock_ghz=clock_ghz, compute_capability=compute_capability, cache_bytes=int(cache_mib * 2**20),
     )  # fmt: skip
 
 
@@ -157,12 +160,12 @@ DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
         Device("cpu", CPU, *_CPU_RATES, 0, 1e-6, None, "cpu"),
-        _gpu("h200", (1979, 989, 495, 67), 67, 4.8, 141, _PCIE5, r"\bH200", 132, 1.98, 50),
-        _gpu("h100", (1979, 989, 495, 67), 67, 3.35, 80, _PCIE5, r"\bH100|\bH800", 132, 1.98, 50),
-        _gpu("gh200", (1979, 989, 495, 67), 67, 4.0, 96, _NVLINK_C2C, "GH200", 132, 1.98, 60),
-        _gpu("a100", (624, 312, 156, 19.5), 19.5, 2.04, 80, _PCIE4, "A100|A800", 108, 1.41, 40, 4),
-        _gpu("b200", (4500, 2250, 1125, 37), 75, 8.0, 180, _PCIE5, "B200|GB200", 148, 1.965, 126.5),
-        _gpu("l4", (242, 121, 60, 0.49), 30, 0.3, 24, _PCIE4, r"L4\b", 58, 2.04, 48, 4),
+        _gpu("h200", (1979, 989, 495, 67), 67, 4.8, 141, _PCIE5, r"\bH200", 132, 1.98, 50, 9),
+        _gpu("h100", (1979, 989, 495, 67), 67, 3.35, 80, _PCIE5, r"\bH100|\bH800", 132, 1.98, 50, 9),
+        _gpu("gh200", (1979, 989, 495, 67), 67, 4.0, 96, _NVLINK_C2C, "GH200", 132, 1.98, 60, 9),
+        _gpu("a100", (624, 312, 156, 19.5), 19.5, 2.04, 80, _PCIE4, "A100|A800", 108, 1.41, 40, 8),
+        _gpu("b200", (4500, 2250, 1125, 37), 75, 8.0, 180, _PCIE5, "B200|GB200", 148, 1.965, 126.5, 10),
+        _gpu("l4", (242, 121, 60, 0.49), 30, 0.3, 24, _PCIE4, r"L4\b", 58, 2.04, 48, 8),
         _tpu("tpu-v5e", 394, 197, 6.1, 0.82, 16, 16, "v5 ?lite|v5e"),
         _tpu("tpu-v5p", 918, 459, 14.3, 2.76, 95, 16, r"v5p|v5\b"),
         _tpu("tpu-v6e", 1836, 918, 7.2, 1.64, 32, 32, "v6"),

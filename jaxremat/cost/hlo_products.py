@@ -13,6 +13,7 @@ from jax.lax import Precision
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.hlo_builder import HloBuilder
 from jaxremat.cost.hlo_ops import Facts, Op, OperandLayout, shape_of
+from jaxremat.cost.hlo_parts import in_parts
 from jaxremat.cost.hlo_views import View, places, view_of
 from jaxremat.cost.reductions import partition
 from jaxremat.trace.listing import Slot
@@ -46,7 +47,7 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
         library = () if batches[0] else _CUBLAS_FLOATS
     elif hlo.backend.library_groups:
         library = FLOATS if plain and layout.is_matrix else ()
-    made = _product(hlo, "dot", tuple(operands), facts, library)
+    made = in_parts(hlo, facts, operands) or _product(hlo, "dot", tuple(operands), facts, library)
     is_free = hlo.backend.transposes_late and not batches[0]
     (hlo.free if is_free else hlo.places)[made] = facts.place
     if len(facts.shape) == 2 or hlo.backend.transposes_late:

@@ -74,12 +74,12 @@ def estimate_memory(
       aliased: outputs that take over the buffers of donated inputs: nothing else waits there before they are made.
     """
     body, known = alone(jaxpr), known or KnownBodies()
-    return _estimate(lower_body(body, device.backend, known.templates), body, device, known, aliased)
+    return _estimate(lower_body(body, device, known.templates), body, device, known, aliased)
 
 
 def estimate_body(body: Computation, device: Device, known: KnownBodies) -> MemoryEstimate:
     """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
-    return _estimate(lower_body(body, device.backend, known.templates), body, device, known, None)
+    return _estimate(lower_body(body, device, known.templates), body, device, known, None)
 
 
 def estimate_listing(
@@ -93,7 +93,7 @@ def estimate_listing(
     """The same for a program that was put together from equations; `like`: one that takes and gives the same;
     `aliased`: None in a loop's body, whose outputs' buffers are the loop's; `shared`: how many of its first lines other
     programs may begin with, too."""
-    program = lower_listing(listing, device.backend, known.templates, shared, known.begun)
+    program = lower_listing(listing, device, known.templates, shared, known.begun)
     return _estimate(program, alone(like), device, known, aliased)
 
 

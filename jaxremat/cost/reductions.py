@@ -70,7 +70,7 @@ def blocks(op: Op, read: Op) -> float:
         return math.inf
     if after == 1:
         return _blocks_of_rows(before, reduced)
-    if _is_a_loop(reduced, after):
+    if is_a_loop(reduced, after):
         return math.inf
     return before * -(-after // _columns(after, read.size_bytes // read.elements))
 
@@ -80,7 +80,7 @@ def _blocks_of_rows(rows: int, length: int) -> int:
     return -(-rows * threads // _THREADS)
 
 
-def _is_a_loop(reduced: int, after: int) -> bool:
+def is_a_loop(reduced: int, after: int) -> bool:
     """Whether columns are so short that each is one thread's (IsUnnestedReductionFasterThanElemental)."""
     shortest = _WARP * (8 if after < 3 else 4 if after < 8 else 2 if after < _WARP else 1)
     return reduced < shortest

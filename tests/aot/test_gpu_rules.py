@@ -43,6 +43,9 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 PART = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
 PICTURES = jax.ShapeDtypeStruct((4, 64, 64, 128), jnp.float32)
 FILL = 4 * 2048 * 1024
+FEW_TILES = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16)
+UNEVEN = jax.ShapeDtypeStruct((500, 256), jnp.float32)
+DEEP = jax.ShapeDtypeStruct((65536, 64), jnp.float32)
 
 
 QUERIES = jax.ShapeDtypeStruct((16, 512, 2, 4, 64), jnp.bfloat16)
@@ -147,6 +150,27 @@ def test_what_is_written(rule):
     large = lambda sizes: Counter(size for size in sizes if size >= FILL // 4)
     assert large(modelled_buffers(fun, args, resolve_target("h200"))) == Counter(expected)
     assert large(compiled_buffers(compiled_text(fun, args), several=True)) == Counter(expected)
+
+
+IN_PARTS = {
+    "parts are written in full precision, and summed where they are read": (
+        lambda x, y: jnp.exp(x.T @ y) * 2.0, FEW_TILES, [16 * 4 * 256 * 256, 2 * 256 * 256],
+    ),
+    "what is not cut into equal parts is filled up": (
+        lambda x, y: jnp.sin(x).T @ y, UNEVEN, [4 * 512 * 256] * 2 + [8 * 4 * 256 * 256, 4 * 256 * 256],
+    ),
+    "many parts are summed apart": (
+        lambda x, y: jnp.tanh(x.T @ y)[::-1], DEEP, [128 * 4 * 64 * 64, 4 * 64 * 64, 4 * 64 * 64],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", IN_PARTS)
+def test_products_of_few_tiles_are_multiplied_in_parts(rule):
+    fun, operand, expected = IN_PARTS[rule]
+    args = operand, operand
+    assert Counter(modelled_buffers(fun, args, resolve_target("h200"))) == Counter(expected)
+    assert Counter(compiled_buffers(compiled_text(fun, args))) == Counter(expected)
 
 
 def compiled_text(fun, args):
@@ -257,6 +281,7 @@ KERNELS = {
     "sums that read the same convolution are one kernel": (
         lambda x, w: (jnp.sum(y := convolved(x, w), 1), jnp.sum(y * y, 1)), (IMAGES, FILTERS),
     ),
+    "a product of few tiles is multiplied in parts": (lambda x, y: x.T @ y, (FEW_TILES, FEW_TILES)),
     "a sum is scaled where it is read": (lambda x: jnp.sum(x, -1) * 2.0, (X,)),
     "the gradient of a softmax keeps no exponentials": (softmax_and_its_gradient, (HALF, HALF)),
 }  # fmt: skip
@@ -265,7 +290,7 @@ KERNELS = {
 def kernels(fun, args):
     """The seconds of the kernels of a program, as modelled and as compiled."""
     device = resolve_target("h200")
-    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device)
+    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device), device)
     modelled = kernel_seconds(fusion, run_as_one(fusion, device), device)
     compiled = roofline(compiled_text(fun, args), device).kernels
     return list(modelled.values()), [kernel.seconds for kernel in compiled]

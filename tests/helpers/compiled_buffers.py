@@ -31,7 +31,7 @@ def compiled_buffers(hlo_text: str, several: bool = False) -> list[int]:
 
 def modelled_buffers(fun: Callable, args, device: Device) -> list[int]:
     """The same by the fusion model, in the order of the program."""
-    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device)
+    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device), device)
     named = [kernel for kernel in fusion.kernels if len(fusion.runs(kernel)) == 1]
     others = {kernel for kernel in named if fusion.program.ops[kernel].kind in _OTHER_NAMES}
     written = [fusion.program.ops[kernel].size_bytes for kernel in fusion.kernels if kernel not in others]
