@@ -219,6 +219,18 @@ def _concatenated(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[
     return [hlo.merge(template, hlo.operands(facts, reads))]
 
 
+def _padded(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
+    """What is filled up, then cut where less than nothing is added (`algebraic_simplifier.cc`)."""
+    operands, config = hlo.operands(facts, reads), facts.eqn.params["padding_config"]
+    if all(low >= 0 and high >= 0 for low, high, _ in config):
+        return [_usual(hlo, facts, operands)]
+    filled = tuple(size - min(low, 0) - min(high, 0) for size, (low, high, _) in zip(facts.shape, config))
+    whole = operands[0]
+    if filled != shape_of(facts.eqn.invars[0]):
+        whole = hlo.merge(hlo.templates.resized(facts.usual.op, "pad", filled, facts.params), operands)
+    return [hlo.merge(facts.template("slice", facts.params), (whole,))]
+
+
 _AT_INDICES = ("gather", "scatter", *(f"scatter-{name}" for name in ("add", "sub", "mul", "min", "max")))
 
 
@@ -284,6 +296,7 @@ _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {
     "dot_general": dot,
     **dict.fromkeys(_AT_INDICES, _indexed),
     "optimization_barrier": _barrier,
+    "pad": _padded,
     "device_put": _transferred,
     "random_bits": _random_bits,
     "reduce_precision": _rounded,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import heapq
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ _LIBRARY_ALONE = ("dot", "conv")  # as starters; a group around a reduction take
 _LIBRARY_MIN_ELEMENTS = 4096  # ynn_support.cc; test_cpu_rules holds it to compiled programs
 _MOST_PARTS, _LONG_ROWS = 8, 2048  # of a concatenation that is fused, and bytes; as compiled: test_cpu_rules
 _LIBRARY_MAX_OPS = 100  # kMaxFusionSize in library_fusion_kinds.h
+_MOST_TIMES = 15  # kAllowedCodeDuplication
+_IN_BLOCKS = frozenset({"concatenate", "dynamic_update_slice", "pad", "reduce"})
+"""What makes a block of its own in a loop's code, so that nothing is used again (`OpInvalidatesCache`)."""
+_LOOP = -1  # the index of the loop itself, beside operations that compute an index
 
 
 def fuse_by_rule(program: HloProgram, backend: Backend) -> Fusion:
@@ -185,17 +190,19 @@ class _Fuser:
         inside, moved, outside = {root}, {root}, set()
         heap = [-read for read in set(self.reads[root])]
         heapq.heapify(heap)
-        seen = set(heap)
+        seen, written_out = set(heap), _WrittenOut(self.program, root)
         while heap:
             index = -heapq.heappop(heap)
             op, users = self.ops[index], self.users[index]
             only_here = index not in self.outputs and all(user in moved for user in users)
             repeatable = not self.expensive[index] and index not in self.shared
             joins = all(self._joins(index, user) for user in users if user in inside)
-            if op.kind == "input" or not joins or not (only_here or repeatable):
+            too_often = len(inside) > 1 and written_out.too_often(index, users)
+            if op.kind == "input" or not joins or too_often or not (only_here or repeatable):
                 outside.add(index)
                 continue
             inside.add(index)
+            written_out.add(index)
             if only_here:
                 moved.add(index)
             for read in self.reads[index]:
@@ -203,6 +210,36 @@ class _Fuser:
                     seen.add(-read)
                     heapq.heappush(heap, -read)
         return inside, outside
+
+
+class _WrittenOut:
+    """How often the code of a loop writes out each operation: once for every index at which it is read
+    (`fusion_node_indexing_evaluation.cc`)."""
+
+    def __init__(self, program: HloProgram, root: int) -> None:
+        self._ops, self._reads = program.ops, program.reads
+        self._indices: dict[int, set[int]] = collections.defaultdict(set)
+        self._indices[root].add(_LOOP)
+        self._times = {_LOOP: 1}
+        self.add(root)
+
+    def add(self, index: int) -> None:
+        """Lets the loop run an operation that it read."""
+        self._times[index] = self._written(index)
+        op = self._ops[index]
+        for read in self._reads[index]:
+            same = op.kind == "transpose" or self._ops[read].shape == op.shape
+            self._indices[read] |= self._indices[index] if same else {index}
+
+    def too_often(self, index: int, users: Sequence[int]) -> bool:
+        """Whether an operation that the loop reads would be written out too often; broadcasts never are."""
+        kind, times = self._ops[index].kind, self._written(index)
+        if kind == "broadcast":
+            return False
+        return times > _MOST_TIMES or (kind in _IN_BLOCKS and (times > 1 or len(users) > 1))
+
+    def _written(self, index: int) -> int:
+        return sum(self._times[reader] for reader in self._indices[index])
 
 
 def _is_expensive(program: HloProgram, index: int, backend: Backend) -> bool:

@@ -67,6 +67,18 @@ def twice(first, second=lambda y: y[::-1] * 2.0):
     return fun
 
 
+def both_ways(x, around):
+    filled = lax.pad(x, 0.0, ((around, around, 0), (0, 0, 0)))
+    return filled * 2.0 + filled[::-1]
+
+
+def folded(x):
+    """Sums of neighbours: the first is read at 16 places, what it reads at 32."""
+    for _ in range(5):
+        x = x[1:] + x[:-1] * 2.0
+    return x
+
+
 RULES = {
     "a product is in the library alone": (lambda x, w: jnp.maximum((x * 2.0 + 1.0) @ w, 0.0), (X, W), [FILL] * 3),
     "a convolution is in the library alone": (
@@ -170,6 +182,12 @@ RULES = {
         functools.partial(scattered, read_twice=True), (S(2, dtype=jnp.int32), X), [1024] + [FILL] * 5,
     ),
     "a pooling gradient searches arrays of indices": (jax.grad(pooled), (S(2, 16, 16, 8),), [4096] + [16384] * 7),
+    "what is filled up for two is written": (functools.partial(both_ways, around=1), (X,), [4 * 66 * 128] * 2),
+    "what is cut off costs nothing": (functools.partial(both_ways, around=-1), (X,), [4 * 62 * 128]),
+    "what is filled up and cut is filled up, then cut": (
+        lambda x: lax.pad(x, 0.0, ((2, -2, 0), (0, 0, 0))) * 2.0, (X,), [FILL],
+    ),
+    "a loop's code is not written out more than fifteen times": (folded, (X,), [4 * 63 * 128, 4 * 59 * 128]),
     "bfloat16 products that no library takes are float32": (
         lambda a, b: a.T @ b, (BRAIN, BRAIN), [FILL, FILL, 65536, 32768],
     ),
