@@ -28,8 +28,8 @@ class Backend:
       widened_products: dtypes whose contractions and convolutions, where no library takes them, run in float32 on
         copies of their operands.
       rounded_results: dtypes in which arithmetic runs in float32, every result rounded: too dear to compute twice.
-      splits_products: what products contract is split where tiles are too few for all cores; whoever reads a product
-        sums its parts.
+      rewrites_products: products that read the same become one, of which readers take slices, and what products
+        contract is split where tiles are too few for all cores; whoever reads a product sums its parts.
       splits_reductions: one of dimensions that are apart, or too long, becomes several kernels.
       spreads_reciprocals: what is divided by a row, spread, is multiplied by the reciprocals of the row; elsewhere only
         divisors that are constants are inverted.
@@ -83,7 +83,7 @@ class Backend:
     filter_copies: bool = False
     widened_products: frozenset[str] = frozenset()
     rounded_results: frozenset[str] = frozenset()
-    splits_products: bool = False
+    rewrites_products: bool = False
     splits_reductions: bool = False
     spreads_reciprocals: bool = False
     rolls_threefry: bool = False

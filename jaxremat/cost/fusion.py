@@ -22,7 +22,7 @@ def fuse(program: HloProgram, device: Device, known: KnownBodies | None = None) 
 def fused(jaxpr: Jaxpr, device: Device, known: KnownBodies) -> Fusion:
     """A program as it stands, lowered and fused: once, among all that is known for the device."""
     if jaxpr not in known.fusions:
-        known.fusions[jaxpr] = fuse(lower(jaxpr, device, known.templates), device, known)
+        known.fusions[jaxpr] = fuse(lower(jaxpr, device.backend, known.templates), device, known)
     return known.fusions[jaxpr]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxremat.backends.devices import Device
+from jaxremat.backends.backend import Backend
 from jaxremat.base.compat import Var
 from jaxremat.cost.hlo_ops import Facts, Op, Templates, shape_of
 from jaxremat.cost.hlo_orders import OrderedOperations
@@ -40,7 +40,6 @@ class HloBuilder(OrderedOperations):
     """A program under way.
 
     Attributes:
-      device: which it is for.
       takes_over: as in `HloProgram`.
       only_written: for results of loops that a body only writes into, what they begin as.
       at: the operation of each variable of the listing that is lowered now; a view where it lies in another order.
@@ -49,9 +48,8 @@ class HloBuilder(OrderedOperations):
       heard: which of its own variables were asked for as read once, and whether they are.
     """
 
-    def __init__(self, device: Device, templates: Templates) -> None:
-        super().__init__(device.backend, templates)
-        self.device = device
+    def __init__(self, backend: Backend, templates: Templates) -> None:
+        super().__init__(backend, templates)
         self.takes_over: dict[int, int] = {}
         self.only_written: dict[int, int] = {}
         self.at: list[int] = []
@@ -114,7 +112,7 @@ class HloBuilder(OrderedOperations):
 
     def copy(self, readers: Callable[[], Sequence[int]]) -> HloBuilder:
         """The same program, to go on otherwise."""
-        other = HloBuilder(self.device, self.templates)
+        other = HloBuilder(self.backend, self.templates)
         for name, value in vars(self).items():
             if isinstance(value, list | dict):
                 setattr(other, name, value.copy())

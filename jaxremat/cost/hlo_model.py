@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from jaxremat.backends.devices import Device
+from jaxremat.backends.backend import Backend
 from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.cost.hlo_builder import Beginning, HloBuilder, HloProgram
@@ -28,20 +28,20 @@ from jaxremat.trace.listing import Line, Listing, Slot, listing_of
 from jaxremat.trace.primitives import ALIASING, CALLS, CHECKPOINTS, ELEMENTWISE, LOOPS, OWN_RULES, REDUCTIONS
 
 
-def lower(jaxpr: Jaxpr, device: Device, templates: Templates | None = None) -> HloProgram:
+def lower(jaxpr: Jaxpr, backend: Backend, templates: Templates | None = None) -> HloProgram:
     """Lowers a jaxpr.
 
     Args:
       jaxpr: any jaxpr; call-like equations are followed into their bodies.
-      device: which it is for.
+      backend: whose compiler it is for.
       templates: what is known of its equations.
     """
-    return lower_body(alone(jaxpr), device, templates or Templates())
+    return lower_body(alone(jaxpr), backend, templates or Templates())
 
 
 def lower_listing(
     listing: Listing,
-    device: Device,
+    backend: Backend,
     templates: Templates,
     shared: int = 0,
     begun: dict[int, Beginning] | None = None,
@@ -50,7 +50,7 @@ def lower_listing(
 
     Args:
       listing: the program.
-      device: which it is for.
+      backend: whose compiler it is for.
       templates: what is known of its equations.
       shared: how many of its first lines other programs may begin with, too.
       begun: such lines, lowered before: of every number of them, the latest.
@@ -59,23 +59,23 @@ def lower_listing(
     first, before = listing.lines[:shared], begun.get(shared)
     if before is None or not before.serves(listing, first, readers):
         before = begun[shared] = Beginning(
-            tuple(listing.inputs), first, _first_lines(listing, first, device, templates)
+            tuple(listing.inputs), first, _first_lines(listing, first, backend, templates)
         )
     hlo = before.hlo.copy(readers)
     _lines(hlo, listing.lines[shared:], shared, None)
     return hlo.program([hlo.in_order(hlo.found(slot, hlo.at)) for slot in listing.outputs if isinstance(slot, int)])
 
 
-def _first_lines(listing: Listing, first: Sequence[Line], device: Device, templates: Templates) -> HloBuilder:
-    hlo = HloBuilder(device, templates)
+def _first_lines(listing: Listing, first: Sequence[Line], backend: Backend, templates: Templates) -> HloBuilder:
+    hlo = HloBuilder(backend, templates)
     hlo.at, hlo.readers = [hlo.make_input(var) for var in listing.inputs], functools.cache(listing.readers)
     _lines(hlo, first, 0, None)
     return hlo
 
 
-def lower_body(body: Computation, device: Device, templates: Templates) -> HloProgram:
+def lower_body(body: Computation, backend: Backend, templates: Templates) -> HloProgram:
     """Lowers what a loop or a branch runs: of a stack, the slice that an iteration touches counts."""
-    hlo, jaxpr = HloBuilder(device, templates), body.jaxpr
+    hlo, jaxpr = HloBuilder(backend, templates), body.jaxpr
     listing, slot_of = listing_of(jaxpr)
     at = [hlo.make_input(var) for var in listing.inputs]
     for k, var in enumerate(jaxpr.invars[body.own_inputs :], len(jaxpr.constvars) + body.own_inputs):

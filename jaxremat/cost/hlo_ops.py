@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,6 +63,32 @@ def alone(jaxpr: Jaxpr) -> Computation:
     return Computation(jaxpr, len(jaxpr.invars), len(jaxpr.outvars))
 
 
+class Matrices(NamedTuple):
+    """What a contraction multiplies: a batch of matrices by another.
+
+    Attributes:
+      batches, rows, columns, contracted: sizes; rows and columns are those of the result.
+      contracts: the dimensions of both operands that are contracted.
+      is_flipped: the second operand has the rows.
+    """
+
+    batches: int
+    rows: int
+    columns: int
+    contracted: int
+    contracts: tuple[tuple[int, ...], ...]
+    is_flipped: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.batches, self.rows, self.columns, self.contracted
+
+    @property
+    def flipped(self) -> Matrices:
+        """The same with its result transposed."""
+        return self._replace(rows=self.columns, columns=self.rows, is_flipped=not self.is_flipped)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Op:
     """What an operation with one result does; many operations of a program may be one of these.
@@ -76,6 +102,7 @@ class Op:
       bodies: what it runs (loops, branches).
       splits_rows: a concatenation along the last dimension.
       turns_rows: a transpose of the last dimension.
+      matrices: what a product multiplies.
       is_turned: a product whose result is read in another order of its dimensions.
       combines: of a reduction or a window, the primitive by which two entries become one.
       partition: of a reduction, the sizes of what is before the dimensions that it reduces, of these, and after.
@@ -94,6 +121,7 @@ class Op:
     bodies: tuple[Computation, ...] = ()
     splits_rows: bool = False
     turns_rows: bool = False
+    matrices: Matrices | None = None
     is_turned: bool = False
     combines: str = ""
     partition: Partition = (1, 1, 1)
@@ -195,7 +223,7 @@ class Facts:
             more["flops"] = equation_flops(self.eqn)
         return dataclasses.replace(self.result, kind=kind, **more)
 
-    def template(self, kind: str, key: Hashable = "", **more: bool | int | str | tuple[int, ...]) -> Template:
+    def template(self, kind: str, key: Hashable = "", **more: Hashable) -> Template:
         """The same where equal ones are merged, told by a key from others of the kind."""
         made = kind, key, *more.values()
         if made not in self._made:
@@ -296,7 +324,7 @@ class Templates:
             self._resized[made] = self.merged(Op(kind, shape, op.dtype, size_bytes, turns_rows=turns_rows), key)
         return self._resized[made]
 
-    def changed(self, op: Op, **fields: bool | tuple[int, ...]) -> Op:
+    def changed(self, op: Op, **fields: Hashable) -> Op:
         """An operation with other fields: of another shape of as many entries, or read otherwise."""
         made = op, *fields.items()
         if made not in self._changed:

@@ -12,8 +12,7 @@ from jax.lax import Precision
 
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.hlo_builder import HloBuilder
-from jaxremat.cost.hlo_ops import Facts, Op, OperandLayout, shape_of
-from jaxremat.cost.hlo_parts import in_parts
+from jaxremat.cost.hlo_ops import Facts, Matrices, Op, OperandLayout, shape_of
 from jaxremat.cost.hlo_views import View, places, view_of
 from jaxremat.cost.reductions import partition
 from jaxremat.trace.listing import Slot
@@ -47,7 +46,8 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
         library = () if batches[0] else _CUBLAS_FLOATS
     elif hlo.backend.library_groups:
         library = FLOATS if plain and layout.is_matrix else ()
-    made = in_parts(hlo, facts, operands) or _product(hlo, "dot", tuple(operands), facts, library)
+    matrices = facts.once(_matrices)._replace(contracts=contracts)
+    made = _product(hlo, "dot", tuple(operands), facts, library, matrices)
     is_free = hlo.backend.transposes_late and not batches[0]
     (hlo.free if is_free else hlo.places)[made] = facts.place
     if len(facts.shape) == 2 or hlo.backend.transposes_late:
@@ -60,6 +60,15 @@ def _swapped(product: Eqn) -> tuple[int, ...]:
     (contracted, _), (batch, _) = product.params["dimension_numbers"]
     columns, rank = len(shape_of(product.invars[0])) - len(contracted), len(shape_of(product.outvars[0]))
     return (*range(len(batch)), *range(columns, rank), *range(len(batch), columns))
+
+
+def _matrices(product: Eqn) -> Matrices:
+    """What a product multiplies, as the program has it."""
+    contracts, batches = _dimensions(product)
+    shapes = [shape_of(operand) for operand in product.invars]
+    of_batch, contracted = (math.prod(shapes[0][dim] for dim in dims[0]) for dims in (batches, contracts))
+    rows, columns = (math.prod(shape) // max(of_batch * contracted, 1) for shape in shapes)
+    return Matrices(of_batch, rows, columns, contracted, contracts)
 
 
 def _dimensions(product: Eqn) -> tuple[Contracts, Contracts]:
@@ -183,11 +192,19 @@ def _filter(hlo: HloBuilder, facts: Facts, read: int) -> int:
     return read if order == tuple(range(len(order))) else _copy(hlo, facts, 1, read, order)
 
 
-def _product(hlo: HloBuilder, kind: str, reads: tuple[int, ...], facts: Facts, library: Container[str]) -> int:
+def _product(
+    hlo: HloBuilder,
+    kind: str,
+    reads: tuple[int, ...],
+    facts: Facts,
+    library: Container[str],
+    matrices: Matrices | None = None,
+) -> int:
     """A contraction, in its own dtype or in float32; the library takes it in the given dtypes."""
     dtype, widened = facts.dtype, hlo.backend.widened_products
     if not widened or dtype in library or widened.isdisjoint({dtype, *(hlo.ops[read].dtype for read in reads)}):
-        return hlo.merge(facts.template(kind, facts.params, in_library=dtype in library), reads)
+        key = facts.params, matrices
+        return hlo.merge(facts.template(kind, key, in_library=dtype in library, matrices=matrices), reads)
     wide = tuple(_converted(hlo, read, "float32") if hlo.ops[read].dtype in widened else read for read in reads)
     made = hlo.merge(facts.wide_product(kind, in_library="float32" in library), wide)
     return made if dtype == "float32" else hlo.merge(facts.template("convert_element_type", dtype), (made,))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.hlo_builder import HloBuilder
-from jaxremat.cost.hlo_ops import Facts, shape_of
+from jaxremat.cost.hlo_ops import Facts, Op, shape_of
 from jaxremat.cost.hlo_views import View, turned
 from jaxremat.trace.listing import Slot
 
@@ -21,13 +21,18 @@ def transposed(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int
     if _swaps_product(hlo, permutation, reads[0], read):
         swapped = hlo.swapped[read]
         shape, permutation = _permuted(shape, swapped), tuple(swapped.index(dim) for dim in permutation)
-        hlo.ops[read] = hlo.templates.changed(hlo.ops[read], shape=shape)
+        hlo.ops[read] = _flipped(hlo, hlo.ops[read], shape)
     if hlo.backend.transposes_late:
         result = turned(read, shape, permutation)
         if isinstance(result, View) and hlo.ops[result].kind == "dot":
             hlo.ops[result] = hlo.templates.changed(hlo.ops[result], is_turned=True)
         return [result]
     return [read if list(permutation) == sorted(permutation) else hlo.merge(facts.usual, (read,))]
+
+
+def _flipped(hlo: HloBuilder, product: Op, shape: tuple[int, ...]) -> Op:
+    matrices = product.matrices.flipped if product.matrices else None
+    return hlo.templates.changed(product, shape=shape, matrices=matrices)
 
 
 def _permuted(shape: tuple[int, ...], permutation: Sequence[int]) -> tuple[int, ...]:

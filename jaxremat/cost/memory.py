@@ -18,6 +18,7 @@ from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_model import lower_body, lower_listing
 from jaxremat.cost.hlo_ops import Computation, Op, alone
+from jaxremat.cost.hlo_rewrites import rewritten
 from jaxremat.cost.joined import run_as_one
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.cost.run_orders import Kernels, Order, flat, run_orders
@@ -74,12 +75,12 @@ def estimate_memory(
       aliased: outputs that take over the buffers of donated inputs: nothing else waits there before they are made.
     """
     body, known = alone(jaxpr), known or KnownBodies()
-    return _estimate(lower_body(body, device, known.templates), body, device, known, aliased)
+    return _estimate(lower_body(body, device.backend, known.templates), body, device, known, aliased)
 
 
 def estimate_body(body: Computation, device: Device, known: KnownBodies) -> MemoryEstimate:
     """The same for what a loop or a branch runs; what it writes into stacks is no part of it."""
-    return _estimate(lower_body(body, device, known.templates), body, device, known, None)
+    return _estimate(lower_body(body, device.backend, known.templates), body, device, known, None)
 
 
 def estimate_listing(
@@ -93,14 +94,14 @@ def estimate_listing(
     """The same for a program that was put together from equations; `like`: one that takes and gives the same;
     `aliased`: None in a loop's body, whose outputs' buffers are the loop's; `shared`: how many of its first lines other
     programs may begin with, too."""
-    program = lower_listing(listing, device, known.templates, shared, known.begun)
+    program = lower_listing(listing, device.backend, known.templates, shared, known.begun)
     return _estimate(program, alone(like), device, known, aliased)
 
 
 def _estimate(
     program: HloProgram, body: Computation, device: Device, known: KnownBodies, aliased: Set[int] | None
 ) -> MemoryEstimate:
-    fusion = fuse(program, device, known)
+    fusion = fuse(rewritten(program, device, known.templates), device, known)
     kernels = Kernels(fusion, run_as_one(fusion, device), device.backend)
     orders = run_orders(kernels, body, device.backend)
     each = [_in_order(kernels, order, body, device, known, aliased) for order in orders]

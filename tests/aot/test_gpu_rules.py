@@ -20,6 +20,8 @@ from jaxremat.compiled.roofline import roofline
 from jaxremat.compiled.targets import target_devices
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.hlo_ops import Templates
+from jaxremat.cost.hlo_rewrites import rewritten
 from jaxremat.cost.joined import run_as_one
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.cost.memory import estimate_memory
@@ -165,6 +167,28 @@ IN_PARTS = {
 }  # fmt: skip
 
 
+MANY_ROWS = jax.ShapeDtypeStruct((16384, 512), jnp.float32)
+FACTOR = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+
+
+def on_one_side(x, w, v):
+    return jnp.sin(x @ w), jnp.cos(x @ v)
+
+
+@pytest.mark.parametrize(
+    ("fun", "args", "expected"),
+    [
+        (on_one_side, (MANY_ROWS, FACTOR, FACTOR), [8 * 16384 * 512] + [4 * 16384 * 512] * 2),
+        (lambda x, y, w: on_one_side(w.T, x.T, y.T), (MANY_ROWS, MANY_ROWS, FACTOR), [8 * 16384 * 512] + [4 * 16384 * 512] * 2),
+        (on_one_side, (jax.ShapeDtypeStruct((32512, 512), jnp.float32), FACTOR, FACTOR), [4 * 32512 * 512] * 2),
+    ],
+    ids=["rows", "columns", "too large"],
+)
+def test_products_that_read_the_same_are_one(fun, args, expected):
+    assert Counter(modelled_buffers(fun, args, resolve_target("h200"))) == Counter(expected)
+    assert Counter(compiled_buffers(compiled_text(fun, args))) == Counter(expected)
+
+
 @pytest.mark.parametrize("rule", IN_PARTS)
 def test_products_of_few_tiles_are_multiplied_in_parts(rule):
     fun, operand, expected = IN_PARTS[rule]
@@ -290,7 +314,9 @@ KERNELS = {
 def kernels(fun, args):
     """The seconds of the kernels of a program, as modelled and as compiled."""
     device = resolve_target("h200")
-    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device), device)
+    templates = Templates()
+    program = lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend, templates)
+    fusion = fuse(rewritten(program, device, templates), device)
     modelled = kernel_seconds(fusion, run_as_one(fusion, device), device)
     compiled = roofline(compiled_text(fun, args), device).kernels
     return list(modelled.values()), [kernel.seconds for kernel in compiled]

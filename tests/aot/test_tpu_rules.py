@@ -144,7 +144,7 @@ KERNELS = {
 @pytest.mark.parametrize("rule", KERNELS)
 def test_how_many_kernels_run_and_how_long(rule):
     fun, args = KERNELS[rule]
-    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, V5E), V5E)
+    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, V5E.backend), V5E)
     modelled = kernel_seconds(fusion, run_as_one(fusion, V5E), V5E).values()
     kernels = [kernel.seconds for kernel in roofline(compiled(fun, args).as_text(), V5E).kernels]
     large = [seconds for seconds in kernels if seconds > 1e-5]  # weights are brought beside main memory before

@@ -296,7 +296,7 @@ def test_what_is_ready_first_runs_first():
 def test_a_value_that_one_reader_cannot_take_is_read_by_the_others_too():
     """A sum of two arrays, sorted: the loop beside the sort reads the sum, not the two arrays."""
     fun = twice(jnp.add, lambda y: jnp.sort(y))
-    fusion = fuse(lower(jax.make_jaxpr(fun)(X, X).jaxpr, CPU), CPU)
+    fusion = fuse(lower(jax.make_jaxpr(fun)(X, X).jaxpr, CPU.backend), CPU)
     (loop,) = [kernel for kernel in fusion.kernels if fusion.program.ops[kernel].kind == "mul"]
     (read,) = fusion.buffers_read[loop]
     assert fusion.program.ops[read].kind == "add"

@@ -18,7 +18,7 @@ def found(program):
 
 
 def of(fun, *args):
-    program = lower(jax.make_jaxpr(fun)(*args).jaxpr, H200)
+    program = lower(jax.make_jaxpr(fun)(*args).jaxpr, H200.backend)
     return [sorted(program.ops[index].kind for index in diamond.inside) for diamond in found(program)]
 
 

@@ -32,7 +32,7 @@ def scattered(x, w):
 @pytest.mark.parametrize("fun", [attended, with_loops, scattered])
 def test_kernels_have_what_they_read(fun, device):
     jaxpr = jax.make_jaxpr(lambda x, w: jax.vjp(fun, x, w)[1](jnp.float32(1)))(X, W).jaxpr
-    fusion = fuse(lower(jaxpr, device), device)
+    fusion = fuse(lower(jaxpr, device.backend), device)
     assert_runs(fusion)
     live = set(reachable(fusion.program))
     run = {index for kernel in fusion.kernels for index in fusion.runs(kernel)}

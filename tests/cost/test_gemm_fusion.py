@@ -52,7 +52,7 @@ def test_a_product_of_a_tpu_reads_what_is_rounded_by_what_makes_it():
             return jnp.dot(made, w, precision=precision), jnp.dot(made, w * 2, precision=precision)
 
         args = (jax.ShapeDtypeStruct(like.shape, dtype) for like in (X, W))
-        fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, TPU), TPU)
+        fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, TPU.backend), TPU)
         return fusion.program.ops[fusion.kernels[0]].size_bytes
 
     halves = 2 * 2048 * 1024
@@ -65,7 +65,7 @@ def test_a_product_of_a_tpu_reads_what_is_rounded_by_what_makes_it():
 def test_a_product_of_a_tpu_computes_what_it_reads_of_any_rank():
     tokens = jax.ShapeDtypeStruct((4, 512, 1024), jnp.float32)
     twice = lambda x, w: (jnp.tanh(x) @ w, jnp.tanh(x) @ (w * 2))
-    fusion = fuse(lower(jax.make_jaxpr(twice)(tokens, W).jaxpr, TPU), TPU)
+    fusion = fuse(lower(jax.make_jaxpr(twice)(tokens, W).jaxpr, TPU.backend), TPU)
     assert [fusion.program.ops[kernel].kind for kernel in fusion.kernels] == ["dot", "dot"]
 
 

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jaxremat.backends.devices import DEVICES
+from jaxremat.backends.cpu import CPU
 from jaxremat.cost.hlo_model import lower
 
-CPU = DEVICES["cpu"]
 X = jax.ShapeDtypeStruct((4, 6), jnp.float32)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from put_together import emitted_program
 
-from jaxremat.backends.devices import DEVICES
+from jaxremat.backends.cpu import CPU
+from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.hlo_model import lower, lower_listing
 from jaxremat.cost.hlo_ops import Templates
 from jaxremat.cost.pricing import price
@@ -19,7 +20,7 @@ from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.trace.joint import trace_joint
 from jaxremat.trace.listing import Listing, listing_of
 
-CPU, H200 = DEVICES["cpu"], DEVICES["h200"]
+H200 = resolve_target("h200").backend
 
 
 def squares(times):

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxremat.backends.devices import DEVICES
+from jaxremat.backends.cpu import CPU
 from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.hlo_operations import Operations
 from jaxremat.cost.hlo_ops import Op, Templates
 
-CPU = DEVICES["cpu"]
 X = jax.ShapeDtypeStruct((4, 6), jnp.float32)
 
 
@@ -36,7 +35,7 @@ def test_nothing_is_merged_across_a_barrier():
 
 
 def test_an_expression_has_one_identity_that_does_not_grow():
-    builder = Operations(CPU.backend, Templates())
+    builder = Operations(CPU, Templates())
     deep = builder.expression(("exp", "1.0"))
     for _ in range(50):
         deep = builder.expression(("mul", (deep, deep)))
@@ -49,6 +48,6 @@ def test_an_operand_of_another_size_is_spread_once():
 
 
 def test_constants_are_one_whoever_reads_them():
-    builder = Operations(CPU.backend, Templates())
+    builder = Operations(CPU, Templates())
     template = builder.templates.spread(Op("broadcast", (4,), "float32", 16), "1.0")
     assert builder.constant(template) == builder.constant(template) and len(builder.ops) == 1

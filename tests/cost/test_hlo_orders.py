@@ -6,19 +6,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxremat.backends.devices import DEVICES
+from jaxremat.backends.cpu import CPU
+from jaxremat.backends.cuda import CUDA
 from jaxremat.cost.hlo_model import lower
-
-CPU, H200 = DEVICES["cpu"], DEVICES["h200"]
 
 
 def array(*dims, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(dims, dtype)
 
 
-def lowered(fun, *args, device=H200):
+def lowered(fun, *args, backend=CUDA):
     """(operations that are needed, by the number of those that they read)."""
-    program = lower(jax.make_jaxpr(fun)(*args).jaxpr, device)
+    program = lower(jax.make_jaxpr(fun)(*args).jaxpr, backend)
     needed, waiting = set(), list(program.outputs)
     while waiting:
         index = waiting.pop()
@@ -49,7 +48,7 @@ def test_what_is_returned_lies_in_order():
     _, ops = lowered(lambda q, k: jnp.exp(scores(q, k)), Q, K)
     copies = [op for op in ops if op.kind == "transpose" and op.elements == 8 * 2 * 4 * 64 * 64]
     assert [op.shape for op in copies] == [(8, 2, 4, 64, 64)] and copies[0].turns_rows
-    _, ops = lowered(lambda q, k: jnp.exp(scores(q, k)), Q, K, device=CPU)
+    _, ops = lowered(lambda q, k: jnp.exp(scores(q, k)), Q, K, backend=CPU)
     assert [op.kind for op in ops][-2:] == ["transpose", "exp"], "on a CPU a transpose is where it is written"
 
 

@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxremat.backends.devices import DEVICES
+from jaxremat.backends.devices import resolve_target
 from jaxremat.cost.hlo_model import lower
 
 X = jax.ShapeDtypeStruct((32, 64, 16), jnp.float32)
-CPU, H200 = DEVICES["cpu"], DEVICES["h200"]
+CPU, GPU = (resolve_target(name).backend for name in ("cpu", "h200"))
 
 
-def operations(fun, *args, device=CPU):
+def operations(fun, *args, backend=CPU):
     """What a function becomes, inputs aside."""
-    return [op for op in lower(jax.make_jaxpr(fun)(*args).jaxpr, device).ops if op.kind != "input"]
+    return [op for op in lower(jax.make_jaxpr(fun)(*args).jaxpr, backend).ops if op.kind != "input"]
 
 
 def test_dimensions_of_one_entry_take_no_operation():
@@ -33,7 +33,7 @@ def test_a_sum_of_what_is_negated_is_negated():
     assert kinds[-2:] == ["reduce", "neg"]
 
 
-@pytest.mark.parametrize(("device", "number"), [(CPU, 1), (H200, 2)])
-def test_dimensions_that_are_apart_are_summed_one_after_the_other_on_a_gpu(device, number):
-    sums = [op for op in operations(lambda x: jnp.sum(x, (0, 2)), X, device=device) if op.kind == "reduce"]
+@pytest.mark.parametrize(("backend", "number"), [(CPU, 1), (GPU, 2)])
+def test_dimensions_that_are_apart_are_summed_one_after_the_other_on_a_gpu(backend, number):
+    sums = [op for op in operations(lambda x: jnp.sum(x, (0, 2)), X, backend=backend) if op.kind == "reduce"]
     assert len(sums) == number and sums[-1].shape == (64,) and not any(op.unread_bytes for op in sums)

@@ -15,7 +15,7 @@ X, W = jax.ShapeDtypeStruct((2048, 1024), jnp.float32), jax.ShapeDtypeStruct((10
 
 def joined(fun, *args, device=H200):
     """The kinds of kernels that run as one."""
-    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device), device)
+    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend), device)
     ops = fusion.program.ops
     return [sorted(ops[kernel].kind for kernel in group) for group in run_as_one(fusion, device) if len(group) > 1]
 
@@ -87,7 +87,7 @@ def test_what_two_loops_of_a_kernel_read_is_computed_in_it_and_not_written():
         return turned * product, turned + product * y, product
 
     assert joined(fun, X, X, W) == [["add", "mul", "tanh"]]
-    fusion = fuse(lower(jax.make_jaxpr(fun)(X, X, W).jaxpr, H200), H200)
+    fusion = fuse(lower(jax.make_jaxpr(fun)(X, X, W).jaxpr, H200.backend), H200)
     kernels = Kernels(fusion, run_as_one(fusion, H200), H200.backend)
     assert [fusion.program.ops[kernel].kind for kernel in kernels.unwritten] == ["tanh"]
     assert estimate_memory(jax.make_jaxpr(fun)(X, X, W).jaxpr, H200).temp_bytes < X.size * 4

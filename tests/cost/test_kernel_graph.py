@@ -44,7 +44,7 @@ def normalised():
         return jnp.sum(hidden, 0), hidden[::-1], jnp.exp(hidden) @ w
 
     shapes = [jax.ShapeDtypeStruct(ROWS, jnp.float32)] * 2
-    return lower(jax.make_jaxpr(fun)(*shapes).jaxpr, DEVICE)
+    return lower(jax.make_jaxpr(fun)(*shapes).jaxpr, DEVICE.backend)
 
 
 @pytest.mark.parametrize("program", [diamond(), normalised()], ids=["by hand", "lowered"])
@@ -104,7 +104,7 @@ def test_few_blocks_read_slowly():
 
 def taken(fun, *shapes):
     """Every operation of a function as a kernel of its own, timed; constants are made where they are read."""
-    program = lower(jax.make_jaxpr(fun)(*shapes).jaxpr, DEVICE)
+    program = lower(jax.make_jaxpr(fun)(*shapes).jaxpr, DEVICE.backend)
     graph = graph_of(program)
     constants = {index for index in graph.left if not graph.reads[index]}
     graph.make_inside_all(constants)

@@ -57,7 +57,7 @@ def layers(number):
             x = jax.nn.gelu(x - x.mean(-1, keepdims=True)) @ w
         return x
 
-    return lower(jax.make_jaxpr(fun)(X, W).jaxpr, H200)
+    return lower(jax.make_jaxpr(fun)(X, W).jaxpr, H200.backend)
 
 
 def test_equal_layers_are_fused_once():
@@ -88,7 +88,7 @@ def test_a_reduction_that_no_reader_can_run_ties_nothing_together(monkeypatch):
             x = jax.nn.relu(centred * jax.lax.rsqrt((centred * centred).mean(0, keepdims=True) + 1e-6)) + x
         return jnp.sum(x * x)
 
-    program = lower(jax.make_jaxpr(jax.grad(fun))(X, W).jaxpr, H200)
+    program = lower(jax.make_jaxpr(jax.grad(fun))(X, W).jaxpr, H200.backend)
     apart, together = KnownBodies(), KnownBodies()
     found = fuse(program, H200, apart)
     monkeypatch.setattr(KernelGraph, "may_end_in_readers", lambda *_: True)
@@ -99,7 +99,7 @@ def test_a_reduction_that_no_reader_can_run_ties_nothing_together(monkeypatch):
 
 def test_constants_are_made_where_they_are_read():
     fun = lambda x, y: (jnp.maximum(x, 0.0) * jnp.where(y > 0.5, y, 0.0), jnp.maximum(y, 0.0) + x)
-    program = lower(jax.make_jaxpr(fun)(X, X).jaxpr, H200)
+    program = lower(jax.make_jaxpr(fun)(X, X).jaxpr, H200.backend)
     fusion = fuse(program, H200)
     constants = {index for index, op in enumerate(program.ops) if op.constant is not None}
     assert constants and constants.isdisjoint(fusion.kernels)
@@ -111,7 +111,7 @@ def test_what_is_scattered_into_is_written_before(kind):
     """A scatter writes into a buffer that is there, even of zeros."""
     places, rows = jax.ShapeDtypeStruct((64,), jnp.int32), jax.ShapeDtypeStruct((64, 1024), jnp.float32)
     scattered = lambda places, rows: getattr(jnp.zeros((2048, 1024)).at[places], kind)(rows * 2.0)
-    program = lower(jax.make_jaxpr(scattered)(places, rows).jaxpr, H200)
+    program = lower(jax.make_jaxpr(scattered)(places, rows).jaxpr, H200.backend)
     fusion = fuse(program, H200, KnownBodies())
     zeros = [kernel for kernel in fusion.kernels if program.ops[kernel].shape == (2048, 1024)]
     assert len(zeros) == 2 and program.ops[zeros[0]].kind == "broadcast"

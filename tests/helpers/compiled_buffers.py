@@ -9,6 +9,8 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
+from jaxremat.cost.hlo_ops import Templates
+from jaxremat.cost.hlo_rewrites import rewritten
 
 SMALLEST = 1024  # bytes; scalars and values per row are beside the point
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8, "s64": 8, "u64": 8}
@@ -31,7 +33,9 @@ def compiled_buffers(hlo_text: str, several: bool = False) -> list[int]:
 
 def modelled_buffers(fun: Callable, args, device: Device) -> list[int]:
     """The same by the fusion model, in the order of the program."""
-    fusion = fuse(lower(jax.make_jaxpr(fun)(*args).jaxpr, device), device)
+    templates = Templates()
+    program = lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend, templates)
+    fusion = fuse(rewritten(program, device, templates), device)
     named = [kernel for kernel in fusion.kernels if len(fusion.runs(kernel)) == 1]
     others = {kernel for kernel in named if fusion.program.ops[kernel].kind in _OTHER_NAMES}
     written = [fusion.program.ops[kernel].size_bytes for kernel in fusion.kernels if kernel not in others]
