@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from jaxremat.cost.fused import reachable
 from jaxremat.cost.hlo_builder import HloProgram
 
-_MOST_BYTES = 64 * 2**20
+_MOST_BYTES = 64 * 2**20  # as compiled; tests/aot/test_gpu_rules.py asks on both sides of it
 
 
 def merged_products(program: HloProgram) -> list[tuple[int, ...]]:
