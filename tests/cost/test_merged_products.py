@@ -78,6 +78,17 @@ def test_batches_are_merged_too():
     assert merged(lambda x, w, v: (x @ w, x @ v), x, w, v)[2] == [2]
 
 
+def test_what_is_turned_stays_apart():
+    """Heads of queries and keys are read in another order than products write them."""
+
+    def scores(x, w, v):
+        query, key = (jnp.tanh(x @ each).reshape(4, 128, 4, -1) for each in (w, v))
+        return jnp.einsum("bqhd,bkhd->bhqk", query, key)
+
+    weights = array(128, 64)
+    assert not merged(lambda x, w, v: scores(x.reshape(512, 128), w, v), array(512, 128), weights, weights)[2]
+
+
 def test_operands_of_a_transposed_product_change_places():
     program = lower(jax.make_jaxpr(lambda x, w: (x @ w).T)(X, W).jaxpr, CUDA)
     (product,) = (index for index, op in enumerate(program.ops) if op.matrices)
