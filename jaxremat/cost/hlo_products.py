@@ -46,7 +46,7 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
         library = () if batches[0] else _CUBLAS_FLOATS
     elif hlo.backend.library_groups:
         library = FLOATS if plain and layout.is_matrix else ()
-    matrices = facts.once(_matrices)._replace(contracts=contracts)
+    matrices = Matrices(*facts.once(_sizes), contracts)
     made = _product(hlo, "dot", tuple(operands), facts, library, matrices)
     is_free = hlo.backend.transposes_late and not batches[0]
     (hlo.free if is_free else hlo.places)[made] = facts.place
@@ -62,13 +62,13 @@ def _swapped(product: Eqn) -> tuple[int, ...]:
     return (*range(len(batch)), *range(columns, rank), *range(len(batch), columns))
 
 
-def _matrices(product: Eqn) -> Matrices:
-    """What a product multiplies, as the program has it."""
+def _sizes(product: Eqn) -> tuple[int, int, int, int]:
+    """How many batches, rows, columns and contracted entries a product has."""
     contracts, batches = _dimensions(product)
     shapes = [shape_of(operand) for operand in product.invars]
     of_batch, contracted = (math.prod(shapes[0][dim] for dim in dims[0]) for dims in (batches, contracts))
     rows, columns = (math.prod(shape) // max(of_batch * contracted, 1) for shape in shapes)
-    return Matrices(of_batch, rows, columns, contracted, contracts)
+    return of_batch, rows, columns, contracted
 
 
 def _dimensions(product: Eqn) -> tuple[Contracts, Contracts]:

@@ -111,11 +111,12 @@ class _Rewriter:
         parts = 1 if _UNSPLIT & {self.ops[read].dtype for read in reads} else parts_of(product, self._device)
         if parts == 1:
             return self._append(op, reads, like)
-        share = padded(product, parts) / product.contracted
+        batches, _, _, contracted = product.sizes
+        share = padded(product, parts) / contracted
         cut = tuple(self._filled(read, share, like) for read in reads)
         summed, changed = _summed_dtype(op), self._templates.changed
         size_bytes = product.sum_itemsize * op.elements
-        sizes = product.batches, parts, product.rows * product.columns
+        sizes = batches, parts, op.elements // batches
         multiplied = changed(op, shape=sizes, dtype=summed, size_bytes=parts * size_bytes, in_library=False)
         kind = "window" if is_a_loop(*sizes[1:]) else "reduce"
         like_sum = self._templates.resized(multiplied, kind, op.shape, "parts").op
@@ -130,7 +131,7 @@ class _Rewriter:
         assert op.matrices is not None
         itemsizes = tuple(np.dtype(self.ops[read].dtype).itemsize for read in (reads[0], reads[-1]))
         of_sum, of_result = np.dtype(_summed_dtype(op)).itemsize, np.dtype(op.dtype).itemsize
-        return Product(*op.matrices.sizes, itemsizes, of_sum, of_result)
+        return Product(op.matrices.sizes, itemsizes, of_sum, of_result)
 
     def _filled(self, read: int, share: float, like: int) -> int:
         """An operand with zeros behind what is contracted of it."""
@@ -145,7 +146,7 @@ def _together(templates: Templates, ops: Sequence[Op], side: int) -> Op:
     """The product of what some share, rows or columns, with all that they do not."""
     first = ops[0].matrices
     assert first is not None
-    batches, rows, columns, contracted = first.sizes
+    batches, rows, columns, _ = first.sizes
     lengths = sum(op.elements // (batches * (rows, columns)[side]) for op in ops)
     rows, columns = (rows, lengths) if side == 0 else (lengths, columns)
     return templates.changed(
@@ -153,7 +154,7 @@ def _together(templates: Templates, ops: Sequence[Op], side: int) -> Op:
         shape=(batches, rows, columns),
         size_bytes=sum(op.size_bytes for op in ops),
         flops=sum(op.flops for op in ops),
-        matrices=first._replace(rows=rows, columns=columns, contracted=contracted, is_flipped=False),
+        matrices=first._replace(rows=rows, columns=columns, is_flipped=False),
     )
 
 

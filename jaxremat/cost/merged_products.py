@@ -16,6 +16,7 @@ from collections.abc import Hashable
 
 from jaxremat.cost.fused import reachable, readers_of
 from jaxremat.cost.hlo_builder import HloProgram
+from jaxremat.cost.hlo_ops import Op
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _MOST_BYTES = 64 * 2**20  # as compiled; tests/aot/test_gpu_rules.py asks on both sides of it
@@ -25,9 +26,7 @@ def merged_products(program: HloProgram) -> list[tuple[int, ...]]:
     """Products of a program that become one, as numbers of operations, in their order; see `shared_side`."""
     products = _Products(program)
     for candidates in products.by_operand():
-        for place, one in enumerate(candidates):
-            for other in candidates[place + 1 :]:
-                products.try_merging(one, other)
+        products.merge_among(candidates)
     return [tuple(group) for group in products.groups.values() if len(group) > 1]
 
 
@@ -53,10 +52,10 @@ class _Products:
     def __init__(self, program: HloProgram) -> None:
         self._program = program
         live = reachable(program)
-        self._users = readers_of(program, live)
-        products = [index for index in live if program.ops[index].matrices is not None and not self._is_turned(index)]
+        turned = self._turned(live)
+        products = [index for index in live if program.ops[index].matrices is not None and index not in turned]
         self.groups = {product: [product] for product in products}
-        self._taken: set[int] = set()
+        self._merged: set[int] = set()
         self._bit = {product: 1 << k for k, product in enumerate(products)}
         self._before = self._products_before(live)
 
@@ -70,17 +69,14 @@ class _Products:
             needed[index] = bits
         return {product: needed[product] for product in self._bit}
 
-    def _is_turned(self, product: int) -> bool:
-        """Whether a result, or what is computed of it entry by entry, is read in another order of its dimensions."""
-        ops, seen, waiting = self._program.ops, {product}, [product]
-        while waiting:
-            for user in set(self._users[waiting.pop()]) - seen:
-                matrices = ops[user].matrices
-                if ops[user].kind == "transpose" or (matrices is not None and matrices.batches > 1):
-                    return True
-                seen.add(user)
-                waiting += [user] if ops[user].kind in ELEMENTWISE else []
-        return False
+    def _turned(self, live: list[int]) -> set[int]:
+        """What is read in another order of its dimensions, or something that is computed of it entry by entry."""
+        ops, turned = self._program.ops, set[int]()
+        users = readers_of(self._program, live)
+        for index in reversed(live):
+            if any(_turns(ops[user]) or (user in turned and ops[user].kind in ELEMENTWISE) for user in users[index]):
+                turned.add(index)
+        return turned
 
     def by_operand(self) -> list[list[int]]:
         """Products that read the same operand in the same way, by operand."""
@@ -98,23 +94,29 @@ class _Products:
         ops, other = self._program.ops, operands_of(self._program, product)[1 - side]
         return ops[other].dtype, ops[product].dtype
 
-    def try_merging(self, one: int, other: int) -> None:
-        """Makes two products one, the first maybe one of several already, where nothing forbids it."""
-        if one in self._taken or other in self._taken or len(self.groups[other]) > 1:
-            return
-        if min(self._unshared_bytes(one, other), self._unshared_bytes(other, one)) > _MOST_BYTES:
-            return
+    def merge_among(self, candidates: list[int]) -> None:
+        """Makes products that read the same operand one where nothing forbids it: each with all that follow, unless it
+        was merged before, by another operand maybe."""
+        left = [product for product in candidates if product not in self._merged]
+        while left:
+            one, *others = left
+            joined = [other for other in others if self._joins(one, other)]
+            self._merged.update([one, *joined] if joined else ())
+            left = [other for other in others if other not in joined]
+
+    def _joins(self, one: int, other: int) -> bool:
+        """Makes two products one, the first maybe one of several already; whether that can be."""
         bits = self._bit[one] | self._bit[other]
-        if (self._before[one] | self._before[other]) & bits:
-            return
-        self._taken.add(other)
-        self.groups[one].append(other)
-        self._bit[one] = bits
         needed = self._before[one] | self._before[other]
-        self._before[one] = self._before[other] = needed
+        smaller = min(self._unshared_bytes(one, other), self._unshared_bytes(other, one))
+        if smaller > _MOST_BYTES or needed & bits:
+            return False
+        self.groups[one].append(other)
+        self._bit[one], self._before[one], self._before[other] = bits, needed, needed
         self._before = {
             product: before | needed | bits if before & bits else before for product, before in self._before.items()
         }
+        return True
 
     def _unshared_bytes(self, one: int, other: int) -> int:
         """What products that are one write, and read but for what another one reads, too."""
@@ -122,3 +124,8 @@ class _Products:
         group = self.groups[one]
         read = {each for product in group for each in operands_of(self._program, product)} - shared
         return sum(ops[index].size_bytes for index in (*group, *read))
+
+
+def _turns(op: Op) -> bool:
+    """Whether an operation reads what it reads in another order of dimensions: products of batches may."""
+    return op.kind == "transpose" or (op.matrices is not None and op.matrices.batches > 1)

@@ -22,14 +22,11 @@ class Product(NamedTuple):
     """A product of two batches of matrices.
 
     Attributes:
-      batches, rows, columns, contracted: sizes.
+      sizes: batches, rows, columns and contracted, as in `Matrices`.
       itemsizes, sum_itemsize, itemsize: bytes per entry of the operands, of what is summed, and of the result.
     """
 
-    batches: int
-    rows: int
-    columns: int
-    contracted: int
+    sizes: tuple[int, int, int, int]
     itemsizes: tuple[int, ...]
     sum_itemsize: int
     itemsize: int
@@ -73,12 +70,12 @@ def _parts_of(product: Product, cores: int, compute_capability: int) -> int:
 def padded(product: Product, parts: int) -> int:
     """To how many entries what is contracted is filled up, so that all parts are as long, and aligned."""
     unit = parts * (_ALIGNED_BYTES // min(_ALIGNED_BYTES, *product.itemsizes))
-    return -(-product.contracted // unit) * unit
+    return -(-product.sizes[-1] // unit) * unit
 
 
 def _cost(product: Product, parts: int, cores: int, weights: _Weights) -> float:
     """What a product takes that is split into parts, with their sum."""
-    batches, rows, columns, contracted, itemsizes, sum_itemsize, itemsize = product
+    (batches, rows, columns, contracted), itemsizes, sum_itemsize, itemsize = product
     entries = batches * rows * columns
     tile = min(rows, _TILE) * min(columns, _TILE)
     tiles = batches * parts * math.ceil(rows / _TILE) * math.ceil(columns / _TILE)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled_buffers import compiled_buffers, modelled_buffers
+from compiled_buffers import compiled_buffers, modelled_buffers, modelled_fusion
 from jax import lax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
@@ -18,10 +18,6 @@ from jaxremat.compiled.compile import rematerialized
 from jaxremat.compiled.gpu_configs import target_config
 from jaxremat.compiled.roofline import roofline
 from jaxremat.compiled.targets import target_devices
-from jaxremat.cost.fusion import fuse
-from jaxremat.cost.hlo_model import lower
-from jaxremat.cost.hlo_ops import Templates
-from jaxremat.cost.hlo_rewrites import rewritten
 from jaxremat.cost.joined import run_as_one
 from jaxremat.cost.kernels import kernel_seconds
 from jaxremat.cost.memory import estimate_memory
@@ -318,9 +314,7 @@ KERNELS = {
 def kernels(fun, args):
     """The seconds of the kernels of a program, as modelled and as compiled."""
     device = resolve_target("h200")
-    templates = Templates()
-    program = lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend, templates)
-    fusion = fuse(rewritten(program, device, templates), device)
+    fusion = modelled_fusion(fun, args, device)
     modelled = kernel_seconds(fusion, run_as_one(fusion, device), device)
     compiled = roofline(compiled_text(fun, args), device).kernels
     return list(modelled.values()), [kernel.seconds for kernel in compiled]

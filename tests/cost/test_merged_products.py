@@ -73,6 +73,11 @@ def test_one_of_two_is_small(rows, number):
     assert sum(merged(lambda x, w, v: (x @ w, x @ v), x, w, w)[2]) == number
 
 
+def test_what_was_merged_by_one_operand_is_not_by_the_other():
+    program, groups, sizes = merged(lambda x, w, y, v: (x @ w, x @ v, y @ w), X, W, X, V)
+    assert sizes == [2] and shared_side(program, groups[0]) == 0
+
+
 def test_batches_are_merged_too():
     x, w, v = array(4, 512, 128), array(4, 128, 64), array(4, 128, 32)
     assert merged(lambda x, w, v: (x @ w, x @ v), x, w, v)[2] == [2]

@@ -7,7 +7,7 @@ from jaxremat.cost.split_products import Product, padded, parts_of
 
 
 def product(batches, rows, columns, contracted, itemsize):
-    return Product(batches, rows, columns, contracted, (itemsize, itemsize), 4, itemsize)
+    return Product((batches, rows, columns, contracted), (itemsize, itemsize), 4, itemsize)
 
 
 @pytest.mark.parametrize(

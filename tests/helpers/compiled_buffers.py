@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxremat.backends.devices import Device
+from jaxremat.cost.fused import Fusion
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_model import lower
 from jaxremat.cost.hlo_ops import Templates
@@ -31,11 +32,16 @@ def compiled_buffers(hlo_text: str, several: bool = False) -> list[int]:
     return [size for dtype, dims in arrays if (size := _size(dtype, dims)) >= SMALLEST]
 
 
-def modelled_buffers(fun: Callable, args, device: Device) -> list[int]:
-    """The same by the fusion model, in the order of the program."""
+def modelled_fusion(fun: Callable, args, device: Device) -> Fusion:
+    """A function's program as the model fuses it."""
     templates = Templates()
     program = lower(jax.make_jaxpr(fun)(*args).jaxpr, device.backend, templates)
-    fusion = fuse(rewritten(program, device, templates), device)
+    return fuse(rewritten(program, device, templates), device)
+
+
+def modelled_buffers(fun: Callable, args, device: Device) -> list[int]:
+    """The same by the fusion model, in the order of the program."""
+    fusion = modelled_fusion(fun, args, device)
     named = [kernel for kernel in fusion.kernels if len(fusion.runs(kernel)) == 1]
     others = {kernel for kernel in named if fusion.program.ops[kernel].kind in _OTHER_NAMES}
     written = [fusion.program.ops[kernel].size_bytes for kernel in fusion.kernels if kernel not in others]

@@ -112,7 +112,7 @@ def test_a_larger_budget_is_never_answered_with_more_time(name):
     assert len(costs) >= 7
     assert all(larger <= smaller + 0.01 for larger, smaller in itertools.pairwise(costs.values()))
     for budget in list(costs)[::4]:
-        assert TimedPlanner(primal, H200).fit(budget).cost / unit == pytest.approx(costs[budget], abs=0.02)
+        assert TimedPlanner(primal, H200).fit(budget).cost / unit == pytest.approx(costs[budget], abs=0.01)
 
 
 @pytest.mark.parametrize("share", [0.46, 0.5, 0.7])
@@ -135,7 +135,7 @@ def test_equal_blocks_need_not_all_do_the_same(share, monkeypatch):
     assert costs[0] < costs[1] if share == 0.85 else costs[0] <= costs[1]
 
 
-@pytest.mark.parametrize(("name", "share"), [("norms", 0.8), ("attention", 0.8), ("skips", 0.7)])
+@pytest.mark.parametrize(("name", "share"), [("norms", 0.85), ("attention", 0.8), ("skips", 0.7)])
 def test_what_is_left_of_the_bytes_is_filled(name, share, monkeypatch):
     """Where the next value in the order of the program is too large, others may not be."""
     fun, *args = PROGRAMS[name]
