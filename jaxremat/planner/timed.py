@@ -49,7 +49,9 @@ _HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 tak
 _ROUNDS = 2  # of finer schedules beside those on the front; benchmarks/constants.py
 _MOST_LEAST = 12  # each is emitted and fused; benchmarks/constants.py
 _SURER = 1.33  # of the smallest: a LLaMA's least was predicted at 852 MiB, and took 1121; by hand 946, and 942
-_MOST_MIXTURES = 3  # where blocks begin, and as many inside of one: to a 64th; benchmarks/constants.py
+_MOST_MIXTURES = (
+    3  # where blocks begin, as many inside of one (to a 64th), and as many of what is kept; benchmarks/constants.py
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -293,19 +295,31 @@ class TimedPlanner:
 
     def _fill(self, peak_bytes: int) -> None:
         """Mixtures turn in the order of the program, and leave bytes where the next value is too large: predicts the
-        fastest that fits with more of what the next larger one keeps, all of it or what saves most for its bytes."""
-        best, pair = fastest(self.made, peak_bytes), likeliest_pair(self.made, peak_bytes)
-        if not best or not pair:
-            return
-        little, much = self._kept_by((best, pair[1]))
-        more = self._worth_keeping(much & ~little, peak_bytes - best.peak_bytes)
-        fits, number, too_many = 0, more.size, more.size + 1
+        smaller of the likeliest pair, and then the fastest that fits, with more of what the larger one keeps."""
+        pair = likeliest_pair(self.made, peak_bytes)
+        if pair:
+            self._filled(pair[0], pair[1], peak_bytes)
+            self._filled(fastest(self.made, peak_bytes) or pair[0], pair[1], peak_bytes)
+
+    def _filled(self, smaller: TimedOutcome, larger: TimedOutcome, peak_bytes: int) -> None:
+        """Predicts as much more of what a larger one keeps as fits, what saves most for its bytes first: by false
+        position, peaks growing with what is kept."""
+        little, much = self._kept_by((smaller, larger))
+        more = self._worth_keeping(much & ~little, peak_bytes - smaller.peak_bytes)
+        kept_bytes = np.append(0, np.cumsum(self._problem.graph.value_bytes[more]))
+        fits, too_many = 0, more.size + 1
+        least, most = smaller.peak_bytes, larger.peak_bytes
         for _ in range(_MOST_MIXTURES):
+            between = kept_bytes[fits : too_many + 1]
+            wanted = np.interp(peak_bytes, (least, most), (between[0], between[-1]))
+            number = min(max(fits + 1, int(np.searchsorted(kept_bytes, wanted, side="right")) - 1), too_many - 1)
             if number == fits:
                 break
-            filled = self._keeping(little | np.isin(np.arange(little.size), more[:number]), best)
-            fits, too_many = (number, too_many) if filled.peak_bytes <= peak_bytes else (fits, number)
-            number = (fits + too_many) // 2
+            filled = self._keeping(little | np.isin(np.arange(little.size), more[:number]), smaller)
+            if filled.peak_bytes <= peak_bytes:
+                fits, least = number, filled.peak_bytes
+            else:
+                too_many, most = number, filled.peak_bytes
 
     def _worth_keeping(self, values: np.ndarray, most_bytes: int) -> np.ndarray:
         """Of some values ([V] bool) of so many bytes at most, those that cost more to make again than to keep, the one

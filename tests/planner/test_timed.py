@@ -14,7 +14,7 @@ from jaxremat.compiled.compile import compile_for
 from jaxremat.emit.script import write_script
 from jaxremat.planner.choose import planner_for
 from jaxremat.planner.schedules import SchedulePlanner
-from jaxremat.planner.timed import TimedPlanner, by_peak, likeliest_pair
+from jaxremat.planner.timed import TimedPlanner, by_peak, fastest, likeliest_pair
 from jaxremat.solvers.auto import Auto
 from jaxremat.trace.jaxpr import vars_of
 from jaxremat.trace.primal import read_primal
@@ -146,6 +146,18 @@ def test_what_is_left_of_the_bytes_is_filled(name, share, monkeypatch):
     budget = int(share * filled.plain.peak_bytes)
     more, less = (planner.fit(budget) for planner in (filled, fitted))
     assert less.peak_bytes < more.peak_bytes <= budget and more.cost < 0.99 * less.cost
+
+
+@pytest.mark.parametrize(("name", "share"), [("attention", 0.6), ("attention", 0.55), ("skips", 0.65)])
+def test_the_smaller_of_a_pair_is_filled_beside_the_fastest(name, share, monkeypatch):
+    """The fastest that fits keeps the most already: what it keeps may be the wrong things to go on from."""
+    fun, *args = PROGRAMS[name]
+    both, one = (TimedPlanner(read_primal(fun, tuple(args), 0, False), H200) for _ in range(2))
+    budget = int(share * both.plain.peak_bytes)
+    filled = one._filled
+    from_fastest = lambda start, *others: start is fastest(one.made, budget) and filled(start, *others)
+    monkeypatch.setattr(one, "_filled", from_fastest)
+    assert both.fit(budget).cost < 0.996 * one.fit(budget).cost
 
 
 @pytest.mark.parametrize("share", [0.55, 0.65, 0.75, 0.85])
