@@ -7,6 +7,7 @@ platform's name. A plan is made for a device; its backend is `Device.backend`, w
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 
 from jaxremat.base.compat import Eqn, Var
@@ -30,6 +31,10 @@ class Backend:
       rounded_results: dtypes in which arithmetic runs in float32, every result rounded: too dear to compute twice.
       rewrites_products: products that read the same become one, of which readers take slices, and what products
         contract is split where tiles are too few for all cores; whoever reads a product sums its parts.
+      small_products: with fewer entries, rows and columns together, products of a matrix and a vector are sums of
+        products entry by entry, as those of two vectors are; 0 where all are products.
+      written_again_bytes: constants of so many bytes are written again for each scatter into them; smaller ones are
+        copied when they are made.
       splits_reductions: one of dimensions that are apart, or too long, becomes several kernels.
       spreads_reciprocals: what is divided by a row, spread, is multiplied by the reciprocals of the row; elsewhere only
         divisors that are constants are inverted.
@@ -84,6 +89,8 @@ class Backend:
     widened_products: frozenset[str] = frozenset()
     rounded_results: frozenset[str] = frozenset()
     rewrites_products: bool = False
+    small_products: int = 0
+    written_again_bytes: float = math.inf
     splits_reductions: bool = False
     spreads_reciprocals: bool = False
     rolls_threefry: bool = False

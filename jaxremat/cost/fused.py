@@ -70,6 +70,11 @@ class Fusion:
         runs = ((kernel, self.runs(kernel)) for kernel in self.kernels)
         return {kernel: wanted & inside for kernel, inside in runs if not wanted.isdisjoint(inside)}
 
+    def is_elementwise(self, kernel: int) -> bool:
+        """Whether a kernel computes each entry of its result from entries in the same place, or from constants."""
+        ops, reads = self.program.ops, self.program.reads
+        return all(ops[inside].kind in _SAME_PLACE or not reads[inside] for inside in self.runs(kernel))
+
     def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
         """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""
         inside, seen = self.loops.get(kernel, frozenset()), {buffer}

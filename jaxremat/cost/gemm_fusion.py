@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 from jaxremat.trace.primitives import ELEMENTWISE
 
@@ -22,12 +25,12 @@ def fuse_products(graph: KernelGraph) -> None:
 
 
 def _take_operands(graph: KernelGraph, product: int) -> None:
-    """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads
-    it."""
+    """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads it;
+    and what changes one array by numbers or by rows that the program is given, whoever else reads it."""
     for read in tuple(dict.fromkeys(graph.buffers(product))):
-        chain = _own_chain(graph, read, product)
+        chain = _chain(graph, read, product)
         for index in chain:
-            graph.fuse(index)
+            graph.make_inside(index, product)
         for index in {spread for link in chain for spread in graph.reads[link] if _is_spread(graph, spread)}:
             graph.make_inside(index, product)
 
@@ -104,18 +107,35 @@ def _is_there(graph: KernelGraph, index: int) -> bool:
     return index in graph.products or graph.ops[index].kind not in CONSUMERS
 
 
-def _own_chain(graph: KernelGraph, index: int, reader: int) -> list[int]:
-    """The operations from a reader back to an array that is there; none where they start elsewhere."""
+def _chain(graph: KernelGraph, index: int, product: int) -> list[int]:
+    """The operations from a product back to an array that is there, or to what others than the product compute."""
     chain: list[int] = []
+    reader = product
     while index in graph.left and index not in graph.products and graph.ops[index].kind in PRODUCERS:
-        op = graph.ops[index]
         full = {read for read in graph.reads[index] if not _is_spread(graph, read)}
         alone = set(graph.readers(index)) == {reader} and index not in graph.outputs
-        if not alone or op.kind not in ELEMENTWISE or len(full) != 1:
-            return []
+        is_taken = graph.ops[index].kind in ELEMENTWISE and len(full) == 1 and (alone or _is_cheap(graph, index))
+        if not is_taken:
+            return list(itertools.takewhile(functools.partial(_is_cheap, graph), chain))
         chain.append(index)
         reader, (index,) = index, full
     return chain
+
+
+def _is_cheap(graph: KernelGraph, index: int) -> bool:
+    """Whether an operation changes the entries of one array alone, or by constants or rows that the program is given:
+    products compute that again, whoever else reads it (`triton_tiling_propagation.cc`)."""
+    reads, ops = graph.reads[index], graph.ops
+    narrows = ops[index].kind == "convert_element_type" and ops[index].size_bytes < ops[reads[0]].size_bytes
+    if graph.computes_operands or narrows:
+        return False
+    return len(reads) == 1 or (len(reads) == 2 and any(_is_given(graph, read) for read in reads))
+
+
+def _is_given(graph: KernelGraph, index: int) -> bool:
+    """Whether a value is a constant or an input, spread."""
+    spread = graph.ops[index].kind == "broadcast"
+    return spread and all(graph.ops[read].kind in ("input", "broadcast") for read in graph.reads[index])
 
 
 def _is_spread(graph: KernelGraph, index: int) -> bool:

@@ -26,7 +26,7 @@ def elementwise(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[in
 
 def _of_views(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot], operands: tuple[int, ...]) -> list[int]:
     """An equation some of whose operands lie in other orders: they follow that of the earliest product."""
-    moving = [read for read in operands if hlo.ops[read].kind != "broadcast"]
+    moving = [read for read in operands if not hlo.lies_anyhow(read)]
     first = min(moving, key=lambda read: (hlo.origin(read), isinstance(read, View)), default=0)
     if not isinstance(first, View):
         return [_of_operands(hlo, facts, reads, tuple(map(hlo.in_order, operands)))]
@@ -110,13 +110,19 @@ def _one_minus_square(hlo: HloBuilder, facts: Facts, reads: tuple[int, ...]) -> 
 
 
 def _scattered(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot], reads: tuple[int, ...]) -> int | None:
-    """A sum with what is scattered into a constant, and read nowhere else, is scattered into the other summand."""
-    for slot, scattered, other in zip(slots, reads, reads[::-1]):
-        into = hlo.reads[scattered]
-        found = hlo.ops[scattered].kind == "scatter-add" and hlo.is_read_once(slot)
-        if found and hlo.ops[into[0]].constant is not None:
-            return hlo.append(facts.op("scatter-add"), (other, *into[1:]))
-    return None
+    """A sum with what is scattered into a constant, and read nowhere else, is scattered into the other summand, unless
+    that is scattered so, too."""
+    are_scattered = [_adds_to_constant(hlo, read) for read in reads]
+    if are_scattered.count(True) != 1:
+        return None
+    place = are_scattered.index(True)
+    if not hlo.is_read_once(slots[place]):
+        return None
+    return hlo.append(facts.op("scatter-add"), (reads[1 - place], *hlo.reads[reads[place]][1:]))
+
+
+def _adds_to_constant(hlo: HloBuilder, read: int) -> bool:
+    return hlo.ops[read].kind == "scatter-add" and hlo.ops[hlo.reads[read][0]].constant is not None
 
 
 def _reciprocal(hlo: HloBuilder, divisor: int, facts: Facts) -> int:

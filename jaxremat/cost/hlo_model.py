@@ -17,7 +17,7 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Var
 from jaxremat.cost.hlo_builder import Beginning, HloBuilder, HloProgram
 from jaxremat.cost.hlo_elementwise import elementwise
-from jaxremat.cost.hlo_ops import Computation, Facts, Op, Templates, alone, shape_of
+from jaxremat.cost.hlo_ops import SCATTERS, Computation, Facts, Op, Templates, alone, shape_of
 from jaxremat.cost.hlo_products import conv, dot
 from jaxremat.cost.hlo_reductions import reduced
 from jaxremat.cost.hlo_transposes import transposed
@@ -231,21 +231,21 @@ def _padded(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     return [hlo.merge(facts.template("slice", facts.params), (whole,))]
 
 
-_AT_INDICES = ("gather", "scatter", *(f"scatter-{name}" for name in ("add", "sub", "mul", "min", "max")))
-
-
 def _indexed(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     """What is read or written at indices. Those of batches are counted, and joined with the others
-    (`gather_scatter_utils.cc`, `batched_gather_scatter_normalizer.cc`)."""
-    operands = hlo.operands(facts, reads)
-    batches = len(facts.eqn.params["dimension_numbers"].operand_batching_dims)
-    if batches:
-        given, index, *updates = operands
+    (`gather_scatter_utils.cc`, `batched_gather_scatter_normalizer.cc`). They are looked up wherever they lie."""
+    given, *others = hlo.as_it_lies(facts, reads)
+    index, *updates = map(hlo.in_order, others)
+    if batches := len(facts.eqn.params["dimension_numbers"].operand_batching_dims):
         *places, length = shape_of(facts.eqn.invars[1])
         key = "indices", facts.params
         whole = hlo.templates.resized(hlo.ops[index], "concatenate", (*places, length + batches), key)
-        operands = (given, hlo.merge(whole, (index,)), *updates)
-    return [_usual(hlo, facts, operands)]
+        index = hlo.merge(whole, (index,))
+    made = _usual(hlo, facts, (int(given), index, *updates))
+    if not updates or not isinstance(given, View):
+        return [made]
+    hlo.ops[made] = hlo.templates.changed(hlo.ops[made], shape=given.sizes)
+    return [given.of(made)]
 
 
 def _rounded(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
@@ -294,7 +294,7 @@ _RULES: dict[str, Callable[[HloBuilder, Facts, Sequence[Slot]], list[int]]] = {
     "concatenate": _concatenated,
     "conv_general_dilated": conv,
     "dot_general": dot,
-    **dict.fromkeys(_AT_INDICES, _indexed),
+    **dict.fromkeys(("gather", *SCATTERS), _indexed),
     "optimization_barrier": _barrier,
     "pad": _padded,
     "device_put": _transferred,

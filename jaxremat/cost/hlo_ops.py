@@ -23,6 +23,7 @@ from jaxremat.trace.listing import Listing, listing_of
 from jaxremat.trace.primitives import COMMUTATIVE, LOOPS
 
 CONTRACTIONS = frozenset({"dot", "conv"})
+SCATTERS = frozenset({"scatter", *(f"scatter-{name}" for name in ("add", "sub", "mul", "min", "max"))})
 Partition = tuple[int, int, int]
 _KINDS = {"add_any": "add", "broadcast_in_dim": "broadcast"}
 

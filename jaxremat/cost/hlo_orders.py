@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jaxremat.backends.backend import Backend
 from jaxremat.cost.hlo_operations import Operations
-from jaxremat.cost.hlo_ops import Templates
+from jaxremat.cost.hlo_ops import SCATTERS, Templates
 from jaxremat.cost.hlo_views import View, view_of
 from jaxremat.trace.primitives import ELEMENTWISE
 
@@ -63,6 +63,25 @@ class OrderedOperations(Operations):
             return False
         return all(self._is_free_product(view, each) for each in self._bases(read))
 
+    def lies_anyhow(self, read: int) -> bool:
+        """Whether nothing gives the result of an operation an order: what is spread, or scattered into that."""
+        if isinstance(read, View):
+            return False
+        base = self.reads[read][0] if self.ops[read].kind in SCATTERS else read
+        return self.ops[base].kind == "broadcast"
+
+    def spread_otherwise(self, read: int, shape: tuple[int, ...]) -> int | None:
+        """What is computed from nothing but what is spread, as outer products are, transposed: it is spread over the
+        other shape at once. None of anything else."""
+        chain = () if isinstance(read, View) else self._computed_lying(read)
+        if not chain or self._bases(read):
+            return None
+        made: dict[int, int] = {}
+        for index in chain:
+            operands = tuple([made.get(each, each) for each in self.reads[index]])
+            made[index] = self._again(index, shape, operands)
+        return made[read]
+
     def _bases(self, read: int) -> list[int]:
         """What an operand is computed from entry by entry, but for what is spread."""
         chain = self._computed_lying(read)
@@ -86,6 +105,8 @@ class OrderedOperations(Operations):
     def _lies_like(self, view: View, read: int) -> int:
         if self.ops[read].kind == "broadcast":
             return read
+        if self.lies_anyhow(read):
+            return self._again(read, view.sizes, self.reads[read])
         if not self._is_free_product(view, read):
             return self._turned(view_of(read, view.shape), view.order)
         made = self._again(read, view.sizes, self.reads[read])

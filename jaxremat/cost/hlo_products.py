@@ -13,6 +13,7 @@ from jax.lax import Precision
 from jaxremat.base.compat import Eqn
 from jaxremat.cost.hlo_builder import HloBuilder
 from jaxremat.cost.hlo_ops import Facts, Matrices, Op, OperandLayout, shape_of
+from jaxremat.cost.hlo_vectors import by_entries
 from jaxremat.cost.hlo_views import View, places, view_of
 from jaxremat.cost.reductions import partition
 from jaxremat.trace.listing import Slot
@@ -27,8 +28,11 @@ _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 
 def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     """A contraction, with transposes of matrices folded in, and copies of operands that do not lie as it reads them."""
-    reads = hlo.as_it_lies(facts, slots)
     contracts, batches = facts.once(_dimensions)
+    matrices = Matrices(*facts.once(_sizes), contracts)
+    if (made := by_entries(hlo, facts, slots, matrices)) is not None:
+        return [made]
+    reads = hlo.as_it_lies(facts, slots)
     if not batches[0]:
         reads, contracts = _turned(hlo, reads, contracts)
     layout = facts.layout(contracts)
@@ -46,8 +50,7 @@ def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
         library = () if batches[0] else _CUBLAS_FLOATS
     elif hlo.backend.library_groups:
         library = FLOATS if plain and layout.is_matrix else ()
-    matrices = Matrices(*facts.once(_sizes), contracts)
-    made = _product(hlo, "dot", tuple(operands), facts, library, matrices)
+    made = _product(hlo, "dot", tuple(operands), facts, library, matrices._replace(contracts=contracts))
     is_free = hlo.backend.transposes_late and not batches[0]
     (hlo.free if is_free else hlo.places)[made] = facts.place
     if len(facts.shape) == 2 or hlo.backend.transposes_late:

@@ -30,20 +30,27 @@ def reduced(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
     return [read.without(gone).of(made).in_order_or_turned]
 
 
+def summed(hlo: HloBuilder, facts: Facts, read: int, axes: Sequence[int]) -> int:
+    """The result of an equation that is the sum over some axes of what an operation makes."""
+    for parts, shape in steps(hlo.ops[read].shape, axes):
+        read = hlo.merge(_reducing(facts, parts, shape, "add", in_library=False), (read,))
+    return read
+
+
 def _reduction(hlo: HloBuilder, facts: Facts, read: int, each: Sequence[Step]) -> int:
     name, read = facts.name, int(read)
+    combines = _COMBINES.get(name, name.removeprefix("reduce_"))
     library = name in ("reduce_max", "reduce_min") or (name == "reduce_sum" and facts.dtype != "bfloat16")
     if not hlo.backend.splits_reductions or name in _INDICES:
         each = [(each[0][0], facts.shape)]
     is_negated = name == "reduce_sum" and hlo.ops[read].kind == "neg"
     read = hlo.reads[read][0] if is_negated else read
     for parts, shape in each:
-        read = hlo.merge(_reducing(facts, parts, shape, in_library=library), (read,))
+        read = hlo.merge(_reducing(facts, parts, shape, combines, in_library=library), (read,))
     return hlo.merge(facts.template("neg"), (read,)) if is_negated else read
 
 
-def _reducing(facts: Facts, parts: Partition, shape: tuple[int, ...], *, in_library: bool) -> Template:
-    combines = _COMBINES.get(facts.name, facts.name.removeprefix("reduce_"))
+def _reducing(facts: Facts, parts: Partition, shape: tuple[int, ...], combines: str, *, in_library: bool) -> Template:
     size_bytes = math.prod(shape) * (facts.result.size_bytes // max(facts.elements, 1))
     key = facts.name, facts.params, parts
     return facts.template(

@@ -24,6 +24,8 @@ def transposed(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int
         hlo.ops[read] = _flipped(hlo, hlo.ops[read], shape)
     if hlo.backend.transposes_late:
         result = turned(read, shape, permutation)
+        if isinstance(result, View) and (spread := hlo.spread_otherwise(read, facts.shape)) is not None:
+            return [spread]
         if isinstance(result, View) and hlo.ops[result].kind == "dot":
             hlo.ops[result] = hlo.templates.changed(hlo.ops[result], is_turned=True)
         return [result]

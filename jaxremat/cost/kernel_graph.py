@@ -17,14 +17,13 @@ from typing import NamedTuple
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fused import Fusion, Merged, reachable, readers_of, written_bytes
 from jaxremat.cost.hlo_builder import HloProgram
-from jaxremat.cost.hlo_ops import Op
+from jaxremat.cost.hlo_ops import SCATTERS, Op
 from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits", "window"}) - {"bitcast"}
 """What can be computed where it is read."""
 
-SCATTERS = frozenset({"scatter", "scatter-add"})
 """What writes into the first of what it reads."""
 
 CONSUMERS = PRODUCERS | SCATTERS | {"reduce"}

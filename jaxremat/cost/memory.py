@@ -17,7 +17,7 @@ from jaxremat.cost.fused import Fusion, other_name
 from jaxremat.cost.fusion import fuse
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_model import lower_body, lower_listing
-from jaxremat.cost.hlo_ops import Computation, Op, alone
+from jaxremat.cost.hlo_ops import SCATTERS, Computation, Op, alone
 from jaxremat.cost.hlo_rewrites import rewritten
 from jaxremat.cost.joined import run_as_one
 from jaxremat.cost.kernels import kernel_seconds
@@ -26,7 +26,7 @@ from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing
 
 _Span = tuple[int, int, int, int]  # kernel, bytes, first step, last step
-_UPDATES = ("dynamic_update_slice", "scatter", "scatter-add", "select_and_scatter_add")
+_UPDATES = SCATTERS | {"dynamic_update_slice", "select_and_scatter_add"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,18 +200,20 @@ class _Buffers:
             self.starts |= dict.fromkeys(group, start)
             self.ends |= dict.fromkeys(group, start + len(group) - 1)
         self.home = {kernel: _names(self.fusion, kernel)[-1] for kernel in self.order}
+        self._into_fresh = kernels.into_fresh
         self.last = self._last_reads()
         self.end = dict(self.last)
         self.returned = {self.home.get(output, output) for output in self.fusion.program.outputs}
         self.elsewhere: set[int] = set()
         self._is_body, self._in_tuples, self._unwritten = is_body, kernels.in_tuples, kernels.unwritten
-        self._taken: set[int] = set()
+        self._taken: dict[int, int] = {}
 
     def _last_reads(self) -> dict[int, int]:
-        home, last = self.home, dict(self.ends)
+        home, last, program = self.home, dict(self.ends), self.fusion.program
         for kernel, step in self.ends.items():
             for buffer in self.fusion.buffers_read[kernel]:
-                last[home.get(buffer, buffer)] = step  # steps only grow
+                if kernel not in self._into_fresh or buffer != program.reads[kernel][0]:
+                    last[home.get(buffer, buffer)] = step  # steps only grow
         for kernel in self.order:
             last[home[kernel]] = max(last.get(home[kernel], 0), last[kernel])
         return last
@@ -223,7 +225,7 @@ class _Buffers:
         for read in sorted(given_up, key=lambda read: self.home.get(read, read)):
             if _writes_over(self.fusion, kernel, read) and not self._lies_in_a_tuple(read):
                 buffer = self.home.get(read, read)
-                self._taken.add(buffer)
+                self._taken[buffer] = kernel
                 self.end[buffer] = self.starts[kernel] - 1
                 if self._is_body and (kernel in self.returned or kernel in self.elsewhere):
                     self.elsewhere.add(buffer)
@@ -259,8 +261,18 @@ class _Buffers:
 
     def _span(self, kernel: int) -> _Span:
         op = self.ops[kernel]
-        start = self.starts[self.fusion.program.reads[kernel][0] if op.kind == "part" else kernel]
+        start = self.starts[self._written_by(kernel)]
         return kernel, op.size_bytes, start, max(self.end[kernel], start)
+
+    def _written_by(self, kernel: int) -> int:
+        """The kernel that writes into a result's buffer first. What a scatter writes into and leaves to others is
+        copied for it, by the kernel that made it where that is a loop (`copy_insertion.cc`, `copy_fusion.cc`)."""
+        kind, into = self.ops[kernel].kind, next(iter(self.fusion.program.reads[kernel]), kernel)
+        if kind == "part":
+            return into
+        copies = kind in SCATTERS and kernel not in self._into_fresh and into in self.starts
+        is_left = copies and self._taken.get(self.home[into]) != kernel
+        return into if is_left and self.fusion.is_elementwise(into) else kernel
 
 
 def _laid_out(spans: list[_Span], ops: Sequence[Op], tile: tuple[int, int] | None) -> list[_Span]:

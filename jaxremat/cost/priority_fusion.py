@@ -18,7 +18,8 @@ from jaxremat.cost.fused import Fusion, written_bytes
 from jaxremat.cost.fused_before import FusedBefore, Islands
 from jaxremat.cost.gemm_fusion import fuse_products
 from jaxremat.cost.hlo_builder import HloProgram
-from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, SCATTERS, KernelGraph
+from jaxremat.cost.hlo_ops import SCATTERS
+from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 
 _FUSIBLE = PRODUCERS | {"reduce"}
 

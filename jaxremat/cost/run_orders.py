@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import heapq
 import itertools
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jaxremat.backends.backend import Backend
 from jaxremat.cost.fused import Fusion, value_of
-from jaxremat.cost.hlo_ops import Computation
+from jaxremat.cost.hlo_ops import SCATTERS, Computation
 
 Order = list[tuple[int, ...]]
 """Kernels in the order in which they run, those together that run as one."""
@@ -42,6 +43,7 @@ class Kernels:
       readers: for each group, those that read its results.
       unwritten: kernels whose result only those read that run as one with them.
       in_tuples: kernels whose result is one of several of what makes it.
+      into_fresh: scatters for each of which the constant that it writes into is written alone, right before.
     """
 
     def __init__(self, fusion: Fusion, groups: Sequence[tuple[int, ...]], backend: Backend) -> None:
@@ -54,6 +56,13 @@ class Kernels:
         written = ([kernel for kernel in group if kernel not in self.unwritten] for group in self.groups)
         self.in_tuples = {kernel for several in written if len(several) > 1 for kernel in several}
         self.in_tuples |= fusion.by_library.keys() if backend.returns_workspace else set()
+        self.into_fresh = set(filter(functools.partial(self._is_into_fresh, backend), fusion.kernels))
+
+    def _is_into_fresh(self, backend: Backend, kernel: int) -> bool:
+        ops, reads = self.fusion.program.ops, self.fusion.program.reads
+        if ops[kernel].kind not in SCATTERS or ops[kernel].size_bytes < backend.written_again_bytes:
+            return False
+        return not reads[reads[kernel][0]]
 
     def _connect(self, groups: Sequence[tuple[int, ...]]) -> None:
         self.groups, reads = groups, self.fusion.buffers_read

@@ -41,6 +41,7 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 PART = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
 PICTURES = jax.ShapeDtypeStruct((4, 64, 64, 128), jnp.float32)
 FILL = 4 * 2048 * 1024
+WEIGHTS = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
 FEW_TILES = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16)
 UNEVEN = jax.ShapeDtypeStruct((500, 256), jnp.float32)
 DEEP = jax.ShapeDtypeStruct((65536, 64), jnp.float32)
@@ -306,6 +307,12 @@ KERNELS = {
         lambda x, w: (jnp.sum(y := convolved(x, w), 1), jnp.sum(y * y, 1)), (IMAGES, FILTERS),
     ),
     "a product of few tiles is multiplied in parts": (lambda x, y: x.T @ y, (FEW_TILES, FEW_TILES)),
+    "few entries by a vector are a sum": (lambda x, v: jnp.exp(x) @ v, (X, SCALE)),
+    "an outer product is made with what follows": (lambda x, v: jnp.exp(x[:, 0])[:, None] * v + 1.0, (X, SCALE)),
+    "a product makes again what one array is changed by": (lambda x, w: ((y := jnp.sin(x)) @ w, y * x), (X, WEIGHTS)),
+    "a product makes again what a given row is added to": (
+        lambda x, w, v: ((y := x + v) @ w, y * y), (X, WEIGHTS, SCALE),
+    ),
     "a sum is scaled where it is read": (lambda x: jnp.sum(x, -1) * 2.0, (X,)),
     "the gradient of a softmax keeps no exponentials": (softmax_and_its_gradient, (HALF, HALF)),
 }  # fmt: skip
@@ -371,6 +378,48 @@ def test_indices_are_found_with_maxima_and_joined_with_those_of_batches_before_a
     modelled = estimate_memory(jax.make_jaxpr(gradients_of_rows_with_maxima)(*args).jaxpr, resolve_target("h200"))
     compiled = compiled_for_h200(gradients_of_rows_with_maxima, args).memory_analysis()
     assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.01)
+
+
+def contrastive(x, w):
+    """Both ways, as of pairs of texts and images."""
+    scores, labels = (x @ w) @ x.T, jnp.arange(len(x))[:, None]
+    picked = [jnp.take_along_axis(jax.nn.log_softmax(each), labels, 1) for each in (scores, scores.T)]
+    return -jnp.mean(picked[0] + picked[1])
+
+
+def messages(x, w, senders, receivers):
+    for _ in range(3):
+        sent = jax.ops.segment_sum(2 * x[senders], receivers, len(x))
+        x = jnp.tanh(sent @ w) * sent
+    return jnp.sum(x**2)
+
+
+def summed(x, w, senders, receivers):
+    for _ in range(3):
+        x = jax.ops.segment_sum(2 * x[senders], receivers, len(x)) @ w
+    return x
+
+
+def nodes(number):
+    return *(jax.ShapeDtypeStruct((size, 64), jnp.float32) for size in (number, 64)), PAIRS, PAIRS
+
+
+PAIRS = jax.ShapeDtypeStruct((8192,), jnp.int32)
+LOOKED_UP = {
+    "both ways": (jax.grad(contrastive, (0, 1)), (X, WEIGHTS)),
+    "by nodes of a graph": (jax.grad(messages, (0, 1)), (X, WEIGHTS, PAIRS, PAIRS)),
+    "by few nodes": (summed, nodes(4095)),
+    "by a node more": (summed, nodes(4096)),
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_UP)
+def test_what_is_looked_up_or_scattered_into_lies_as_it_was_written(name):
+    """What is scattered into is copied when it is made, once for each of those who do."""
+    fun, args = LOOKED_UP[name]
+    modelled = estimate_memory(jax.make_jaxpr(fun)(*args).jaxpr, resolve_target("h200"))
+    compiled = compiled_for_h200(fun, args).memory_analysis()
+    assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.02)
 
 
 def gradients_of_pooled_convolutions(act, images, filters):

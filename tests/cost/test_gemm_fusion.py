@@ -40,8 +40,8 @@ def test_what_follows_a_product_is_a_loop_of_its_own_where_a_barrier_takes_it_in
 
 
 def test_a_product_of_a_tpu_computes_what_it_reads_and_sums_what_it_makes():
-    summed = lambda x, w: (jnp.sum(jnp.tanh(x) @ w, 0), jnp.tanh(x) @ (w * 2))
-    assert {"tanh", "dot_general", "reduce_sum"} <= set(written(summed, X, W))
+    summed = lambda x, w: (jnp.sum((x * jnp.tanh(x)) @ w, 0), (x * jnp.tanh(x)) @ (w * 2))
+    assert {"mul", "dot_general", "reduce_sum"} <= set(written(summed, X, W))
     assert written(summed, X, W, device=TPU) == ["reduce_sum", "dot_general"]
 
 
@@ -76,14 +76,22 @@ ROW = jax.ShapeDtypeStruct((1, 1024), jnp.float32)
     ("fun", "names"),
     [
         (lambda x, w, row: (x * 2.0) @ w, ["dot_general"]),
-        (lambda x, w, row: ((y := x * 2.0) @ w, y + 1.0), ["mul", "dot_general", "add"]),
+        (lambda x, w, row: ((y := jnp.sin(x) * x) @ w, y + 1.0), ["mul", "dot_general", "add"]),
+        (lambda x, w, row: ((y := jnp.sin(x)) @ w, y * x), ["dot_general", "mul"]),
+        (lambda x, w, row: ((y := x * 2.0) @ w, y + 1.0), ["dot_general", "add"]),
+        (lambda x, w, row: ((y := x + row) @ w, jnp.sin(y)), ["dot_general", "sin"]),
+        (lambda x, w, row: ((y := x + jnp.tanh(row)) @ w, jnp.sin(y)), ["tanh", "add", "dot_general", "sin"]),
+        (lambda x, w, row: ((y := jnp.sin(x * x[::-1])) @ w, y * x), ["mul", "dot_general", "mul"]),
         (lambda x, w, row: (x * x[::-1]) @ w, ["mul", "dot_general"]),
         (lambda x, w, row: x @ w + row, ["add"]),
         (lambda x, w, row: x @ w + x[::-1], ["dot_general", "add"]),
     ],
-    ids=["alone", "read by another", "of two arrays", "with a row", "with what a loop makes"],
+    ids=[
+        *("alone", "read by another", "of one array", "with a number", "with a row that is given", "with another row"),
+        *("as far as that goes", "of two arrays", "with a row", "with what a loop makes"),
+    ],
 )
-def test_a_product_takes_what_is_there_and_what_it_alone_reads(fun, names):
+def test_a_product_takes_what_is_there_and_what_it_alone_reads_or_can_make_again(fun, names):
     assert written(fun, X, W, ROW) == names
 
 

@@ -73,3 +73,9 @@ def test_a_sum_with_what_is_scattered_into_zeros_is_scattered_into():
     program = lower(jax.make_jaxpr(scattered)(X, X).jaxpr, CPU)
     (output,) = program.outputs
     assert program.ops[output].kind == "scatter-add" and program.ops[program.reads[output][0]].kind == "input"
+
+
+def test_a_sum_of_two_that_are_scattered_into_zeros_stays_one():
+    scattered = lambda x, y: jnp.zeros((4, 6)).at[1].add(y[0]) + jnp.zeros((4, 6)).at[x[0].astype(int)].add(y[0])
+    ops = lower(jax.make_jaxpr(scattered)(X, X).jaxpr, CPU).ops
+    assert [op.kind for op in ops].count("scatter-add") == 2 and ops[-1].kind == "add"

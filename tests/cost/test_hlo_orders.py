@@ -44,6 +44,18 @@ def test_a_softmax_runs_in_the_order_in_which_its_scores_were_written():
     assert not [op for op in ops if op.kind == "transpose" and op.elements > math.prod(Q.shape)]
 
 
+def test_what_is_looked_up_or_scattered_into_lies_as_it_was_written():
+    """Of scores that are normalised both ways; their gradients are scattered into either."""
+
+    def contrastive(x):
+        scores, labels = x @ x.T, jnp.arange(len(x))[:, None]
+        return sum(jnp.take_along_axis(jax.nn.log_softmax(each), labels, 1).sum() for each in (scores, scores.T))
+
+    _, ops = lowered(jax.grad(contrastive), array(64, 32))
+    assert {op.kind for op in ops if op.elements == 64 * 64} >= {"scatter-add", "exp"}
+    assert not [op for op in ops if op.kind == "transpose" and op.elements == 64 * 64]
+
+
 def test_what_is_returned_lies_in_order():
     _, ops = lowered(lambda q, k: jnp.exp(scores(q, k)), Q, K)
     copies = [op for op in ops if op.kind == "transpose" and op.elements == 8 * 2 * 4 * 64 * 64]

@@ -33,13 +33,13 @@ def test_however_late_one_of_them_can_run():
 
 
 def test_not_what_waits_for_the_other():
-    waits = lambda x, w: ((y := jnp.exp(x)), x * (y @ w))
+    waits = lambda x, w: ((y := x * jnp.exp(x)), x * (y @ w))
     assert joined(waits, X, W) == []
 
 
 def test_not_what_waits_for_the_other_by_way_of_a_third_that_was_joined():
     def fun(x, w):
-        first = jnp.exp(x)
+        first = x * jnp.exp(x)
         second = jnp.sin(x) * (first @ w)
         return first, second, jnp.cos(x)
 
@@ -51,7 +51,7 @@ def test_of_two_pairs_that_would_wait_for_each_other_one_is_joined():
     """What waits for one of two kernels that run as one waits for both."""
 
     def fun(x, y, w):
-        first, fourth = jnp.exp(x), jnp.cos(y)
+        first, fourth = x * jnp.exp(x), y * jnp.cos(y)
         return first, jnp.sin(y) * (first @ w), fourth, jnp.tanh(x) * (fourth @ w)
 
     assert [len(group) for group in joined(fun, X, X, W)] == [2]

@@ -171,6 +171,23 @@ def test_kernels_that_run_as_one_hold_all_that_they_read_and_write():
     assert temp_bytes(fun, *args, **tried) == pytest.approx(4 * 4 * 1024**2, rel=0.01)
 
 
+def test_what_is_scattered_into_is_copied_for_others_when_it_is_made():
+    """Zeros, for each of three sums, unless they are large; an array, where it is read afterwards too."""
+    rows, size = jax.ShapeDtypeStruct((4096,), jnp.int32), 4 * 1024**2
+
+    def summed(x, w, rows):
+        for _ in range(3):
+            x = jax.ops.segment_sum(2 * x[rows], rows, len(x)) @ w
+        return x
+
+    args = *[shape(1024, 1024)] * 2, rows
+    few, more = (temp_bytes(summed, shape(number, 64), shape(64, 64), rows) for number in (4095, 4096))
+    assert (few, more) == (pytest.approx(3 * 2**20, rel=0.01), pytest.approx(2 * 2**20, rel=0.01))
+    read_later = lambda x, w, rows: (y := jnp.tanh(x) * x).at[rows].add(1.0) @ w @ w * y
+    before = lambda x, w, rows: (jnp.tanh(x) * x).at[rows].add(1.0) @ w @ w
+    assert temp_bytes(read_later, *args) >= temp_bytes(before, *args) + size
+
+
 def test_what_a_library_returns_beside_its_workspace_is_not_written_over():
     """A product in a kernel computes what follows; the library's is kept until that is there."""
     fun = lambda x, w: jnp.linalg.norm(jax.lax.optimization_barrier(jnp.tanh(x @ w)))

@@ -135,7 +135,7 @@ def test_equal_blocks_need_not_all_do_the_same(share, monkeypatch):
     assert costs[0] < costs[1] if share == 0.85 else costs[0] <= costs[1]
 
 
-@pytest.mark.parametrize(("name", "share"), [("norms", 0.85), ("attention", 0.8), ("skips", 0.7)])
+@pytest.mark.parametrize(("name", "share"), [("norms", 0.85), ("attention", 0.55), ("skips", 0.7)])
 def test_what_is_left_of_the_bytes_is_filled(name, share, monkeypatch):
     """Where the next value in the order of the program is too large, others may not be."""
     fun, *args = PROGRAMS[name]
@@ -148,7 +148,7 @@ def test_what_is_left_of_the_bytes_is_filled(name, share, monkeypatch):
     assert less.peak_bytes < more.peak_bytes <= budget and more.cost < 0.99 * less.cost
 
 
-@pytest.mark.parametrize(("name", "share"), [("attention", 0.6), ("attention", 0.55), ("skips", 0.65)])
+@pytest.mark.parametrize(("name", "share"), [("attention", 0.55), ("skips", 0.65)])
 def test_the_smaller_of_a_pair_is_filled_beside_the_fastest(name, share, monkeypatch):
     """The fastest that fits keeps the most already: what it keeps may be the wrong things to go on from."""
     fun, *args = PROGRAMS[name]
