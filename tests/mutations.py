@@ -139,7 +139,15 @@ _BROKEN_BY_TESTS = {
         ("cost/run_orders.py", "reversed(self._kernels.readers[group])", "self._kernels.readers[group]"),
         ("cost/run_orders.py", "left and left.difference(", "left or left.difference("),
     ),
+    "tests/cost/test_hlo_vectors.py": (
+        ("cost/hlo_vectors.py", "if matrices.contracted == 1:", "if False:"),
+        ("cost/hlo_vectors.py", "max(sides) == 1 or ", ""),
+        ("cost/hlo_transposes.py", "(spread := hlo.spread_otherwise(read, facts.shape)) is not None", "(spread := 0)"),
+    ),
     "tests/cost/test_gemm_fusion.py": (
+        ("cost/gemm_fusion.py", "(alone or _is_cheap(graph, index))", "alone"),
+        ("cost/gemm_fusion.py", "itertools.takewhile(functools.partial(_is_cheap, graph), chain)", "chain"),
+        ("cost/gemm_fusion.py", "if graph.computes_operands or narrows:", "if graph.computes_operands:"),
         ("cost/hlo_products.py", "facts.once(_is_undilated) and ", ""),
         ("cost/hlo_products.py", "not is_turned or facts.once(_is_pointwise)", "True"),
         ("cost/hlo_products.py", "library = () if batches[0] else _CUBLAS_FLOATS", "library = _CUBLAS_FLOATS"),
@@ -165,7 +173,12 @@ _BROKEN_BY_TESTS = {
         ("cost/memory.py", "used[first : last + 1] += size", "pass"),
         ("backends/backend.py", "joint.late_writes if self.breadth_first else {}", "{}"),
     ),
+    "tests/cost/test_hlo_elementwise.py": (
+        ("cost/hlo_elementwise.py", "if are_scattered.count(True) != 1:", "if not any(are_scattered):"),
+    ),
     "tests/cost/test_memory.py": (
+        ("cost/run_orders.py", "ops[kernel].size_bytes < backend.written_again_bytes", "True"),
+        ("cost/memory.py", "return into if is_left and", "return into if False and"),
         ("cost/memory.py", "name in self._in_tuples or ", ""),
         ("cost/memory.py", " * waste[~np.eye(len(shape), dtype=bool)].min()", ""),
         ("backends/tpu.py", "tile=(8, 128)", "tile=None"),

@@ -82,13 +82,17 @@ ROW = jax.ShapeDtypeStruct((1, 1024), jnp.float32)
         (lambda x, w, row: ((y := x + row) @ w, jnp.sin(y)), ["dot_general", "sin"]),
         (lambda x, w, row: ((y := x + jnp.tanh(row)) @ w, jnp.sin(y)), ["tanh", "add", "dot_general", "sin"]),
         (lambda x, w, row: ((y := jnp.sin(x * x[::-1])) @ w, y * x), ["mul", "dot_general", "mul"]),
+        (
+            lambda x, w, row: (x * x[::-1]).astype(jnp.bfloat16) @ w.astype(jnp.bfloat16),
+            ["convert_element_type", "dot_general"],
+        ),
         (lambda x, w, row: (x * x[::-1]) @ w, ["mul", "dot_general"]),
         (lambda x, w, row: x @ w + row, ["add"]),
         (lambda x, w, row: x @ w + x[::-1], ["dot_general", "add"]),
     ],
     ids=[
         *("alone", "read by another", "of one array", "with a number", "with a row that is given", "with another row"),
-        *("as far as that goes", "of two arrays", "with a row", "with what a loop makes"),
+        *("as far as that goes", "narrowed", "of two arrays", "with a row", "with what a loop makes"),
     ],
 )
 def test_a_product_takes_what_is_there_and_what_it_alone_reads_or_can_make_again(fun, names):
