@@ -24,6 +24,7 @@ from jaxremat.trace.primitives import COMMUTATIVE, LOOPS
 
 CONTRACTIONS = frozenset({"dot", "conv"})
 SCATTERS = frozenset({"scatter", *(f"scatter-{name}" for name in ("add", "sub", "mul", "min", "max"))})
+"""What writes into the first of what it reads, at indices."""
 Partition = tuple[int, int, int]
 _KINDS = {"add_any": "add", "broadcast_in_dim": "broadcast"}
 

@@ -103,10 +103,8 @@ class OrderedOperations(Operations):
         return sorted(found)
 
     def _lies_like(self, view: View, read: int) -> int:
-        if self.ops[read].kind == "broadcast":
-            return read
         if self.lies_anyhow(read):
-            return self._again(read, view.sizes, self.reads[read])
+            return read if self.ops[read].kind == "broadcast" else self._again(read, view.sizes, self.reads[read])
         if not self._is_free_product(view, read):
             return self._turned(view_of(read, view.shape), view.order)
         made = self._again(read, view.sizes, self.reads[read])

@@ -29,7 +29,7 @@ _LIBRARY_CONVOLUTIONS = frozenset({"float32", "float64"})
 def dot(hlo: HloBuilder, facts: Facts, slots: Sequence[Slot]) -> list[int]:
     """A contraction, with transposes of matrices folded in, and copies of operands that do not lie as it reads them."""
     contracts, batches = facts.once(_dimensions)
-    matrices = Matrices(*facts.once(_sizes), contracts)
+    matrices = facts.once(_matrices)
     if (made := by_entries(hlo, facts, slots, matrices)) is not None:
         return [made]
     reads = hlo.as_it_lies(facts, slots)
@@ -65,13 +65,13 @@ def _swapped(product: Eqn) -> tuple[int, ...]:
     return (*range(len(batch)), *range(columns, rank), *range(len(batch), columns))
 
 
-def _sizes(product: Eqn) -> tuple[int, int, int, int]:
-    """How many batches, rows, columns and contracted entries a product has."""
+def _matrices(product: Eqn) -> Matrices:
+    """What a product multiplies, as the program has it."""
     contracts, batches = _dimensions(product)
     shapes = [shape_of(operand) for operand in product.invars]
     of_batch, contracted = (math.prod(shapes[0][dim] for dim in dims[0]) for dims in (batches, contracts))
     rows, columns = (math.prod(shape) // max(of_batch * contracted, 1) for shape in shapes)
-    return of_batch, rows, columns, contracted
+    return Matrices(of_batch, rows, columns, contracted, contracts)
 
 
 def _dimensions(product: Eqn) -> tuple[Contracts, Contracts]:

@@ -38,6 +38,6 @@ def _is_small(matrices: Matrices, most_entries: int) -> bool:
 def _spread(hlo: HloBuilder, read: int, shape: tuple[int, ...], side: int) -> int:
     """An operand over all entries of a product; `side`: along which of its dimensions."""
     op = hlo.ops[read]
-    return (
-        read if op.shape == shape else hlo.merge(hlo.templates.resized(op, "broadcast", shape, ("over", side)), (read,))
-    )
+    if op.shape == shape:
+        return read
+    return hlo.merge(hlo.templates.resized(op, "broadcast", shape, ("over", side)), (read,))

@@ -24,8 +24,6 @@ from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 PRODUCERS = (ELEMENTWISE | MOVING | {"random_bits", "window"}) - {"bitcast"}
 """What can be computed where it is read."""
 
-"""What writes into the first of what it reads."""
-
 CONSUMERS = PRODUCERS | SCATTERS | {"reduce"}
 """What can compute what it reads."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import heapq
 import itertools
 import math
@@ -56,13 +55,10 @@ class Kernels:
         written = ([kernel for kernel in group if kernel not in self.unwritten] for group in self.groups)
         self.in_tuples = {kernel for several in written if len(several) > 1 for kernel in several}
         self.in_tuples |= fusion.by_library.keys() if backend.returns_workspace else set()
-        self.into_fresh = set(filter(functools.partial(self._is_into_fresh, backend), fusion.kernels))
-
-    def _is_into_fresh(self, backend: Backend, kernel: int) -> bool:
-        ops, reads = self.fusion.program.ops, self.fusion.program.reads
-        if ops[kernel].kind not in SCATTERS or ops[kernel].size_bytes < backend.written_again_bytes:
-            return False
-        return not reads[reads[kernel][0]]
+        ops, reads = fusion.program.ops, fusion.program.reads
+        scatters = [kernel for kernel in fusion.kernels if ops[kernel].kind in SCATTERS]
+        large = [kernel for kernel in scatters if ops[kernel].size_bytes >= backend.written_again_bytes]
+        self.into_fresh = {kernel for kernel in large if not reads[reads[kernel][0]]}
 
     def _connect(self, groups: Sequence[tuple[int, ...]]) -> None:
         self.groups, reads = groups, self.fusion.buffers_read

@@ -49,9 +49,7 @@ _HALVINGS = 5  # of the ratio between two prices: to 4 %; to 15, a GPT in .7 tak
 _ROUNDS = 2  # of finer schedules beside those on the front; benchmarks/constants.py
 _MOST_LEAST = 12  # each is emitted and fused; benchmarks/constants.py
 _SURER = 1.33  # of the smallest: a LLaMA's least was predicted at 852 MiB, and took 1121; by hand 946, and 942
-_MOST_MIXTURES = (
-    3  # where blocks begin, as many inside of one (to a 64th), and as many of what is kept; benchmarks/constants.py
-)
+_MOST_MIXTURES = 3  # where blocks begin, inside of one (to a 64th), and of what is kept; benchmarks/constants.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
