@@ -25,8 +25,8 @@ def fuse_products(graph: KernelGraph) -> None:
 
 
 def _take_operands(graph: KernelGraph, product: int) -> None:
-    """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads it;
-    and what changes one array by numbers or by rows that the program is given, whoever else reads it."""
+    """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads it,
+    and on a GPU whoever else does."""
     for read in tuple(dict.fromkeys(graph.buffers(product))):
         chain = _chain(graph, read, product)
         for index in chain:
@@ -114,31 +114,28 @@ def _chain(graph: KernelGraph, index: int, product: int) -> list[int]:
     while index in graph.left and index not in graph.products and graph.ops[index].kind in PRODUCERS:
         full = {read for read in graph.reads[index] if not _is_spread(graph, read)}
         alone = set(graph.readers(index)) == {reader} and index not in graph.outputs
-        is_taken = graph.ops[index].kind in ELEMENTWISE and len(full) == 1 and (alone or _is_cheap(graph, index))
-        if not is_taken:
+        if not _changes_one(graph, index, full) or not (alone or _is_cheap(graph, index)):
             return list(itertools.takewhile(functools.partial(_is_cheap, graph), chain))
         chain.append(index)
         reader, (index,) = index, full
     return chain
 
 
+def _changes_one(graph: KernelGraph, index: int, full: set[int]) -> bool:
+    """Whether an operation changes one array entry by entry: on a GPU alone, or by one constant or given row."""
+    can_select = graph.computes_operands or len(graph.reads[index]) <= 2
+    return graph.ops[index].kind in ELEMENTWISE and len(full) == 1 and can_select
+
+
 def _is_cheap(graph: KernelGraph, index: int) -> bool:
-    """Whether an operation changes the entries of one array alone, or by constants or rows that the program is given:
-    products compute that again, whoever else reads it (`triton_tiling_propagation.cc`)."""
-    reads, ops = graph.reads[index], graph.ops
-    narrows = ops[index].kind == "convert_element_type" and ops[index].size_bytes < ops[reads[0]].size_bytes
-    if graph.computes_operands or narrows:
-        return False
-    return len(reads) == 1 or (len(reads) == 2 and any(_is_given(graph, read) for read in reads))
-
-
-def _is_given(graph: KernelGraph, index: int) -> bool:
-    """Whether a value is a constant or an input, spread."""
-    spread = graph.ops[index].kind == "broadcast"
-    return spread and all(graph.ops[read].kind in ("input", "broadcast") for read in graph.reads[index])
+    """Whether products compute an operation on one array again, whoever else reads it: not where it narrows it."""
+    narrows = graph.ops[index].size_bytes < graph.ops[graph.reads[index][0]].size_bytes
+    return not graph.computes_operands and not (graph.ops[index].kind == "convert_element_type" and narrows)
 
 
 def _is_spread(graph: KernelGraph, index: int) -> bool:
-    """Whether a value is a constant or a row, spread; sums of rows belong to what they normalise."""
-    sums = any(graph.ops[read].kind == "reduce" for read in graph.reads[index])
-    return graph.ops[index].kind == "broadcast" and not sums
+    """Whether a value is a constant or a row, spread: on a GPU one that the program is given
+    (`triton_tiling_propagation.cc`); sums of rows belong to what they normalise."""
+    kinds = {graph.ops[read].kind for read in graph.reads[index]}
+    spread = graph.ops[index].kind == "broadcast"
+    return spread and ("reduce" not in kinds if graph.computes_operands else kinds <= {"input", "broadcast"})

@@ -21,7 +21,7 @@ from jaxremat.cost.hlo_ops import SCATTERS, Computation, Op, alone
 from jaxremat.cost.hlo_rewrites import rewritten
 from jaxremat.cost.joined import run_as_one
 from jaxremat.cost.kernels import kernel_seconds
-from jaxremat.cost.run_orders import Kernels, Order, flat, run_orders
+from jaxremat.cost.run_orders import Kernels, Order, flat, run_orders, takes_smallest
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing
 
@@ -104,8 +104,10 @@ def _estimate(
     fusion = fuse(rewritten(program, device, known.templates), device, known)
     kernels = Kernels(fusion, run_as_one(fusion, device), device.backend)
     orders = run_orders(kernels, body, device.backend)
-    each = [_in_order(kernels, order, body, device, known, aliased) for order in orders]
-    return max(each, key=lambda estimate: estimate.temp_bytes)
+    seconds = sum(kernel_seconds(fusion, kernels.groups, device, kernels.unwritten).values())
+    each = [_in_order(kernels, order, body, device, known, aliased, seconds) for order in orders]
+    taken = min if takes_smallest(body, device.backend) else max
+    return taken(each, key=lambda estimate: estimate.temp_bytes)
 
 
 def _in_order(
@@ -115,7 +117,9 @@ def _in_order(
     device: Device,
     known: KnownBodies,
     aliased: Set[int] | None,
+    seconds: float,
 ) -> MemoryEstimate:
+    """`seconds`: of all kernels, but for what runs inside loops and branches."""
     fusion, order = kernels.fusion, flat(groups)
     program, backend = fusion.program, device.backend
     inside = functools.partial(estimate_body, device=device, known=known)
@@ -142,7 +146,7 @@ def _in_order(
         output_bytes=output_bytes,
         steps=np.asarray([program.equations[kernel] for kernel in order], np.int64),
         workspace_bytes=workspace_bytes,
-        seconds=sum(kernel_seconds(fusion, groups, device, kernels.unwritten).values()) + in_bodies,
+        seconds=seconds + in_bodies,
         spans=np.asarray(rows, np.int64).reshape(-1, 4),
     )
 

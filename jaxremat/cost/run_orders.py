@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import heapq
 import itertools
 import math
@@ -19,12 +20,18 @@ _FIRST = -math.inf
 
 
 def run_orders(kernels: Kernels, body: Computation, backend: Backend) -> list[Order]:
-    """The orders in which a compiler may run the kernels; where there are several, nobody knows which it takes."""
+    """The orders in which a compiler may run the kernels; of a loop's body nobody knows which it takes."""
     if backend.breadth_first:
         return [kernels.breadth_first()]
-    if backend.frees_first and not body.has_stacks:
-        return [ByFreedBytes(kernels).order()]
+    if takes_smallest(body, backend):
+        return [ByFreedBytes(kernels).order(), kernels.depth_first(kernels.fan_out())]
     return [kernels.as_written(), *([kernels.depth_first()] if backend.reorders_iterations and body.has_stacks else ())]
+
+
+def takes_smallest(body: Computation, backend: Backend) -> bool:
+    """Whether a compiler takes, of `run_orders`, the first one that needs the fewest bytes (`DefaultMemoryScheduler` in
+    `hlo_memory_scheduler.cc`)."""
+    return backend.frees_first and not body.has_stacks
 
 
 def flat(order: Order) -> list[int]:
@@ -113,18 +120,37 @@ class Kernels:
         """In the order of XLA:CPU's scheduler: first ready, first run."""
         return [self.groups[k] for k in _released(self.waits_for, self.readers)]
 
-    def depth_first(self) -> Order:
-        """As a search from the outputs finds them, through what each reads, in order."""
+    def depth_first(self, rank: Sequence[tuple[float, float]] | None = None) -> Order:
+        """As a search from the outputs finds them, through what each reads: in order, or those of low rank first."""
+        in_order = functools.partial(sorted, key=rank.__getitem__) if rank else list
         returned = self._groups_of(self.fusion.program.outputs, -1)
         effects = [k for k, readers in enumerate(self.readers) if not readers and k not in set(returned)]
-        stack = [*reversed([*effects, *returned])]
+        stack = [*reversed([*effects, *in_order(returned)])]
         order: dict[int, None] = {}
         while stack:
-            waits_for = [each for each in self.waits_for[stack[-1]] if each not in order]
+            waits_for = in_order(each for each in self.waits_for[stack[-1]] if each not in order)
             stack += reversed(waits_for)
             if not waits_for:
                 order[stack.pop()] = None
         return [self.groups[k] for k in order]
+
+    def fan_out(self) -> list[tuple[float, float]]:
+        """For each group, less than nothing: how many read it and what it waits for beside the first, and then the
+        bytes of all that, by every way there; the numbers are capped (`DFSMemoryScheduler` there)."""
+        program = self.fusion.program
+        returned = set(self._groups_of(program.outputs, -1))
+        # each kernel, another name of what it makes, and the parts of what it makes several of
+        instructions = 2 * len(self.groups) + sum(len(group) for group in self.groups if len(group) > 1)
+        most_bytes, rank = 0.0, [(0.0, 0.0)] * len(self.groups)
+        for group in (self.group_of[kernels[0]] for kernels in self.depth_first()):
+            own = [program.ops[kernel] for kernel in self.groups[group]]
+            own_bytes = sum(op.size_bytes for op in own if op.kind not in ("barrier", "fenced"))
+            most_bytes += own_bytes
+            others = float(max(len(self.readers[group]) + (group in returned) - 1, 0))
+            others -= sum(rank[each][0] for each in self.waits_for[group])
+            all_bytes = own_bytes - sum(rank[each][1] for each in self.waits_for[group])
+            rank[group] = -min(others, instructions), -min(all_bytes, most_bytes)
+        return rank
 
 
 def _released(waits_for: Sequence[Sequence[int]], readers: Sequence[Sequence[int]]) -> list[int]:

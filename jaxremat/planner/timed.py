@@ -259,20 +259,20 @@ class TimedPlanner:
 
     @functools.cached_property
     def _in_blocks(self) -> list[TimedOutcome]:
-        """Checkpoints around blocks, with barriers where `jax.checkpoint` has them."""
-        return [self._between(self._blocks, self._predicted(program)) for program in self._programs_by_hand]
+        """Checkpoints around blocks, with barriers where `jax.checkpoint` has them; where modules have no names, around
+        larger blocks too."""
+        larger = self._blocks if self._has_names else self._structure.larger_blocks
+        each = [self._blocks, *([] if np.array_equal(larger, self._blocks) else [larger])]
+        return [self._keeping_by_hand(policy, block) for block in each if (block >= 0).any() for policy in POLICIES]
 
-    @functools.cached_property
-    def _programs_by_hand(self) -> list[ScheduledProgram]:
-        """Checkpoints around every block, as `jax.checkpoint` runs them: a barrier where each block begins again."""
-        return [self._keeping_by_hand(policy) for policy in POLICIES] if self._number_of_blocks else []
-
-    def _keeping_by_hand(self, policy: Policy) -> ScheduledProgram:
+    def _keeping_by_hand(self, policy: Policy, block: np.ndarray) -> TimedOutcome:
+        """As `jax.checkpoint` around every block runs them: a barrier where each block begins again."""
         graph = self._problem.graph
-        steps, start = assemble_parts(graph, kept_by_hand(self._problem.joint, graph, self._blocks, policy))
-        again = barriers_between(graph, steps, start, self._blocks)
+        steps, start = assemble_parts(graph, kept_by_hand(self._problem.joint, graph, block, policy))
+        again = barriers_between(graph, steps, start, block)
         barriers = sorted({before_what_ends(graph, steps, barrier) for barrier in again})
-        return schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
+        program = schedule_program(graph, steps, backward_start=start, barriers=barriers, barrier_scope="sources")
+        return self._between(block, self._predicted(program))
 
     def _known(self, peak_bytes: int) -> Sequence[TimedOutcome]:
         """What is near a number of bytes, and where all of that takes too many the whole range and what is small: the

@@ -12,6 +12,7 @@ from compiled_buffers import compiled_buffers, modelled_buffers, modelled_fusion
 from jax import lax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
+from layer_stacks import gated_in_checkpoints
 
 from jaxremat.backends.devices import resolve_target
 from jaxremat.compiled.compile import rematerialized
@@ -313,6 +314,8 @@ KERNELS = {
     "a product makes again what a given row is added to": (
         lambda x, w, v: ((y := x + v) @ w, y * y), (X, WEIGHTS, SCALE),
     ),
+    "a product reads what a row is added to that is made": (lambda x, w, v: (x + jnp.tanh(v)) @ w, (X, WEIGHTS, SCALE)),
+    "a product reads what a given row chooses": (lambda x, w, v: jnp.where(v > 0, x, 0.0) @ w, (X, WEIGHTS, SCALE)),
     "a sum is scaled where it is read": (lambda x: jnp.sum(x, -1) * 2.0, (X,)),
     "the gradient of a softmax keeps no exponentials": (softmax_and_its_gradient, (HALF, HALF)),
 }  # fmt: skip
@@ -420,6 +423,14 @@ def test_what_is_looked_up_or_scattered_into_lies_as_it_was_written(name):
     modelled = estimate_memory(jax.make_jaxpr(fun)(*args).jaxpr, resolve_target("h200"))
     compiled = compiled_for_h200(fun, args).memory_analysis()
     assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.02)
+
+
+def test_kernels_run_in_the_smaller_of_two_orders():
+    """What frees most first would make the gradient of what is gated before that of the weights after it."""
+    gradients, args = gated_in_checkpoints()
+    modelled = estimate_memory(jax.make_jaxpr(gradients)(*args).jaxpr, resolve_target("h200"))
+    compiled = compiled_for_h200(gradients, args).memory_analysis()
+    assert modelled.temp_bytes == pytest.approx(compiled.temp_size_in_bytes, rel=0.01)
 
 
 def gradients_of_pooled_convolutions(act, images, filters):

@@ -81,6 +81,7 @@ ROW = jax.ShapeDtypeStruct((1, 1024), jnp.float32)
         (lambda x, w, row: ((y := x * 2.0) @ w, y + 1.0), ["dot_general", "add"]),
         (lambda x, w, row: ((y := x + row) @ w, jnp.sin(y)), ["dot_general", "sin"]),
         (lambda x, w, row: ((y := x + jnp.tanh(row)) @ w, jnp.sin(y)), ["tanh", "add", "dot_general", "sin"]),
+        (lambda x, w, row: (x + jnp.tanh(row)) @ w, ["tanh", "add", "dot_general"]),
         (lambda x, w, row: ((y := jnp.sin(x * x[::-1])) @ w, y * x), ["mul", "dot_general", "mul"]),
         (
             lambda x, w, row: (x * x[::-1]).astype(jnp.bfloat16) @ w.astype(jnp.bfloat16),
@@ -92,11 +93,18 @@ ROW = jax.ShapeDtypeStruct((1, 1024), jnp.float32)
     ],
     ids=[
         *("alone", "read by another", "of one array", "with a number", "with a row that is given", "with another row"),
+        "alone with another row",
         *("as far as that goes", "narrowed", "of two arrays", "with a row", "with what a loop makes"),
     ],
 )
 def test_a_product_takes_what_is_there_and_what_it_alone_reads_or_can_make_again(fun, names):
     assert written(fun, X, W, ROW) == names
+
+
+def test_a_product_reads_what_a_row_chooses():
+    """From an array, or zeros."""
+    chosen = lambda x, w, row: jax.lax.select(jnp.broadcast_to(row, x.shape), x, jnp.zeros_like(x)) @ w
+    assert written(chosen, X, W, jax.ShapeDtypeStruct(ROW.shape, bool)) == ["select_n", "dot_general"]
 
 
 def test_what_is_only_widened_after_a_product_is_left_to_its_readers():

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layer_stacks import gated_in_checkpoints
 
 from jaxremat.backends.cuda import CUDA_TRIED
 from jaxremat.backends.devices import resolve_target
+from jaxremat.cost import memory, run_orders
 from jaxremat.cost.fusion import materialised
 from jaxremat.cost.memory import estimate_memory
 
@@ -169,6 +171,17 @@ def test_kernels_that_run_as_one_hold_all_that_they_read_and_write():
 
     args, tried = [shape(1024, 1024)] * 3, {"backend": CUDA_TRIED, "product_workspace_bytes": 0}
     assert temp_bytes(fun, *args, **tried) == pytest.approx(4 * 4 * 1024**2, rel=0.01)
+
+
+def test_a_gpu_runs_kernels_in_the_smaller_of_two_orders(monkeypatch):
+    """What frees most first would make the gradient of what is gated before that of the weights after it."""
+    fun, args = gated_in_checkpoints()
+    whole, both = temp_bytes(fun, *args), run_orders.run_orders
+    found = []
+    for place in range(2):
+        monkeypatch.setattr(memory, "run_orders", lambda *given, at=place: [both(*given)[at]])
+        found.append(temp_bytes(fun, *args))
+    assert whole == min(found) < max(found)
 
 
 def test_what_is_scattered_into_is_copied_for_others_when_it_is_made():

@@ -76,6 +76,37 @@ def test_what_frees_more_than_it_writes_runs_before_what_writes_less():
     assert flat(ByFreedBytes(alone(fusion_of(program))).order()) == [1, 2, 4, 3]
 
 
+def test_a_search_begins_with_what_more_others_read_and_then_with_what_is_larger():
+    """Of two sums of two each, those that read what is read twice; of those that are read alike, the larger one."""
+    program = program_of(
+        ("input", (8, 8)),
+        ("exp", (4,), 0),
+        ("sin", (8,), 0),
+        ("add", (8,), 1, 2),
+        ("cos", (2,), 0),
+        ("neg", (2,), 4),
+        ("abs", (2,), 4),
+        ("add", (2,), 5, 6),
+        ("add", (8,), 3, 7),
+        outputs=(8,),
+    )
+    kernels = alone(fusion_of(program))
+    assert flat(kernels.depth_first()) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert flat(kernels.depth_first(kernels.fan_out())) == [4, 5, 6, 7, 2, 1, 3, 8]
+
+
+def test_readers_and_bytes_are_capped_where_ways_double():
+    """Ten pairs, of which each reads both of the pair before."""
+    pairs = [
+        (kind, (2,), *reads) for at in range(1, 20, 2) for kind, reads in (("add", (at, at + 1)), ("sub", (at, at + 1)))
+    ]
+    program = program_of(("input", (2,)), ("sin", (2,), 0), ("cos", (2,), 0), *pairs, outputs=(21, 22))
+    rank = alone(fusion_of(program)).fan_out()
+    kernels, kernel_bytes = 22, program.ops[1].size_bytes
+    assert rank[:4] == [(-1, -kernel_bytes)] * 2 + [(-3, -3 * kernel_bytes)] * 2
+    assert min(rank) == (-2 * kernels, -kernels * kernel_bytes)
+
+
 def test_scalars_run_before_what_frees_something():
     """Both wait for 2."""
     program = program_of(

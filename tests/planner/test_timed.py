@@ -220,8 +220,8 @@ def test_what_is_just_too_large_is_tried_with_fewer_barriers():
 
 def test_no_checkpoint_by_hand_is_faster_within_the_same_bytes(planner):
     rivals = TimedPlanner(planner.primal, planner.device)
-    as_people_do = [rivals._predicted(program) for program in rivals._programs_by_hand]
-    behind_kernels = [rivals._emitted(program, rivals._blocks) for program in rivals._programs_by_hand]
+    as_people_do = rivals._in_blocks
+    behind_kernels = [rivals._emitted(outcome.program, rivals._blocks) for outcome in as_people_do]
     assert len(as_people_do) == 3
     for rival in (*as_people_do, *behind_kernels):
         best = planner.fit(rival.peak_bytes)
@@ -243,7 +243,7 @@ def test_only_what_runs_again_and_cotangents_pass_barriers(planner):
 def test_barriers_stand_behind_kernels(planner):
     """What enters a barrier is written, so it had better be a kernel's result: here a contraction's or a sum's."""
     seconds, _ = planner._kernels
-    as_people_do = [program.barriers for program in planner._programs_by_hand]
+    as_people_do = [outcome.program.barriers for outcome in planner._in_blocks]
     for outcome in (outcome for outcome in planner._range if outcome.program.barriers not in as_people_do):
         graph, program = outcome.problem.graph, outcome.program
         for step in program.barriers:

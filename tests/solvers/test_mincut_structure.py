@@ -84,3 +84,19 @@ def test_cheap_values_do_not_count_as_crossing():
     structure = Structure(graph)
     assert structure.crossing_bytes.tolist() == [0, 1, 1, 0]
     assert np.flatnonzero(structure.crossing_values(np.asarray([1]))).tolist() == [1]
+
+
+def test_larger_blocks_end_at_the_narrowest_places():
+    """Two layers of two halves each: 4 pass on inside a layer, 1 between them."""
+    widths = np.asarray([9, 9, 4, 9, 9, 1, 9, 9, 4, 9, 9])
+    graph = gradient_chain(widths.size, widths=widths)
+    structure = Structure(graph)
+    number = lambda block: block[structure.forward_nodes].tolist()
+    assert number(structure.blocks) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert number(structure.larger_blocks) == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert (structure.larger_blocks[graph.backward] == -1).all()
+
+
+def test_a_chain_of_one_width_has_no_blocks():
+    structure = Structure(gradient_chain(8, value_bytes=10))
+    assert (structure.blocks == -1).all() and (structure.larger_blocks == -1).all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -97,9 +99,22 @@ class Structure:
         Blocks end where half as much passes on as inside of those on both sides: a residual stream, what one layer
         hands to the next.
         """
+        return self._numbered(hills(self.crossing_bytes))
+
+    @functools.cached_property
+    def larger_blocks(self) -> np.ndarray:
+        """[N] the same, those in one between which more than twice as much passes on as between any: the halves of a
+        layer, and not two layers."""
+        ends = np.asarray([end for _, end in hills(self.crossing_bytes)])
+        passes_bytes = self.crossing_bytes[ends - 1]
+        narrow = passes_bytes <= 2 * passes_bytes[:-1].min(initial=passes_bytes.max())
+        narrow[-1] = True
+        return self._numbered(list(itertools.pairwise([0, *ends[narrow].tolist()])))
+
+    def _numbered(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+        """[N] in which of some ranges of the forward each node lies; -1 for all where there are not two."""
         block = np.full(self.graph.num_nodes, -1)
-        found = hills(self.crossing_bytes)
-        for number, (first, end) in enumerate(found if len(found) > 1 else ()):
+        for number, (first, end) in enumerate(ranges if len(ranges) > 1 else ()):
             block[self.forward_nodes[first:end]] = number
         return block
 
