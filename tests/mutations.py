@@ -147,8 +147,8 @@ _BROKEN_BY_TESTS = {
         ("cost/run_orders.py", "            return _FIRST, 0", "            pass"),
         ("cost/run_orders.py", "reversed(self._kernels.readers[group])", "self._kernels.readers[group]"),
         ("cost/run_orders.py", "left and left.difference(", "left or left.difference("),
-        ("cost/run_orders.py", "if rank else list", "if False else list"),
-        ("cost/run_orders.py", "-min(others, instructions)", "-others"),
+        ("cost/run_orders.py", "functools.partial(sorted, key=self.fan_out().__getitem__)", "list"),
+        ("cost/run_orders.py", "-min(readers, instructions)", "-readers"),
         ("cost/run_orders.py", "-min(all_bytes, most_bytes)", "-all_bytes"),
     ),
     "tests/cost/test_hlo_vectors.py": (

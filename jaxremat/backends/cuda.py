@@ -5,10 +5,10 @@ Read in openxla/xla at `xla/backends/gpu/` and `xla/service/gpu/`: `softmax_rewr
 `fusion_dynamic_memcpy_rewriter.cc` and `gpu_hlo_schedule.cc` (in loops, slices are copied before all else, and copies
 into stacks end after it).
 
-Kernels run in the one of three orders that takes the fewest bytes (`hlo_memory_scheduler.cc`, over whole modules): a list
-by what each frees, a search from the outputs through what has most readers, and one in the order of arguments. Outside
-of loops the smaller of the first two is followed (`cost/run_orders.py`); scanned transformers were found in the third,
-so of a loop's body the larger of two orders counts (`tests/aot/test_gpu_rules.py` has a loop of either kind). Predicted
+Kernels run in the one of three orders that takes the fewest bytes (`hlo_memory_scheduler.cc`, over whole modules): by
+what each frees, as a search finds them through what has most readers, or as one does through arguments in order. The
+smaller of the first two is followed outside of loops (`cost/run_orders.py`); scanned transformers were found in the
+third, so of a loop's body the larger of two counts (`tests/aot/test_gpu_rules.py` has a loop of either kind). Predicted
 over compiled peak of plans for half of it, before and since: a scanned GPT .89 and 1.07, gated MLPs 1.16 and 1.12.
 """
 

@@ -7,7 +7,7 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from jaxremat.backends.backend import Backend
 from jaxremat.cost.fused import Fusion, value_of
@@ -24,7 +24,7 @@ def run_orders(kernels: Kernels, body: Computation, backend: Backend) -> list[Or
     if backend.breadth_first:
         return [kernels.breadth_first()]
     if takes_smallest(body, backend):
-        return [ByFreedBytes(kernels).order(), kernels.depth_first(kernels.fan_out())]
+        return [ByFreedBytes(kernels).order(), kernels.by_readers()]
     return [kernels.as_written(), *([kernels.depth_first()] if backend.reorders_iterations and body.has_stacks else ())]
 
 
@@ -120,36 +120,46 @@ class Kernels:
         """In the order of XLA:CPU's scheduler: first ready, first run."""
         return [self.groups[k] for k in _released(self.waits_for, self.readers)]
 
-    def depth_first(self, rank: Sequence[tuple[float, float]] | None = None) -> Order:
-        """As a search from the outputs finds them, through what each reads: in order, or those of low rank first."""
-        in_order = functools.partial(sorted, key=rank.__getitem__) if rank else list
+    def depth_first(self) -> Order:
+        """As a search from the outputs finds them, through what each reads, in order."""
+        return [self.groups[group] for group in self._found]
+
+    def by_readers(self) -> Order:
+        """The same, through what has most readers first, and then what is largest (`DFSMemoryScheduler` there)."""
+        return [self.groups[group] for group in self._search(functools.partial(sorted, key=self.fan_out().__getitem__))]
+
+    @functools.cached_property
+    def _found(self) -> list[int]:
+        return self._search(list)
+
+    def _search(self, in_order: Callable[[Iterable[int]], list[int]]) -> list[int]:
         returned = self._groups_of(self.fusion.program.outputs, -1)
         effects = [k for k, readers in enumerate(self.readers) if not readers and k not in set(returned)]
         stack = [*reversed([*effects, *in_order(returned)])]
-        order: dict[int, None] = {}
+        found: dict[int, None] = {}
         while stack:
-            waits_for = in_order(each for each in self.waits_for[stack[-1]] if each not in order)
+            waits_for = in_order(each for each in self.waits_for[stack[-1]] if each not in found)
             stack += reversed(waits_for)
             if not waits_for:
-                order[stack.pop()] = None
-        return [self.groups[k] for k in order]
+                found[stack.pop()] = None
+        return list(found)
 
     def fan_out(self) -> list[tuple[float, float]]:
-        """For each group, less than nothing: how many read it and what it waits for beside the first, and then the
-        bytes of all that, by every way there; the numbers are capped (`DFSMemoryScheduler` there)."""
+        """For each group, less than nothing: by how many more groups than one it is read, and what it waits for, and
+        the bytes of all that, by every way there; capped by the number of instructions, and by all bytes up to it."""
         program = self.fusion.program
         returned = set(self._groups_of(program.outputs, -1))
         # each kernel, another name of what it makes, and the parts of what it makes several of
         instructions = 2 * len(self.groups) + sum(len(group) for group in self.groups if len(group) > 1)
         most_bytes, rank = 0.0, [(0.0, 0.0)] * len(self.groups)
-        for group in (self.group_of[kernels[0]] for kernels in self.depth_first()):
+        for group in self._found:
             own = [program.ops[kernel] for kernel in self.groups[group]]
-            own_bytes = sum(op.size_bytes for op in own if op.kind not in ("barrier", "fenced"))
+            own_bytes = sum([op.size_bytes for op in own if op.kind not in ("barrier", "fenced")])
             most_bytes += own_bytes
-            others = float(max(len(self.readers[group]) + (group in returned) - 1, 0))
-            others -= sum(rank[each][0] for each in self.waits_for[group])
-            all_bytes = own_bytes - sum(rank[each][1] for each in self.waits_for[group])
-            rank[group] = -min(others, instructions), -min(all_bytes, most_bytes)
+            before = [rank[each] for each in self.waits_for[group]]
+            readers = max(len(self.readers[group]) + (group in returned) - 1, 0) - sum([less for less, _ in before])
+            all_bytes = own_bytes - sum([less for _, less in before])
+            rank[group] = -min(readers, instructions), -min(all_bytes, most_bytes)
         return rank
 
 

@@ -92,7 +92,7 @@ def test_a_search_begins_with_what_more_others_read_and_then_with_what_is_larger
     )
     kernels = alone(fusion_of(program))
     assert flat(kernels.depth_first()) == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert flat(kernels.depth_first(kernels.fan_out())) == [4, 5, 6, 7, 2, 1, 3, 8]
+    assert flat(kernels.by_readers()) == [4, 5, 6, 7, 2, 1, 3, 8]
 
 
 def test_readers_and_bytes_are_capped_where_ways_double():
