@@ -31,6 +31,7 @@ from jaxremat.planner.by_hand import POLICIES, Policy, blocks_of, kept_by_hand
 from jaxremat.planner.contract import TOLD_APART, Outcome, Traits
 from jaxremat.planner.decision import Form, form_of
 from jaxremat.planner.problem import Problem, pose
+from jaxremat.planner.repeats import repeated_layers
 from jaxremat.planner.schedules import SchedulePlanner, apart
 from jaxremat.solvers.mincut.assemble import assemble_parts
 from jaxremat.solvers.mincut.barriers import barriers_between, before_what_ends
@@ -259,11 +260,12 @@ class TimedPlanner:
 
     @functools.cached_property
     def _in_blocks(self) -> list[TimedOutcome]:
-        """Checkpoints around blocks, with barriers where `jax.checkpoint` has them; where modules have no names, around
-        larger blocks too."""
-        larger = self._blocks if self._has_names else self._structure.larger_blocks
-        each = [self._blocks, *([] if np.array_equal(larger, self._blocks) else [larger])]
-        return [self._keeping_by_hand(policy, block) for block in each if (block >= 0).any() for policy in POLICIES]
+        """Checkpoints around blocks, with barriers where `jax.checkpoint` has them; where modules have no names, also
+        around layers that repeat."""
+        problem = self._problem
+        repeated = [] if self._has_names else repeated_layers(problem.joint, self._structure, problem.contracts)
+        each = {block.tobytes(): block for block in (self._blocks, *repeated) if (block >= 0).any()}
+        return [self._keeping_by_hand(policy, block) for block in each.values() for policy in POLICIES]
 
     def _keeping_by_hand(self, policy: Policy, block: np.ndarray) -> TimedOutcome:
         """As `jax.checkpoint` around every block runs them: a barrier where each block begins again."""

@@ -86,17 +86,25 @@ def test_cheap_values_do_not_count_as_crossing():
     assert np.flatnonzero(structure.crossing_values(np.asarray([1]))).tolist() == [1]
 
 
-def test_larger_blocks_end_at_the_narrowest_places():
-    """Two layers of two halves each: 4 pass on inside a layer, 1 between them."""
+def test_blocks_end_where_half_as_much_passes_on():
     widths = np.asarray([9, 9, 4, 9, 9, 1, 9, 9, 4, 9, 9])
-    graph = gradient_chain(widths.size, widths=widths)
-    structure = Structure(graph)
-    number = lambda block: block[structure.forward_nodes].tolist()
-    assert number(structure.blocks) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
-    assert number(structure.larger_blocks) == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
-    assert (structure.larger_blocks[graph.backward] == -1).all()
+    structure = Structure(gradient_chain(widths.size, widths=widths))
+    assert structure.blocks[structure.forward_nodes].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert (structure.blocks[structure.graph.backward] == -1).all()
 
 
 def test_a_chain_of_one_width_has_no_blocks():
-    structure = Structure(gradient_chain(8, value_bytes=10))
-    assert (structure.blocks == -1).all() and (structure.larger_blocks == -1).all()
+    assert (Structure(gradient_chain(8, value_bytes=10)).blocks == -1).all()
+
+
+def test_the_narrowest_place_is_the_last_after_which_least_passes_on():
+    graph = gradient_chain(6, widths=np.asarray([5, 2, 7, 2, 2, 9]))
+    structure = Structure(graph)
+    assert structure.narrowest(0, 3) == (1, 2) and structure.narrowest(0, 5) == (4, 2)
+    assert structure.narrowest(2, 3) == (2, 7)
+
+
+def test_boundaries_part_the_forward():
+    structure = Structure(gradient_chain(5, value_bytes=10))
+    assert structure.parted(np.asarray([1, 3])).tolist() == [0, 0, 1, 1, 2] + [-1] * 5
+    assert structure.parted(np.zeros(0, np.int64)).tolist() == [-1] * 10

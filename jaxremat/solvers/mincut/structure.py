@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -99,24 +97,21 @@ class Structure:
         Blocks end where half as much passes on as inside of those on both sides: a residual stream, what one layer
         hands to the next.
         """
-        return self._numbered(hills(self.crossing_bytes))
+        ends = [end for _, end in hills(self.crossing_bytes)]
+        return self.parted(self.forward_nodes[np.asarray(ends[:-1], np.int64) - 1])
 
-    @functools.cached_property
-    def larger_blocks(self) -> np.ndarray:
-        """[N] the same, those in one between which more than twice as much passes on as between any: the halves of a
-        layer, and not two layers."""
-        ends = np.asarray([end for _, end in hills(self.crossing_bytes)])
-        passes_bytes = self.crossing_bytes[ends - 1]
-        narrow = passes_bytes <= 2 * passes_bytes[:-1].min(initial=passes_bytes.max())
-        narrow[-1] = True
-        return self._numbered(list(itertools.pairwise([0, *ends[narrow].tolist()])))
+    def parted(self, boundaries: np.ndarray) -> np.ndarray:
+        """[N] between which boundaries, ascending nodes that end parts, each forward node lies; -1 for backward nodes,
+        and for all where there is no boundary."""
+        part = np.searchsorted(boundaries, np.arange(self.graph.num_nodes))
+        return np.where(self.graph.backward | (boundaries.size == 0), -1, part)
 
-    def _numbered(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-        """[N] in which of some ranges of the forward each node lies; -1 for all where there are not two."""
-        block = np.full(self.graph.num_nodes, -1)
-        for number, (first, end) in enumerate(ranges if len(ranges) > 1 else ()):
-            block[self.forward_nodes[first:end]] = number
-        return block
+    def narrowest(self, first: int, end: int) -> tuple[int, int]:
+        """The last forward node from one up to another, that one aside, after which the least passes on; and how many
+        bytes that is."""
+        low, high = np.searchsorted(self.forward_nodes, (first, end)).tolist()
+        place = high - 1 - int(self.crossing_bytes[low:high][::-1].argmin())
+        return int(self.forward_nodes[place]), int(self.crossing_bytes[place])
 
     def boundaries(self, segments: int) -> np.ndarray:
         """Forward nodes that end all but the last of about `segments` parts of equal bytes, at the narrowest places."""
