@@ -17,7 +17,8 @@ def repeated_layers(joint: Joint, structure: Structure, contracts: np.ndarray) -
 
     Contractions repeat in rows, stages of a network say. The layers of a row are as long as what repeats, and, in the
     second answer, twice as long: both halves of a residual layer may contract alike. They begin where the least passes
-    on from contraction to contraction, at the narrowest place between the two.
+    on from contraction to contraction, at the narrowest place between the two. What contracts after the last row, as
+    the head of a loss does, is in no layer: its gradient is the first to run, and finds all that it needs.
 
     Args:
       joint, structure: a program and its graph.
