@@ -1,5 +1,7 @@
 """Layers of programs that name no modules, by the contractions that repeat."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,12 @@ def test_halves_that_contract_alike_are_told_from_layers_by_what_passes_on():
     assert single == list(range(8)) and double == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_layers_begin_where_least_passes_on():
+    """Behind a product that contracts as their halves do."""
+    after_a_stem = lambda w, ws, x: jnp.mean(widening(ws, jnp.tanh(x @ w)) ** 2)
+    assert layers(after_a_stem, size(64, 64), EQUAL, X)[1] == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
 def test_what_contracts_after_the_last_row_is_in_no_layer():
     head = lambda ws, e, x: jax.nn.logsumexp(widening(ws, x) @ e, -1).mean()
     assert layers(head, WIDE, size(64, 512), X)[0] == [0, 0, 1, 1, 2, 2, 3, 3, -1]
@@ -66,8 +74,16 @@ def test_rows_may_follow_one_another():
 
 
 def test_where_nothing_repeats_there_are_no_layers():
-    pyramid = lambda ws, x: jnp.mean(jnp.tanh(jnp.tanh(x @ ws[0]) @ ws[1]) ** 2)
-    assert layers(pyramid, [size(64, 32), size(32, 16)], X) == [[-1, -1]] * 2
+    """A product that is like the first but one is no second layer."""
+
+    def pyramid(ws, x):
+        for w in ws:
+            x = jnp.tanh(x @ w)
+        return jnp.mean(x**2)
+
+    for widths in ((64, 32, 16, 8), (64, 32, 64, 32, 16)):
+        ws = [size(*each) for each in itertools.pairwise(widths)]
+        assert layers(pyramid, ws, X) == [[-1] * len(ws)] * 2
 
 
 @pytest.mark.parametrize("share", [1.0, 1.1])
