@@ -105,9 +105,10 @@ _BROKEN_BY_TESTS = {
         ("cost/hlo_rewrites.py", "(shared, *others) if side == 0 else (*others, shared)", "(shared, *others)"),
     ),
     "tests/cost/test_merged_products.py": (
-        ("cost/merged_products.py", "smaller > _MOST_BYTES or needed & bits", "smaller > _MOST_BYTES"),
+        ("cost/merged_products.py", "larger > _MOST_BYTES or needed & bits", "larger > _MOST_BYTES"),
         ("cost/merged_products.py", "before | needed | bits if before & bits else before", "before"),
-        ("cost/merged_products.py", "smaller > _MOST_BYTES or needed & bits", "needed & bits"),
+        ("cost/merged_products.py", "larger > _MOST_BYTES or needed & bits", "needed & bits"),
+        ("cost/merged_products.py", "larger = max(", "larger = min("),
         ("cost/merged_products.py", "self._merged.update([one, *joined] if joined else ())", "pass"),
         ("cost/merged_products.py", "(side, how, self._dtypes(product, side))", "(side, how)"),
         ("cost/merged_products.py", "else contracts[side]", "else ()"),

@@ -1,7 +1,8 @@
 """Which products XLA:GPU makes one: those that read the same, of operands side by side (openxla/xla: `dot_merger.cc`).
 
-Neither may need the other, and one of each two must be small. As compiled for an H200 by jax 0.12.0.1, what is not
-shared and the result count, with 64 MiB at most: six shapes in float32 and one in bfloat16 change sides there.
+Neither may need the other, and both of each two must be small. As compiled for an H200 by jax 0.12.0.1, what is not
+shared and the result count, with 64 MiB at most: six shapes in float32 and one in bfloat16 change sides there; of eight
+products of 16 MiB each, four become one, and the other four.
 
 XLA decides about the order of dimensions after that, `hlo_orders` before: what is turned, as the queries, keys and
 values of attention are for each head, counts as products of their own here. (A GPT of six layers, H200, within the
@@ -108,8 +109,8 @@ class _Products:
         """Makes two products one, the first maybe one of several already; whether that can be."""
         bits = self._bit[one] | self._bit[other]
         needed = self._before[one] | self._before[other]
-        smaller = min(self._unshared_bytes(one, other), self._unshared_bytes(other, one))
-        if smaller > _MOST_BYTES or needed & bits:
+        larger = max(self._unshared_bytes(one, other), self._unshared_bytes(other, one))
+        if larger > _MOST_BYTES or needed & bits:
             return False
         self.groups[one].append(other)
         self._bit[one], self._before[one], self._before[other] = bits, needed, needed

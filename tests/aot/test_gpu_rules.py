@@ -166,11 +166,16 @@ IN_PARTS = {
 
 
 MANY_ROWS = jax.ShapeDtypeStruct((16384, 512), jnp.float32)
+TOO_MANY_ROWS = jax.ShapeDtypeStruct((32512, 512), jnp.float32)
 FACTOR = jax.ShapeDtypeStruct((512, 512), jnp.float32)
 
 
 def on_one_side(x, w, v):
     return jnp.sin(x @ w), jnp.cos(x @ v)
+
+
+def by_each(x, *factors):
+    return [jnp.sin(x @ w) for w in factors]
 
 
 def on_the_other(x, y, w):
@@ -182,9 +187,15 @@ def on_the_other(x, y, w):
     [
         (on_one_side, (MANY_ROWS, FACTOR, FACTOR), [8 * 16384 * 512] + [4 * 16384 * 512] * 2),
         (on_the_other, (MANY_ROWS, MANY_ROWS, FACTOR), [8 * 16384 * 512] + [4 * 16384 * 512] * 2),
-        (on_one_side, (jax.ShapeDtypeStruct((32512, 512), jnp.float32), FACTOR, FACTOR), [4 * 32512 * 512] * 2),
+        (on_one_side, (TOO_MANY_ROWS, FACTOR, FACTOR), [4 * 32512 * 512] * 2),
+        (
+            on_one_side,
+            (TOO_MANY_ROWS, FACTOR, jax.ShapeDtypeStruct((512, 8), jnp.float32)),
+            [4 * 32512 * n for n in (512, 8)],
+        ),
+        (by_each, (MANY_ROWS, *[FACTOR] * 3), [8 * 16384 * 512] + [4 * 16384 * 512] * 3),
     ],
-    ids=["rows", "columns", "too large"],
+    ids=["rows", "columns", "too large", "one too large", "several too large"],
 )
 def test_products_that_read_the_same_are_one(fun, args, expected):
     assert Counter(modelled_buffers(fun, args, resolve_target("h200"))) == Counter(expected)

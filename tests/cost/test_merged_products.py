@@ -67,10 +67,17 @@ def test_operands_and_results_are_of_the_same_dtype():
 
 
 @pytest.mark.parametrize(("rows", "number"), [(32256, 2), (32512, 0)])
-def test_one_of_two_is_small(rows, number):
+def test_both_of_two_are_small(rows, number):
     """As compiled: (rows + 512) x 512 numbers of four bytes are what is not shared and the result."""
     x, w = array(rows, 512), array(512, 512)
     assert sum(merged(lambda x, w, v: (x @ w, x @ v), x, w, w)[2]) == number
+    assert not merged(lambda x, w, v: (x @ w, x @ v), array(32512, 512), array(512, 512), array(512, 8))[2]
+
+
+def test_products_that_are_one_take_others_while_they_are_small():
+    """Eight products of 16 MiB, as compiled."""
+    fun = lambda x, *ws: [x @ w for w in ws]
+    assert merged(fun, array(8192, 1024), *[array(1024, 512)] * 8)[2] == [4, 4]
 
 
 def test_what_was_merged_by_one_operand_is_not_by_the_other():
