@@ -126,8 +126,7 @@ def _in_order(
     own, returned = (_laid_out(spans, program.ops, backend.tile) for spans in _buffer_spans(kernels, groups, aliased))
     spans = _in_main_memory(own, len(order), device.vector_memory_bytes)
     if returned:
-        place = {kernel: k for k, kernel in enumerate(flat(kernels.depth_first()))}
-        spans = _beside_outputs(sorted(spans, key=lambda span: place[span[0]]), returned)
+        spans = _beside_outputs(sorted(spans, key=lambda span: kernels.place_found[span[0]]), returned)
     rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in spans]
     bodies = {
         step: [known.once("memory", inner, inside) for inner in program.ops[kernel].bodies]

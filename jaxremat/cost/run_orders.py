@@ -124,6 +124,11 @@ class Kernels:
         """As a search from the outputs finds them, through what each reads, in order."""
         return [self.groups[group] for group in self._found]
 
+    @functools.cached_property
+    def place_found(self) -> dict[int, int]:
+        """The place of each kernel in that order."""
+        return {kernel: place for place, kernel in enumerate(flat(self.depth_first()))}
+
     def by_readers(self) -> Order:
         """The same, through what has most readers first, and then what is largest (`DFSMemoryScheduler` there)."""
         return [self.groups[group] for group in self._search(functools.partial(sorted, key=self.fan_out().__getitem__))]
