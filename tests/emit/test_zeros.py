@@ -166,7 +166,8 @@ def test_on_a_gpu_zeros_do_not_lie_beside_the_peak():
     ws = [jax.ShapeDtypeStruct((1024, 1024), jnp.float32)] * 3
     h200 = resolve_target("h200")
     primal = read_primal(loss, (ws, jax.ShapeDtypeStruct((2048, 1024), jnp.float32)), (0, 1), False)
-    least = TimedPlanner(primal, h200).least()[0]
+    planner = TimedPlanner(primal, h200)
+    least = min(planner.least(), key=lambda outcome: outcome.peak_bytes)
     report = compile_program(primal, least.form.emitted(primal, h200), False, h200).report
-    assert least.peak_bytes < 0.7 * TimedPlanner(primal, h200).plain.peak_bytes
+    assert least.peak_bytes < 0.7 * planner.plain.peak_bytes
     assert report.peak_bytes == pytest.approx(least.peak_bytes, rel=0.02)
