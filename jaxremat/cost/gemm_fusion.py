@@ -11,6 +11,9 @@ import itertools
 from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 from jaxremat.trace.primitives import ELEMENTWISE
 
+_MOST_PIECES = 7  # as compiled by jax 0.12.0.1; tests/aot/test_gpu_rules.py asks on both sides of it
+_TILE = 64  # `kMinConcatFragmentSize` in `triton_tiling_propagation.cc`
+
 
 def fuse_products(graph: KernelGraph) -> None:
     """Lets every contraction and convolution take what it computes."""
@@ -26,13 +29,36 @@ def fuse_products(graph: KernelGraph) -> None:
 
 def _take_operands(graph: KernelGraph, product: int) -> None:
     """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads it,
-    and on a GPU whoever else does."""
-    for read in tuple(dict.fromkeys(graph.buffers(product))):
-        chain = _chain(graph, read, product)
-        for index in chain:
-            graph.make_inside(index, product)
-        for index in {spread for link in chain for spread in graph.reads[link] if _is_spread(graph, spread)}:
-            graph.make_inside(index, product)
+    and on a GPU whoever else does; there it reads a few arrays as if they lay side by side."""
+    operands = tuple(dict.fromkeys(graph.buffers(product)))
+    for read in operands:
+        start = _take_chain(graph, product, read)
+        if start in graph.left and _are_side_by_side(graph, product, graph.reads[product].index(read), start):
+            graph.make_inside(start, product)
+            for piece in dict.fromkeys(graph.reads[start]):
+                _take_chain(graph, product, piece)
+
+
+def _take_chain(graph: KernelGraph, product: int, read: int) -> int:
+    """Lets a product compute what it reads from what that follows from; returns where it begins."""
+    chain = _chain(graph, read, product)
+    spread = {each for link in chain for each in graph.reads[link] if _is_spread(graph, each)}
+    for index in (*chain, *spread):
+        graph.make_inside(index, product)
+    return next(each for each in graph.reads[chain[-1]] if each not in spread) if chain else read
+
+
+def _are_side_by_side(graph: KernelGraph, product: int, place: int, index: int) -> bool:
+    """Whether what an operand follows from is a few arrays side by side in its rows or columns, whole tiles of each
+    (`triton_tiling_propagation.cc`)."""
+    op, matrices, pieces = graph.ops[index], graph.ops[product].matrices, graph.reads[index]
+    if op.kind != "concatenate" or matrices is None or graph.computes_operands or len(pieces) > _MOST_PIECES:
+        return False
+    contracted, of_batch = matrices.contracts[min(place, 1)], int(matrices.batches > 1)
+    is_matrix = len(op.shape) == of_batch + len(contracted) + 1
+    lengths = [graph.ops[piece].elements * op.shape[op.joins] // op.elements for piece in pieces]
+    joins_rows = of_batch <= op.joins and op.joins not in contracted
+    return is_matrix and joins_rows and not any(length % _TILE for length in lengths)
 
 
 def _take_followers(graph: KernelGraph, product: int) -> int:

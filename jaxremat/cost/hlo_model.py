@@ -214,8 +214,7 @@ def _broadcast(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int
 
 
 def _concatenated(hlo: HloBuilder, facts: Facts, reads: Sequence[Slot]) -> list[int]:
-    rows = facts.eqn.params["dimension"] == len(facts.shape) - 1 > 0
-    template = facts.template("concatenate", facts.params, splits_rows=rows)
+    template = facts.template("concatenate", facts.params, joins=facts.eqn.params["dimension"])
     return [hlo.merge(template, hlo.operands(facts, reads))]
 
 

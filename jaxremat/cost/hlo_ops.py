@@ -102,7 +102,7 @@ class Op:
       takes_addend: a convolution to whose result the library adds an array, if that is all that is done with it.
       constant: identity of a broadcast literal, or None.
       bodies: what it runs (loops, branches).
-      splits_rows: a concatenation along the last dimension.
+      joins: of a concatenation, the dimension along which arrays lie side by side.
       turns_rows: a transpose of the last dimension.
       matrices: what a product multiplies.
       is_turned: a product whose result is read in another order of its dimensions.
@@ -121,7 +121,7 @@ class Op:
     takes_addend: bool = False
     constant: Hashable = None
     bodies: tuple[Computation, ...] = ()
-    splits_rows: bool = False
+    joins: int = 0
     turns_rows: bool = False
     matrices: Matrices | None = None
     is_turned: bool = False
@@ -135,6 +135,11 @@ class Op:
     @functools.cached_property
     def elements(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def splits_rows(self) -> bool:
+        """Whether it is a concatenation along the last dimension."""
+        return self.kind == "concatenate" and self.joins == len(self.shape) - 1 > 0
 
 
 _NOTHING = Op("broadcast", (), "", 0)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_ops import Op, Templates
-from jaxremat.cost.merged_products import merged_products, operands_of, shared_side
+from jaxremat.cost.merged_products import contracts_of, merged_products, operands_of, shared_side
 from jaxremat.cost.reductions import is_a_loop
 from jaxremat.cost.split_products import Product, padded, parts_of
 
@@ -154,7 +154,7 @@ def _together(templates: Templates, ops: Sequence[Op], side: int) -> Op:
         shape=(batches, rows, columns),
         size_bytes=sum(op.size_bytes for op in ops),
         flops=sum(op.flops for op in ops),
-        matrices=first._replace(rows=rows, columns=columns, is_flipped=False),
+        matrices=first._replace(rows=rows, columns=columns, contracts=contracts_of(first), is_flipped=False),
     )
 
 

@@ -1,15 +1,16 @@
 """Which kernels a GPU runs as one.
 
 Loops and reductions over the same elements that read the same buffer, or one the other's result, run as one kernel;
-for the sake of what a product or a kernel by rows makes, only transposes do. A reduction in few blocks computes nothing
-that is written, too (openxla/xla: `multi_output_fusion.cc`). An update in place is a kernel of its own.
+for the sake of what a product or a kernel by rows makes, only transposes do. What is made last is looked at first: its
+readers join each other, and then what makes it joins some of them. A reduction in few blocks computes nothing that is
+written, too (openxla/xla: `multi_output_fusion.cc`). An update in place is a kernel of its own.
 """
 
 from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fused import Fusion, shaped_from
@@ -17,6 +18,7 @@ from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 _LOOPS = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice", "bitcast"}
+_ONE_OPERATION = 2
 
 
 def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
@@ -24,13 +26,8 @@ def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
     if not device.backend.element_work:
         return [(kernel,) for kernel in fusion.kernels]
     joins = _Joins(fusion, device)
-    for buffer, readers in joins.readers.items():
-        for first, second in itertools.combinations(readers, 2):
-            joins.join_siblings(buffer, first, second)
-    for buffer, readers in joins.readers.items():
-        for reader in readers if buffer in joins.is_loop and not fusion.program.ops[buffer].turns_rows else ():
-            if joins.is_whole(buffer, reader) and joins.reads_slowly.isdisjoint(joins.with_it(reader)):
-                joins.join_producer(buffer, reader)
+    for buffer in sorted(joins.readers, reverse=True):
+        joins.join_around(buffer)
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for kernel in fusion.kernels:
         groups[joins.leader(kernel)].append(kernel)
@@ -44,13 +41,17 @@ def _reads_slowly(fusion: Fusion, reductions: Iterable[int], device: Device) -> 
     return at_once * device.core_bytes_per_second < device.bandwidth_bytes_per_second
 
 
+def _loop_elements(fusion: Fusion, kernel: int) -> int:
+    """How many elements a kernel's loop goes through: those of its result, or of what it reduces."""
+    ops, reads = fusion.program.ops, fusion.program.reads
+    reduced = (ops[reads[index][0]].elements for index in fusion.reductions.get(kernel, ()))
+    return max([ops[kernel].elements, *reduced])
+
+
 class _Joins:
     """Kernels on their way to be joined.
 
     Attributes:
-      elements: how many elements each kernel's loop goes through.
-      is_loop: kernels that may be joined.
-      reads_slowly: kernels that reduce in few blocks.
       readers: of each buffer of more than one entry, those that may be joined for its sake.
     """
 
@@ -58,22 +59,25 @@ class _Joins:
         ops, self._reads = fusion.program.ops, fusion.buffers_read
         self._ops = ops
         loops = [kernel for kernel in fusion.kernels if ops[kernel].kind in _LOOPS and kernel not in fusion.custom]
-        self.is_loop = dict.fromkeys(kernel for kernel in loops if kernel not in fusion.products)
-        self.elements = {
-            kernel: max([ops[index].elements for index in (kernel, *fusion.buffers_read[kernel])])
-            for kernel in self.is_loop
+        self._is_loop = dict.fromkeys(kernel for kernel in loops if kernel not in fusion.products)
+        self._sums = fusion.reductions
+        reads = fusion.program.reads
+        self._fused = {
+            kernel
+            for kernel in loops  # a sum with what it begins with, what is turned with another shape of it
+            if ops[kernel].kind in ("reduce", "transpose") or not self._reads[kernel].keys() >= {*reads[kernel]}
         }
+        self._elements = {kernel: _loop_elements(fusion, kernel) for kernel in self._is_loop}
         self.readers: dict[int, list[int]] = collections.defaultdict(list)
         self._shaped = {
-            kernel: {shaped_from(fusion, buffer) for buffer in fusion.buffers_read[kernel]} for kernel in self.is_loop
+            kernel: {shaped_from(fusion, buffer) for buffer in fusion.buffers_read[kernel]} for kernel in self._is_loop
         }
         for kernel, shaped in self._shaped.items():
             for buffer in shaped if ops[kernel].kind == "transpose" else shaped - fusion.custom:
                 if ops[buffer].elements > 1:
                     self.readers[buffer].append(kernel)
-        reduce = fusion.reductions
-        self.reads_slowly = {kernel for kernel, found in reduce.items() if _reads_slowly(fusion, found, device)}
-        self._reduced = {kernel: {ops[kernel].shape} if kernel in reduce else set() for kernel in self.is_loop}
+        self._reads_slowly = {kernel for kernel, found in self._sums.items() if _reads_slowly(fusion, found, device)}
+        self._reduced = {kernel: {ops[kernel].shape} if kernel in self._sums else set() for kernel in self._is_loop}
         self._leader = {kernel: kernel for kernel in fusion.kernels}
         self._members = {kernel: [kernel] for kernel in fusion.kernels}
         self._bits: dict[int, int] = {}  # of a group's kernels, one for each
@@ -88,18 +92,31 @@ class _Joins:
             kernel = self._leader[kernel]
         return kernel
 
-    def with_it(self, kernel: int) -> list[int]:
-        """The kernels that run as one with a kernel so far, itself included."""
-        return self._members[self.leader(kernel)]
+    def join_around(self, buffer: int) -> None:
+        """Joins those that read a buffer with each other, and then what makes it with one of them."""
+        for first, second in itertools.combinations(self._readers_of(buffer), 2):
+            self._join_siblings(buffer, first, second)
+        if buffer in self._is_loop and not self._ops[buffer].turns_rows:
+            any(self._join_producer(buffer, reader) for reader in self._readers_of(buffer))
 
-    def is_whole(self, buffer: int, reader: int) -> bool:
+    def _readers_of(self, buffer: int) -> list[int]:
+        """Those that read a buffer: kernels that run as one with others, then of several operations, then of one."""
+        return sorted(self.readers[buffer], key=self._rank)
+
+    def _rank(self, kernel: int) -> int:
+        is_several = len(self._members[self.leader(kernel)]) > 1
+        return 0 if is_several else 1 if kernel in self._fused else _ONE_OPERATION
+
+    def _is_whole(self, buffer: int, reader: int) -> bool:
         """Whether a kernel goes once through what it reads, and does not spread it."""
-        return self._ops[buffer].elements == self.elements[reader]
+        return self._ops[buffer].elements == self._elements[reader]
 
-    def join_siblings(self, buffer: int, first: int, second: int) -> None:
-        """Joins two kernels that read a buffer, if none of them waits for the other; where they spread it, one may be a
-        sum, with which nothing more is done."""
-        if not (self.is_whole(buffer, first) or self._is_one_sum_at_most(first, second)):
+    def _join_siblings(self, buffer: int, first: int, second: int) -> None:
+        """Joins two kernels that read a buffer, if none of them waits for the other, and not both are one operation;
+        where they spread it, one may be a sum, with which nothing more is done."""
+        if self._rank(first) == _ONE_OPERATION or not (
+            self._is_whole(buffer, first) or self._is_one_sum_at_most(first, second)
+        ):
             return
         a, b = self.leader(first), self.leader(second)
         if not self._are_alike(a, b):
@@ -111,26 +128,33 @@ class _Joins:
         sums = [kernel for kernel in (first, second) if self._reduced[kernel]]
         return len(sums) < 2 and all(self._ops[kernel].kind == "reduce" for kernel in sums)
 
-    def join_producer(self, buffer: int, reader: int) -> None:
+    def _join_producer(self, buffer: int, reader: int) -> bool:
         """Joins a kernel with one that reads its result, if that waits for it only to read it. Loops that read it
         several times compute it once; where sums or transposes among them go through it in another order, it is written
         before."""
         a, b = self.leader(buffer), self.leader(reader)
-        reads_it = sum(buffer in self._shaped[kernel] for kernel in self._members[b])
-        if reads_it > 1 and (
-            self._reduced[b] or any(self._ops[kernel].kind == "transpose" for kernel in self._members[b])
-        ):
-            return
+        if not self._is_whole(buffer, reader) or not self._reads_slowly.isdisjoint(self._members[b]):
+            return False
+        if self._goes_several_ways(b, [kernel for kernel in self._members[b] if buffer in self._shaped[kernel]]):
+            return False
         if not self._are_alike(a, b):
-            return
-        own = set(self._members[a])
+            return False
+        own = {*self._members[a], *self._members[b]}
         others = (read for kernel in self._members[b] for read in self._reads[kernel] if read not in own)
-        if not (self._all_before(a) & self._bits[b] or self._before(others) & self._bits[a]):
-            self._join(a, b)
+        if self._all_before(a) & self._bits[b] or self._before(others) & self._bits[a]:
+            return False
+        self._join(a, b)
+        return True
+
+    def _goes_several_ways(self, group: int, reading: Sequence[int]) -> bool:
+        """Whether what some kernels of a group read would be computed several times: for a loop among sums, and where
+        one of several readers is a transpose."""
+        is_transposed = any(self._ops[kernel].kind == "transpose" for kernel in self._members[group])
+        return not self._sums.keys() >= {*reading} if self._reduced[group] else is_transposed and len(reading) > 1
 
     def _are_alike(self, a: int, b: int) -> bool:
         """Whether two groups go through as many elements, and their reductions, if any, are alike."""
-        return a != b and self.elements[a] == self.elements[b] and len(self._reduced[a] | self._reduced[b]) <= 1
+        return a != b and self._elements[a] == self._elements[b] and len(self._reduced[a] | self._reduced[b]) <= 1
 
     def _before(self, buffers: Iterable[int]) -> int:
         """Bits of the kernels that must have run before buffers are there."""

@@ -6,6 +6,7 @@ that run as one with it. What runs inside a loop's body is the body's own progra
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
@@ -21,6 +22,7 @@ from jaxremat.cost.hlo_ops import Op
 _FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
 _OVER_LINK = frozenset({"device_put", "copy"})  # beside kernels: what a schedule waits for them is counted apart
 _UNPAID = _FREE | _OVER_LINK
+_SLICES = frozenset({"slice", "dynamic_slice"})
 
 
 def kernel_seconds(
@@ -92,7 +94,20 @@ def _read_together(fusion: Fusion, group: list[int]) -> dict[int, float]:
         for buffer, share in fusion.buffers_read[kernel].items():
             if buffer not in group:
                 read[buffer] = max(read.get(buffer, 0.0), share)
+    if any(0.0 < share < 1.0 for share in read.values()):
+        needed = _needed_of_each(fusion, group)
+        read = {buffer: max(share, needed[buffer]) if share else share for buffer, share in read.items()}
     return read
+
+
+def _needed_of_each(fusion: Fusion, group: list[int]) -> dict[int, float]:
+    """How much kernels that run as one need of what each reads, where they read different slices of it."""
+    ops, needed = fusion.program.ops, collections.defaultdict[int, float](float, dict.fromkeys(group, 1.0))
+    for index in sorted(frozenset[int]().union(*map(fusion.runs, group)), reverse=True):
+        op, share = ops[index], min(needed[index], 1.0)
+        for read in set(fusion.program.reads[index]):
+            needed[read] += share * (op.elements / ops[read].elements if op.kind in _SLICES else 1.0)
+    return needed
 
 
 def _rate(program: HloProgram, product: int, device: Device) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Hashable
 
 from jaxremat.cost.fused import reachable, readers_of
 from jaxremat.cost.hlo_builder import HloProgram
-from jaxremat.cost.hlo_ops import Op
+from jaxremat.cost.hlo_ops import Matrices, Op
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _MOST_BYTES = 64 * 2**20  # as compiled; tests/aot/test_gpu_rules.py asks on both sides of it
@@ -35,6 +35,11 @@ def operands_of(program: HloProgram, product: int) -> tuple[int, int]:
     """What a product reads, in the order of its result's rows and columns."""
     matrices, (first, second) = program.ops[product].matrices, program.reads[product]
     return (second, first) if matrices is not None and matrices.is_flipped else (first, second)
+
+
+def contracts_of(matrices: Matrices) -> tuple[tuple[int, ...], ...]:
+    """What is contracted of what a product reads, in that order."""
+    return matrices.contracts[::-1] if matrices.is_flipped else matrices.contracts
 
 
 def shared_side(program: HloProgram, group: tuple[int, ...]) -> int:
@@ -86,7 +91,7 @@ class _Products:
             matrices = self._program.ops[product].matrices
             assert matrices is not None
             for side, read in enumerate(operands_of(self._program, product)):
-                contracts = matrices.contracts[::-1] if matrices.is_flipped else matrices.contracts
+                contracts = contracts_of(matrices)
                 how = (contracts, matrices.batches) if matrices.batches > 1 else contracts[side]
                 classes[read, (side, how, self._dtypes(product, side))].append(product)
         return [classes[key] for key in sorted(classes, key=lambda key: key[0]) if len(classes[key]) > 1]

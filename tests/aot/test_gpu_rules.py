@@ -36,6 +36,7 @@ X = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
 HALF = jax.ShapeDtypeStruct((2048, 1024), jnp.bfloat16)
 TOKENS = jax.ShapeDtypeStruct((4, 512, 1024), jnp.bfloat16)
 W = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
+GATES, STATE = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1024, 2048), (2048, 512)))
 ROW = jax.ShapeDtypeStruct((1024,), jnp.bfloat16)
 ROWS = jax.ShapeDtypeStruct((2048,), jnp.int32)
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -270,7 +271,29 @@ def attention_and_its_gradient(q, k, v):
     return out, back(out)
 
 
+def side_by_side(x, *ys):
+    return x.T @ jnp.concatenate([jnp.exp(x * y) for y in ys], 1)
+
+
+def gates(x, w, state):
+    """A cell of an LSTM: the state, and what it makes of it."""
+    kept, added, made, shown = jnp.split(x @ w, 4, 1)
+    state = jax.nn.sigmoid(kept) * state + jax.nn.sigmoid(added) * jnp.tanh(made)
+    return state, jax.nn.sigmoid(shown) * jnp.tanh(state)
+
+
+def turned_and_not(x):
+    made = jnp.tanh(x) * x
+    return (jnp.exp(made) * 2.0).T, made * 3.0 + x
+
+
 KERNELS = {
+    "two operations are apart": (lambda x: (jnp.exp(x), jnp.sin(x)), (X,)),
+    "an operation and a sum are one kernel": (lambda x: (jnp.exp(x), jnp.sum(x, 1)), (X,)),
+    "gates are one kernel": (gates, (X, GATES, STATE)),
+    "what a loop and a transpose read is written before": (turned_and_not, (X,)),
+    "a product reads seven arrays side by side": (side_by_side, (X,) * 8),
+    "a product does not read eight arrays side by side": (side_by_side, (X,) * 9),
     "loops that read the same are one kernel": (lambda x: (x * 2.0, jnp.exp(x)), (X,)),
     "a loop and a sum that read the same are one kernel": (lambda x: (x * 2.0, jnp.sum(x, 1)), (X,)),
     "sums along different axes are apart": (lambda x: (jnp.sum(x, 0), jnp.sum(x, 1)), (X,)),

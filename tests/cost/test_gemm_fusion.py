@@ -39,6 +39,44 @@ def test_what_follows_a_product_is_a_loop_of_its_own_where_a_barrier_takes_it_in
     assert written(fenced, X, W)[0] == "tanh"
 
 
+def side_by_side(number, width, dim=1):
+    """A product of what lies side by side, each part computed of two arrays."""
+
+    def fun(x, y, w):
+        parts = [jnp.exp(x * (y + k))[:, :width] for k in range(number)]
+        whole = jnp.concatenate(parts, 1)
+        return jax.lax.dot_general(w, whole, (((0,), (1 - dim,)), ((), ())))
+
+    return fun
+
+
+@pytest.mark.parametrize(
+    ("number", "width", "is_whole"), [(2, 64, False), (7, 64, False), (8, 64, True), (2, 96, True)]
+)
+def test_a_product_reads_few_arrays_as_if_they_lay_side_by_side(number, width, is_whole):
+    rows = jax.ShapeDtypeStruct((2048, 512), jnp.float32)
+    assert ("concatenate" in written(side_by_side(number, width), X, X, rows)) == is_whole
+
+
+def test_not_where_they_lie_side_by_side_in_what_it_contracts():
+    columns = jax.ShapeDtypeStruct((128, 512), jnp.float32)
+    assert "concatenate" in written(side_by_side(2, 64, dim=0), X, X, columns)
+
+
+@pytest.mark.parametrize(("subscripts", "is_whole"), [("bsd,bse->de", True), ("bsd,bse->bde", False)])
+def test_rows_of_matrices_of_a_batch_do_and_not_where_rows_are_several_dimensions(subscripts, is_whole):
+    tokens, heads = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 512, 256), (4, 512, 8, 64)))
+
+    def fun(x, y, w):
+        return jnp.einsum(subscripts, w, jnp.concatenate([jnp.exp(x * y), jnp.exp(x - y)], -1))
+
+    def of_heads(x, y, w):
+        return jnp.einsum("bsd,bshe->bdhe", w, jnp.concatenate([jnp.exp(x * y), jnp.exp(x - y)], -1))
+
+    assert ("concatenate" in written(fun, tokens, tokens, tokens)) == is_whole
+    assert "concatenate" in written(of_heads, heads, heads, tokens)
+
+
 def test_a_product_of_a_tpu_computes_what_it_reads_and_sums_what_it_makes():
     summed = lambda x, w: (jnp.sum((x * jnp.tanh(x)) @ w, 0), (x * jnp.tanh(x)) @ (w * 2))
     assert {"mul", "dot_general", "reduce_sum"} <= set(written(summed, X, W))

@@ -21,15 +21,52 @@ def joined(fun, *args, device=H200):
 
 
 def test_what_reads_the_same_runs_as_one_but_not_on_a_cpu():
-    both = lambda x: (jnp.exp(x), jnp.sin(x))
-    assert joined(both, X) == [["exp", "sin"]]
+    both = lambda x: (jnp.exp(x) * 2.0, jnp.sin(x))
+    assert joined(both, X) == [["mul", "sin"]]
     assert joined(both, X, device=CPU) == []
+
+
+def test_two_operations_stay_apart_unless_one_is_a_sum():
+    assert joined(lambda x: (jnp.exp(x), jnp.sin(x)), X) == []
+    assert joined(lambda x: (jnp.exp(x), jnp.sum(x, 1)), X) == [["exp", "reduce"]]
 
 
 def test_however_late_one_of_them_can_run():
     """The second waits for two products more than the first does."""
     late = lambda x, y, w: (jnp.exp(x), jnp.sin(x) * (y @ w @ w))
     assert joined(late, X, X, W) == [["exp", "mul"]]
+
+
+def test_loops_over_slices_of_what_they_read_run_as_one_where_one_reads_the_other():
+    """Gates of a recurrence: states, and what is made of them."""
+
+    def fun(x, w, state):
+        kept, added = jnp.split(x @ w, 2, 1)
+        state = jnp.tanh(kept) * state + added
+        return state, jnp.tanh(state) * state
+
+    assert joined(fun, X, W, jax.ShapeDtypeStruct((2048, 512), jnp.float32)) == [["add", "mul"]]
+
+
+def test_what_several_groups_read_runs_with_one_of_them():
+    def fun(x, y, z, w):
+        product = x @ w
+        turned = jnp.tanh(product)
+        return turned * y, turned + z, product
+
+    assert joined(fun, X, X, X, W) == [["mul", "tanh"]]
+
+
+def test_what_a_group_computes_of_its_own_does_not_wait_for_it():
+    """Both sines go into what reads the second and what that reads in turn."""
+
+    def fun(x, w):
+        product = x @ w
+        first, second = jnp.tanh(product), jnp.sin(product)
+        third = first * second
+        return third, third * first + second, product
+
+    assert joined(fun, X, W) == [["add", "mul", "sin", "tanh"]]
 
 
 def test_not_what_waits_for_the_other():
@@ -102,6 +139,14 @@ def test_what_a_loop_and_a_sum_read_is_written_before():
         return turned * product, turned.sum(1), product
 
     assert joined(fun, X, W) == [["mul", "reduce"]]
+
+
+def test_what_a_loop_and_a_transpose_read_is_written_before():
+    def fun(x):
+        made = jnp.tanh(x) * x
+        return (jnp.exp(made) * 2.0).T, made * 3.0 + x
+
+    assert ["add", "transpose"] in joined(fun, X)
 
 
 def test_nothing_is_joined_across_a_barrier():

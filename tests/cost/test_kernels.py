@@ -49,6 +49,17 @@ def test_reductions_of_different_shapes_stay_apart():
     assert seconds(sums, X) == pytest.approx(2 * BYTES / H200.bandwidth_bytes_per_second, rel=0.01)
 
 
+def test_slices_that_kernels_read_which_run_as_one_are_all_read():
+    """Of four quarters two and another one, for two results a quarter as wide: five quarters are moved."""
+
+    def fun(x):
+        first, second, third, _ = jnp.split(x, 4, 1)
+        made = jnp.tanh(first * second)
+        return made, made * third
+
+    assert seconds(fun, X) == pytest.approx(1.25 * BYTES / H200.bandwidth_bytes_per_second, rel=0.01)
+
+
 def test_a_loop_takes_all_its_trips():
     def loop(x):
         return jax.lax.scan(lambda carry, _: (jnp.sin(carry) * 2.0, None), x, None, length=10)[0]

@@ -57,7 +57,7 @@ def test_a_library_takes_a_large_sum_with_what_it_alone_reads():
 def test_a_concatenation_of_many_parts_or_long_rows_runs_by_itself(parts, width, alone):
     shape, whole = (1, width), (1, parts * width)
     program = program_of(("input", shape), ("neg", shape, 0), ("concatenate", whole, *[1] * parts), ("neg", whole, 2))
-    ops = [*program.ops[:2], dataclasses.replace(program.ops[2], splits_rows=True), program.ops[3]]
+    ops = [*program.ops[:2], dataclasses.replace(program.ops[2], joins=1), program.ops[3]]
     assert (2 in kernels(dataclasses.replace(program, ops=ops))) == alone
 
 

@@ -1,5 +1,7 @@
 """Where barriers stand: what runs again lies behind one, and nothing runs twice between two."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from small_graphs import gradient_chain, graphs, schedules
 
 from jaxremat.solvers.mincut.barriers import barriers_at_turns, barriers_between, before_what_ends
+
+_OF_NODES = ("costs", "workspace_bytes", "value_bytes", "pinned")
 
 
 @st.composite
@@ -48,6 +52,25 @@ def test_one_part_has_one_barrier_and_two_have_two():
     steps = np.array([0, 1, 2, 3, 2, 4, 5, 1, 6, 7])
     assert barriers_between(graph, steps, 4, np.zeros(8, int)) == (4,)
     assert barriers_between(graph, steps, 4, np.array([0, 0, 1, 1, 1, 1, 0, 0])) == (4, 7)
+
+
+def test_what_inputs_alone_give_in_the_backward_lies_in_no_part():
+    """Zeros that the backward of layer 2 reads, which stand behind all layers: layers 1 and 2 run again as before."""
+    graph = gradient_chain(4)
+    reads = np.where(graph.reads > 4, graph.reads + 1, graph.reads)  # node 5 makes zeros
+    with_zeros = dataclasses.replace(
+        graph,
+        **{name: np.insert(getattr(graph, name), 5, getattr(graph, name)[4]) for name in _OF_NODES},
+        producer=np.arange(9, dtype=np.int32),
+        reads=np.concatenate([reads, [[5, 6]]]).astype(np.int32),
+        is_output=np.insert(graph.is_output, 5, False),
+        backward=np.insert(graph.backward, 5, False),
+        rerun_surcharge=np.zeros(9),
+        keep_costs=np.zeros(9),
+    )
+    steps = np.array([0, 1, 2, 3, 1, 2, 4, 5, 6, 7, 8])
+    part = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0])
+    assert barriers_between(with_zeros, steps, 4, part) == (4,)
 
 
 @pytest.mark.parametrize("ends", [(), (5,)])

@@ -41,7 +41,7 @@ def barriers_between(graph: Graph, steps: np.ndarray, start: int, part: np.ndarr
       start: the step at which its backward begins.
       part: [N] the part of the program that each node lies in.
     """
-    again = _is_late_or_again(graph.backward, steps, start)
+    again = _is_late_or_again(graph, steps, start)
     bounds = np.flatnonzero(again != np.roll(again, 1)) if not again.all() else np.zeros(0, np.int64)
     barriers: list[int] = []
     current, ran = -1, set[int]()
@@ -92,8 +92,15 @@ def barriers_at_turns(graph: Graph, steps: np.ndarray, ends: np.ndarray) -> tupl
     return tuple((np.flatnonzero(turns) + 1).tolist())
 
 
-def _is_late_or_again(backward: np.ndarray, steps: np.ndarray, start: int) -> np.ndarray:
-    """[T] bool: steps that repeat a node, and forward nodes that run in the backward."""
+def _is_late_or_again(graph: Graph, steps: np.ndarray, start: int) -> np.ndarray:
+    """[T] bool: steps that repeat a node, and forward nodes that run in the backward; but for those that inputs alone
+    give there, such as zeros, which lie in no part of the forward."""
     again = ~first_runs(steps)
-    again[start:] |= ~backward[steps[start:]]
+    given = set[int]()
+    for step in (start + np.flatnonzero(~graph.backward[steps[start:]] & ~again[start:])).tolist():
+        node = int(steps[step])
+        if given.issuperset(graph.producer[[*graph.values_read[node]]].tolist()):
+            given.add(node)
+        else:
+            again[step] = True
     return again
