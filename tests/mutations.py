@@ -143,7 +143,7 @@ _BROKEN_BY_TESTS = {
         ("cost/joined.py", "max([ops[kernel].elements, *reduced])", "max([ops[kernel].elements])"),
         ("cost/joined.py", 'ops[kernel].kind in ("reduce", "transpose") or', ""),
         ("cost/joined.py", " or not self._reads[kernel].keys() >= {*reads[kernel]}", ""),
-        ("cost/joined.py", "if self._rank(first) == _ONE_OPERATION or not", "if not"),
+        ("cost/joined.py", "if is_one_operation or not", "if not"),
         ("cost/run_orders.py", "return inside - elsewhere", "return set()"),
         ("cost/joined.py", "len(self._reduced[a] | self._reduced[b]) <= 1", "True"),
         ("cost/joined.py", "self._is_whole(buffer, first) or self._is_one_sum_at_most(first, second)", "True"),

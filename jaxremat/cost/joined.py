@@ -18,7 +18,6 @@ from jaxremat.cost.reductions import blocks
 from jaxremat.trace.primitives import ELEMENTWISE, MOVING
 
 _LOOPS = (ELEMENTWISE | MOVING | {"reduce"}) - {"dynamic_update_slice", "bitcast"}
-_ONE_OPERATION = 2
 
 
 def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
@@ -101,11 +100,10 @@ class _Joins:
 
     def _readers_of(self, buffer: int) -> list[int]:
         """Those that read a buffer: kernels that run as one with others, then of several operations, then of one."""
-        return sorted(self.readers[buffer], key=self._rank)
+        return sorted(self.readers[buffer], key=lambda reader: (self._is_alone(reader), reader not in self._fused))
 
-    def _rank(self, kernel: int) -> int:
-        is_several = len(self._members[self.leader(kernel)]) > 1
-        return 0 if is_several else 1 if kernel in self._fused else _ONE_OPERATION
+    def _is_alone(self, kernel: int) -> bool:
+        return len(self._members[self.leader(kernel)]) == 1
 
     def _is_whole(self, buffer: int, reader: int) -> bool:
         """Whether a kernel goes once through what it reads, and does not spread it."""
@@ -114,9 +112,8 @@ class _Joins:
     def _join_siblings(self, buffer: int, first: int, second: int) -> None:
         """Joins two kernels that read a buffer, if none of them waits for the other, and not both are one operation;
         where they spread it, one may be a sum, with which nothing more is done."""
-        if self._rank(first) == _ONE_OPERATION or not (
-            self._is_whole(buffer, first) or self._is_one_sum_at_most(first, second)
-        ):
+        is_one_operation = self._is_alone(first) and first not in self._fused
+        if is_one_operation or not (self._is_whole(buffer, first) or self._is_one_sum_at_most(first, second)):
             return
         a, b = self.leader(first), self.leader(second)
         if not self._are_alike(a, b):
