@@ -4,6 +4,9 @@ Loops and reductions over the same elements that read the same buffer, or one th
 for the sake of what a product or a kernel by rows makes, only transposes do. What is made last is looked at first: its
 readers join each other, and then what makes it joins some of them. A reduction in few blocks computes nothing that is
 written, too (openxla/xla: `multi_output_fusion.cc`). An update in place is a kernel of its own.
+
+Rows that several kernels spread come last, where XLA goes by place alone: it leaves the sign of a sum to a reader more
+often than is known here. (A transformer of three blocks, H200: 304 to 344 MiB were predicted for plans that take 40 more.)
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
     if not device.backend.element_work:
         return [(kernel,) for kernel in fusion.kernels]
     joins = _Joins(fusion, device)
-    for buffer in sorted(joins.readers, reverse=True):
+    largest_first = sorted(
+        joins.readers, key=lambda buffer: (fusion.program.ops[buffer].elements, buffer), reverse=True
+    )
+    for buffer in largest_first:
         joins.join_around(buffer)
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for kernel in fusion.kernels:
