@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxremat.cost.hlo_builder import HloProgram
-from jaxremat.cost.hlo_ops import CONTRACTIONS
+from jaxremat.cost.hlo_ops import CONTRACTIONS, Op
 from jaxremat.trace.primitives import ELEMENTWISE
 
 _SAME_PLACE = ELEMENTWISE | {"bitcast"}
@@ -111,6 +111,11 @@ def written_bytes(program: HloProgram, index: int) -> int:
     if op.kind == "dynamic_update_slice":
         return program.ops[program.reads[index][1]].size_bytes
     return op.size_bytes + op.unread_bytes
+
+
+def share_read(op: Op, read: Op) -> float:
+    """How much of what it reads an operation reads that reads entries more or less than once."""
+    return op.window * op.elements / max(read.elements, 1)
 
 
 def reachable(program: HloProgram) -> list[int]:

@@ -30,8 +30,7 @@ def fuse_products(graph: KernelGraph) -> None:
 def _take_operands(graph: KernelGraph, product: int) -> None:
     """A product computes itself what follows, entry by entry, from one array that is there, if no one else reads it,
     and on a GPU whoever else does; there it reads a few arrays as if they lay side by side."""
-    operands = tuple(dict.fromkeys(graph.buffers(product)))
-    for read in operands:
+    for read in tuple(dict.fromkeys(graph.buffers(product))):
         start = _take_chain(graph, product, read)
         if start in graph.left and _are_side_by_side(graph, product, graph.reads[product].index(read), start):
             graph.make_inside(start, product)

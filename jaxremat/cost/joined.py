@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from jaxremat.backends.devices import Device
 from jaxremat.cost.fused import Fusion, shaped_from
@@ -28,10 +28,8 @@ def run_as_one(fusion: Fusion, device: Device) -> list[tuple[int, ...]]:
     if not device.backend.element_work:
         return [(kernel,) for kernel in fusion.kernels]
     joins = _Joins(fusion, device)
-    largest_first = sorted(
-        joins.readers, key=lambda buffer: (fusion.program.ops[buffer].elements, buffer), reverse=True
-    )
-    for buffer in largest_first:
+    ops = fusion.program.ops
+    for buffer in sorted(joins.readers, key=lambda buffer: (ops[buffer].elements, buffer), reverse=True):
         joins.join_around(buffer)
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for kernel in fusion.kernels:
@@ -53,6 +51,13 @@ def _loop_elements(fusion: Fusion, kernel: int) -> int:
     return max([ops[kernel].elements, *reduced])
 
 
+def _is_fused(fusion: Fusion, kernel: int) -> bool:
+    """Whether a kernel is more than one operation for XLA: sums run with what they begin with, and what is turned with
+    another shape of it."""
+    makes_some = not fusion.buffers_read[kernel].keys() >= {*fusion.program.reads[kernel]}
+    return fusion.program.ops[kernel].kind in ("reduce", "transpose") or makes_some
+
+
 class _Joins:
     """Kernels on their way to be joined.
 
@@ -66,12 +71,7 @@ class _Joins:
         loops = [kernel for kernel in fusion.kernels if ops[kernel].kind in _LOOPS and kernel not in fusion.custom]
         self._is_loop = dict.fromkeys(kernel for kernel in loops if kernel not in fusion.products)
         self._sums = fusion.reductions
-        reads = fusion.program.reads
-        self._fused = {
-            kernel
-            for kernel in loops  # a sum with what it begins with, what is turned with another shape of it
-            if ops[kernel].kind in ("reduce", "transpose") or not self._reads[kernel].keys() >= {*reads[kernel]}
-        }
+        self._fused = {kernel for kernel in loops if _is_fused(fusion, kernel)}
         self._elements = {kernel: _loop_elements(fusion, kernel) for kernel in self._is_loop}
         self.readers: dict[int, list[int]] = collections.defaultdict(list)
         self._shaped = {
@@ -136,11 +136,8 @@ class _Joins:
         several times compute it once; where sums or transposes among them go through it in another order, it is written
         before."""
         a, b = self.leader(buffer), self.leader(reader)
-        if not self._is_whole(buffer, reader) or not self._reads_slowly.isdisjoint(self._members[b]):
-            return False
-        if self._goes_several_ways(b, [kernel for kernel in self._members[b] if buffer in self._shaped[kernel]]):
-            return False
-        if not self._are_alike(a, b):
+        is_quick = self._is_whole(buffer, reader) and self._reads_slowly.isdisjoint(self._members[b])
+        if not is_quick or not self._are_alike(a, b) or self._goes_several_ways(b, buffer):
             return False
         own = {*self._members[a], *self._members[b]}
         others = (read for kernel in self._members[b] for read in self._reads[kernel] if read not in own)
@@ -149,11 +146,13 @@ class _Joins:
         self._join(a, b)
         return True
 
-    def _goes_several_ways(self, group: int, reading: Sequence[int]) -> bool:
-        """Whether what some kernels of a group read would be computed several times: for a loop among sums, and where
-        one of several readers is a transpose."""
-        is_transposed = any(self._ops[kernel].kind == "transpose" for kernel in self._members[group])
-        return not self._sums.keys() >= {*reading} if self._reduced[group] else is_transposed and len(reading) > 1
+    def _goes_several_ways(self, group: int, buffer: int) -> bool:
+        """Whether a group would compute a buffer several times: for a loop among sums, and for several readers with a
+        transpose among them."""
+        reading = {kernel for kernel in self._members[group] if buffer in self._shaped[kernel]}
+        if self._reduced[group]:
+            return not self._sums.keys() >= reading
+        return len(reading) > 1 and any(self._ops[kernel].kind == "transpose" for kernel in self._members[group])
 
     def _are_alike(self, a: int, b: int) -> bool:
         """Whether two groups go through as many elements, and their reductions, if any, are alike."""

@@ -15,7 +15,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxremat.backends.devices import Device
-from jaxremat.cost.fused import Fusion, Merged, reachable, readers_of, written_bytes
+from jaxremat.cost.fused import Fusion, Merged, reachable, readers_of, share_read, written_bytes
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_ops import SCATTERS, Op
 from jaxremat.cost.reductions import blocks
@@ -171,7 +171,7 @@ def _decisive(op: Op) -> Hashable:
 def _single(op: Op, operands: Sequence[Op], device: Device) -> Single:
     kind, element_work = op.kind, device.backend.element_work or {}
     reduces, split = kind == "reduce", math.inf
-    shares = [op.window * op.elements / max(read.elements, 1) if kind in _PARTIAL else 1.0 for read in operands]
+    shares = [share_read(op, read) if kind in _PARTIAL else 1.0 for read in operands]
     if kind == "dynamic_update_slice":
         shares[0] = 0.0
     work = op.elements * op.window * element_work.get(op.combines or kind, 0 if kind in MOVING else 1)

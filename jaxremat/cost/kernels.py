@@ -14,7 +14,7 @@ import numpy as np
 from jaxremat.backends.devices import Device
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.bodies import KnownBodies
-from jaxremat.cost.fused import Fusion
+from jaxremat.cost.fused import Fusion, share_read
 from jaxremat.cost.fusion import fused
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_ops import Op
@@ -106,7 +106,7 @@ def _needed_of_each(fusion: Fusion, group: list[int]) -> dict[int, float]:
     for index in sorted(frozenset[int]().union(*map(fusion.runs, group)), reverse=True):
         op, share = ops[index], min(needed[index], 1.0)
         for read in set(fusion.program.reads[index]):
-            needed[read] += share * (op.elements / ops[read].elements if op.kind in _SLICES else 1.0)
+            needed[read] += share * (share_read(op, ops[read]) if op.kind in _SLICES else 1.0)
     return needed
 
 

@@ -99,7 +99,7 @@ def _is_late_or_again(graph: Graph, steps: np.ndarray, start: int) -> np.ndarray
     given = set[int]()
     for step in (start + np.flatnonzero(~graph.backward[steps[start:]] & ~again[start:])).tolist():
         node = int(steps[step])
-        if given.issuperset(graph.producer[[*graph.values_read[node]]].tolist()):
+        if given.issuperset(graph.producer[value] for value in graph.values_read[node]):
             given.add(node)
         else:
             again[step] = True
