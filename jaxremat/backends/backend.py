@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from jaxremat.base.compat import Eqn, Var
 from jaxremat.trace.jaxpr import vars_of
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.masks import NO_MASKS, Masks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,11 @@ class Backend:
     def late_writes(self, joint: Joint) -> dict[int, Eqn]:
         """What runs in the place of scans and scatters, by node, where what they write into would be made at first."""
         return joint.late_writes if self.breadth_first else {}
+
+    def masks(self, joint: Joint) -> Masks:
+        """What is written before anything else: masks whose indices kernels would compare, which then take rows that
+        lie apart."""
+        return joint.masks if self.rows_in_one_kernel else NO_MASKS
 
     def unfenced(self, eqns: Iterable[Eqn]) -> set[Var]:
         """What equations read that never enters a barrier, and is best never made again."""

@@ -23,6 +23,10 @@ _SUSTAINED = 0.8
 """Part of a link's rate that long copies reach: packets of PCIe carry 128 bytes behind 20 to 24 of headers and
 checksums, and acknowledgements and credits take a few per cent more."""
 
+ROWS_APART = 0.6
+"""Part of the bandwidth at which a kernel reads rows that lie apart, beside the same computation on rows side by side:
+the median of eight such pairs that ran on an H200, .33 to .79 (benchmarks/results/gpu.md)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Device:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from jaxremat.backends.devices import Device
+from jaxremat.backends.devices import ROWS_APART, Device
 from jaxremat.compiled.hlo_text import Array, HloModule, Instruction, parse_hlo
 from jaxremat.compiled.link import Link, transfer_of
 
@@ -31,9 +31,6 @@ _VIEWS = frozenset({"bitcast", "reshape", "copy"})
 _STEPS = ("stride", "lhs_dilate", "rhs_dilate")
 _MATRIX_CALLS = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul)')
 _TILE = re.compile(r'"output_tiles":\[\{"sizes":\[([\d",]*)\]')
-_ROWS_APART = 0.6
-"""Part of the bandwidth at which a kernel reads rows that lie apart, beside the same computation on rows side by side:
-the median of eight such pairs that ran on an H200, .33 to .79 (benchmarks/results/gpu.md)."""
 _CONVOLUTION_CALLS = re.compile(r'custom_call_target="__cudnn\$conv(\w*)')
 
 
@@ -133,7 +130,7 @@ class _Counter:
         work = list(self._contractions(instruction, made))
         arithmetic = sum(flops / self.device.matrix_flops_per_second[_rank(width)] for flops, width in work)
         moved = self._moved_bytes(instruction, made)
-        bandwidth = self.device.bandwidth_bytes_per_second * (_ROWS_APART if _has_rows_apart(instruction) else 1)
+        bandwidth = self.device.bandwidth_bytes_per_second * (ROWS_APART if _has_rows_apart(instruction) else 1)
         seconds = max(arithmetic, moved / bandwidth) + self.device.launch_seconds
         source = self.module.source(instruction)
         flops = sum(flops for flops, _ in work)

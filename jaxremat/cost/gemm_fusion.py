@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 
+from jaxremat.cost.hlo_ops import Op
 from jaxremat.cost.kernel_graph import CONSUMERS, PRODUCERS, KernelGraph
 from jaxremat.trace.primitives import ELEMENTWISE
 
@@ -64,8 +65,11 @@ def _take_followers(graph: KernelGraph, product: int) -> int:
     """A product computes what alone reads it, entry by entry, with what is there; returns the last of it. One that is
     read in another order does no more than narrow its result: that comes before the order changes (ReshapeMover)."""
     is_turned = graph.ops[product].is_turned
+    is_reshaped = _is_reshaped(graph.ops[product])
     while (follower := _follower(graph, product)) is not None:
         if is_turned and graph.ops[follower].kind != "convert_element_type":
+            break
+        if is_reshaped and graph.ops[follower].kind == "select_n":
             break
         graph.fuse(product)
         product = follower
@@ -73,6 +77,15 @@ def _take_followers(graph: KernelGraph, product: int) -> int:
             if graph.ops[read].kind == "broadcast":
                 graph.make_inside(read, product)
     return product
+
+
+def _is_reshaped(product: Op) -> bool:
+    """Whether the result of a product of matrices has more dimensions than theirs: XLA moves no choice between arrays
+    over such a change of shape (`reshape_mover.cc`), so that nothing that follows one is computed with the product."""
+    matrices = product.matrices
+    if matrices is None:
+        return False
+    return sum(length > 1 for length in product.shape) > 2 + (matrices.batches > 1)
 
 
 def _take_addend(graph: KernelGraph, convolution: int) -> int:

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
 
-from jaxremat.backends.devices import Device
+from jaxremat.backends.devices import ROWS_APART, Device
 from jaxremat.base.compat import Jaxpr, Var
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion, share_read
 from jaxremat.cost.fusion import fused
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_ops import Op
+from jaxremat.cost.row_tiles import has_rows_apart
 
 _FREE = frozenset({"barrier", "fenced", "part", "bitcast", "input"})
 _OVER_LINK = frozenset({"device_put", "copy"})  # beside kernels: what a schedule waits for them is counted apart
@@ -84,7 +85,8 @@ def _seconds(fusion: Fusion, group: list[int], device: Device, unwritten: Set[in
     moved += sum([ops[index].size_bytes * (share if share < 1.0 else 1.0) for index, share in read.items()])
     products = [index for kernel in group if kernel in fusion.products for index in fusion.products[kernel]]
     arithmetic = sum(ops[product].flops / _rate(fusion.program, product, device) for product in products)
-    return max(arithmetic, moved / device.bandwidth_bytes_per_second) + device.launch_seconds
+    part = ROWS_APART if any(has_rows_apart(fusion, kernel) for kernel in group) else 1
+    return max(arithmetic, moved / (part * device.bandwidth_bytes_per_second)) + device.launch_seconds
 
 
 def _read_together(fusion: Fusion, group: list[int]) -> dict[int, float]:

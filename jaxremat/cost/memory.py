@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
 from collections.abc import Sequence, Set
@@ -15,6 +14,7 @@ from jaxremat.base.remembering import while_alive
 from jaxremat.cost.bodies import KnownBodies
 from jaxremat.cost.fused import Fusion, other_name
 from jaxremat.cost.fusion import fuse
+from jaxremat.cost.heap import Span, beside_outputs, heap_bytes
 from jaxremat.cost.hlo_builder import HloProgram
 from jaxremat.cost.hlo_model import lower_body, lower_listing
 from jaxremat.cost.hlo_ops import SCATTERS, Computation, Op, alone
@@ -25,7 +25,6 @@ from jaxremat.cost.run_orders import Kernels, Order, flat, run_orders, takes_sma
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.listing import Listing
 
-_Span = tuple[int, int, int, int]  # kernel, bytes, first step, last step
 _UPDATES = SCATTERS | {"dynamic_update_slice", "select_and_scatter_add"}
 
 
@@ -37,6 +36,7 @@ class MemoryEstimate:
       argument_bytes, output_bytes: of the program's inputs and outputs.
       steps: [T] the equation whose kernel runs at each step.
       workspace_bytes: [T] bytes that the loop body or branch that runs at each step needs.
+      gap_bytes: how much further the heap reaches than what is live at once, since buffers lie apart.
       live_bytes: [T] intermediate bytes that are live at each step, workspace included.
       seconds: of one run, by the roofline of its kernels.
       spans: [S, 4] one row (equation, bytes, first step, last step) per intermediate buffer; equation -1 is a constant.
@@ -46,6 +46,7 @@ class MemoryEstimate:
     output_bytes: int
     steps: np.ndarray
     workspace_bytes: np.ndarray
+    gap_bytes: int
     seconds: float
     spans: np.ndarray
 
@@ -55,8 +56,8 @@ class MemoryEstimate:
 
     @property
     def temp_bytes(self) -> int:
-        """The largest sum of live intermediate buffers."""
-        return int(self.live_bytes.max(initial=0))
+        """The largest sum of live intermediate buffers, and the gaps between them."""
+        return int(self.live_bytes.max(initial=0)) + self.gap_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -105,49 +106,84 @@ def _estimate(
     kernels = Kernels(fusion, run_as_one(fusion, device), device.backend)
     orders = run_orders(kernels, body, device.backend)
     seconds = sum(kernel_seconds(fusion, kernels.groups, device, kernels.unwritten).values())
-    each = [_in_order(kernels, order, body, device, known, aliased, seconds) for order in orders]
+    choices = [_Run(kernels, order, body, device, known, aliased) for order in orders]
     taken = min if takes_smallest(body, device.backend) else max
-    return taken(each, key=lambda estimate: estimate.temp_bytes)
+    return taken(choices, key=lambda run: run.most_live_bytes).estimate(seconds)
 
 
-def _in_order(
-    kernels: Kernels,
-    groups: Order,
-    body: Computation,
-    device: Device,
-    known: KnownBodies,
-    aliased: Set[int] | None,
-    seconds: float,
-) -> MemoryEstimate:
-    """`seconds`: of all kernels, but for what runs inside loops and branches."""
-    fusion, order = kernels.fusion, flat(groups)
-    program, backend = fusion.program, device.backend
-    inside = functools.partial(estimate_body, device=device, known=known)
-    own, returned = (_laid_out(spans, program.ops, backend.tile) for spans in _buffer_spans(kernels, groups, aliased))
-    spans = _in_main_memory(own, len(order), device.vector_memory_bytes)
-    if returned:
-        spans = _beside_outputs(sorted(spans, key=lambda span: kernels.place_found[span[0]]), returned)
-    rows = [(program.equations[kernel], size, first, last) for kernel, size, first, last in spans]
-    bodies = {
-        step: [known.once("memory", inner, inside) for inner in program.ops[kernel].bodies]
-        for step, kernel in enumerate(order)
-        if program.ops[kernel].bodies
-    }
-    workspace_bytes = np.zeros(len(order), np.int64)
-    workspace_bytes[list(bodies)] = [max(inner.temp_bytes for inner in each) for each in bodies.values()]
-    if backend.library_products:
-        multiplies = {kernel for kernel, kind in fusion.by_library.items() if kind == "dot"}
-        workspace_bytes[[kernel in multiplies for kernel in order]] = device.product_workspace_bytes
-    in_bodies = sum(_inside(program.ops[order[step]], each) for step, each in bodies.items())
-    argument_bytes, output_bytes = _given_and_returned_bytes(body.jaxpr)
-    return MemoryEstimate(
-        argument_bytes=argument_bytes,
-        output_bytes=output_bytes,
-        steps=np.asarray([program.equations[kernel] for kernel in order], np.int64),
-        workspace_bytes=workspace_bytes,
-        seconds=seconds + in_bodies,
-        spans=np.asarray(rows, np.int64).reshape(-1, 4),
-    )
+class _Run:
+    """A program whose kernels run in one order.
+
+    Args:
+      kernels: of the program.
+      groups: the order.
+      body: what was lowered.
+      device: what it is compiled for.
+      known: bodies of loops whose memory is known already.
+      aliased: as in `estimate_memory`; None in a loop's body.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        groups: Order,
+        body: Computation,
+        device: Device,
+        known: KnownBodies,
+        aliased: Set[int] | None,
+    ) -> None:
+        self._program, self._body, self._device, self._known = kernels.fusion.program, body, device, known
+        self._order, self._by_library = flat(groups), kernels.fusion.by_library
+        self._buffers = buffers = _Buffers(kernels, groups, is_body=aliased is None)
+        own = sorted(buffers.spans(), key=lambda span: kernels.place_found[span[0]])
+        returned = [] if aliased is None else buffers.outputs(aliased)
+        own, returned = (_laid_out(spans, self._program.ops, device.backend.tile) for spans in (own, returned))
+        self._spans = beside_outputs(_in_main_memory(own, len(self._order), device.vector_memory_bytes), returned)
+
+    def estimate(self, seconds: float) -> MemoryEstimate:
+        """What it takes, where all kernels take some seconds, but for what runs inside loops and branches."""
+        equations = self._program.equations
+        rows = [(equations[kernel], size, first, last) for kernel, size, first, last in self._spans]
+        argument_bytes, output_bytes = _given_and_returned_bytes(self._body.jaxpr)
+        in_bodies = sum(_inside(self._program.ops[self._order[step]], each) for step, each in self._bodies.items())
+        return MemoryEstimate(
+            argument_bytes=argument_bytes,
+            output_bytes=output_bytes,
+            steps=np.asarray([equations[kernel] for kernel in self._order], np.int64),
+            workspace_bytes=self._workspace_bytes,
+            gap_bytes=self._gap_bytes,
+            seconds=seconds + in_bodies,
+            spans=np.asarray(rows, np.int64).reshape(-1, 4),
+        )
+
+    @functools.cached_property
+    def most_live_bytes(self) -> int:
+        """The largest sum of buffers that are live at once."""
+        spans = np.asarray(self._spans, np.int64).reshape(-1, 4)
+        return int(live_bytes(spans[:, 1], spans, self._workspace_bytes).max(initial=0))
+
+    @property
+    def _gap_bytes(self) -> int:
+        at_work = np.flatnonzero(self._workspace_bytes).tolist()
+        workspaces = [(-1, int(self._workspace_bytes[step]), step, step) for step in at_work]
+        return heap_bytes([*self._spans, *workspaces], self._buffers.taken_by) - self.most_live_bytes
+
+    @functools.cached_property
+    def _workspace_bytes(self) -> np.ndarray:
+        """[T] bytes that the loop body, the branch or the library that runs at each step needs."""
+        workspace_bytes = np.zeros(len(self._order), np.int64)
+        workspace_bytes[list(self._bodies)] = [max(each.temp_bytes for each in run) for run in self._bodies.values()]
+        if self._device.backend.library_products:
+            multiplies = {kernel for kernel, kind in self._by_library.items() if kind == "dot"}
+            workspace_bytes[[kernel in multiplies for kernel in self._order]] = self._device.product_workspace_bytes
+        return workspace_bytes
+
+    @functools.cached_property
+    def _bodies(self) -> dict[int, list[MemoryEstimate]]:
+        """The loop's bodies, or the branches, that run at a step."""
+        inside = functools.partial(estimate_body, device=self._device, known=self._known)
+        each = ((step, self._program.ops[kernel].bodies) for step, kernel in enumerate(self._order))
+        return {step: [self._known.once("memory", body, inside) for body in bodies] for step, bodies in each if bodies}
 
 
 @while_alive
@@ -171,16 +207,6 @@ def live_bytes(span_bytes: np.ndarray, spans: np.ndarray, workspace_bytes: np.nd
     return np.cumsum(change[:-1]) + workspace_bytes
 
 
-def _buffer_spans(kernels: Kernels, order: Order, aliased: Set[int] | None) -> tuple[list[_Span], list[_Span]]:
-    """Rows (kernel, bytes, first step, last step) of the intermediate buffers, and of outputs in whose buffers those
-    may wait before. Inputs are neither, and nothing waits where an input is."""
-    buffers = _Buffers(kernels, order, is_body=aliased is None)
-    for kernel in buffers.order:
-        if buffers.home[kernel] == kernel:
-            buffers.write_over(kernel)
-    return buffers.spans(), [] if aliased is None else buffers.outputs(aliased)
-
-
 class _Buffers:
     """Who lies where, and until when.
 
@@ -191,6 +217,7 @@ class _Buffers:
       end: the same, but one less where what is written then takes its place.
       returned: buffers that the program returns.
       elsewhere: of a loop's body, buffers that lie in one of those all their lives.
+      taken_by: of buffers, who writes over them.
     """
 
     def __init__(self, kernels: Kernels, groups: Order, *, is_body: bool) -> None:
@@ -209,7 +236,10 @@ class _Buffers:
         self.returned = {self.home.get(output, output) for output in self.fusion.program.outputs}
         self.elsewhere: set[int] = set()
         self._is_body, self._in_tuples, self._unwritten = is_body, kernels.in_tuples, kernels.unwritten
-        self._taken: dict[int, int] = {}
+        self.taken_by: dict[int, int] = {}
+        for kernel in self.order:
+            if self.home[kernel] == kernel:
+                self._write_over(kernel)
 
     def _last_reads(self) -> dict[int, int]:
         home, last, program = self.home, dict(self.ends), self.fusion.program
@@ -221,14 +251,14 @@ class _Buffers:
             last[home[kernel]] = max(last.get(home[kernel], 0), last[kernel])
         return last
 
-    def write_over(self, kernel: int) -> None:
+    def _write_over(self, kernel: int) -> None:
         """Lets a kernel write over something that it reads last, if it can."""
         reads = self.fusion.buffers_read[kernel]
         given_up = [read for read in reads if self._is_given_up(self.home.get(read, read), kernel)]
         for read in sorted(given_up, key=lambda read: self.home.get(read, read)):
             if _writes_over(self.fusion, kernel, read) and not self._lies_in_a_tuple(read):
                 buffer = self.home.get(read, read)
-                self._taken[buffer] = kernel
+                self.taken_by[buffer] = kernel
                 self.end[buffer] = self.starts[kernel] - 1
                 if self._is_body and (kernel in self.returned or kernel in self.elsewhere):
                     self.elsewhere.add(buffer)
@@ -238,7 +268,7 @@ class _Buffers:
         """Whether a buffer is read for the last time, and as large as what a kernel writes."""
         same = buffer in self.starts and self.ops[buffer].size_bytes == self.ops[kernel].size_bytes
         unread = same and self.last[buffer] == self.ends[kernel]
-        return unread and buffer not in self._taken and buffer not in self.returned
+        return unread and buffer not in self.taken_by and buffer not in self.returned
 
     def _lies_in_a_tuple(self, kernel: int) -> bool:
         """Whether a result is one of several of a kernel, a loop or a branch: nobody writes over those
@@ -246,23 +276,23 @@ class _Buffers:
         names = _names(self.fusion, kernel)
         return any(name in self._in_tuples or self.ops[name].kind == "part" for name in names)
 
-    def spans(self) -> list[_Span]:
+    def spans(self) -> list[Span]:
         here = [kernel for kernel in self.order if self.home[kernel] == kernel and kernel not in self._unwritten]
         own = [kernel for kernel in here if kernel not in self.returned and kernel not in self.elsewhere]
         return [*self._unread(), *map(self._span, own)]
 
-    def _unread(self) -> list[_Span]:
+    def _unread(self) -> list[Span]:
         """Results that are written beside others, and that nobody reads."""
         sizes = ((kernel, self.ops[kernel].unread_bytes) for kernel in self.order)
         return [(kernel, size, self.starts[kernel], self.ends[kernel]) for kernel, size in sizes if size]
 
-    def outputs(self, aliased: Set[int]) -> list[_Span]:
+    def outputs(self, aliased: Set[int]) -> list[Span]:
         """The same of what the program returns, until its end; those aside that take over the buffers of inputs."""
         outputs = [out for k, out in enumerate(self.fusion.program.outputs) if out in self.home and k not in aliased]
         made = dict.fromkeys(self.home[out] for out in outputs)
         return [(*self._span(kernel)[:3], len(self.order)) for kernel in made]
 
-    def _span(self, kernel: int) -> _Span:
+    def _span(self, kernel: int) -> Span:
         op = self.ops[kernel]
         start = self.starts[self._written_by(kernel)]
         return kernel, op.size_bytes, start, max(self.end[kernel], start)
@@ -274,11 +304,11 @@ class _Buffers:
         if kind == "part":
             return into
         copies = kind in SCATTERS and kernel not in self._into_fresh and into in self.starts
-        is_left = copies and self._taken.get(self.home[into]) != kernel
+        is_left = copies and self.taken_by.get(self.home[into]) != kernel
         return into if is_left and self.fusion.is_elementwise(into) else kernel
 
 
-def _laid_out(spans: list[_Span], ops: Sequence[Op], tile: tuple[int, int] | None) -> list[_Span]:
+def _laid_out(spans: list[Span], ops: Sequence[Op], tile: tuple[int, int] | None) -> list[Span]:
     """The spans with what fills up their tiles, where arrays lie in tiles: in the layout that needs least."""
     if tile is None:
         return spans
@@ -294,7 +324,7 @@ def _filled_up(size_bytes: int, shape: tuple[int, ...], tile: tuple[int, int]) -
     return int(size_bytes * waste[~np.eye(len(shape), dtype=bool)].min())
 
 
-def _in_main_memory(spans: list[_Span], number: int, vector_memory_bytes: int) -> list[_Span]:
+def _in_main_memory(spans: list[Span], number: int, vector_memory_bytes: int) -> list[Span]:
     """The spans that do not fit beside main memory for all their life; the shortest lives are placed there first."""
     if not vector_memory_bytes:
         return spans
@@ -306,23 +336,6 @@ def _in_main_memory(spans: list[_Span], number: int, vector_memory_bytes: int) -
             used[first : last + 1] += size
         else:
             beyond.append(span)
-    return beyond
-
-
-def _beside_outputs(spans: list[_Span], outputs: list[_Span]) -> list[_Span]:
-    """The spans that find no room in buffers of outputs before those are made: the largest go first, each into the
-    smallest that it fits into (`AssignBuffersForComputations` in `buffer_assignment.cc`)."""
-    rooms = sorted([(size, first) for _, size, first, _ in outputs])
-    occupied = [-1 << first for _, first in rooms]
-    sizes, beyond = [size for size, _ in rooms], []
-    for span in sorted(spans, key=lambda span: span[1], reverse=True):
-        _, size, first, last = span
-        steps = (2 << last) - (1 << first)
-        room = next((k for k in range(bisect.bisect_left(sizes, size), len(rooms)) if not occupied[k] & steps), None)
-        if room is None:
-            beyond.append(span)
-        else:
-            occupied[room] |= steps
     return beyond
 
 

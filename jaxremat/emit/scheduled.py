@@ -25,8 +25,7 @@ from jaxremat.trace.splice import Puts, at
 def run_forward(joint: Joint, script: Script, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """(outputs, residual values) of the forward pass."""
     env = _constants(joint, script) | dict(zip(joint.inputs, inputs, strict=True))
-    _run(script.constants, env)
-    run_segments(script.forward, env, script.same, frozenset(joint.inputs), script.orders)
+    run_segments((*script.opening, *script.forward), env, script.same, frozenset(joint.inputs), script.orders)
     return [jaxprs.value_of(env, v) for v in joint.outputs], [env[v] for v in script.residuals]
 
 
@@ -34,8 +33,7 @@ def run_backward(joint: Joint, script: Script, residuals: Sequence[Any], cotange
     """One gradient per differentiated input."""
     env = _constants(joint, script) | _with_restored(joint, dict(zip(script.residuals, residuals, strict=True)))
     env.update(zip(joint.cotangents, cotangents, strict=True))
-    _run(script.constants, env)
-    run_segments(script.backward, env, script.same, frozenset(joint.inputs), script.orders)
+    run_segments((*script.opening, *script.backward), env, script.same, frozenset(joint.inputs), script.orders)
     return [jaxprs.value_of(env, v) for v in joint.gradients]
 
 
@@ -98,9 +96,9 @@ def put_script[Stand](program: Puts[Stand], joint: Joint, script: Script) -> lis
       What stands for the outputs, then for the gradients.
     """
     forward = program.inputs | script.numbers
-    put_segments(program, (Segment(script.constants, ()), *script.forward), forward, script.same)
+    put_segments(program, (*script.opening, *script.forward), forward, script.same)
     backward = program.inputs | script.numbers | _with_restored(joint, {v: forward[v] for v in script.residuals})
-    put_segments(program, (Segment(script.constants, ()), *script.backward), backward, script.same)
+    put_segments(program, (*script.opening, *script.backward), backward, script.same)
     return [*(at(forward, atom) for atom in joint.outputs), *(at(backward, atom) for atom in joint.gradients)]
 
 

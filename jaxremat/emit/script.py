@@ -24,6 +24,7 @@ from jaxremat.emit.zeros import Zeros, parts_with_own_zeros, zeros_written_into
 from jaxremat.graph.scheduled import ScheduledProgram
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
+from jaxremat.trace.masks import NO_MASKS, Masks
 from jaxremat.trace.projections import estimate
 from jaxremat.trace.round_trips import RoundTrip
 
@@ -59,8 +60,8 @@ class Script:
       forward: segments of the forward pass; all but the first stand behind a barrier.
       residuals: variables that the backward reads from the forward, inputs of the program included.
       backward: segments of the backward pass.
-      constants: equations that both passes start with; what they make is neither kept nor fenced, so that the compiler
-        can write it where it is read.
+      opening: what both passes start with, each for itself: constants, which are neither kept nor fenced, so that the
+        compiler can write them where they are read, and masks, which pass a barrier, so that it cannot.
       same: for each variable of a round trip, the one that holds the same value once it is made.
       zeros: what stretches make for themselves to write into.
       orders: of what the forward keeps, in which order of axes it lies where that is not as written.
@@ -71,7 +72,7 @@ class Script:
     forward: tuple[Segment, ...]
     residuals: tuple[Var, ...]
     backward: tuple[Segment, ...]
-    constants: tuple[Eqn, ...] = ()
+    opening: tuple[Segment, ...] = ()
     same: Mapping[Var, Var] = types.MappingProxyType({})
     zeros: tuple[Zeros, ...] = ()
     orders: Mapping[Var, Order] = types.MappingProxyType({})
@@ -80,7 +81,7 @@ class Script:
     @property
     def forward_lines(self) -> int:
         """How many equations and barriers the forward is made of."""
-        return len(self.constants) + sum(len(each.eqns) + bool(each.through) for each in self.forward)
+        return sum(len(each.eqns) + bool(each.through) for each in (*self.opening, *self.forward))
 
     @property
     def numbers(self) -> dict[Var, Literal]:
@@ -94,15 +95,16 @@ def write_script(
     unfenced: Set[Var] = frozenset(),
     late_writes: Mapping[int, Eqn] = types.MappingProxyType({}),
     orders: Mapping[Var, Order] = types.MappingProxyType({}),
+    masks: Masks = NO_MASKS,
 ) -> Script:
     """A scheduled program in terms of equations; see `ScriptWriter`.
 
     Args:
-      joint, unfenced: as of a writer.
+      joint, unfenced, masks: as of a writer.
       program, late_writes: the schedule, as a writer takes it.
       orders: in which order of axes values pass barriers.
     """
-    script = ScriptWriter(joint, unfenced).write(program, late_writes)
+    script = ScriptWriter(joint, unfenced, masks).write(program, late_writes)
     waiting = {v for segment in script.backward for v in segment.through}.intersection(script.residuals)
     return dataclasses.replace(script, orders={v: order for v, order in orders.items() if v in waiting})
 
@@ -113,10 +115,11 @@ class ScriptWriter:
     Args:
       joint: the program.
       unfenced: what enters no barrier in any case; see `Backend.unfenced`.
+      masks: what is written before anything else; see `Backend.masks`.
     """
 
-    def __init__(self, joint: Joint, unfenced: Set[Var]) -> None:
-        self._facts = _Facts(joint, unfenced)
+    def __init__(self, joint: Joint, unfenced: Set[Var], masks: Masks = NO_MASKS) -> None:
+        self._facts = _Facts(joint, unfenced, masks)
 
     def write(self, program: ScheduledProgram, late_writes: Mapping[int, Eqn] = types.MappingProxyType({})) -> Script:
         """A schedule; one that repeats nothing has no barrier but those of late writes.
@@ -140,11 +143,18 @@ class ScriptWriter:
             forward=tuple(forward),
             residuals=residuals,
             backward=tuple(backward),
-            constants=joint.constants,
+            opening=opening_of(joint, facts.masks, has_barriers=fences.are_any),
             same=transfers.same,
             zeros=tuple(facts.zeros.values()),
             in_place_of=facts.in_place_of,
         )
+
+
+def opening_of(joint: Joint, masks: Masks, *, has_barriers: bool) -> tuple[Segment, ...]:
+    """What a program starts with: its constants and masks, which pass a barrier where it has others."""
+    made = Segment((*joint.constants, *masks.eqns), ())
+    written = Segment((), (), passed=masks.in_order)
+    return (made, written) if has_barriers and masks.eqns else (made,)
 
 
 def made_by(eqns: Sequence[Eqn], same: Mapping[Var, Var]) -> list[Var]:
@@ -176,14 +186,16 @@ class _Facts:
       anywhere: variables that are available anywhere.
       free: those, and what enters no barrier in any case.
       inputs: of the program.
+      masks: what is written before anything else.
       zeros: what stretches make for themselves to write into.
       reads: the variables that each equation reads.
       in_place_of: as of a script.
     """
 
-    def __init__(self, joint: Joint, unfenced: Set[Var]) -> None:
-        self.joint = joint
-        self.anywhere = {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars)}
+    def __init__(self, joint: Joint, unfenced: Set[Var], masks: Masks) -> None:
+        self.joint, self.masks = joint, masks
+        self._opening = (*joint.constants, *masks.eqns)
+        self.anywhere = {*joint.jaxpr.constvars, *(v for eqn in self._opening for v in eqn.outvars)}
         self.free = self.anywhere | unfenced
         self.inputs = frozenset(joint.inputs)
         self.zeros = zeros_written_into(joint)
@@ -208,10 +220,10 @@ class _Facts:
         return dict.fromkeys(itertools.chain.from_iterable(map(self.reads.__getitem__, eqns)))
 
     @functools.cached_property
-    def is_constant(self) -> np.ndarray:
+    def is_opening(self) -> np.ndarray:
         """[N] bool: equations of which every pass makes the results for itself."""
-        constants = set(map(id, self.joint.constants))
-        return np.asarray([id(eqn) in constants for eqn in self.joint.eqns], bool)
+        opening = set(self._opening)
+        return np.asarray([eqn in opening for eqn in self.joint.eqns], bool)
 
     @functools.cached_property
     def on_host(self) -> frozenset[Var]:
@@ -250,7 +262,7 @@ def _stretches(facts: _Facts, program: ScheduledProgram, late_writes: Mapping[in
 
     def part(first: int, end: int) -> tuple[Eqn, ...]:
         nodes = program.steps[first:end]
-        return tuple([eqns[node] for node in nodes[~facts.is_constant[nodes]].tolist()])
+        return tuple([eqns[node] for node in nodes[~facts.is_opening[nodes]].tolist()])
 
     return [
         _Stretch(part(first, end), first >= program.backward_start, first == 0)
@@ -275,7 +287,7 @@ class _Fences:
     def segments(self, number: int) -> list[Segment]:
         """A stretch with its barrier, after all those before it, in parts that make their own zeros."""
         segment, zeros = self._segment(number), self._facts.zeros
-        if not self._is_changed or zeros.keys().isdisjoint(self._facts.read_by(segment.eqns)):
+        if not self.are_any or zeros.keys().isdisjoint(self._facts.read_by(segment.eqns)):
             return [segment]
         given = {*self._facts.inputs, *self._facts.free}
         (eqns, first), *later = parts_with_own_zeros(segment.eqns, zeros, given, has_barrier=bool(segment.through))
@@ -283,14 +295,14 @@ class _Fences:
         return [begun, *(Segment(part, operands) for part, operands in later)]
 
     @property
-    def _is_changed(self) -> bool:
-        """Whether anything runs again or waits in another form: else the program has no barrier."""
+    def are_any(self) -> bool:
+        """Whether the program has barriers: where anything runs again or waits in another form."""
         return bool(self._repeated or self._transfers.taken)
 
     def _segment(self, number: int) -> Segment:
         stretch = self._stretches[number]
         made = Segment(stretch.eqns, ())
-        if not stretch.is_first and self._is_changed:
+        if not stretch.is_first and self.are_any:
             made = self._behind_barrier(number)
             self._waiting = () if made.through else self._waiting
         self._ran.update(stretch.eqns)

@@ -15,6 +15,7 @@ from jaxremat.loops.body import Body, Loop
 from jaxremat.trace import activity
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import fingerprint
+from jaxremat.trace.masks import NO_MASKS, is_invariant, masks_among
 from jaxremat.trace.primal import Primal
 from jaxremat.trace.projections import views_of
 
@@ -201,65 +202,22 @@ def _without_invariants(body: Jaxpr, num_consts: int, with_masks: bool) -> tuple
     Returns:
       (from the constants to those of the remaining body, the remaining body, how many constants it has).
     """
-    indices, masks = _masks(body) if with_masks else ([], frozenset())
+    masks = masks_among(body.eqns, body.outvars) if with_masks else NO_MASKS
     constant = set(body.invars[:num_consts])
     before, inside = [], []
     for eqn in body.eqns:
-        if _is_invariant(eqn, constant):
+        if is_invariant(eqn, constant):
             constant.update(eqn.outvars)
             before.append(eqn)
-        elif masks.isdisjoint(eqn.outvars):
+        elif masks.made.isdisjoint(eqn.outvars):
             inside.append(eqn)
     made = [v for eqn in before for v in eqn.outvars]
-    candidates = [*body.invars[:num_consts], *(v for eqn in indices for v in eqn.outvars if v in masks), *made]
+    candidates = [*body.invars[:num_consts], *masks.in_order, *made]
     read = {v for eqn in inside for v in jaxprs.vars_of(eqn.invars)} | set(jaxprs.vars_of(body.outvars))
     consts = [v for v in candidates if v in read]
-    invariants = _section(body, [*indices, *before], body.invars[:num_consts], consts)
+    invariants = _section(body, [*masks.numbers, *masks.eqns, *before], body.invars[:num_consts], consts)
     rest = _section(body, inside, [*consts, *body.invars[num_consts:]], body.outvars)
     return invariants, rest, len(consts)
-
-
-def _is_invariant(eqn: Eqn, constant: Set[Var], anywhere: Set[Var] = frozenset()) -> bool:
-    """Whether an equation reads constants, beside what is available anywhere, and makes nothing larger of them."""
-    read = set(jaxprs.vars_of(eqn.invars)) - anywhere
-    if not read or not read <= constant or jaxprs.has_effects(eqn) or _narrows(eqn):
-        return False
-    return sum(map(jaxprs.size_bytes, eqn.outvars)) <= sum(map(jaxprs.size_bytes, read))
-
-
-def _masks(body: Jaxpr) -> tuple[list[Eqn], Set[Var]]:
-    """Masks that depend on indices alone: (the equations that compute with indices, what they make that others only
-    spread along more axes)."""
-    numbers = jaxprs.constants_among(body.eqns)
-    anywhere = {v for eqn in numbers for v in eqn.outvars}
-    indices = {v for eqn in numbers if eqn.primitive.name == "iota" for v in eqn.outvars}
-    computed, others = [], []
-    for eqn in body.eqns:
-        if _is_invariant(eqn, indices, anywhere - indices):
-            indices.update(eqn.outvars)
-            computed.append(eqn)
-        elif anywhere.isdisjoint(eqn.outvars):
-            others.append(eqn)
-    as_they_are = set(jaxprs.vars_of(body.outvars))
-    for eqn in others:
-        smallest = min(map(_elements, eqn.outvars), default=0)
-        as_they_are.update(v for v in jaxprs.vars_of(eqn.invars) if _elements(v) >= smallest)
-    for eqn in reversed(computed):
-        if not as_they_are.isdisjoint(eqn.outvars):
-            as_they_are.update(jaxprs.vars_of(eqn.invars))
-    return [*numbers, *computed], {v for eqn in computed for v in eqn.outvars} - as_they_are
-
-
-def _elements(var: Var) -> int:
-    aval: Any = var.aval
-    return int(getattr(aval, "size", 0))
-
-
-def _narrows(eqn: Eqn) -> bool:
-    """Whether gradients would be summed over iterations in fewer bits than the constant has."""
-    narrow = [jaxprs.shape_of(v).dtype.itemsize for v in eqn.outvars if activity.is_differentiable(v)]
-    wide = [jaxprs.shape_of(v).dtype.itemsize for v in jaxprs.vars_of(eqn.invars) if activity.is_differentiable(v)]
-    return bool(narrow and wide) and min(narrow) < max(wide)
 
 
 def _section(jaxpr: Jaxpr, eqns: Sequence[Eqn], inputs: Sequence[Var], outputs: Sequence[Any]) -> Jaxpr:

@@ -133,7 +133,8 @@ class Schedule:
         """The joint program with its loops as decided, and the script of its schedule."""
         joint, backend = joint or self._posed(primal, device), device.backend
         unfenced, late_writes = backend.unfenced(joint.eqns), backend.late_writes(joint)
-        return joint, write_script(joint, self.program, unfenced, late_writes, orders_for(joint, backend))
+        orders, masks = orders_for(joint, backend), backend.masks(joint)
+        return joint, write_script(joint, self.program, unfenced, late_writes, orders, masks)
 
     def _posed(self, primal: Primal, device: Device) -> Joint:
         primal = self.program_of(primal)

@@ -78,7 +78,8 @@ class Predictor:
 
     @functools.cached_property
     def _writer(self) -> ScriptWriter:
-        return ScriptWriter(self._joint, self._device.backend.unfenced(self._joint.eqns))
+        joint, backend = self._joint, self._device.backend
+        return ScriptWriter(joint, backend.unfenced(joint.eqns), backend.masks(joint))
 
     @functools.cached_property
     def _node_of(self) -> dict[Eqn, int]:
@@ -127,7 +128,7 @@ class Timelines:
 
     def _on_one_device(self, estimate: MemoryEstimate, node_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """([T] live bytes, [S] bytes of spans) on one device, which holds a part of what each equation makes and
-        copies; of constants, the part that it holds on average."""
+        copies; of constants, the part that it holds on average. Where most is live, with the gaps between it."""
         part = self._shares
         made_by, whole = estimate.spans[:, :2].T
         node, known = node_of[made_by], made_by >= 0
@@ -136,7 +137,10 @@ class Timelines:
         typical = np.average(share[known], weights=whole[known]) if whole[known].sum() else 1.0
         span_bytes = np.ceil(whole * np.where(known, share, typical)).astype(np.int64)
         workspace_bytes = np.ceil(estimate.workspace_bytes * part.inside[node_of[estimate.steps]]).astype(np.int64)
-        return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
+        live = live_bytes(span_bytes, estimate.spans, workspace_bytes)
+        if estimate.gap_bytes:
+            live[live.argmax()] += round(estimate.gap_bytes * live.max() / estimate.live_bytes.max())
+        return live, span_bytes
 
 
 def is_below_model_threshold(joint: Joint, graph: Graph, device: Device) -> bool:

@@ -13,11 +13,12 @@ from jaxremat.base import compat
 from jaxremat.base.compat import Eqn, Jaxpr, Literal, Var
 from jaxremat.emit.orders import Order
 from jaxremat.emit.scheduled import put_segments, run_segments
-from jaxremat.emit.script import Segment
+from jaxremat.emit.script import Segment, opening_of
 from jaxremat.step.scheduling import FlatSchedule
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.joint import Joint
 from jaxremat.trace.listing import Listing
+from jaxremat.trace.masks import NO_MASKS, Masks
 from jaxremat.trace.splice import Puts, Splice, at
 
 
@@ -27,7 +28,7 @@ class FlatScript:
 
     Attributes:
       jaxpr: the program.
-      stretches: what runs, in order, all but the first behind a barrier.
+      stretches: what runs, in order: the opening, and then all but the first behind a barrier.
       anywhere: ids of the equations that are constants: they run first, wherever the schedule has them.
       orders: of what passes barriers, in which order of axes it does where that is not as written.
     """
@@ -69,6 +70,7 @@ def script_of(
     unfenced: Set[Var] = frozenset(),
     late_writes: Mapping[int, Eqn] = types.MappingProxyType({}),
     orders: Mapping[Var, Order] = types.MappingProxyType({}),
+    masks: Masks = NO_MASKS,
 ) -> FlatScript:
     """The script of a schedule of a flat program; one that repeats nothing has no barrier.
 
@@ -78,10 +80,13 @@ def script_of(
       unfenced: what enters no barrier; see `Backend.unfenced`.
       late_writes: what runs in the place of what writes into zeros, by node; see `Backend.late_writes`.
       orders: in which order of axes values pass barriers.
+      masks: what is written before anything else; see `Backend.masks`.
     """
-    anywhere = frozenset(map(id, joint.constants))
+    opening = opening_of(joint, masks, has_barriers=bool(schedule.barriers))
+    anywhere = frozenset(id(eqn) for segment in opening for eqn in segment.eqns)
     enters = _sources if schedule.barrier_scope == "sources" else _read_from_outside
-    free = {*joint.jaxpr.constvars, *(v for eqn in joint.constants for v in eqn.outvars), *unfenced}
+    made = (v for segment in opening for eqn in segment.eqns for v in eqn.outvars)
+    free = {*joint.jaxpr.constvars, *made, *unfenced}
     instead = late_writes if schedule.barriers else {}
     eqns = [instead.get(node, joint.eqns[node]) for node in schedule.steps.tolist()]
     bounds = sorted({0, *schedule.barriers, len(eqns)})
@@ -89,12 +94,12 @@ def script_of(
     early, *late = parts
     before = itertools.accumulate(parts, lambda a, b: (*a, *b))
     stretches = (Segment(eqns, enters(eqns, free, earlier)) for eqns, earlier in zip(late, before))
-    first = Segment((*joint.constants, *early), ())
-    segments = tuple(s for s in (first, *stretches) if s.eqns)
+    segments = tuple(s for s in (Segment(early, ()), *stretches) if s.eqns)
     if schedule.barrier_scope == "order":
         segments = _in_order(segments, jaxprs.vars_of(joint.jaxpr.outvars), free)
     waiting = {v for segment in segments for v in segment.through}
-    return FlatScript(joint.jaxpr, segments, anywhere, {v: order for v, order in orders.items() if v in waiting})
+    taken = {v: order for v, order in orders.items() if v in waiting}
+    return FlatScript(joint.jaxpr, (*opening, *segments), anywhere, taken)
 
 
 def _in_order(segments: Sequence[Segment], given_out: Sequence[Var], free: Set[Var]) -> tuple[Segment, ...]:

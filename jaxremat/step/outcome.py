@@ -129,7 +129,8 @@ class StepOutcome:
     def script(self) -> FlatScript:
         joint, backend = self.posed.joint, self.posed.device.backend
         orders = {} if any(joint.primal.shardings) else orders_for(joint, backend)
-        return script_of(joint, self.schedule, backend.unfenced(joint.eqns), backend.late_writes(joint), orders)
+        unfenced, late_writes = backend.unfenced(joint.eqns), backend.late_writes(joint)
+        return script_of(joint, self.schedule, unfenced, late_writes, orders, backend.masks(joint))
 
     @property
     def jaxpr(self) -> Jaxpr:

@@ -22,6 +22,7 @@ from jaxremat.base.errors import PlanMismatchError
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.fingerprint import fingerprint_anywhere
 from jaxremat.trace.late_writes import late_writes
+from jaxremat.trace.masks import Masks, pair_masks_among
 from jaxremat.trace.primal import Primal, read_primal
 from jaxremat.trace.round_trips import RoundTrip, round_trips_in, with_round_trips
 
@@ -146,6 +147,11 @@ class Joint:
         """Equations that spread a number over an array, perhaps over several in a row, or count: compilers write their
         results where they are read."""
         return jaxprs.constants_among(self.eqns)
+
+    @functools.cached_property
+    def masks(self) -> Masks:
+        """Which of two positions may see the other, from their indices alone."""
+        return pair_masks_among(self.eqns, self.jaxpr.outvars)
 
     @functools.cached_property
     def late_writes(self) -> dict[int, Eqn]:
