@@ -55,9 +55,8 @@ class Listing:
     @property
     def sources(self) -> list[Eqn]:
         """The equation that each line stems from; a barrier counts as the equation that follows it."""
-        following = itertools.pairwise([*(line.eqn for line in self.lines), None])
-        found = (after if eqn is None else eqn for eqn, after in following)
-        return [eqn for eqn in found if eqn is not None]
+        backwards = itertools.accumulate([line.eqn for line in reversed(self.lines)], lambda after, eqn: eqn or after)
+        return [eqn for eqn in backwards if eqn is not None][::-1]
 
     def put(self, eqn: Eqn, env: dict[Var, Slot]) -> None:
         """Adds an equation, and what stands for its results to `env`."""

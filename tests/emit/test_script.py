@@ -75,7 +75,7 @@ def written(script):
     passes = [
         [(s.eqns, s.barrier_operands, s.passed, s.results) for s in part] for part in (script.forward, script.backward)
     ]
-    return *passes, script.residuals, script.constants
+    return *passes, script.residuals, [segment.eqns for segment in script.opening]
 
 
 @pytest.mark.parametrize("name,seed", [("network", 8), ("branching", 9)])
@@ -292,3 +292,36 @@ def test_products_of_a_plan_are_emitted_as_often_as_scheduled(form):
     for primitive in ("dot_general", "tanh"):
         scheduled = sum(eqns[node].primitive.name == primitive for node in plan.schedule)
         assert counts(jax.value_and_grad(plan.apply(network)), *ARGS)[primitive] == scheduled
+
+
+def attending(w, x):
+    """[2, 2, 8, 8]: scores of which each position sees those before it, twice."""
+    for _ in range(2):
+        x = jax.nn.softmax(jnp.where(jnp.tri(8, dtype=bool)[None, None], x @ w, -1e9)) + jnp.sin(x)
+    return jnp.sum(x * x)
+
+
+def test_masks_are_made_by_both_passes_and_pass_a_barrier():
+    """Neither kept nor made again between them, and read behind it."""
+    joint = trace_joint(attending, array(8, 8), array(2, 2, 8, 8, seed=1))
+    graph = price(joint)
+    steps, start = assemble_parts(graph, np.zeros(graph.num_values, bool))
+    program = schedule_program(graph, steps, backward_start=start)
+    script = write_script(joint, program, masks=joint.masks)
+    made, passed = script.opening
+    assert joint.masks.in_order == passed.through and set(joint.masks.eqns) < set(made.eqns)
+    late = [*script.forward, *script.backward]
+    assert not any(set(joint.masks.eqns) & set(segment.eqns) for segment in late)
+    assert joint.masks.made.isdisjoint([*script.residuals, *(v for segment in late for v in segment.through)])
+    inputs, cotangents = [array(8, 8), array(2, 2, 8, 8, seed=1)], [jnp.ones(())]
+    counted = emitted_counts(joint, script, inputs, cotangents)
+    assert counted["ge"] == 2 * sum(eqn.primitive.name == "ge" for eqn in joint.masks.eqns) > 0
+    outputs, residuals = run_forward(joint, script, inputs)
+    gradients = run_backward(joint, script, residuals, cotangents)
+    assert_same((outputs[0], gradients[0]), jax.value_and_grad(attending)(*inputs))
+
+
+def test_masks_of_what_repeats_nothing_pass_no_barrier():
+    joint = trace_joint(attending, array(8, 8), array(2, 2, 8, 8, seed=1))
+    script = write_script(joint, in_order(price(joint)), masks=joint.masks)
+    assert not any(segment.through for segment in (*script.opening, *script.forward, *script.backward))

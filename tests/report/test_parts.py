@@ -11,8 +11,8 @@ def saved_variables(plan):
 def test_what_the_record_saves_is_what_the_emitted_forward_hands_to_the_backward(any_plan):
     problem, _ = any_plan.planned
     joint, script = any_plan.decision.form.script(problem.primal, any_plan.decision.device, problem.joint)
-    constants = {v for eqn in script.constants for v in eqn.outvars}
-    assert {*script.residuals} - {*joint.inputs} == saved_variables(any_plan) - constants != set()
+    opening = {v for segment in script.opening for eqn in segment.eqns for v in eqn.outvars}
+    assert {*script.residuals} - {*joint.inputs} == saved_variables(any_plan) - opening != set()
 
 
 def test_what_the_record_saves_is_what_is_predicted_to_live_across_the_turn(any_plan):

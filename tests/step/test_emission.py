@@ -99,3 +99,35 @@ def test_a_plan_from_a_file_turns_the_same_values(tmp_path):
     read, _ = attention_planned_for("h200")
     read.load_plan(tmp_path / "plan.json", *args)
     assert str(read.trace(*args).jaxpr) == str(planned.trace(*args).jaxpr)
+
+
+def attending_to_the_past(weights, x):
+    """Gradient descent on layers of attention to what lies before."""
+
+    def loss(weights):
+        h = x
+        for w in weights:
+            queries, keys, values = (jnp.einsum("btc,chd->bthd", h, own) for own in w)
+            h = h + jax.nn.dot_product_attention(queries, keys, values, is_causal=True).reshape(h.shape)
+        return (h**2).mean()
+
+    value, grads = jax.value_and_grad(loss)(weights)
+    return jax.tree.map(lambda w, g: w - 0.1 * g, weights, grads), value
+
+
+def test_masks_of_a_step_are_written_once_where_rows_run_in_one_kernel():
+    """Forward and backward read them behind one barrier; a compiler for CPUs makes them where they are read."""
+    draw = np.random.default_rng(2).standard_normal
+    weights = [
+        tuple(jnp.asarray(0.3 * draw((HEADS * FEATURES, HEADS, FEATURES)), jnp.float32) for _ in "qkv") for _ in "12"
+    ]
+    x = jnp.asarray(draw((BATCH, TOKENS, HEADS * FEATURES)), jnp.float32)
+    expected = numbers(jax.jit(attending_to_the_past)(weights, x))
+    for target, barriers_of_masks in (("cpu", 0), ("h200", 1)):
+        planned = jaxremat.jit(attending_to_the_past, budget=0.7, verify="replay", target=target)
+        eqns = planned.trace(weights, x).jaxpr.eqns
+        barriers = [eqn for eqn in eqns if eqn.primitive.name == "optimization_barrier"]
+        masks = [eqn for eqn in barriers if any(v.aval.dtype == bool for v in eqn.invars)]
+        assert len(masks) == barriers_of_masks and len(barriers) > barriers_of_masks
+        for mine, other in zip(numbers(planned(weights, x)), expected, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
