@@ -24,7 +24,7 @@ def has_rows_apart(fusion: Fusion, kernel: int) -> bool:
         return False
     inside, ops, reads = fusion.runs(kernel), fusion.program.ops, fusion.program.reads
     spread = [index for index in inside if ops[index].kind == "broadcast" and reads[index]]
-    masks = {reads[index][0]: index for index in spread if _is_of_pairs(ops[reads[index][0]], ops[index])}
+    masks = {reads[index][0]: index for index in spread if _is_of_pairs(ops[reads[index][0]])}
     if not masks:
         return False
     mask, scores = next(iter(masks.items()))
@@ -37,10 +37,9 @@ def has_rows_apart(fusion: Fusion, kernel: int) -> bool:
     return is_compared and ops[scores].shape[-1] >= shortest and _shares_all(ops[mask], ops[scores])
 
 
-def _is_of_pairs(mask: Op, spread: Op) -> bool:
-    """Whether a mask over pairs of positions is spread over batches and heads."""
-    is_mask = mask.dtype == "bool" and sum(length > 1 for length in mask.shape) > 1
-    return is_mask and mask.elements < spread.elements
+def _is_of_pairs(op: Op) -> bool:
+    """Whether what is spread, over batches and heads then, is a mask over pairs of positions."""
+    return op.dtype == "bool" and sum(length > 1 for length in op.shape) > 1
 
 
 def _writes_what_it_reads(touched: list[Op], scores: Op) -> bool:

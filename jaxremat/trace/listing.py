@@ -5,7 +5,6 @@ What `Splice` makes is a program that can be run; what a model of a compiler rea
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,8 +54,12 @@ class Listing:
     @property
     def sources(self) -> list[Eqn]:
         """The equation that each line stems from; a barrier counts as the equation that follows it."""
-        backwards = itertools.accumulate([line.eqn for line in reversed(self.lines)], lambda after, eqn: eqn or after)
-        return [eqn for eqn in backwards if eqn is not None][::-1]
+        found: list[Eqn] = []
+        following: Eqn | None = None
+        for line in reversed(self.lines):
+            following = line.eqn or following
+            found += [following] if following else []
+        return found[::-1]
 
     def put(self, eqn: Eqn, env: dict[Var, Slot]) -> None:
         """Adds an equation, and what stands for its results to `env`."""

@@ -55,9 +55,10 @@ def heap_step_by_step(spans, taken_by):
 def random_program(seed):
     """Buffers of few sizes, some of them written over by one that begins when they end."""
     rng = np.random.default_rng(seed)
-    firsts = np.sort(rng.integers(0, 30, 24))
+    firsts = np.sort(rng.integers(0, 30, 40))
+    sizes = rng.integers(1, 20, 6)
     spans = [
-        (k, int(rng.choice([3, 4, 8, 16])), int(first), int(first + rng.integers(0, 12)))
+        (k, int(rng.choice(sizes)), int(first), int(first + rng.integers(0, 12)))
         for k, first in enumerate(firsts)
     ]
     taken_by = {}

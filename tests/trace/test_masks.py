@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxremat.trace.masks import NO_MASKS, masks_among, pair_masks_among
 
@@ -30,6 +31,13 @@ def test_a_mask_is_what_others_only_spread():
     assert mask in found.eqns[-1].outvars
 
 
+def test_of_several_that_follow_from_each_other_the_last_is_the_mask():
+    window = lambda x: jnp.where(jnp.tri(8, dtype=bool) & ~jnp.tri(8, k=-3, dtype=bool), x, -1e9)
+    found = pairs(window, SCORES)
+    assert len(found.eqns) > 3 and [eqn.primitive.name for eqn in found.eqns][-1] == "and"
+    assert list(found.in_order) == found.eqns[-1].outvars
+
+
 def test_what_makes_it_reads_indices_alone():
     found = pairs(causal, SCORES)
     made = {v for eqn in (*found.numbers, *found.eqns) for v in eqn.outvars}
@@ -49,8 +57,10 @@ def test_a_mask_over_one_axis_is_none_of_pairs():
 
 
 def test_numbers_made_of_indices_are_no_masks():
-    distances = lambda x: x - jnp.abs(jnp.arange(8)[:, None] - jnp.arange(8)).astype(jnp.float32)
-    assert not pairs(distances, SCORES).made
+    rows, columns = (lambda: lax.broadcasted_iota(jnp.float32, (8, 8), axis) for axis in (0, 1))
+    distances = lambda x: x - jnp.abs(rows() - columns())
+    jaxpr = jaxpr_of(distances, SCORES)
+    assert masks_among(jaxpr.eqns, jaxpr.outvars).made and not pairs(distances, SCORES).made
 
 
 def test_what_depends_on_an_input_is_no_mask():
