@@ -76,8 +76,8 @@ class Fusion:
         return all(ops[inside].kind in _SAME_PLACE or not reads[inside] for inside in self.runs(kernel))
 
     def is_elementwise_on(self, kernel: int, buffer: int) -> bool:
-        """Whether a fused loop reads each entry of a buffer only for the entry of its result in the same place."""
-        inside, seen = self.loops.get(kernel, frozenset()), {buffer}
+        """Whether a kernel reads each entry of a buffer only for the entry of its result in the same place."""
+        inside, seen = self.runs(kernel), {buffer}
         stack = [buffer]
         while stack:
             for user in self.users[stack.pop()]:

@@ -29,10 +29,12 @@ def has_rows_apart(fusion: Fusion, kernel: int) -> bool:
         return False
     mask, scores = next(iter(masks.items()))
     rows = ops[scores].elements // ops[scores].shape[-1]
-    touched = [ops[buffer] for buffer in (kernel, *fusion.buffers_read[kernel])]
-    if all(op.elements != rows for op in touched):
+    read = [ops[buffer] for buffer in fusion.buffers_read[kernel]]
+    if all(op.elements != rows for op in (ops[kernel], *read)):
         return True
-    shortest = _SHORTEST_COPIED if _writes_what_it_reads(touched, ops[scores]) else _SHORTEST_ROW
+    large = [op.size_bytes for op in read if op.elements == ops[scores].elements]
+    copies = len(large) == 1 and ops[kernel].size_bytes >= large[0]
+    shortest = _SHORTEST_COPIED if copies else _SHORTEST_ROW
     is_compared = not inside.isdisjoint(masks)
     return is_compared and ops[scores].shape[-1] >= shortest and _shares_all(ops[mask], ops[scores])
 
@@ -40,12 +42,6 @@ def has_rows_apart(fusion: Fusion, kernel: int) -> bool:
 def _is_of_pairs(op: Op) -> bool:
     """Whether what is spread, over batches and heads then, is a mask over pairs of positions."""
     return op.dtype == "bool" and sum(length > 1 for length in op.shape) > 1
-
-
-def _writes_what_it_reads(touched: list[Op], scores: Op) -> bool:
-    """Whether a kernel writes as many bytes as it reads of one array: then its traffic counts for more."""
-    written, *read = (op.size_bytes for op in touched if op.elements == scores.elements)
-    return len(read) == 1 and written >= read[0]
 
 
 def _shares_all(mask: Op, scores: Op) -> bool:

@@ -58,8 +58,7 @@ def random_program(seed):
     firsts = np.sort(rng.integers(0, 30, 40))
     sizes = rng.integers(1, 20, 6)
     spans = [
-        (k, int(rng.choice(sizes)), int(first), int(first + rng.integers(0, 12)))
-        for k, first in enumerate(firsts)
+        (k, int(rng.choice(sizes)), int(first), int(first + rng.integers(0, 12))) for k, first in enumerate(firsts)
     ]
     taken_by = {}
     for k, (_, size, _, last) in enumerate(spans):

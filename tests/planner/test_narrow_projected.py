@@ -88,7 +88,8 @@ def test_what_is_exact_or_rounded_comes_first_where_it_takes_no_more_time():
 
     assert forms(["project"], 1.0) == set()
     assert forms(["project"], 0.85) == {*PROJECT}
-    assert forms(["narrow", "project"], 0.55) == {*NARROW[0]}, "what is projected takes as many bytes and more time"
+    rounded = forms(["narrow", "project"], 0.55)
+    assert rounded and rounded.isdisjoint(PROJECT), "what is projected takes as many bytes and more time"
 
 
 def test_outside_of_loops_only_gradients_of_weights_are_off():
