@@ -57,8 +57,8 @@ def test_a_mask_over_one_axis_is_none_of_pairs():
 
 
 def test_numbers_made_of_indices_are_no_masks():
-    rows, columns = (lambda: lax.broadcasted_iota(jnp.float32, (8, 8), axis) for axis in (0, 1))
-    distances = lambda x: x - jnp.abs(rows() - columns())
+    along = lambda axis: lax.broadcasted_iota(jnp.float32, (8, 8), axis)
+    distances = lambda x: x - jnp.abs(along(0) - along(1))
     jaxpr = jaxpr_of(distances, SCORES)
     assert masks_among(jaxpr.eqns, jaxpr.outvars).made and not pairs(distances, SCORES).made
 
