@@ -53,7 +53,18 @@ def heap_bytes(spans: Sequence[Span], taken_by: Mapping[int, int]) -> int:
     firsts = np.setdiff1d(np.flatnonzero(size_bytes), [*takes])
     largest_first = firsts[np.lexsort((begin[firsts] - end[firsts], -size_bytes[firsts]))]
     longest_first = firsts[np.lexsort((-size_bytes[firsts], begin[firsts] - gone[firsts]))]
-    return min(_reach(size_bytes[order], begin[order], gone[order]) for order in (largest_first, longest_first))
+    reach = _reach(size_bytes[largest_first], begin[largest_first], gone[largest_first])
+    if reach == _most_live_bytes(size_bytes, begin, end):
+        return reach
+    return min(reach, _reach(size_bytes[longest_first], begin[longest_first], gone[longest_first]))
+
+
+def _most_live_bytes(size_bytes: np.ndarray, begin: np.ndarray, end: np.ndarray) -> int:
+    """The most bytes that live at once, below which no heap stays."""
+    change = np.zeros(end.max(initial=0) + 2, np.int64)
+    np.add.at(change, begin, size_bytes)
+    np.add.at(change, end, -size_bytes)
+    return int(np.cumsum(change).max())
 
 
 def _moments(spans: Sequence[Span], takes: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -75,13 +86,14 @@ def _moments(spans: Sequence[Span], takes: Mapping[int, int]) -> tuple[np.ndarra
 def _reach(size_bytes: np.ndarray, begin: np.ndarray, end: np.ndarray) -> int:
     """How far buffers reach, placed in this order."""
     low, high = np.zeros((2, size_bytes.size), np.int64)
-    by_address = np.zeros(0, np.int64)
     for k, size in enumerate(size_bytes.tolist()):
-        beside = by_address[(begin[by_address] <= end[k]) & (end[by_address] >= begin[k])]
-        free_from = np.append(0, np.maximum.accumulate(high[beside]))
-        gaps = low[beside] - free_from[:-1]
-        wide = np.flatnonzero(gaps >= size)
-        low[k] = free_from[wide[gaps[wide].argmin()] if wide.size else -1]
+        beside = np.flatnonzero((begin[:k] <= end[k]) & (end[:k] >= begin[k]))
+        if beside.size:
+            upwards = beside[low[beside].argsort()]
+            gaps, filled = low[upwards], np.maximum.accumulate(high[upwards])
+            gaps[1:] -= filled[:-1]
+            wide = np.flatnonzero(gaps >= size)
+            found = wide[gaps[wide].argmin()] if wide.size else -1
+            low[k] = low[upwards[found]] - gaps[found] if wide.size else filled[-1]
         high[k] = low[k] + size
-        by_address = np.insert(by_address, np.searchsorted(low[by_address], low[k]), k)
     return int(high.max(initial=0))
