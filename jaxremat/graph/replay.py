@@ -30,6 +30,7 @@ class Timeline:
       cost: sum of the costs of all steps, in the unit of the graph's costs.
       spans: one row (value, first step, last step) per production of a value.
       span_bytes: bytes of each span.
+      gap_bytes: of what is live where most is, what lies between buffers; none in a replay.
     """
 
     schedule: Int32[np.ndarray, " steps"]
@@ -37,6 +38,7 @@ class Timeline:
     cost: float
     spans: Int32[np.ndarray, "spans 3"]
     span_bytes: Int64[np.ndarray, " spans"]
+    gap_bytes: int = 0
 
     @functools.cached_property
     def peak_bytes(self) -> int:

@@ -109,6 +109,8 @@ class Timelines:
     def of(self, estimate: MemoryEstimate, node_of: np.ndarray, cost: float) -> Timeline:
         """A timeline from an estimate and the node that each emitted equation stems from."""
         live, span_bytes = self._on_one_device(estimate, node_of)
+        gap_bytes = round(estimate.gap_bytes * live.max() / estimate.live_bytes.max()) if estimate.gap_bytes else 0
+        live[live.argmax()] += gap_bytes
         made_by = estimate.spans[:, 0]
         value = np.where(made_by >= 0, self._first_value[node_of[made_by]], -1)
         known = value >= 0
@@ -118,6 +120,7 @@ class Timelines:
             cost=cost,
             spans=np.stack([value, *estimate.spans[:, 2:].T], 1)[known].astype(np.int32),
             span_bytes=span_bytes[known],
+            gap_bytes=gap_bytes,
         )
 
     @functools.cached_property
@@ -128,7 +131,7 @@ class Timelines:
 
     def _on_one_device(self, estimate: MemoryEstimate, node_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """([T] live bytes, [S] bytes of spans) on one device, which holds a part of what each equation makes and
-        copies; of constants, the part that it holds on average. Where most is live, with the gaps between it."""
+        copies; of constants, the part that it holds on average."""
         part = self._shares
         made_by, whole = estimate.spans[:, :2].T
         node, known = node_of[made_by], made_by >= 0
@@ -137,10 +140,7 @@ class Timelines:
         typical = np.average(share[known], weights=whole[known]) if whole[known].sum() else 1.0
         span_bytes = np.ceil(whole * np.where(known, share, typical)).astype(np.int64)
         workspace_bytes = np.ceil(estimate.workspace_bytes * part.inside[node_of[estimate.steps]]).astype(np.int64)
-        live = live_bytes(span_bytes, estimate.spans, workspace_bytes)
-        if estimate.gap_bytes:
-            live[live.argmax()] += round(estimate.gap_bytes * live.max() / estimate.live_bytes.max())
-        return live, span_bytes
+        return live_bytes(span_bytes, estimate.spans, workspace_bytes), span_bytes
 
 
 def is_below_model_threshold(joint: Joint, graph: Graph, device: Device) -> bool:

@@ -10,9 +10,9 @@ import functools
 from collections.abc import Iterable, Sequence
 
 from jaxremat.backends.devices import Device
-from jaxremat.planner.contract import Outcome, cheapest_within
+from jaxremat.planner.contract import Outcome
 from jaxremat.planner.moving import MOST_TRIED, MovesValues
-from jaxremat.planner.timed import TimedOutcome, by_peak
+from jaxremat.planner.timed import TimedOutcome, by_peak, fastest_within
 from jaxremat.trace import jaxpr as jaxprs
 from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import IN_BYTES
@@ -36,7 +36,7 @@ class TimedBytesPlanner(MovesValues):
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
         best = self.own.fit(replayed_bytes)
         packed = (self._packed(outcome, replayed_bytes) for outcome in self._too_large(best, replayed_bytes))
-        return cheapest_within([best, *_until_some_fit(packed, replayed_bytes)], replayed_bytes)
+        return fastest_within([best, *_until_some_fit(packed, replayed_bytes)], replayed_bytes)
 
     def least(self) -> Sequence[TimedOutcome]:
         """Outcomes of small predicted peak, the smallest first, but for the first one that packs nothing."""

@@ -16,7 +16,7 @@ from jaxremat.backends.devices import Device
 from jaxremat.loops.find import with_masks_before_loops
 from jaxremat.planner.contract import TOLD_APART, Outcome, Traits
 from jaxremat.planner.schedules import ScheduleOutcome, SchedulePlanner
-from jaxremat.planner.timed import PEAK_DOUBT, TimedOutcome, by_peak, fastest
+from jaxremat.planner.timed import PEAK_DOUBT, TimedOutcome, by_peak, fastest, fastest_within
 from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import LOSSLESS
 
@@ -57,9 +57,11 @@ class TimedLoopPlanner:
         if not self._is_fastest_of_all(fastest(self._found, replayed_bytes)):
             for aim in self._rungs_below(replayed_bytes):
                 self._at_its_time(self._schedules.fit(aim))
-        best = fastest(self._found, replayed_bytes) or fastest(self.least(), replayed_bytes)
-        if best is None:
-            return min(self.least(), key=by_peak)
+        best = fastest_within(self._found, replayed_bytes)
+        if best.peak_bytes > replayed_bytes:
+            best = fastest_within(self.least(), replayed_bytes)
+        if best.peak_bytes > replayed_bytes:
+            return best
         return min((outcome for outcome in self._found if outcome.cost <= TOLD_APART * best.cost), key=by_peak)
 
     @property

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxremat.backends.devices import Device
-from jaxremat.planner.contract import Outcome, cheapest_within
+from jaxremat.planner.contract import Outcome
 from jaxremat.planner.hosted import Pace
 from jaxremat.planner.moving import MOST_TRIED, MovesValues
-from jaxremat.planner.timed import TimedOutcome, by_peak, fastest
+from jaxremat.planner.timed import TimedOutcome, by_peak, fastest, fastest_within
 from jaxremat.planner.transfers import require_link, transfers_of
 from jaxremat.trace.primal import Primal
 from jaxremat.trace.round_trips import HOST, ON_HOST_OUTSIDE
@@ -41,7 +41,7 @@ class TimedTransferPlanner(MovesValues):
 
     def fit(self, replayed_bytes: int) -> TimedOutcome:
         """The fastest outcome whose predicted peak is within a number of bytes, or the one with the smallest peak."""
-        return cheapest_within([self.own.fit(replayed_bytes), *self._with_host(replayed_bytes)], replayed_bytes)
+        return fastest_within([self.own.fit(replayed_bytes), *self._with_host(replayed_bytes)], replayed_bytes)
 
     def least(self) -> Sequence[TimedOutcome]:
         """Outcomes of small predicted peak, the smallest first, but for the first one without the host."""

@@ -13,6 +13,7 @@ from jaxremat.backends.devices import resolve_target
 from jaxremat.compiled.compile import compile_for
 from jaxremat.emit.script import write_script
 from jaxremat.planner.choose import planner_for
+from jaxremat.planner.contract import TOLD_APART
 from jaxremat.planner.schedules import SchedulePlanner
 from jaxremat.planner.timed import TimedPlanner, by_peak, fastest, likeliest_pair
 from jaxremat.solvers.auto import Auto
@@ -135,7 +136,7 @@ def test_equal_blocks_need_not_all_do_the_same(share, monkeypatch):
     assert costs[0] < costs[1] if share == 0.85 else costs[0] <= costs[1]
 
 
-@pytest.mark.parametrize(("name", "share"), [("norms", 0.85), ("attention", 0.55), ("skips", 0.7)])
+@pytest.mark.parametrize(("name", "share"), [("norms", 0.85), ("attention", 0.55), ("skips", 0.73)])
 def test_what_is_left_of_the_bytes_is_filled(name, share, monkeypatch):
     """Where the next value in the order of the program is too large, others may not be."""
     fun, *args = PROGRAMS[name]
@@ -148,7 +149,7 @@ def test_what_is_left_of_the_bytes_is_filled(name, share, monkeypatch):
     assert less.peak_bytes < more.peak_bytes <= budget and more.cost < 0.99 * less.cost
 
 
-@pytest.mark.parametrize(("name", "share"), [("attention", 0.62), ("skips", 0.7)])
+@pytest.mark.parametrize(("name", "share"), [("attention", 0.58), ("skips", 0.67)])
 def test_the_smaller_of_a_pair_is_filled_beside_the_fastest(name, share, monkeypatch):
     """The fastest that fits keeps the most already: what it keeps may be the wrong things to go on from."""
     fun, *args = PROGRAMS[name]
@@ -180,7 +181,7 @@ def test_of_the_smallest_what_people_keep_by_hand_is_compiled_first():
     planner = TimedPlanner(read_primal(fun, tuple(args), 0, False), H200)
     by_hand, *others = planner.least()
     assert by_hand is min(planner._by_hand, key=by_peak)
-    sizes = np.asarray([outcome.peak_bytes for outcome in others])
+    sizes = np.asarray([outcome.replayed_bytes for outcome in others])
     assert (np.diff(sizes) >= 0).all() and np.unique(sizes).size > sizes.size / 2
 
 
@@ -330,3 +331,17 @@ def test_what_has_effects_runs_once_in_checkpoints_by_hand_and_in_mixtures():
     planner.fit(int(0.6 * planner.plain.peak_bytes))
     for outcome in (*planner._by_hand, *planner.made):
         assert (np.bincount(outcome.program.steps, minlength=pinned.size)[pinned] == 1).all()
+
+
+def test_what_would_fit_but_for_gaps_is_compiled_where_it_is_faster():
+    """Small things move gaps between buffers, and what is compiled tells where they are."""
+    fun, *args = PROGRAMS["skips"]
+    planner = TimedPlanner(read_primal(fun, tuple(args), 0, False), H200)
+    budget = int(0.7 * planner.plain.peak_bytes)
+    best = planner.fit(budget)
+    gapped = [each for each in planner.made if each.replayed_bytes <= budget < each.peak_bytes]
+    assert best.peak_bytes <= budget and any(each.timeline.gap_bytes for each in gapped)
+    proposed = planner.near_misses(best, best.cost, budget)
+    faster = [each for each in gapped if TOLD_APART * each.cost < best.cost]
+    assert faster and set(faster) <= set(proposed)
+    assert [each.cost for each in proposed] == sorted(each.cost for each in proposed)
