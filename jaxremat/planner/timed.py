@@ -530,7 +530,7 @@ _ANYTHING = _Wanted(np.inf, np.inf)
 
 
 def fastest(outcomes: Sequence[TimedOutcome], peak_bytes: int) -> TimedOutcome | None:
-    """The fastest of those whose predicted peak is within a number of bytes, None where there is none."""
+    """The fastest of those whose predicted peak, gaps aside, is within a number of bytes, None where there is none."""
     within = [outcome for outcome in outcomes if outcome.replayed_bytes <= peak_bytes]
     return min(within, key=lambda outcome: (outcome.cost, outcome.replayed_bytes), default=None)
 

@@ -70,13 +70,13 @@ class PredictedSearch:
         def measure(outcome: Outcome) -> tuple[int, None]:
             return outcome.peak_bytes, None
 
-        plain = self._planner.plain
+        plain, predicts_time = self._planner.plain, self._planner.traits.predicts_time
         correction = correct(
             self._planner.fit,
             measure,
             limit,
-            most_trials=1 if self._planner.traits.predicts_time else _MOST_PREDICTIONS,
-            first_aim=max(1, limit + plain.replayed_bytes - plain.peak_bytes),
+            most_trials=1 if predicts_time else _MOST_PREDICTIONS,
+            first_aim=limit if predicts_time else max(1, limit + plain.replayed_bytes - plain.peak_bytes),
             expected=lambda outcome: outcome.replayed_bytes,
         )
         if correction.best or self.is_hopeless(limit):
