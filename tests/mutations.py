@@ -239,7 +239,7 @@ _BROKEN_BY_TESTS = {
         ),
         ("cost/row_tiles.py", "min(_MOST_SHARING, scores.elements // mask.elements)", "_MOST_SHARING"),
         ("cost/row_tiles.py", "_SHORTEST_COPIED if", "_SHORTEST_ROW if"),
-        ("cost/kernels.py", "return ROWS_APART if any(", "return 1.0 if any("),
+        ("cost/kernels.py", "ROWS_APART if any(", "1 if any("),
     ),
     "tests/trace/test_masks.py": (
         ("trace/masks.py", "for v in found.made & read if _is_of_pairs(v)", "for v in found.made & read"),

@@ -32,12 +32,7 @@ def kernel_seconds(
     """Seconds of each kernel that runs, by the first of the operations whose results it makes; `groups`: of those that
     run as one; `unwritten`: those whose results nobody else reads."""
     paid = ([kernel for kernel in group if _is_paid(fusion.program.ops[kernel])] for group in groups)
-    return {group[0]: _seconds(fusion, group, device, unwritten, _reached(fusion, group)) for group in paid if group}
-
-
-def _reached(fusion: Fusion, group: Sequence[int]) -> float:
-    """The part of the bandwidth that kernels which run as one reach."""
-    return ROWS_APART if any(has_rows_apart(fusion, kernel) for kernel in group) else 1.0
+    return {group[0]: _seconds(fusion, group, device, unwritten) for group in paid if group}
 
 
 def seconds_by_equation(
@@ -45,7 +40,7 @@ def seconds_by_equation(
 ) -> tuple[np.ndarray, frozenset[Var]]:
     """What equations take where each kernel runs by itself, and which variables have buffers; `known`: what was worked
     out for the device before. What a GPU's product computes of its result, readers do as well: the product is what
-    counts. No kernel takes rows that lie apart: where equations run again, they read masks.
+    counts.
 
     Returns:
       ([E] seconds of the kernels that write an equation's results; zero where these are computed inside of others, the
@@ -83,16 +78,15 @@ def _is_paid(op: Op) -> bool:
     return op.kind not in _UNPAID and not op.bodies
 
 
-def _seconds(
-    fusion: Fusion, group: list[int], device: Device, unwritten: Set[int] = frozenset(), reached: float = 1.0
-) -> float:
+def _seconds(fusion: Fusion, group: list[int], device: Device, unwritten: Set[int] = frozenset()) -> float:
     ops = fusion.program.ops
     read = fusion.buffers_read[group[0]] if len(group) == 1 else _read_together(fusion, group)
     moved: float = sum([fusion.written_bytes(kernel) for kernel in group if kernel not in unwritten])
     moved += sum([ops[index].size_bytes * (share if share < 1.0 else 1.0) for index, share in read.items()])
     products = [index for kernel in group if kernel in fusion.products for index in fusion.products[kernel]]
     arithmetic = sum(ops[product].flops / _rate(fusion.program, product, device) for product in products)
-    return max(arithmetic, moved / (reached * device.bandwidth_bytes_per_second)) + device.launch_seconds
+    part = ROWS_APART if any(has_rows_apart(fusion, kernel) for kernel in group) else 1
+    return max(arithmetic, moved / (part * device.bandwidth_bytes_per_second)) + device.launch_seconds
 
 
 def _read_together(fusion: Fusion, group: list[int]) -> dict[int, float]:
