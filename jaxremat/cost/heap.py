@@ -33,7 +33,7 @@ def beside_outputs(spans: list[Span], outputs: list[Span]) -> list[Span]:
     return beyond
 
 
-def heap_bytes(spans: Sequence[Span], taken_by: Mapping[int, int]) -> int:
+def heap_bytes(spans: Sequence[Span], taken_by: Mapping[int, int], live_bytes: int = 0) -> int:
     """How far a heap reaches that holds some buffers.
 
     XLA tries two orders, the largest buffers first and those that live longest first, and takes what reaches less far.
@@ -41,6 +41,7 @@ def heap_bytes(spans: Sequence[Span], taken_by: Mapping[int, int]) -> int:
     Args:
       spans: the buffers, in the order in which kernels make them.
       taken_by: of buffers, by kernel, the kernel that writes over them: its result lies where they lay.
+      live_bytes: the most bytes that are live at once: where one order reaches no further, the other is not tried.
     """
     place = {kernel: k for k, (kernel, *_) in enumerate(spans)}
     taken = ((k, taken_by[kernel]) for kernel, k in place.items() if kernel in taken_by)
@@ -54,26 +55,19 @@ def heap_bytes(spans: Sequence[Span], taken_by: Mapping[int, int]) -> int:
     largest_first = firsts[np.lexsort((begin[firsts] - end[firsts], -size_bytes[firsts]))]
     longest_first = firsts[np.lexsort((-size_bytes[firsts], begin[firsts] - gone[firsts]))]
     reach = _reach(size_bytes[largest_first], begin[largest_first], gone[largest_first])
-    if reach == _most_live_bytes(size_bytes, begin, end):
+    if reach == live_bytes:
         return reach
     return min(reach, _reach(size_bytes[longest_first], begin[longest_first], gone[longest_first]))
-
-
-def _most_live_bytes(size_bytes: np.ndarray, begin: np.ndarray, end: np.ndarray) -> int:
-    """The most bytes that live at once, below which no heap stays."""
-    change = np.zeros(end.max(initial=0) + 2, np.int64)
-    np.add.at(change, begin, size_bytes)
-    np.add.at(change, end, -size_bytes)
-    return int(np.cumsum(change).max())
 
 
 def _moments(spans: Sequence[Span], takes: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """([S], [S]) when each buffer begins and ends, where nothing else does so at the same moment: of those that begin
     at one step the first to end comes first, and what a kernel writes over ends just before that kernel's begins."""
     begin, end = np.zeros((2, len(spans)), np.int64)
+    given_up = set(takes.values())
     events = sorted(
         [(first, False, last, k) for k, (_, _, first, last) in enumerate(spans)]
-        + [(last, True, first, k) for k, (_, _, first, last) in enumerate(spans) if k not in takes.values()]
+        + [(last, True, first, k) for k, (_, _, first, last) in enumerate(spans) if k not in given_up]
     )
     moment = 0
     for _, ends, _, k in events:

@@ -166,7 +166,8 @@ class _Run:
     def _gap_bytes(self) -> int:
         at_work = np.flatnonzero(self._workspace_bytes).tolist()
         workspaces = [(-1, int(self._workspace_bytes[step]), step, step) for step in at_work]
-        return heap_bytes([*self._spans, *workspaces], self._buffers.taken_by) - self.most_live_bytes
+        live_bytes = self.most_live_bytes
+        return heap_bytes([*self._spans, *workspaces], self._buffers.taken_by, live_bytes) - live_bytes
 
     @functools.cached_property
     def _workspace_bytes(self) -> np.ndarray:

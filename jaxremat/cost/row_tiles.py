@@ -8,6 +8,8 @@ stand for these estimates, as jax 0.12.0.1 compiles for an H200; tests/aot/test_
 
 from __future__ import annotations
 
+import math
+
 from jaxremat.cost.fused import Fusion
 from jaxremat.cost.hlo_ops import Op
 
@@ -28,7 +30,7 @@ def has_rows_apart(fusion: Fusion, kernel: int) -> bool:
     if not masks:
         return False
     mask, scores = next(iter(masks.items()))
-    rows = ops[scores].elements // ops[scores].shape[-1]
+    rows = math.prod(ops[scores].shape[:-1])
     read = [ops[buffer] for buffer in fusion.buffers_read[kernel]]
     if all(op.elements != rows for op in (ops[kernel], *read)):
         return True

@@ -30,9 +30,7 @@ def find(primal: Primal) -> tuple[Loop, ...]:
 def with_masks_before_loops(primal: Primal) -> Primal:
     """The same program, whose loops are given masks of positions, which wait in memory; itself where none makes such.
 
-    XLA:GPU chooses which rows a kernel takes together. Where the kernel compares indices itself, those are the rows
-    that share a mask, far apart, and it took up to twice as long as one that reads the mask
-    (benchmarks/results/gpu.md).
+    Kernels that compare indices themselves take rows that lie apart: see `trace.masks`.
     """
     moved = dataclasses.replace(primal, masks_before_loops=True)
     bodies = [[loop.body.primal.fingerprint for loop in find(each)] for each in (primal, moved)]

@@ -560,5 +560,5 @@ def _ends(points: Sequence[SearchPoint]) -> list[SearchPoint]:
 
 
 def by_peak(outcome: TimedOutcome) -> tuple[int, float]:
-    """To sort by: the smallest peak first."""
+    """To sort by: the smallest peak first, gaps aside."""
     return outcome.replayed_bytes, outcome.cost
